@@ -1,0 +1,1 @@
+"""The disk: every mutation, the blocks, the publish protocol."""

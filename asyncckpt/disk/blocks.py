@@ -1,0 +1,316 @@
+"""The block engine: plans become files, and files become arrays, in large blocks from several threads.
+
+1. A file is written in blocks of `BLOCK_NBYTES`, each by one thread: its bytes are brought together, hashed, and written
+   with one call. Whole pages go to the disk from where they lie in memory; everything else (small pieces, odd ends, memory
+   that direct I/O cannot take) is gathered in a bounce buffer that mirrors the block.
+2. With direct I/O where the file system takes it; a file is written either directly or through the page cache, never both.
+3. The digest blocks of the manifest never straddle two blocks, so no thread waits for another to hash.
+4. Reading mirrors it: a chunk is read into place, verified digest block by digest block, and only then used.
+5. A short write goes on where it stopped. An error ends the file; it is never retried.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import numpy as np
+from xxhash import xxh3_128, xxh3_128_digest
+
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, digest_bytes
+from asyncckpt.disk.ops import O_DIRECT
+from asyncckpt.disk.plan import FilePlan, Span
+from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.workers import Crew, StopFlag
+
+    Bytes = NDArray[np.uint8]
+
+BLOCK_NBYTES: Final = 16 << 20
+DIRECT_MIN_NBYTES: Final = 1 << 20
+"""Smaller files go through the page cache: one small write and its sync cost less so."""
+_IN_PLACE_MIN_NBYTES: Final = 64 << 10  # shorter runs are gathered: fewer, larger parts per call (IOV_MAX is 1024)
+_NEED_BUFFERED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
+
+
+class ArrayBytes(Protocol):
+    """Where the bytes of captured arrays are."""
+
+    def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
+        """Return the memory that holds these bytes, in order, or None if they must be copied out."""
+
+    def copy_to(self, target: Bytes, array: int, start: int) -> None:
+        """Copy bytes of an array, from `start` on, until `target` is full."""
+
+
+class Part(NamedTuple):
+    """A run of bytes in memory that belongs at an offset of a file."""
+
+    offset: int
+    data: Bytes
+
+
+def write_plan(  # noqa: PLR0913
+    ops: DiskOps,
+    path: Path,
+    plan: FilePlan,
+    arrays: ArrayBytes,
+    *,
+    crew: Crew,
+    stop: StopFlag | None = None,
+    block_nbytes: int = BLOCK_NBYTES,
+    on_copied: Callable[[], None] | None = None,
+    on_written: Callable[[int], None] | None = None,
+) -> FileRecord:
+    """Create a file, write a plan into it, and make it durable.
+
+    Args:
+        ops: The disk.
+        path: The file, which must not exist.
+        plan: What lies where.
+        arrays: The arrays' bytes.
+        crew: Who helps.
+        stop: Looked at before every block.
+        block_nbytes: Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`.
+        on_copied: Called when the last byte of the arrays has been read, from any thread.
+        on_written: Called with the size of each block written, from any thread.
+
+    Raises:
+        OSError: The disk failed.
+        Stopped: `stop` was set.
+    """
+    fd, is_direct = _create(ops, path, want_direct=plan.nbytes >= DIRECT_MIN_NBYTES)
+    try:
+        writer = _Writer(ops, fd, plan, arrays, block_nbytes, is_direct=is_direct)
+        left = len(writer.begins)
+        counting = threading.Lock()
+
+        def work(block: int) -> None:
+            nonlocal left
+            gathering = writer.gather(block)
+            with counting:
+                left -= 1
+                is_last = left == 0
+            if is_last and on_copied is not None:
+                on_copied()
+            writer.write(block, gathering)
+            if on_written is not None:
+                on_written(sum(len(part.data) for part in gathering.parts))
+
+        crew.run(work, range(len(writer.begins)), stop=stop)
+        ops.sync(fd)
+        return FileRecord(plan.nbytes, b"".join(writer.digests))
+    finally:
+        os.close(fd)
+
+
+def write_bytes(ops: DiskOps, path: Path, data: bytes) -> FileRecord:
+    """Create a small file, which must not exist, and make it durable."""
+    fd = ops.create(path)
+    try:
+        write_all(ops, fd, [Part(0, np.frombuffer(data, np.uint8))] if data else [])
+        ops.sync(fd)
+    finally:
+        os.close(fd)
+    return digest_bytes(data)
+
+
+def write_all(ops: DiskOps, fd: int, parts: Sequence[Part], *, granularity: int = 1) -> None:
+    """Write parts that follow each other in the file.
+
+    Args:
+        ops: The disk.
+        fd: The file.
+        parts: What to write.
+        granularity: After a short write, go on from a multiple of this.
+    """
+    while parts:
+        offset = parts[0].offset
+        written = ops.write(fd, [part.data for part in parts], offset)
+        end = offset + written
+        if end < parts[-1].offset + len(parts[-1].data):
+            end -= end % granularity
+            if end <= offset:
+                raise OSError(errno.EIO, f"the disk took {written} bytes of a write and reported no error")
+            parts = [Part(max(p.offset, end), p.data[max(0, end - p.offset) :]) for p in parts]
+            parts = [part for part in parts if len(part.data)]
+        else:
+            return
+
+
+def _create(ops: DiskOps, path: Path, *, want_direct: bool) -> tuple[int, bool]:
+    if want_direct and O_DIRECT:
+        try:
+            return ops.create(path, direct=True), True
+        except OSError as error:
+            if error.errno not in _NEED_BUFFERED:
+                raise
+            path.unlink(missing_ok=True)  # some file systems create the file before they refuse
+    return ops.create(path), False
+
+
+class _Writer:
+    """Writes the blocks of one file."""
+
+    def __init__(  # noqa: PLR0913
+        self, ops: DiskOps, fd: int, plan: FilePlan, arrays: ArrayBytes, block_nbytes: int, *, is_direct: bool
+    ) -> None:
+        self._ops = ops
+        self._fd = fd
+        self._plan = plan
+        self._arrays = arrays
+        self._block_nbytes = block_nbytes
+        self._is_direct = is_direct
+        self._offsets = [piece.offset for piece in plan.pieces]
+        self._spare: list[Bytes] = []  # bounce buffers, as many as threads work here
+        self.begins = range(0, plan.nbytes, block_nbytes)
+        self.digests = [b""] * len(self.begins)
+
+    def gather(self, block: int) -> _Gathering:
+        """Bring the bytes of a block together."""
+        begin = self.begins[block]
+        end = min(begin + self._block_nbytes, self._plan.nbytes)
+        gathering = _Gathering(self, begin, end)
+        pieces = self._plan.pieces
+        number = max(bisect_right(self._offsets, begin) - 1, 0)
+        while number < len(pieces) and pieces[number].offset < end:
+            offset, nbytes, source = pieces[number]
+            low, high = max(offset, begin), min(offset + nbytes, end)
+            number += 1
+            if low >= high:
+                continue
+            if not isinstance(source, Span):
+                gathering.add(low, np.frombuffer(source, np.uint8)[low - offset : high - offset])
+                continue
+            start = source.start + low - offset
+            views = self._arrays.view(source.array, start, high - low)
+            if views is None:
+                self._arrays.copy_to(gathering.gap(low, high), source.array, start)
+                continue
+            for view in views:
+                gathering.add(low, view)
+                low += len(view)
+        gathering.finish()
+        return gathering
+
+    def write(self, block: int, gathering: _Gathering) -> None:
+        """Hash a block and write it."""
+        self.digests[block] = digest_parts(gathering.parts)
+        try:
+            write_all(self._ops, self._fd, gathering.parts, granularity=PAGE_NBYTES)
+        except OSError as error:
+            if not self._is_direct or error.errno != errno.EINVAL:
+                raise
+            # Some file systems take the flag and refuse the write itself, which has then written nothing.
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
+            write_all(self._ops, self._fd, gathering.parts, granularity=PAGE_NBYTES)
+        if gathering.bounce is not None:
+            self._spare.append(gathering.bounce)
+
+    def can_go_in_place(self, offset: int, data: Bytes) -> tuple[int, int]:
+        """Return which bytes of a run can be written from where they are: (first, last + 1), maybe none."""
+        if len(data) < _IN_PLACE_MIN_NBYTES:
+            return 0, 0
+        if not self._is_direct:
+            return 0, len(data)
+        first = -offset % PAGE_NBYTES
+        if (data.ctypes.data + first) % PAGE_NBYTES:
+            return 0, 0
+        last = len(data) - (offset + len(data)) % PAGE_NBYTES
+        return (first, last) if last - first >= _IN_PLACE_MIN_NBYTES else (0, 0)
+
+    def take_bounce(self) -> Bytes:
+        """Return a bounce buffer."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return aligned_buffer(min(self._block_nbytes, self._plan.nbytes))
+
+
+class _Gathering:
+    """The bytes of one block: some lie where they were captured, the rest in a bounce buffer that mirrors the block."""
+
+    def __init__(self, writer: _Writer, begin: int, end: int) -> None:
+        self._writer = writer
+        self._begin = begin
+        self._end = end
+        self._at = begin
+        self._in_place: list[Part] = []
+        self.bounce: Bytes | None = None
+        self.parts: list[Part] = []
+
+    def gap(self, low: int, high: int) -> Bytes:
+        """Return the part of the bounce buffer for a range of the file; what was left out before it becomes zeros."""
+        if self.bounce is None:
+            self.bounce = self._writer.take_bounce()
+        if low > self._at:
+            self.bounce[self._at - self._begin : low - self._begin] = 0
+        self._at = high
+        return self.bounce[low - self._begin : high - self._begin]
+
+    def add(self, offset: int, data: Bytes) -> None:
+        """Add a run of bytes behind the last one."""
+        first, last = self._writer.can_go_in_place(offset, data)
+        if first < last and offset + first > self._at:
+            # Up to the first whole page, which may begin behind a gap.
+            head = self.gap(offset, offset + first)
+            head[:] = data[:first]
+        if first == last:
+            self.gap(offset, offset + len(data))[:] = data
+            return
+        self._in_place.append(Part(offset + first, data[first:last]))
+        self._at = offset + last
+        if last < len(data):
+            self.gap(offset + last, offset + len(data))[:] = data[last:]
+
+    def finish(self) -> None:
+        """Put the parts in the order of the file."""
+        if self._at < self._end:
+            self.gap(self._end, self._end)
+        at = self._begin
+        for part in self._in_place:
+            if part.offset > at:
+                self.parts.append(self._bounced(at, part.offset))
+            self.parts.append(part)
+            at = part.offset + len(part.data)
+        if at < self._end:
+            self.parts.append(self._bounced(at, self._end))
+
+    def _bounced(self, low: int, high: int) -> Part:
+        assert self.bounce is not None  # noqa: S101 - whatever is not in place was put there
+        return Part(low, self.bounce[low - self._begin : high - self._begin])
+
+
+def digest_parts(parts: Sequence[Part]) -> bytes:
+    """Return the digests of the digest blocks that the parts cover; they begin on the boundary of one."""
+    digests = []
+    pending = xxh3_128()
+    room = DIGEST_BLOCK_NBYTES
+    for part in parts:
+        at = 0
+        while at < len(part.data):
+            run = part.data[at : at + room]
+            at += len(run)
+            if len(run) == DIGEST_BLOCK_NBYTES:
+                digests.append(xxh3_128_digest(run))
+                continue
+            pending.update(run)
+            room -= len(run)
+            if room == 0:
+                digests.append(pending.digest())
+                pending.reset()
+                room = DIGEST_BLOCK_NBYTES
+    if room < DIGEST_BLOCK_NBYTES:
+        digests.append(pending.digest())
+    return b"".join(digests)

@@ -1,0 +1,156 @@
+"""The manifest: what a checkpoint consists of, and the digests of its bytes.
+
+1. It is written last, so a directory that has a valid one was complete when it was written.
+2. It lists every other file with its size and the digest of each block (xxh3-128, https://xxhash.com), so that every bit
+   of every file is covered, and a block can be verified before anything parses it.
+3. Its last entry is the digest of the bytes before it.
+
+A digest detects damage. It is no signature: who can change a file can change its digest.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from xxhash import xxh3_128_digest, xxh3_128_hexdigest
+
+from asyncckpt.disk.names import MANIFEST_NAME
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+FORMAT_VERSION: Final = 1
+DIGEST_BLOCK_NBYTES: Final = 1 << 20
+DIGEST_NBYTES: Final = 16
+_TAIL: Final = b',"digest":"%s"}\n'
+_TAIL_NBYTES: Final = len(_TAIL) - 2 + 2 * DIGEST_NBYTES
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """What the manifest says of a file."""
+
+    nbytes: int
+    digests: bytes
+    """The xxh3-128 of each block of `DIGEST_BLOCK_NBYTES`, the last one shorter; 16 bytes each, one after the other."""
+
+    def digest(self, block: int) -> bytes:
+        """Return the digest of a block."""
+        return self.digests[block * DIGEST_NBYTES : (block + 1) * DIGEST_NBYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPlace:
+    """Where the index of the state file lies."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """The files of a checkpoint."""
+
+    step: int
+    created: float
+    """When it was written, in seconds since the epoch."""
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
+    """By name; a file in a subdirectory by its path with slashes."""
+    index: IndexPlace | None = None
+    """None where the caller wrote the files and there is no state file of ours."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the files listed, in bytes."""
+        return sum(record.nbytes for record in self.files.values())
+
+    def encode(self) -> bytes:
+        """Return the manifest's file contents."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "step": self.step,
+            "created": self.created,
+            "block_nbytes": DIGEST_BLOCK_NBYTES,
+            "files": {
+                name: {"nbytes": record.nbytes, "xxh3_128": record.digests.hex()}
+                for name, record in sorted(self.files.items())
+            },
+            "index": self.index and {"file": self.index.file, "offset": self.index.offset, "nbytes": self.index.nbytes},
+        }
+        body = json.dumps(content, separators=(",", ":")).encode()[:-1]
+        return body + _TAIL % xxh3_128_hexdigest(body).encode()
+
+
+def digest_bytes(data: bytes) -> FileRecord:
+    """Return the record of a file with these contents."""
+    view = memoryview(data)
+    blocks = range(0, len(view), DIGEST_BLOCK_NBYTES)
+    return FileRecord(len(view), b"".join(xxh3_128_digest(view[i : i + DIGEST_BLOCK_NBYTES]) for i in blocks))
+
+
+def decode_manifest(data: bytes, step: int) -> Manifest:
+    """Decode and verify a manifest.
+
+    Args:
+        data: The file's contents.
+        step: The step of the directory that it was found in.
+
+    Raises:
+        CorruptCheckpointError: It is damaged, or belongs to another step.
+        UnsupportedFormatError: A later release wrote it.
+    """
+    body, tail = data[:-_TAIL_NBYTES], data[-_TAIL_NBYTES:]
+    if tail != _TAIL % xxh3_128_hexdigest(body).encode():
+        raise _damaged(step, "its own digest does not match")
+    try:
+        content = json.loads(body + b"}")
+        if content["format_version"] != FORMAT_VERSION or content["block_nbytes"] != DIGEST_BLOCK_NBYTES:
+            message = (
+                f"step {step}: the manifest has format version {content['format_version']!r}; this asyncckpt reads"
+                f" {FORMAT_VERSION}: use a later release"
+            )
+            raise UnsupportedFormatError(message)
+        if content["step"] != step:
+            raise _damaged(step, f"it is the manifest of step {content['step']}: was the directory renamed or copied?")
+        place = content["index"]
+        manifest = Manifest(
+            step=step,
+            created=float(content["created"]),
+            files={name: _record(name, entry) for name, entry in content["files"].items()},
+            index=place and IndexPlace(place["file"], _count(place["offset"]), _count(place["nbytes"])),
+        )
+        place = manifest.index
+        if place is not None and place.offset + place.nbytes > manifest.files[place.file].nbytes:
+            raise _damaged(step, "the index lies outside its file")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise _damaged(step, repr(error)) from error
+    return manifest
+
+
+def _record(name: str, entry: dict[str, Any]) -> FileRecord:
+    parts = name.split("/")
+    if not all(parts) or "." in parts or ".." in parts or "\0" in name or name == MANIFEST_NAME:
+        message = f"the file name {name!r}"
+        raise ValueError(message)
+    record = FileRecord(_count(entry["nbytes"]), bytes.fromhex(entry["xxh3_128"]))
+    blocks = -(-record.nbytes // DIGEST_BLOCK_NBYTES)
+    if len(record.digests) != blocks * DIGEST_NBYTES:
+        message = f"{name} has {len(record.digests)} bytes of digests for {blocks} blocks"
+        raise ValueError(message)
+    return record
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        message = f"{value!r} is not a size"
+        raise ValueError(message)
+    return value
+
+
+def _damaged(step: int, reason: str) -> CorruptCheckpointError:
+    message = f"step {step}: {MANIFEST_NAME} is damaged: {reason}"
+    return CorruptCheckpointError(message, step=step, file=MANIFEST_NAME)

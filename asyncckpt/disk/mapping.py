@@ -1,0 +1,97 @@
+"""Files mapped into memory, for arrays that are read when they are touched."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+
+_MAP_FAILED: Final = ctypes.c_void_p(-1).value
+_MAP_FIXED: Final = 0x10  # Linux and macOS alike; `mmap` does not name it
+
+
+class MappedFile:
+    """A file, mapped read-only. Arrays made from it keep the mapping alive, even when the file's name is gone."""
+
+    def __init__(self, fd: int) -> None:
+        """Map a file; the descriptor may be closed afterwards."""
+        self._fd = fd
+        nbytes = os.fstat(fd).st_size
+        self._whole = np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ), np.uint8) if nbytes else _NONE
+
+    def array(self, segments: Sequence[tuple[int, int]]) -> Bytes:
+        """Return runs of the file, given as (offset, nbytes), as one run of memory.
+
+        Several runs are mapped behind each other, which takes page boundaries: each must begin on one, and all but the last
+        fill whole pages.
+
+        Raises:
+            OSError: The system refuses the mapping.
+        """
+        if len(segments) == 1:
+            offset, nbytes = segments[0]
+            return self._whole[offset : offset + nbytes]
+        return np.asarray(_JoinedMapping(self._fd, segments)) if segments else _NONE
+
+
+_NONE: Final = np.empty(0, np.uint8)
+
+
+class _JoinedMapping:
+    """Segments of a file in one range of addresses, until the last array that shows it is gone."""
+
+    def __init__(self, fd: int, segments: Sequence[tuple[int, int]]) -> None:
+        nbytes = sum(length for _, length in segments)
+        # The range is reserved first, so that the fixed mappings cannot fall on anybody else's memory.
+        self._address = _map(None, nbytes, mmap.PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        self._nbytes = nbytes
+        at = self._address
+        for offset, length in segments:
+            _map(at, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+            at += length
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": (nbytes,),
+            "data": (self._address, True),
+        }
+
+    def __del__(self) -> None:
+        """Unmap: no array refers to the memory any more."""
+        if hasattr(self, "_nbytes"):
+            _libc().munmap(self._address, self._nbytes)
+
+
+def _map(address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    found: int | None = _libc().mmap(address, nbytes, protection, flags, fd, offset)
+    if found is None or found == _MAP_FAILED:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return found
+
+
+@cache
+def _libc() -> Any:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_longlong,
+    )
+    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    return library

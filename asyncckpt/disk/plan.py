@@ -1,0 +1,43 @@
+"""What lies where in a file: the one thing that a format tells the block engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Span(NamedTuple):
+    """Bytes of a captured array, in C order."""
+
+    array: int
+    """The array's number in the index."""
+    start: int
+    """The first of the bytes."""
+
+
+class Piece(NamedTuple):
+    """A run of bytes in a file."""
+
+    offset: int
+    nbytes: int
+    source: Span | bytes
+    """The captured array it comes from, or the bytes themselves."""
+
+
+class FilePlan(NamedTuple):
+    """The layout of one state file. What no piece covers is zeros."""
+
+    nbytes: int
+    """Size of the file, a multiple of `asyncckpt.memory.PAGE_NBYTES`."""
+    pieces: Sequence[Piece]
+    """Sorted by offset, without overlaps."""
+    index_offset: int
+    """Where the index begins; its bytes lie together."""
+    index_nbytes: int
+
+
+def align(offset: int, boundary: int) -> int:
+    """Return the next multiple of `boundary` at or after `offset`."""
+    return -(-offset // boundary) * boundary

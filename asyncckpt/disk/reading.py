@@ -1,0 +1,300 @@
+"""Files become arrays: read into place in large chunks, verified before use.
+
+1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through a
+   scratch buffer where they are small or wanted by nobody.
+2. Every digest block that holds a wanted byte is read whole and verified; a block that fails ends the reading.
+3. All files of a checkpoint are opened through the descriptor of its directory, opened once: if it is swapped or deleted
+   meanwhile, the reader still sees one checkpoint. A path's parts are never followed out of the directory.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from bisect import bisect_left, bisect_right
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from asyncckpt.disk.blocks import Part, digest_parts
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord, Manifest, decode_manifest
+from asyncckpt.disk.names import MANIFEST_NAME
+from asyncckpt.errors import CorruptCheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.workers import Crew, StopFlag
+
+    Bytes = NDArray[np.uint8]
+
+CHUNK_NBYTES: Final = 8 << 20
+_IN_PLACE_MIN_NBYTES: Final = 64 << 10
+
+
+class Target(NamedTuple):
+    """Bytes of a file that are wanted."""
+
+    offset: int
+    nbytes: int
+    memory: Bytes | None
+    """Where they go, if that is one run of memory; else"""
+    store: Callable[[int, Bytes], None] | None = None
+    """what takes them: called with the position of the first among the bytes wanted, and the bytes."""
+
+
+class CheckpointReader:
+    """One checkpoint's files, opened once. Used and closed by one job."""
+
+    def __init__(self, directory: int, manifest: Manifest) -> None:
+        self._directory = directory
+        self.manifest = manifest
+
+    def __enter__(self) -> CheckpointReader:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the directory."""
+        os.close(self._directory)
+
+    def open(self, name: str) -> int:
+        """Open a file of the manifest, check its size, and return its descriptor.
+
+        Raises:
+            CorruptCheckpointError: It is missing, not a regular file, or has another size.
+        """
+        record = self._record(name)
+        fd = self._open_regular(name)
+        nbytes = os.fstat(fd).st_size
+        if nbytes != record.nbytes:
+            os.close(fd)
+            raise self.corrupt(name, f"has {nbytes} bytes instead of {record.nbytes}")
+        return fd
+
+    def read_small(self, name: str) -> bytes:
+        """Read and verify a whole file."""
+        return self.read_range(name, 0, self._record(name).nbytes)
+
+    def read_range(self, name: str, offset: int, nbytes: int) -> bytes:
+        """Read bytes of a file, from verified blocks."""
+        data = np.empty(nbytes, np.uint8)
+        fd = self.open(name)
+        try:
+            read_targets(self, fd, name, [Target(offset, nbytes, data)] if nbytes else [])
+        finally:
+            os.close(fd)
+        return data.tobytes()
+
+    def verify(self, name: str, crew: Crew, stop: StopFlag | None) -> None:
+        """Read a whole file and verify it."""
+        fd = self.open(name)
+        try:
+            read_targets(self, fd, name, [], crew=crew, stop=stop, is_whole=True)
+        finally:
+            os.close(fd)
+
+    def corrupt(self, name: str, reason: str) -> CorruptCheckpointError:
+        """Make the error that says what is wrong with a file."""
+        step = self.manifest.step
+        return CorruptCheckpointError(f"step {step}: {name} {reason}", step=step, file=name)
+
+    def _record(self, name: str) -> FileRecord:
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise self.corrupt(name, "is not in the manifest")
+        return record
+
+    def _open_regular(self, name: str) -> int:
+        """Open a file below the directory without following symbolic links."""
+        *folders, last = name.split("/")
+        at, opened = self._directory, []
+        try:
+            for folder in folders:
+                at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+                opened.append(at)
+            fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+        except OSError as error:
+            raise self.corrupt(name, f"cannot be opened: {error.strerror}") from error
+        finally:
+            for each in opened:
+                os.close(each)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise self.corrupt(name, "is not a regular file")
+        return fd
+
+
+def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader:
+    """Open a checkpoint's directory and read its manifest.
+
+    Raises:
+        FileNotFoundError: There is no such directory.
+        CorruptCheckpointError: The manifest is missing or damaged.
+        UnsupportedFormatError: A later release wrote it.
+    """
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    reader = CheckpointReader(directory, Manifest(step=step, created=0.0))
+    try:
+        fd = reader._open_regular(MANIFEST_NAME)  # noqa: SLF001 - the one file that no manifest lists
+        with os.fdopen(fd, "rb") as file:
+            reader.manifest = decode_manifest(file.read(), step)
+    except BaseException:
+        os.close(directory)
+        raise
+    return reader
+
+
+def read_targets(  # noqa: PLR0913
+    reader: CheckpointReader,
+    fd: int,
+    name: str,
+    targets: Sequence[Target],
+    *,
+    crew: Crew | None = None,
+    stop: StopFlag | None = None,
+    is_whole: bool = False,
+    on_begin: Callable[[int, int], None] | None = None,
+) -> None:
+    """Read what is wanted of a file, and verify every digest block that was touched.
+
+    Args:
+        reader: The checkpoint.
+        fd: The file, open for reading.
+        name: Its name in the manifest.
+        targets: What is wanted, sorted by offset, without overlaps.
+        crew: Who helps.
+        stop: Looked at before every chunk.
+        is_whole: Whether to read and verify the rest of the file too.
+        on_begin: Called with the range of each chunk before it is read, from any thread.
+
+    Raises:
+        CorruptCheckpointError: A digest does not match, or the file is too short.
+        Stopped: `stop` was set.
+    """
+    record = reader.manifest.files[name]
+    reading = _Reading(reader, fd, name, record, targets)
+
+    def work(chunk: tuple[int, int]) -> None:
+        if stop is not None:
+            stop.check()
+        if on_begin is not None:
+            on_begin(*chunk)
+        reading.read(*chunk)
+
+    chunks = _whole_chunks(record.nbytes) if is_whole else _chunks_of(targets, record.nbytes)
+    if crew is None or len(chunks) == 1:
+        for chunk in chunks:
+            work(chunk)
+    else:
+        crew.run(work, chunks, stop=stop)
+
+
+def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + CHUNK_NBYTES, nbytes)) for begin in range(0, nbytes, CHUNK_NBYTES)]
+
+
+def _chunks_of(targets: Sequence[Target], nbytes: int) -> list[tuple[int, int]]:
+    """Return the digest blocks that hold wanted bytes, neighbours joined into chunks."""
+    chunks: list[tuple[int, int]] = []
+    for target in targets:
+        begin = target.offset // DIGEST_BLOCK_NBYTES * DIGEST_BLOCK_NBYTES
+        end = min(-(-(target.offset + target.nbytes) // DIGEST_BLOCK_NBYTES) * DIGEST_BLOCK_NBYTES, nbytes)
+        while begin < end:
+            if chunks and begin < chunks[-1][1]:
+                begin = chunks[-1][1]
+                continue
+            last = chunks[-1] if chunks else (0, 0)
+            if begin == last[1] and chunks and last[1] - last[0] < CHUNK_NBYTES:
+                stop = min(end, last[0] + CHUNK_NBYTES)
+                chunks[-1] = (last[0], stop)
+            else:
+                stop = min(end, begin + CHUNK_NBYTES)
+                chunks.append((begin, stop))
+            begin = stop
+    return chunks
+
+
+class _Reading:
+    """Reads the chunks of one file."""
+
+    def __init__(
+        self, reader: CheckpointReader, fd: int, name: str, record: FileRecord, targets: Sequence[Target]
+    ) -> None:
+        self._reader = reader
+        self._fd = fd
+        self._name = name
+        self._record = record
+        self._targets = targets
+        self._offsets = [target.offset for target in targets]
+        self._spare: list[Bytes] = []
+
+    def read(self, begin: int, end: int) -> None:
+        """Read a chunk, verify it, and hand out what did not go straight into place."""
+        scratch: Bytes | None = None
+        parts: list[Part] = []
+        copies: list[tuple[Target, int, int]] = []
+        at = begin
+        number = max(bisect_right(self._offsets, begin) - 1, 0)
+        until = bisect_left(self._offsets, end)
+        for target in self._targets[number:until]:
+            low, high = max(target.offset, begin), min(target.offset + target.nbytes, end)
+            if low >= high:
+                continue
+            if target.memory is not None and high - low >= _IN_PLACE_MIN_NBYTES:
+                if low > at:
+                    scratch = self._take(scratch)
+                    parts.append(Part(at, scratch[at - begin : low - begin]))
+                parts.append(Part(low, target.memory[low - target.offset : high - target.offset]))
+                at = high
+            else:
+                copies.append((target, low, high))
+        if at < end:
+            scratch = self._take(scratch)
+            parts.append(Part(at, scratch[at - begin : end - begin]))
+        self._read_parts(parts)
+        self._verify(parts, begin)
+        for target, low, high in copies:
+            assert scratch is not None  # noqa: S101 - what is copied was read there
+            data = scratch[low - begin : high - begin]
+            if target.memory is not None:
+                target.memory[low - target.offset : high - target.offset] = data
+            elif target.store is not None:
+                target.store(low - target.offset, data)
+        if scratch is not None:
+            self._spare.append(scratch)
+
+    def _take(self, scratch: Bytes | None) -> Bytes:
+        if scratch is not None:
+            return scratch
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return np.empty(min(CHUNK_NBYTES, self._record.nbytes), np.uint8)
+
+    def _read_parts(self, parts: list[Part]) -> None:
+        while parts:
+            offset = parts[0].offset
+            count = os.preadv(self._fd, [part.data for part in parts], offset)
+            if count == 0:
+                raise self._reader.corrupt(self._name, f"ends at byte {offset} instead of {self._record.nbytes}")
+            end = offset + count
+            if end == parts[-1].offset + len(parts[-1].data):
+                return
+            parts = [Part(max(p.offset, end), p.data[max(0, end - p.offset) :]) for p in parts]
+            parts = [part for part in parts if len(part.data)]
+
+    def _verify(self, parts: list[Part], begin: int) -> None:
+        first = begin // DIGEST_BLOCK_NBYTES
+        found = digest_parts(parts)
+        expected = self._record.digests[first * DIGEST_NBYTES : first * DIGEST_NBYTES + len(found)]
+        if found == expected:
+            return
+        for block in range(len(found) // DIGEST_NBYTES):
+            place = slice(block * DIGEST_NBYTES, (block + 1) * DIGEST_NBYTES)
+            if found[place] != expected[place]:
+                at = (first + block) * DIGEST_BLOCK_NBYTES
+                reason = f"is damaged: the digest of the block at byte {at} does not match"
+                raise self._reader.corrupt(self._name, reason)

@@ -1,0 +1,165 @@
+"""Every public error and warning of asyncckpt.
+
+Messages name the step, the leaf's path, what was expected, what was found and what to do; the same facts are
+attributes. Errors that have a natural builtin parent inherit from it too, so that ``except FileNotFoundError`` works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class CheckpointError(Exception):
+    """Base of every error that asyncckpt raises."""
+
+
+class ConfigError(CheckpointError, ValueError, TypeError):
+    """A configuration has unknown or ill-typed keys; the message lists every one of them and the known keys."""
+
+
+class ManagerUsageError(CheckpointError, RuntimeError):
+    """The manager was used where it cannot be: before ``async with``, from another loop or thread, after a fork."""
+
+
+class ManagerClosedError(ManagerUsageError):
+    """The manager is closing or closed: it accepts no new work."""
+
+
+class ReadOnlyError(ManagerUsageError):
+    """A manager with ``read_only=True`` was asked to save, delete or prune."""
+
+
+class QueueFullError(CheckpointError):
+    """``save_nowait`` would have to wait: for room in the budget, in the queue, or behind another save."""
+
+
+class StepExistsError(CheckpointError, FileExistsError):
+    """The step is committed already, or a save of it is in flight, and ``overwrite`` was not given.
+
+    Attributes:
+        step: The step.
+    """
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No committed checkpoint answers to what was asked for.
+
+    Attributes:
+        step: The step asked for; ``None`` where "latest" or "best" was asked of a directory without checkpoints.
+    """
+
+    def __init__(self, message: str, *, step: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class CheckpointKeyError(CheckpointError, KeyError):
+    """A key or path is not among those there are.
+
+    Attributes:
+        key: The key or path pattern asked for.
+        known: Those there are (at most the first few).
+    """
+
+    def __init__(self, message: str, *, key: object, known: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.key = key
+        self.known = tuple(known)
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0])
+
+
+class StateMismatchError(CheckpointError, ValueError):
+    """The saved state does not fit the template given as ``like`` or ``into``.
+
+    Attributes:
+        path: The leaf's path, such as ``params/w1``; empty for the root.
+        field: What differs: "type", "keys", "length", "dtype", "shape", "writability" or "sharing".
+        expected: What the template has.
+        found: What the checkpoint has.
+    """
+
+    def __init__(self, path: str, field: str, expected: object, found: object, *, step: int | None = None) -> None:
+        where = f"{path or 'the root'}" + (f" (step {step})" if step is not None else "")
+        super().__init__(f"{where}: {field} differs: the template has {expected}, the checkpoint has {found}")
+        self.path = path
+        self.field = field
+        self.expected = expected
+        self.found = found
+        self.step = step
+
+
+class UnsupportedLeafError(CheckpointError, TypeError):
+    """A value cannot be saved, or not faithfully; nothing was written.
+
+    Attributes:
+        path: The leaf's path, such as ``params/w1``; empty for the root.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path or 'the root'}: {message}")
+        self.path = path
+
+
+class StateChangedError(CheckpointError, RuntimeError):
+    """A container changed while it was captured: some task modified the state before ``save`` returned.
+
+    Attributes:
+        path: The container's path; empty for the root.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path or 'the root'}: {message}")
+        self.path = path
+
+
+class DirectoryLockedError(CheckpointError):
+    """Another writer holds the checkpoint directory's lock."""
+
+
+class FileLockedError(CheckpointError):
+    """Another writer holds the checkpoint file's lock."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """What is on disk is not what was written: a digest, a size, a file or the structure is wrong.
+
+    Attributes:
+        step: The checkpoint's step, if known.
+        file: The name of the file, relative to the checkpoint's directory, if one is to blame.
+        overwritten: Paths of the arrays that a ``restore`` had begun to overwrite when it found out.
+    """
+
+    def __init__(self, message: str, *, step: int | None = None, file: str | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.file = file
+        self.overwritten: tuple[str, ...] = ()
+
+
+class UnsupportedFormatError(CheckpointError):
+    """A file was written by a later release, or needs a feature or package that is missing here; it is not damaged."""
+
+
+class SaveFailedError(CheckpointError):
+    """A save failed after it was accepted; raised ``from`` the cause. Nothing of it is listed.
+
+    Attributes:
+        step: The step that was being saved.
+    """
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class CheckpointWarning(UserWarning):
+    """Something deserves attention but lost nothing: a fallback, a failed prune, an unregistered type."""

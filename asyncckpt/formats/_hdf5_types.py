@@ -1,0 +1,123 @@
+"""numpy dtypes as HDF5 datatypes whose bytes are the array's own.
+
+1. The type never asks for converted bytes: an element in the file is the element in memory, byte order, padding and all.
+2. Where h5py would not read the same dtype back, a *note* says which it was (`dtype_to_plain` as JSON).
+3. What HDF5 cannot describe is opaque, of the element's size, with a note.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from h5py import h5t
+
+from asyncckpt.state.dtypes import dtype_to_plain, is_extension
+
+_TYPE_MAX_NBYTES: Final = 1 << 15  # encoded; a message of an object header ends at 64 KiB
+_FLOATS: Final = {  # sign at the top; (exponent's place, its size, mantissa's size, bias); with IEEE's inf and NaN
+    "bfloat16": (7, 8, 7, 127),
+    "float8_e5m2": (2, 5, 2, 15),
+    "float8_e4m3": (3, 4, 3, 7),
+    "float8_e3m4": (4, 3, 4, 3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ElementType:
+    """How the elements of an array are stored."""
+
+    type_id: Any
+    """The HDF5 datatype."""
+    note: str | None
+    """The numpy dtype as JSON, where the datatype alone does not tell it."""
+    has_size: bool = True
+    """False for elements of no bytes, which HDF5 lacks: they are stored as empty rows of uint8."""
+
+
+class ElementTypes:
+    """The types of one file, each made once."""
+
+    def __init__(self) -> None:
+        self._simple: dict[np.dtype[Any], ElementType] = {}
+        self._structured: dict[str, ElementType] = {}
+
+    def of(self, dtype: np.dtype[Any]) -> ElementType:
+        """Return the type for arrays of this dtype."""
+        if dtype.names is None:
+            found = self._simple.get(dtype)
+            if found is None:
+                found = self._simple[dtype] = _element_type(dtype)
+            return found
+        key = json.dumps(dtype_to_plain(dtype))  # structures can be equal and differ in titles or alignment
+        found = self._structured.get(key)
+        if found is None:
+            found = self._structured[key] = _element_type(dtype)
+        return found
+
+
+def _element_type(dtype: np.dtype[Any]) -> ElementType:
+    plain = dtype_to_plain(dtype)
+    note = json.dumps(plain)
+    if dtype.itemsize == 0:
+        return ElementType(h5t.STD_U8LE, note, has_size=False)
+    try:
+        type_id = _build(dtype)
+        if len(type_id.encode()) > _TYPE_MAX_NBYTES:
+            raise ValueError(note)
+    except (ValueError, TypeError, RuntimeError, KeyError, OverflowError, NotImplementedError):
+        return ElementType(_opaque(dtype.itemsize), note)
+    if isinstance(plain, str) and plain in _FLOATS:  # the datatype tells, though h5py reads it as a wider float
+        return ElementType(type_id, None)
+    return ElementType(type_id, None if _is_read_back(type_id, plain) else note)
+
+
+def _is_read_back(type_id: Any, plain: object) -> bool:
+    try:
+        return dtype_to_plain(type_id.dtype) == plain
+    except (ValueError, TypeError, NotImplementedError):
+        return False
+
+
+def _build(dtype: np.dtype[Any]) -> Any:
+    """Make the HDF5 datatype, or raise one of HDF5's errors where there is none."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return h5t.array_create(_build(base), shape)
+    if dtype.names is not None:
+        made = h5t.create(h5t.COMPOUND, dtype.itemsize)
+        for name in dtype.names:
+            field, offset = dtype.fields[name][:2]  # type: ignore[index]
+            encoded = name.encode()
+            if b"\0" in encoded:
+                raise ValueError(name)
+            made.insert(encoded, offset, _build(field))
+        return made
+    if is_extension(dtype):
+        return _float(*_FLOATS[dtype.name]) if dtype.name in _FLOATS else _bits(dtype)
+    if dtype.kind in "mM":
+        return h5t.py_create(np.dtype(np.int64).newbyteorder(dtype.byteorder))
+    if dtype.kind == "U":
+        return h5t.array_create(
+            h5t.py_create(np.dtype(np.uint32).newbyteorder(dtype.byteorder)), (dtype.itemsize // 4,)
+        )
+    return h5t.py_create(np.dtype(dtype.str), logical=True)  # by its name: a dtype can carry h5py's own metadata
+
+
+def _float(exponent_at: int, exponent: int, mantissa: int, bias: int) -> Any:
+    made = h5t.IEEE_F32LE.copy()
+    nbits = 1 + exponent + mantissa
+    made.set_fields(nbits - 1, exponent_at, exponent, 0, mantissa)
+    made.set_size(nbits // 8)
+    made.set_ebias(bias)
+    return made
+
+
+def _bits(dtype: np.dtype[Any]) -> Any:
+    return h5t.STD_U8LE if dtype.itemsize == 1 else _opaque(dtype.itemsize)
+
+
+def _opaque(nbytes: int) -> Any:
+    return h5t.py_create(np.dtype((np.void, nbytes)))

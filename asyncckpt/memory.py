@@ -1,0 +1,26 @@
+"""Memory that direct I/O can take."""
+
+from __future__ import annotations
+
+import mmap
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PAGE_NBYTES: Final = 4096
+"""Direct I/O moves whole pages of this size, from and to multiples of it."""
+
+
+def aligned_buffer(nbytes: int) -> NDArray[np.uint8]:
+    """Return fresh page-aligned memory, in huge pages where there are any, which forked children do not get."""
+    memory = mmap.mmap(-1, max(nbytes, 1))
+    for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):
+        if hasattr(mmap, advice):
+            try:
+                memory.madvise(getattr(mmap, advice))
+            except OSError:  # a hint, not a need
+                continue
+    return np.frombuffer(memory, np.uint8)[:nbytes]

@@ -1,0 +1,195 @@
+"""The jobs that change the disk: each one plain function, run in a worker thread to its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asyncckpt.disk import publish
+from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
+from asyncckpt.disk.lock import DirectoryLock, acquire_lock
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
+from asyncckpt.disk.names import TRAINING_INFO_NAME
+from asyncckpt.documents import parse_training_info
+from asyncckpt.formats.base import find_format
+from asyncckpt.saving.catalog import CheckpointRecord
+from asyncckpt.workers import Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.state.capture import Snapshot
+    from asyncckpt.state.tree import FlatState
+    from asyncckpt.workers import Crew, StopFlag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteRequest:
+    """Everything that the job which writes a checkpoint needs; nothing in it changes any more."""
+
+    root: Path
+    step: int
+    flat: FlatState
+    snapshot: Snapshot
+    documents: Mapping[str, bytes]
+    """The small files beside the state, by name."""
+    format_name: str
+    block_nbytes: int = BLOCK_NBYTES
+    on_planned: Callable[[int], None]
+    """Called with the size of the state file."""
+    on_written: Callable[[int], None]
+    on_copied: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """What came of it."""
+
+    record: CheckpointRecord
+    written_at: float
+    """When the bytes were on the disk, by `time.perf_counter`."""
+
+
+def block_nbytes_within(budget_nbytes: int) -> int:
+    """Return the largest block size of which two fit into a budget, but at least a digest block."""
+    blocks = budget_nbytes // 2 // DIGEST_BLOCK_NBYTES
+    return min(max(blocks, 1) * DIGEST_BLOCK_NBYTES, BLOCK_NBYTES)
+
+
+def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: StopFlag) -> Written:
+    """Write a checkpoint, make it durable and publish it. Whatever happens, the snapshot is released.
+
+    Raises:
+        OSError: The disk failed.
+        UnsupportedLeafError: The format cannot hold the state.
+        Stopped: `stop` was set. In each case what was written is discarded.
+    """
+    pending = None
+    try:
+        form = find_format(request.format_name)
+        plan = form.plan(request.flat.index(), Pacer(stop))
+        request.on_planned(plan.nbytes)
+        stop.check()
+        pending = publish.stage(ops, request.root, request.step)
+        files = {name: write_bytes(ops, pending / name, data) for name, data in request.documents.items()}
+        files[form.file_name] = write_plan(
+            ops,
+            pending / form.file_name,
+            plan,
+            request.snapshot,
+            crew=crew,
+            stop=stop,
+            block_nbytes=request.block_nbytes,
+            on_copied=request.on_copied,
+            on_written=request.on_written,
+        )
+        written_at = time.perf_counter()
+        place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
+        publish.seal(ops, pending, request.step, files, place)
+        stop.check()
+    except BaseException as error:
+        if pending is not None:
+            _discard(ops, pending, error)
+        raise
+    finally:
+        request.snapshot.release()
+    publish.publish(ops, request.root, request.step)
+    info = parse_training_info(request.documents[TRAINING_INFO_NAME])
+    path = request.root / publish.name_of(publish.Kind.COMMITTED, request.step)
+    return Written(record=CheckpointRecord(step=request.step, path=path, training_info=info), written_at=written_at)
+
+
+def finalize(ops: DiskOps, root: Path, step: int, stop: StopFlag) -> CheckpointRecord:
+    """Seal and publish a pending directory that the caller has filled."""
+    pending = root / publish.name_of(publish.Kind.PENDING, step)
+    if not pending.is_dir():
+        message = f"{pending} does not exist: make it with init_tmp_checkpoint({step}, ...)"
+        raise FileNotFoundError(message)
+    files = publish.digest_tree(ops, pending, stop)
+    publish.seal(ops, pending, step, files)
+    publish.publish(ops, root, step)
+    return read_record(root, step)
+
+
+def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes]) -> Path:
+    """Make a pending directory with its small files, for a caller who writes the rest."""
+    pending = publish.stage(ops, root, step)
+    try:
+        for name, data in documents.items():
+            write_bytes(ops, pending / name, data)
+    except BaseException as error:
+        _discard(ops, pending, error)
+        raise
+    return pending
+
+
+def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[CheckpointRecord]]:
+    """Become the directory's writer: make it, lock it, bring it into order, and list what is committed.
+
+    Raises:
+        DirectoryLockedError: There is another writer.
+        OSError: The directory cannot be made or written.
+    """
+    publish.ensure_directory(ops, root)
+    lock = acquire_lock(ops, root)
+    try:
+        publish.recover(ops, root)
+        return lock, read_records(root)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def tidy(ops: DiskOps, root: Path) -> None:
+    """Bring a directory into order if a killed writer has left one behind and no writer is there now."""
+    if not publish.has_leftovers(root):
+        return
+    try:
+        lock = acquire_lock(ops, root)
+    except Exception:  # noqa: BLE001 - somebody else's to clear, or not ours to change: the first save will say so
+        return
+    try:
+        publish.recover(ops, root)
+    finally:
+        lock.release()
+
+
+def read_records(root: Path) -> list[CheckpointRecord]:
+    """List the committed checkpoints with their training_info, without verifying them.
+
+    Raises:
+        NotADirectoryError: There is a file in the directory's place.
+        OSError: The directory cannot be read.
+    """
+    if root.exists() and not root.is_dir():
+        message = f"{root} is a file: a checkpoint directory is needed"
+        raise NotADirectoryError(message)
+    return [_record(step, path) for step, path in sorted(publish.scan(root).items())]
+
+
+def read_record(root: Path, step: int) -> CheckpointRecord:
+    """Read one committed checkpoint's record."""
+    return _record(step, root / publish.name_of(publish.Kind.COMMITTED, step))
+
+
+def _record(step: int, path: Path) -> CheckpointRecord:
+    return CheckpointRecord(step=step, path=path, training_info=_read_info(path))
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    """Read a training_info, or nothing where it is missing or damaged: `load` will say what is wrong."""
+    try:
+        return parse_training_info((path / TRAINING_INFO_NAME).read_bytes())
+    except (OSError, ValueError, json.JSONDecodeError, RecursionError):
+        return {}
+
+
+def _discard(ops: DiskOps, pending: Path, error: BaseException) -> None:
+    try:
+        publish.discard(ops, pending)
+    except OSError as second:  # the first error is what matters; the next start clears the rest
+        error.add_note(f"{pending.name} could not be removed: {second}")

@@ -1,0 +1,298 @@
+"""From a call of `save` to a place in the queue.
+
+1. A step is reserved when `save` is called, and free again if `save` raises.
+2. Saves are taken in one at a time, in the order of the calls, so that at most one state is encoded beyond the budget.
+3. A cancellation counts until the state is captured; then the save is queued and returned without another await. If it
+   counts, nothing is queued, and no thread looks at the caller's arrays any more when it is raised.
+4. A small state is captured on the spot: a thread hop would cost more than the copy.
+5. A state beyond the budget is queued uncaptured, in its turn, and copied block by block while it is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import warnings
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
+from asyncckpt.documents import run_config_bytes, training_info_bytes
+from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
+from asyncckpt.saving.handle import SaveHandle, SaveState
+from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
+from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
+from asyncckpt.state.tree import FlatState, TooLargeError, flatten
+from asyncckpt.workers import Crew, Pacer, StopFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from asyncckpt.config import Settings
+    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.state.staging import BufferPool
+
+ResultT = TypeVar("ResultT")
+
+INLINE_NBYTES: Final = 1 << 20
+"""States up to this size, and"""
+INLINE_NODES: Final = 512
+"""with no more nodes than this in their tree, are captured on the loop."""
+
+
+def check_step(step: object) -> int:
+    """Return a step as an int.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is negative.
+    """
+    if isinstance(step, bool):
+        message = f"a step is an int >= 0, not {step!r}"
+        raise TypeError(message)
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]
+    except TypeError:
+        message = f"a step is an int >= 0, not {step!r}"
+        raise TypeError(message) from None
+    if number < 0:
+        message = f"a step is an int >= 0, not {number}"
+        raise ValueError(message)
+    return number
+
+
+def encode_documents(training_info: Mapping[str, object] | None, run_config: object) -> dict[str, bytes]:
+    """Encode the small files of a checkpoint.
+
+    Raises:
+        UnsupportedLeafError: A value cannot be written; names its path.
+    """
+    documents = {TRAINING_INFO_NAME: training_info_bytes({} if training_info is None else training_info)}
+    if run_config is not None:
+        documents[CONFIG_NAME] = run_config_bytes(run_config)
+    return documents
+
+
+class Intake:
+    """Takes saves in. Used on the loop's thread only."""
+
+    def __init__(self, settings: Settings, writer: Writer, jobs: Jobs, catalog: Catalog, pool: BufferPool) -> None:
+        self._settings = settings
+        self._writer = writer
+        self._jobs = jobs
+        self._catalog = catalog
+        self._pool = pool
+        self._turn = asyncio.Lock()
+        self._is_streaming = False
+
+    def reserve(self, step: int, *, overwrite: bool) -> None:
+        """Reserve a step.
+
+        Raises:
+            StepExistsError: It is committed or in flight, and may not be overwritten.
+        """
+        if not overwrite:
+            if step in self._writer.in_flight:
+                message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
+                raise StepExistsError(message, step=step)
+            if step in self._catalog:
+                message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
+                raise StepExistsError(message, step=step)
+        self._writer.in_flight[step] += 1
+
+    async def save(
+        self,
+        step: int,
+        state: object,
+        training_info: Mapping[str, object] | None,
+        run_config: object,
+        *,
+        overwrite: bool,
+        frozen: bool,
+    ) -> SaveHandle:
+        """Take a save in; see `CheckpointManager.save`."""
+        handle = SaveHandle(step)
+        documents = encode_documents(training_info, run_config)
+        if self._is_streaming and self._settings.overflow == "skip":
+            return SaveHandle(step, state=SaveState.SKIPPED)
+        self.reserve(step, overwrite=overwrite)
+        async with AsyncExitStack() as turn:
+            try:
+                await turn.enter_async_context(self._turn)
+                self._writer.check_open()
+                await self._writer.take_directory()
+                self._check_again(step, overwrite=overwrite)
+                self._warn_if_below(step)
+                item = await self._capture(handle, state, documents, frozen=frozen)
+            except BaseException:
+                self._writer.free_step(step)
+                raise
+            if item is None:
+                self._writer.free_step(step)
+                return SaveHandle(step, state=SaveState.SKIPPED)
+            if item.streams:
+                await self._stream(item)
+        handle._time("blocked")  # noqa: SLF001 - handles are made here
+        return handle
+
+    def save_nowait(
+        self,
+        step: int,
+        state: object,
+        training_info: Mapping[str, object] | None,
+        run_config: object,
+        *,
+        overwrite: bool,
+    ) -> SaveHandle:
+        """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
+        handle = SaveHandle(step)
+        documents = encode_documents(training_info, run_config)
+        flat = self._flatten_inline(state)
+        if flat is None:
+            message = (
+                f"step {step}: the state has more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes: use await save()"
+            )
+            raise ValueError(message)
+        nbytes = flat.encoded_nbytes + flat.array_nbytes
+        if self._turn.locked() or not self._writer.has_room(nbytes):
+            if self._settings.overflow == "skip":
+                return SaveHandle(step, state=SaveState.SKIPPED)
+            if self._settings.overflow == "replace" and not self._turn.locked():
+                self._writer.replace_waiting()
+            if self._turn.locked() or not self._writer.has_room(nbytes):
+                message = f"step {step}: the queue or its budget is full, or a save is being taken in: use await save()"
+                raise QueueFullError(message)
+        self.reserve(step, overwrite=overwrite)
+        try:
+            self._warn_if_below(step)
+            item = self._queue(handle, flat, self._copy_inline(flat), documents)
+        except BaseException:
+            self._writer.free_step(step)
+            raise
+        handle._time("blocked")  # noqa: SLF001
+        return item.handle
+
+    # --- steps of a save ----------------------------------------------------------------------------------------------
+
+    def _check_again(self, step: int, *, overwrite: bool) -> None:
+        """Look once more: the directory may have held the step when it was taken over."""
+        if not overwrite and step in self._catalog:
+            message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
+            raise StepExistsError(message, step=step)
+
+    async def _capture(
+        self, handle: SaveHandle, state: object, documents: Mapping[str, bytes], *, frozen: bool
+    ) -> QueuedSave | None:
+        """Wait for room, copy the state and queue it; None if it is to be skipped."""
+        if self._settings.overflow == "skip" and self._writer.waiting_saves >= MAX_WAITING_SAVES:
+            return None
+        flat = self._flatten_inline(state)
+        is_small = flat is not None
+        if flat is None:
+            flat = await self._in_thread(_flatten_in_thread, state)
+        nbytes = flat.encoded_nbytes + flat.array_nbytes
+        budget = self._settings.max_staged_nbytes
+        streams = nbytes > budget and not frozen
+        if not self._writer.has_room(flat.encoded_nbytes if streams else nbytes):
+            if self._settings.overflow == "skip" and nbytes <= budget:
+                return None
+            if self._settings.overflow == "replace":
+                self._writer.replace_waiting()
+            await self._writer.wait_for_room(flat.encoded_nbytes if streams else nbytes)
+        snapshot: Snapshot
+        if streams or frozen:
+            snapshot = LiveSnapshot(flat, is_frozen=frozen)
+        elif is_small:
+            snapshot = self._copy_inline(flat)
+        else:
+            snapshot = StagedSnapshot(flat, self._pool)
+            try:
+                await self._in_thread(_copy_in_thread, snapshot, self._jobs.crew())
+                self._writer.check_open()
+            except BaseException:
+                snapshot.release()
+                raise
+        return self._queue(handle, flat, snapshot, documents, streams=streams)
+
+    def _queue(
+        self,
+        handle: SaveHandle,
+        flat: FlatState,
+        snapshot: Snapshot,
+        documents: Mapping[str, bytes],
+        *,
+        streams: bool = False,
+    ) -> QueuedSave:
+        handle.captured_nbytes = snapshot.nbytes
+        item = QueuedSave(handle=handle, flat=flat, snapshot=snapshot, documents=documents, streams=streams)
+        self._writer.enqueue(item)
+        return item
+
+    async def _stream(self, item: QueuedSave) -> None:
+        """Wait until the writer has copied the last block of a state that the budget does not hold."""
+        handle = item.handle
+        self._is_streaming = True
+        try:
+            await item.captured.wait()
+        except asyncio.CancelledError:
+            if not item.captured.is_set():
+                self._writer.withdraw(item)
+                await _wait_through_cancellation(handle)
+            if not item.captured.is_set() or handle.state not in (SaveState.WRITING, SaveState.COMMITTED):
+                raise
+            _cancel_again()  # it came too late to count here, and counts at the caller's next await
+        finally:
+            self._is_streaming = False
+        if handle.state is SaveState.FAILED:
+            await handle  # raises: nothing was saved, and the caller learns it here
+
+    def _flatten_inline(self, state: object) -> FlatState | None:
+        """Encode a state on the loop, or return None if it is too large for that."""
+        try:
+            return flatten(state, pacer=Pacer(yields=False), max_nodes=INLINE_NODES, max_nbytes=INLINE_NBYTES)
+        except TooLargeError:
+            return None
+
+    def _copy_inline(self, flat: FlatState) -> Snapshot:
+        snapshot = StagedSnapshot(flat, None)
+        snapshot.capture(Crew(), None)
+        return snapshot
+
+    async def _in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
+        """Run a job that looks at the caller's state, and is stopped when the caller is cancelled."""
+        stop = StopFlag()
+        return await self._jobs.run_stoppable(stop, job, *args, stop)
+
+    def _warn_if_below(self, step: int) -> None:
+        latest = max((*self._writer.in_flight, self._catalog.latest() or 0))
+        if step < latest:
+            message = (
+                f'step {step} is saved below the latest, step {latest}, which `load("latest")` goes on returning: if'
+                " this run starts again from an earlier step, remove the later ones with `delete`"
+            )
+            warnings.warn(message, CheckpointWarning, stacklevel=5)
+
+
+def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:
+    return flatten(state, pacer=Pacer(stop))
+
+
+def _copy_in_thread(snapshot: StagedSnapshot, crew: Crew, stop: StopFlag) -> None:
+    snapshot.capture(crew, stop)
+
+
+def _cancel_again() -> None:
+    """Deliver a cancellation once more, at the task's next await; the count of requests stays as it was."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
+        task.cancel()
+
+
+async def _wait_through_cancellation(handle: SaveHandle) -> None:
+    while not handle.is_done:
+        try:
+            await handle._changed.wait()  # noqa: SLF001
+        except asyncio.CancelledError:
+            continue

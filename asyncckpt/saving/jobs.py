@@ -1,0 +1,120 @@
+"""Threads, awaited.
+
+1. A job is one plain function in one thread of the manager's own small executor. Whoever awaits it waits for its end: a
+   cancellation asks the job to stop, is held back until it has, and is raised then. So no thread uses anybody's memory, files
+   or lock after the await is over.
+2. A loop that is always busy with Python would starve the jobs: each time one needs the GIL it waits for the interpreter's
+   switch interval, or longer. So while a job runs, a callback on the loop gives the GIL away about once a millisecond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+
+from asyncckpt.workers import Crew, StopFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
+
+_THREADS: Final = 6
+_YIELD_INTERVAL: Final = 0.001
+_YIELD_SECONDS: Final = 1e-6  # long enough to be a real sleep: the system then runs the thread that waits for the GIL
+
+
+class Jobs:
+    """The threads of one manager. Used on the loop's thread only."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="asyncckpt")
+        self._running: set[Future[Any]] = set()
+        self._yielding: asyncio.TimerHandle | None = None
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads themselves, for libraries that take an executor."""
+        return self._executor
+
+    def crew(self, helpers: int = 1) -> Crew:
+        """Return company for a job."""
+        return Crew(self._executor, helpers=helpers)
+
+    async def run(self, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs) -> ResultT:
+        """Run a job to its end. Cancelling does not shorten it: it is raised afterwards, and the result is lost."""
+        return await self.run_stoppable(None, job, *args, **kwargs)
+
+    async def run_stoppable(
+        self,
+        on_cancel: Callable[[], None] | StopFlag | None,
+        job: Callable[Params, ResultT],
+        /,
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> ResultT:
+        """Run a job to its end, which a cancellation hastens.
+
+        Args:
+            on_cancel: A flag, set when the awaiting task is cancelled; the cancellation is raised when the job has ended.
+                Or a function, called instead, after which the cancellation counts as dealt with.
+            job: The function, and
+            args: its arguments, and
+            kwargs: its keyword arguments.
+        """
+        future = self._executor.submit(job, *args, **kwargs)
+        self._running.add(future)
+        self._start_yielding()
+        waiter = asyncio.wrap_future(future, loop=self._loop)
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            while not waiter.done():
+                try:
+                    await asyncio.wait((waiter,))
+                except asyncio.CancelledError as error:
+                    if callable(on_cancel):
+                        on_cancel()
+                    else:
+                        cancelled = error
+                        if on_cancel is not None:
+                            on_cancel.set()
+        finally:
+            self._running.discard(future)
+        if cancelled is not None:
+            waiter.exception()  # looked at, so that it is not reported as never retrieved
+            raise cancelled
+        return waiter.result()
+
+    def when_idle(self, action: Callable[[], None]) -> None:
+        """Call `action` when every job has ended: at once, or from the thread of the last one."""
+        running = [future for future in self._running if not future.done()]
+        if not running:
+            action()
+            return
+        running[0].add_done_callback(lambda _: self.when_idle(action))
+
+    async def close(self, *, is_stuck: bool) -> None:
+        """Wait for the jobs and end the threads; with `is_stuck`, leave to themselves the threads that do not end."""
+        if is_stuck:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            return
+        while self._running:
+            await asyncio.wait([asyncio.wrap_future(future, loop=self._loop) for future in self._running])
+            await asyncio.sleep(0)
+        self._executor.shutdown(wait=False)
+        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+
+    def _start_yielding(self) -> None:
+        if self._yielding is None:
+            self._yielding = self._loop.call_later(_YIELD_INTERVAL, self._yield)
+
+    def _yield(self) -> None:
+        if not self._running:
+            self._yielding = None
+            return
+        self._yielding = self._loop.call_later(_YIELD_INTERVAL, self._yield)
+        select.select((), (), (), _YIELD_SECONDS)

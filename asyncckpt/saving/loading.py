@@ -1,0 +1,290 @@
+"""The job that reads a checkpoint, in a worker thread, to its end.
+
+1. Everything is verified before it is used: the manifest by its own digest, then the blocks that hold the index, then
+   those of the arrays while they are filled. Only a lazy load leaves the arrays' blocks to whoever touches them.
+2. A template is checked against the index before the first byte of an array is read.
+3. The directory is opened once. If another process swapped or deleted the checkpoint meanwhile, it is tried once more.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from bisect import bisect_left
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asyncckpt.disk import publish
+from asyncckpt.disk.mapping import MappedFile
+from asyncckpt.disk.names import TRAINING_INFO_NAME
+from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, read_targets
+from asyncckpt.documents import parse_training_info
+from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from asyncckpt.saving.catalog import LoadedCheckpoint
+from asyncckpt.state.build import ABSENT, Builder, Survey
+from asyncckpt.state.index import Index, Segment, decode_index
+from asyncckpt.state.selection import Selection
+from asyncckpt.state.strided import flat_bytes, scatter
+from asyncckpt.workers import Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.workers import Crew, StopFlag
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadRequest:
+    """What is wanted of a checkpoint."""
+
+    template: object = ABSENT
+    in_place: bool = False
+    select: str | Iterable[str] | None = None
+    lazy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What came of it."""
+
+    checkpoint: LoadedCheckpoint
+    unknown_types: dict[str, str]
+    """Names of types that came back as plain data, each with the path of its first object."""
+
+
+def load_checkpoint(root: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
+    """Load one checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: There is none for this step.
+        CorruptCheckpointError: It is damaged.
+        UnsupportedFormatError: A later release wrote it.
+        StateMismatchError: The template does not fit.
+        CheckpointKeyError: Nothing is selected.
+        Stopped: `stop` was set.
+    """
+    return _with_retry(root, step, lambda path: _load(path, step, request, crew, stop))
+
+
+def verify_checkpoint(root: Path, step: int, crew: Crew, stop: StopFlag) -> None:
+    """Read every file of a checkpoint and verify every bit of it, the structure of its index included.
+
+    Raises:
+        CheckpointNotFoundError: There is none for this step.
+        CorruptCheckpointError: It is damaged.
+        Stopped: `stop` was set.
+    """
+
+    def verify(path: Path) -> None:
+        with open_checkpoint(path, step) as reader:
+            for name in reader.manifest.files:
+                reader.verify(name, crew, stop)
+            if reader.manifest.index is not None:
+                index, _ = _read_index(reader, Pacer(stop))
+                Builder(index, Pacer(stop)).survey()
+
+    _with_retry(root, step, verify)
+
+
+def _with_retry(root: Path, step: int, action: Callable[[Path], Any]) -> Any:
+    for is_last in (False, True):
+        path = publish.locate(root, step)
+        before = _identity(path)
+        if path is None or before is None:
+            message = f"step {step} is not committed in {root}"
+            raise CheckpointNotFoundError(message, step=step)
+        try:
+            return action(path)
+        except (FileNotFoundError, CorruptCheckpointError) as error:
+            if is_last or _identity(publish.locate(root, step)) == before:
+                if isinstance(error, FileNotFoundError):
+                    raise CheckpointNotFoundError(f"step {step} is gone from {root}", step=step) from error
+                if error.step is None:
+                    raise CorruptCheckpointError(f"step {step}: {error}", step=step) from error
+                raise
+    raise AssertionError
+
+
+def _identity(path: Path | None) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path) if path is not None else None
+    except FileNotFoundError:
+        return None
+    return found and (found.st_dev, found.st_ino)
+
+
+def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
+    pacer = Pacer(stop)
+    with open_checkpoint(path, step) as reader:
+        files = reader.manifest.files
+        info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
+        if reader.manifest.index is None:
+            message = (
+                f"step {step} holds files of the caller's own ({', '.join(files)}) and no state: open them below {path}"
+            )
+            raise CheckpointError(message)
+        index, segments = _read_index(reader, pacer)
+        builder = Builder(
+            index,
+            pacer,
+            template=request.template,
+            in_place=request.in_place,
+            selection=None if request.select is None else Selection.parse(request.select),
+        )
+        with paused_gc():
+            if builder.is_plain and not request.lazy:
+                survey = Survey(arrays=set(range(len(index.arrays))))
+            else:
+                survey = builder.survey()
+            arrays = _read_arrays(reader, index, segments, survey, request, crew, stop)
+            state = builder.build(arrays)
+    checkpoint = LoadedCheckpoint(step=step, path=path, training_info=info, state=state)
+    return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types)
+
+
+def _read_info(reader: CheckpointReader) -> dict[str, Any]:
+    try:
+        return parse_training_info(reader.read_small(TRAINING_INFO_NAME))
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise reader.corrupt(TRAINING_INFO_NAME, f"cannot be read: {error}") from error
+
+
+def _read_index(reader: CheckpointReader, pacer: Pacer) -> tuple[Index, list[Segment]]:
+    place = reader.manifest.index
+    assert place is not None  # noqa: S101 - both callers have looked
+    data = reader.read_range(place.file, place.offset, place.nbytes)
+    return decode_index(memoryview(data), file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
+
+
+def _read_arrays(  # noqa: PLR0913
+    reader: CheckpointReader,
+    index: Index,
+    segments: list[Segment],
+    survey: Survey,
+    request: LoadRequest,
+    crew: Crew,
+    stop: StopFlag,
+) -> dict[int, NDArray[Any]]:
+    """Fill the arrays that are needed, or map them."""
+    assert reader.manifest.index is not None  # noqa: S101 - as above
+    name = reader.manifest.index.file
+    fd = reader.open(name)
+    try:
+        mapped = survey.arrays - survey.contents if request.lazy else set()
+        arrays = _map_arrays(fd, index, segments, mapped) if mapped else {}
+        read = survey.arrays - mapped
+        for number in read:
+            places = survey.destinations.get(number)
+            meta = index.arrays[number]
+            arrays[number] = places[0] if places else np.empty(meta.shape, meta.dtype)
+        targets = _targets(segments, {number: arrays[number] for number in read})
+        is_whole = request.select is None and not request.lazy
+        begun: list[tuple[int, int]] = []
+        try:
+            read_targets(
+                reader,
+                fd,
+                name,
+                targets,
+                crew=crew,
+                stop=stop,
+                is_whole=is_whole,
+                on_begin=lambda low, high: begun.append((low, high)),
+            )
+        except CorruptCheckpointError as error:
+            error.overwritten = _touched(segments, survey, begun)
+            if error.overwritten:
+                error.add_note(f"arrays overwritten by then: {', '.join(error.overwritten)}")
+            raise
+        for number, places in survey.destinations.items():
+            for other in places[1:]:
+                np.copyto(other, places[0])
+        return arrays
+    finally:
+        os.close(fd)
+
+
+def _targets(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
+    """Say where each segment goes."""
+    memories = {number: flat_bytes(array) for number, array in arrays.items()}
+    filled = dict.fromkeys(arrays, 0)
+    targets = []
+    for segment in segments:
+        if segment.array not in arrays:
+            continue
+        start = filled[segment.array]
+        filled[segment.array] = start + segment.nbytes
+        memory = memories[segment.array]
+        if memory is not None:
+            targets.append(Target(segment.offset, segment.nbytes, memory[start : start + segment.nbytes]))
+        else:
+            targets.append(Target(segment.offset, segment.nbytes, None, _scatterer(arrays[segment.array], start)))
+    return targets
+
+
+def _scatterer(array: NDArray[Any], start: int) -> Callable[[int, NDArray[np.uint8]], None]:
+    return lambda position, data: scatter(array, start + position, data)
+
+
+def _map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]) -> dict[int, NDArray[Any]]:
+    places: dict[int, list[tuple[int, int]]] = {number: [] for number in wanted}
+    for segment in segments:
+        if segment.array in places:
+            places[segment.array].append((segment.offset, segment.nbytes))
+    file = MappedFile(fd)
+    arrays = {}
+    for number, runs in places.items():
+        meta = index.arrays[number]
+        if runs:
+            arrays[number] = file.array(runs).view(meta.dtype).reshape(meta.shape)
+        else:
+            arrays[number] = np.empty(meta.shape, meta.dtype)
+            arrays[number].flags.writeable = False
+    return arrays
+
+
+def _touched(segments: list[Segment], survey: Survey, begun: list[tuple[int, int]]) -> tuple[str, ...]:
+    """Return the paths of the template's arrays that lie in the ranges which were being read."""
+    ends = [segment.offset + segment.nbytes for segment in segments]
+    touched = set()
+    for low, high in begun:
+        for segment in segments[bisect_left(ends, low + 1) :]:
+            if segment.offset >= high:
+                break
+            touched.add(segment.array)
+    return tuple(sorted(survey.paths[number] for number in touched if number in survey.destinations))
+
+
+_gc_lock = threading.Lock()
+_gc_pauses = 0
+_gc_was_enabled = False
+
+
+@contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pause automatic garbage collection: while a large tree grows, each run would walk all of it, holding the GIL.
+
+    Re-entrant, from any threads; what was set before holds again when the last one leaves.
+    """
+    global _gc_pauses, _gc_was_enabled  # noqa: PLW0603 - the collector is the process's, and so is its pause
+    with _gc_lock:
+        if _gc_pauses == 0:
+            _gc_was_enabled = gc.isenabled()
+            gc.disable()
+        _gc_pauses += 1
+    try:
+        yield
+    finally:
+        with _gc_lock:
+            _gc_pauses -= 1
+            if _gc_pauses == 0 and _gc_was_enabled:
+                gc.enable()

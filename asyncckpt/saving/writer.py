@@ -1,0 +1,429 @@
+"""The background task that writes checkpoints, one after the other.
+
+1. It is one plain asyncio task in an empty context. It owns the queue, the catalog and retention; worker threads get
+   immutable requests and return values.
+2. Saves, finalizes, deletes and prunes happen in the order in which they were asked for. Only the unlinking of what has been
+   retired runs beside them.
+3. What was captured is written, unless it is cancelled, replaced, or the time for it runs out: on a cancellation the writer
+   has `grace` seconds left, and a second one ends it. What it leaves unwritten fails, and is reported like any failure.
+4. Every failed save reaches somebody: its handle, or else the next `save`, `flush` or `aclose`.
+5. A step is in flight from the moment it is reserved until its save has come to an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import math
+import warnings
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncckpt.disk import publish
+from asyncckpt.disk.blocks import BLOCK_NBYTES
+from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError
+from asyncckpt.saving import commit
+from asyncckpt.saving.handle import SaveHandle, SaveState
+from asyncckpt.saving.retention import RetentionPolicy, plan_prune
+from asyncckpt.state.capture import Snapshot
+from asyncckpt.workers import StopFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from asyncckpt.config import Settings
+    from asyncckpt.disk.lock import DirectoryLock
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.state.tree import FlatState
+
+MAX_WAITING_SAVES: Final = 64
+_STUCK_SECONDS: Final = 5.0  # how long a job may take to stop before its thread counts as stuck in a system call
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class QueuedSave:
+    """A save in the queue."""
+
+    handle: SaveHandle
+    flat: FlatState
+    snapshot: Snapshot
+    documents: Mapping[str, bytes]
+    streams: bool = False
+    """Whether the state is copied only while it is written, because the budget does not hold it."""
+    captured: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a streaming save has copied its last block."""
+    stop: StopFlag = field(default_factory=StopFlag)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Command:
+    """Anything else that keeps its place in the queue."""
+
+    action: Callable[[], Awaitable[Any]]
+    done: asyncio.Future[Any]
+
+
+class Writer:
+    """The queue and the task that works it off. All methods are called on the loop's thread."""
+
+    def __init__(self, settings: Settings, ops: DiskOps, jobs: Jobs, catalog: Catalog) -> None:
+        self._settings = settings
+        self._ops = ops
+        self._jobs = jobs
+        self._catalog = catalog
+        self._policy = RetentionPolicy.from_settings(settings)
+        self._root = settings.checkpoint_dir
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[QueuedSave | _Command] = deque()
+        self._changed = asyncio.Event()  # something for the task to look at
+        self._room = asyncio.Event()  # something for a waiting save to look at
+        self._writing: QueuedSave | None = None
+        self._stop = StopFlag()  # of the job that is not a save
+        self._lock: DirectoryLock | None = None
+        self._taking: asyncio.Task[None] | None = None
+        self._failed: list[SaveHandle] = []
+        self._sweeping: asyncio.Task[None] | None = None
+        self._wants_sweep = False
+        self._sweep_stop = StopFlag()
+        self._abandoned_at: float | None = None
+        self.in_flight: Counter[int] = Counter()
+        self.loading: Counter[int] = Counter()
+        """Steps being loaded in this process; they are not pruned."""
+        self.staged_nbytes = 0
+        self.is_closing = False
+        self.task = asyncio.Task(
+            self._run(), loop=self._loop, name=f"asyncckpt writer {self._root}", context=contextvars.Context()
+        )
+
+    # --- for the manager ----------------------------------------------------------------------------------------------
+
+    @property
+    def waiting_saves(self) -> int:
+        """The number of saves in the queue, the one being written aside."""
+        return sum(isinstance(item, QueuedSave) for item in self._queue)
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether a save that holds so many bytes may be queued now; an oversized one may when it is alone."""
+        if self.waiting_saves >= MAX_WAITING_SAVES:
+            return False
+        return self.staged_nbytes == 0 or self.staged_nbytes + nbytes <= self._settings.max_staged_nbytes
+
+    async def wait_for_room(self, nbytes: int) -> None:
+        """Wait until `has_room`.
+
+        Raises:
+            ManagerClosedError: The manager began to close meanwhile.
+        """
+        while not self.has_room(nbytes):
+            self._room.clear()
+            await self._room.wait()
+            self.check_open()
+
+    def check_open(self) -> None:
+        """Raise ManagerClosedError once the manager is closing."""
+        if self.is_closing:
+            message = f"the manager of {self._root} is closing: it takes no more work"
+            raise ManagerClosedError(message)
+
+    async def take_directory(self) -> None:
+        """Become the directory's writer, with the first mutation.
+
+        Raises:
+            DirectoryLockedError: There is another writer.
+            OSError: The directory cannot be made or written.
+        """
+        if self._lock is not None:
+            return
+        if self._taking is None or self._taking.done():
+            self._taking = asyncio.Task(self._take_directory(), loop=self._loop, context=contextvars.Context())
+        # Whoever waits may be cancelled; the lock is taken all the same, once, for all who want it.
+        await asyncio.shield(self._taking)
+
+    async def _take_directory(self) -> None:
+        lock, records = await self._jobs.run_stoppable(self.hasten, commit.take_directory, self._ops, self._root)
+        self._lock = lock
+        self._catalog.replace(records)
+        if not lock.is_supported:
+            self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
+
+    def enqueue(self, item: QueuedSave) -> None:
+        """Queue a save. Its handle is the caller's from now on."""
+        item.handle._on_cancel = lambda: self._drop(item, SaveState.CANCELLED)  # noqa: SLF001 - the handle is ours
+        self.staged_nbytes += item.snapshot.nbytes
+        self._queue.append(item)
+        self._changed.set()
+
+    def replace_waiting(self) -> None:
+        """Drop the saves that are not being written yet, for a newer one."""
+        for item in [each for each in self._queue if isinstance(each, QueuedSave) and not each.streams]:
+            self._drop(item, SaveState.REPLACED)
+
+    def withdraw(self, item: QueuedSave) -> None:
+        """Take a streaming save back: its caller was cancelled. If it is being written, it stops within a block."""
+        if item.handle.state is SaveState.QUEUED:
+            self._drop(item, SaveState.CANCELLED)
+        else:
+            item.handle._is_received = True  # noqa: SLF001 - the caller knows
+            item.stop.set()
+
+    def submit(self, action: Callable[[], Awaitable[Any]]) -> asyncio.Future[Any]:
+        """Queue an action of the manager's; the future gives its result."""
+        done = self._loop.create_future()
+        self._queue.append(_Command(action=action, done=done))
+        self._changed.set()
+        return done
+
+    async def run_job(self, job: Callable[..., Any], *args: Any) -> Any:
+        """Run a job for an action, which stops when the writer is abandoned."""
+        self._stop = StopFlag()
+        return await self._jobs.run_stoppable(self.hasten, job, *args, self._stop)
+
+    def unreceived_failures(self) -> list[Exception]:
+        """Return the errors of failed saves that nobody has received, which thereby counts as done."""
+        errors: list[Exception] = []
+        for handle in self._failed:
+            if handle._is_unreceived:  # noqa: SLF001
+                handle._is_received = True  # noqa: SLF001
+                errors.append(handle._error())  # noqa: SLF001
+        self._failed = [handle for handle in self._failed if not handle._is_received]  # noqa: SLF001
+        return errors
+
+    async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
+        """Apply the retention policy."""
+        verdicts = plan_prune(
+            self._catalog.candidates(),
+            self._policy,
+            exclude_latest=exclude_latest,
+            protect={step for step, count in self.loading.items() if count},
+            committed=committed,
+        )
+        await self.retire([verdict.step for verdict in verdicts if not verdict.is_kept])
+
+    async def retire(self, steps: list[int]) -> None:
+        """Take steps away: their names durably, then their files behind the saves."""
+        if steps:
+            await self.run_job(lambda stop: publish.retire(self._ops, self._root, steps))
+            self._catalog.remove(steps)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Delete what has been retired, beside the saves."""
+        self._wants_sweep = True
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.Task(self._sweep(), loop=self._loop, context=contextvars.Context())
+
+    # --- closing ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Take no more work; the task ends when what was captured is written."""
+        self.is_closing = True
+        self._changed.set()
+        self._room.set()
+
+    def hasten(self) -> None:
+        """Deal with a cancellation: the first leaves `grace` seconds, the second none."""
+        self.close()
+        if self._abandoned_at is None:
+            self._abandoned_at = math.inf
+            if self._settings.grace < math.inf:
+                self._loop.call_later(self._settings.grace, self.abandon)
+        else:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Write no more: what is being written stops within one block, what waits fails."""
+        if self._abandoned_at in (None, math.inf):
+            self._abandoned_at = self._loop.time()
+            self.close()
+            self._stop.set()
+            self._sweep_stop.set()
+            if self._writing is not None:
+                self._writing.stop.set()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether time has run out."""
+        return self._abandoned_at is not None and self._abandoned_at < math.inf
+
+    async def wait_closed(self) -> bool:
+        """Wait for the task and give the lock back; return whether a thread is stuck and keeps the lock with it."""
+        is_cancelled = False
+        while not self.task.done() and not self._is_stuck():
+            try:
+                await asyncio.wait((self.task,), timeout=0.5 if self.is_abandoned else None)
+            except asyncio.CancelledError:
+                is_cancelled = True
+                self.hasten()
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            self._jobs.when_idle(lock.release)
+        if is_cancelled:
+            raise asyncio.CancelledError
+        return not self.task.done()
+
+    def _is_stuck(self) -> bool:
+        return self.is_abandoned and self._loop.time() > self._abandoned_at + _STUCK_SECONDS  # type: ignore[operator]
+
+    # --- the task -----------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        try:
+            await self._work()
+        except BaseException as error:
+            self._fail_all(error)
+            raise
+        self._fail_all(ManagerClosedError(f"the manager of {self._root} ran out of time while closing"))
+
+    async def _work(self) -> None:
+        while not self.is_abandoned:
+            if self._queue:
+                item = self._queue.popleft()
+                if isinstance(item, QueuedSave):
+                    await self._save(item)
+                else:
+                    await self._act(item)
+                continue
+            if self.is_closing:
+                break
+            self._changed.clear()
+            try:
+                await self._changed.wait()
+            except asyncio.CancelledError:  # asyncio.run is ending: what was captured is written within the grace
+                self.hasten()
+        while self._sweeping is not None and not self._sweeping.done():
+            try:
+                await asyncio.wait((self._sweeping,))
+            except asyncio.CancelledError:
+                self.hasten()
+
+    async def _act(self, command: _Command) -> None:
+        try:
+            result = await command.action()
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            if command.done.cancelled():
+                self._warn(f"{self._root}: an operation that nobody waits for any more failed: {error}")
+            else:
+                command.done.set_exception(error)
+        else:
+            if not command.done.done():
+                command.done.set_result(result)
+
+    async def _save(self, item: QueuedSave) -> None:
+        handle = item.handle
+        self._writing = item
+        handle._time("queued")  # noqa: SLF001
+        handle._move(SaveState.WRITING)  # noqa: SLF001
+        try:
+            await self.take_directory()
+            written = await self._jobs.run_stoppable(
+                self.hasten,
+                commit.write_checkpoint,
+                self._ops,
+                self._request(item),
+                self._jobs.crew(),
+                item.stop,
+            )
+        except Exception as error:  # noqa: BLE001 - it becomes the handle's
+            cause = error
+            if item.stop.is_set:
+                cause = ManagerClosedError("it was stopped while it was being written")
+            self._end(item, SaveState.FAILED, cause=cause)
+        else:
+            self._catalog.add(written.record)
+            handle._time("written", written.written_at)  # noqa: SLF001
+            handle._time("committed")  # noqa: SLF001
+            self._end(item, SaveState.COMMITTED, record=written.record)
+            await self._prune_after(item.handle.step)
+        finally:
+            self._writing = None
+
+    def _request(self, item: QueuedSave) -> commit.WriteRequest:
+        handle, loop = item.handle, self._loop
+
+        def plan_known(nbytes: int) -> None:
+            handle._total_nbytes = nbytes  # noqa: SLF001
+
+        def copied() -> None:
+            if item.streams:
+                loop.call_soon_threadsafe(item.captured.set)
+
+        budget = self._settings.max_staged_nbytes
+        return commit.WriteRequest(
+            root=self._root,
+            step=handle.step,
+            flat=item.flat,
+            snapshot=item.snapshot,
+            documents=item.documents,
+            format_name=self._settings.format,
+            block_nbytes=commit.block_nbytes_within(budget) if item.streams else BLOCK_NBYTES,
+            on_planned=plan_known,
+            on_written=handle._add_written,  # noqa: SLF001
+            on_copied=copied,
+        )
+
+    async def _prune_after(self, step: int) -> None:
+        try:
+            await self.prune(committed=step)
+        except Exception as error:  # noqa: BLE001 - the save itself is safe
+            self._warn(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
+
+    async def _sweep(self) -> None:
+        while self._wants_sweep and not self.is_abandoned:
+            self._wants_sweep = False
+            try:
+                await self._jobs.run_stoppable(self.hasten, publish.sweep, self._ops, self._root, self._sweep_stop)
+            except Exception as error:  # noqa: BLE001 - retired checkpoints are out of everybody's way
+                if not self._sweep_stop.is_set:
+                    self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")
+
+    # --- endings ------------------------------------------------------------------------------------------------------
+
+    def _drop(self, item: QueuedSave, state: SaveState) -> None:
+        self._queue.remove(item)
+        item.snapshot.release()
+        self._end(item, state)
+
+    def _end(
+        self,
+        item: QueuedSave,
+        state: SaveState,
+        *,
+        record: commit.CheckpointRecord | None = None,
+        cause: BaseException | None = None,
+    ) -> None:
+        handle = item.handle
+        self.staged_nbytes -= item.snapshot.nbytes
+        self.free_step(handle.step)
+        handle._move(state, record=record, cause=cause)  # noqa: SLF001
+        if state is SaveState.FAILED:
+            self._failed.append(handle)
+        item.captured.set()
+        self._room.set()
+
+    def free_step(self, step: int) -> None:
+        """Let go of a reserved step."""
+        self.in_flight[step] -= 1
+        if not self.in_flight[step]:
+            del self.in_flight[step]
+
+    def _fail_all(self, error: BaseException) -> None:
+        while self._queue:
+            item = self._queue.popleft()
+            if isinstance(item, QueuedSave):
+                item.snapshot.release()
+                self._end(item, SaveState.FAILED, cause=error)
+            elif not item.done.done():
+                failure = error if isinstance(error, Exception) else CheckpointError("the writer task was ended")
+                item.done.set_exception(failure)
+        if self._writing is not None and not self._writing.handle.is_done:
+            self._end(self._writing, SaveState.FAILED, cause=error)
+        self.close()
+
+    def _warn(self, message: str) -> None:
+        try:
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        except CheckpointWarning as error:  # warnings are errors here, and this task must live
+            self._loop.call_exception_handler({"message": message, "exception": error})

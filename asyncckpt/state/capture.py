@@ -1,0 +1,180 @@
+"""Copies of a state's arrays, and arrays that need none.
+
+1. A snapshot owns its buffers until `release`, which the job that wrote them calls.
+2. An array whose memory nobody can change is used where it lies; so are all arrays of a frozen state, on the caller's word.
+3. A live snapshot has no copy: each block is copied when it is written. The caller waits until the last one has been.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+
+from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.state.staging import LARGE_NBYTES, SMALL_NBYTES, BufferPool
+from asyncckpt.state.strided import flat_bytes, gather
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.state.tree import FlatState
+    from asyncckpt.workers import Crew, StopFlag
+
+    Bytes = NDArray[np.uint8]
+
+_SMALL_BOUNDARY: Final = 64
+_BATCH: Final = 256  # small arrays copied between two looks at the stop flag
+
+
+class Snapshot(Protocol):
+    """The bytes of a state's arrays, by their number."""
+
+    nbytes: int
+    """Memory held, in bytes: buffers, encoded nodes and frozen arrays together."""
+
+    def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
+        """Return the memory that holds these bytes, in order, or None if they must be copied out."""
+
+    def copy_to(self, target: Bytes, array: int, start: int) -> None:
+        """Copy bytes of an array, from `start` on, until `target` is full."""
+
+    def release(self) -> None:
+        """Give everything back; more than once does no harm."""
+
+
+class LiveSnapshot:
+    """Arrays used where they are: frozen ones, or ones that are copied block by block while the caller waits."""
+
+    def __init__(self, flat: FlatState, *, is_frozen: bool) -> None:
+        self._sources = [source.data for source in flat.sources]
+        self._is_used_in_place = [is_frozen or source.is_stable for source in flat.sources]
+        self.nbytes = flat.encoded_nbytes + (flat.array_nbytes if is_frozen else 0)
+
+    def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
+        """Return the array's own memory if it may be used and is one run."""
+        if not self._is_used_in_place[array]:
+            return None
+        data = flat_bytes(self._sources[array])
+        return None if data is None else [data[start : start + nbytes]]
+
+    def copy_to(self, target: Bytes, array: int, start: int) -> None:
+        """Copy from the array."""
+        copy_bytes(self._sources[array], start, target)
+
+    def release(self) -> None:
+        """Let go of the arrays."""
+        self._sources = []
+
+
+class StagedSnapshot:
+    """Arrays copied into buffers."""
+
+    def __init__(self, flat: FlatState, pool: BufferPool | None) -> None:
+        """Take the buffers; `capture` fills them. Without a pool they are plain memory, for small states."""
+        self._sources = [source.data for source in flat.sources]
+        self._is_stable = [source.is_stable for source in flat.sources]
+        self._offsets, staged_nbytes = _lay_out(flat)
+        self._pool = pool
+        if pool is None:
+            self._buffers = [np.empty(staged_nbytes, np.uint8)]
+            self._starts = [0]
+        else:
+            self._buffers = pool.take(staged_nbytes)
+            self._starts = []
+            at = 0
+            for buffer in self._buffers:
+                self._starts.append(at)
+                at += len(buffer)
+        self.nbytes = flat.encoded_nbytes + staged_nbytes
+
+    def capture(self, crew: Crew, stop: StopFlag | None) -> None:
+        """Copy the arrays; afterwards nothing refers to the caller's.
+
+        Raises:
+            Stopped: `stop` was set; the caller's arrays are no longer used.
+        """
+
+        def work(batch: list[tuple[int, int, Bytes]]) -> None:
+            for array, start, target in batch:
+                copy_bytes(self._sources[array], start, target)
+
+        crew.run(work, self._batches(), stop=stop)
+        self._sources = [
+            source if fixed else _NONE for source, fixed in zip(self._sources, self._is_stable, strict=True)
+        ]
+
+    def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
+        """Return the parts of the buffers that hold the bytes."""
+        if self._is_stable[array]:
+            data = flat_bytes(self._sources[array])
+            return None if data is None else [data[start : start + nbytes]]
+        return list(self._parts(self._offsets[array] + start, nbytes))
+
+    def copy_to(self, target: Bytes, array: int, start: int) -> None:
+        """Copy from the array; only stable ones that are not one run of memory come here."""
+        copy_bytes(self._sources[array], start, target)
+
+    def release(self) -> None:
+        """Give the buffers back to the pool."""
+        buffers, self._buffers, self._sources = self._buffers, [], []
+        if self._pool is not None:
+            self._pool.give(buffers)
+
+    def _parts(self, offset: int, nbytes: int) -> Iterator[Bytes]:
+        """Yield the runs of memory that stand for a range of the staged bytes."""
+        number = bisect_right(self._starts, offset) - 1
+        while nbytes:
+            at = offset - self._starts[number]
+            run = self._buffers[number][at : at + nbytes]
+            yield run
+            offset += len(run)
+            nbytes -= len(run)
+            number += 1
+
+    def _batches(self) -> Iterator[list[tuple[int, int, Bytes]]]:
+        batch: list[tuple[int, int, Bytes]] = []
+        nbytes = 0
+        for array, data in enumerate(self._sources):
+            if self._is_stable[array] or data.nbytes == 0:
+                continue
+            start = 0
+            for target in self._parts(self._offsets[array], data.nbytes):
+                batch.append((array, start, target))
+                start += len(target)
+                nbytes += len(target)
+                if nbytes >= SMALL_NBYTES or len(batch) == _BATCH:
+                    yield batch
+                    batch, nbytes = [], 0
+        if batch:
+            yield batch
+
+
+_NONE: Final = np.empty(0, np.uint8)
+
+
+def copy_bytes(array: NDArray[np.generic], start: int, target: Bytes) -> None:
+    """Copy an array's bytes in C order, from byte `start` on, until `target` is full."""
+    data = flat_bytes(array)
+    if data is None:
+        gather(array, start, target)
+    else:
+        np.copyto(target, data[start : start + len(target)])
+
+
+def _lay_out(flat: FlatState) -> tuple[list[int], int]:
+    """Place the arrays that are copied, one after the other: on pages, small ones on cache lines."""
+    offsets, end = [], 0
+    for source in flat.sources:
+        nbytes = 0 if source.is_stable else source.data.nbytes
+        boundary = PAGE_NBYTES if nbytes >= PAGE_NBYTES else _SMALL_BOUNDARY
+        end = -(-end // boundary) * boundary
+        offsets.append(end)
+        end += nbytes
+    return offsets, end
+
+
+assert LARGE_NBYTES % SMALL_NBYTES == 0  # noqa: S101 - `take` relies on it

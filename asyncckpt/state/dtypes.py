@@ -1,0 +1,106 @@
+"""dtypes as plain data, and back without trusting it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import numpy as np
+
+from asyncckpt.errors import UnsupportedFormatError
+
+_SIMPLE: Final = re.compile(r"[<>|][biufcmMSUV?]\d*(\[\d*[A-Za-zμ]{1,8}\])?")
+_EXTENSION: Final = re.compile(r"bfloat16|float\d+_\w+|u?int[1-7]")
+
+
+def dtype_to_plain(dtype: np.dtype[Any]) -> object:
+    """Describe a dtype without objects in it: byte order, field offsets, titles and alignment included.
+
+    A simple dtype is its `dtype.str` ("<f4", ">i8", "<M8[ns]"), one of the package ml_dtypes its name ("bfloat16"), a
+    structured one a map of its fields, and a sub-array (only met inside a structure) its base and shape.
+    """
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return {"base": dtype_to_plain(base), "shape": list(shape)}
+    if dtype.names is not None:
+        fields = []
+        for name in dtype.names:
+            field, offset, *title = dtype.fields[name]  # type: ignore[index]
+            fields.append([name, dtype_to_plain(field), offset, title[0] if title else None])
+        return {
+            "fields": fields,
+            "itemsize": dtype.itemsize,
+            "aligned": dtype.isalignedstruct,
+            "record": dtype.type is np.record,
+        }
+    if is_extension(dtype):
+        return dtype.name
+    return dtype.str
+
+
+def dtype_from_plain(plain: Any) -> np.dtype[Any]:
+    """Rebuild a dtype from its description.
+
+    Raises:
+        ValueError: The description is not one that `dtype_to_plain` makes, or holds Python objects.
+        UnsupportedFormatError: The dtype belongs to ml_dtypes, which is not installed or too old.
+    """
+    if isinstance(plain, str):
+        if _EXTENSION.fullmatch(plain):
+            return _extension(plain)
+        if not _SIMPLE.fullmatch(plain):
+            message = f"not a dtype: {plain[:40]!r}"
+            raise ValueError(message)
+        return _checked(lambda: np.dtype(plain))
+    if isinstance(plain, dict) and plain.keys() == {"base", "shape"}:
+        return _checked(lambda: np.dtype((dtype_from_plain(plain["base"]), tuple(plain["shape"]))))
+    if isinstance(plain, dict) and plain.keys() == {"fields", "itemsize", "aligned", "record"}:
+        return _checked(lambda: _structure(plain))
+    message = f"not a dtype: {type(plain).__name__}"
+    raise ValueError(message)
+
+
+def is_extension(dtype: np.dtype[Any]) -> bool:
+    """Whether the dtype is one of ml_dtypes' (bfloat16, float8_e4m3fn, int4...)."""
+    return dtype.type.__module__.partition(".")[0] == "ml_dtypes"
+
+
+def _structure(plain: dict[str, Any]) -> np.dtype[Any]:
+    names, formats, offsets, titles = zip(*plain["fields"], strict=True) if plain["fields"] else ((), (), (), ())
+    layout: dict[str, Any] = {
+        "names": list(names),
+        "formats": [dtype_from_plain(each) for each in formats],
+        "offsets": list(offsets),
+        "itemsize": plain["itemsize"],
+    }
+    if any(title is not None for title in titles):
+        layout["titles"] = list(titles)
+    made = np.dtype(layout, align=bool(plain["aligned"]))
+    if made.names is None:  # a structure without fields
+        made = np.dtype([])
+    return np.dtype((np.record, made)) if plain["record"] else made
+
+
+def _checked(make: Any) -> np.dtype[Any]:
+    try:
+        made: np.dtype[Any] = make()
+    except (TypeError, ValueError, OverflowError, SyntaxError, AttributeError) as error:
+        message = f"not a dtype: {error}"
+        raise ValueError(message) from error
+    if made.hasobject:
+        message = "a dtype with Python objects cannot come from a file"
+        raise ValueError(message)
+    return made
+
+
+def _extension(name: str) -> np.dtype[Any]:
+    try:
+        import ml_dtypes  # noqa: PLC0415 - an optional package, needed only where its dtypes were saved
+    except ModuleNotFoundError as error:
+        message = f"an array has the dtype {name}: install the package ml_dtypes to load it"
+        raise UnsupportedFormatError(message) from error
+    found = getattr(ml_dtypes, name, None)
+    if found is None:
+        message = f"the installed ml_dtypes has no dtype {name!r}: install a later one"
+        raise UnsupportedFormatError(message)
+    return np.dtype(found)

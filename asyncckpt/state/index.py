@@ -1,0 +1,299 @@
+"""The index: the tree of a state as bytes, the same for every format (docs/format.md has it byte by byte).
+
+1. A tree is its nodes in preorder: a container is a header that says how many children follow it. There is no nesting in
+   the bytes, so reading needs no recursion and depth costs nothing.
+2. The nodes are cut into pieces, each a msgpack array of at most `PIECE_ELEMENTS` nodes that decodes by itself: no call
+   into msgpack holds the GIL for long.
+3. Plain scalars are msgpack's own; everything else is an ext node, whose code is one of those below and whose data is the
+   msgpack of its arguments.
+4. The length of an index does not depend on the offsets in it, so it can be laid out before they are known.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import numpy as np
+
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
+from asyncckpt.workers import PIECE_ELEMENTS, Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+FORMAT_VERSION: Final = 1
+FEATURES: Final[frozenset[str]] = frozenset()
+"""Features that this reader knows; an index lists those it needs."""
+
+LIST: Final = 1  # n
+TUPLE: Final = 2  # n
+DICT: Final = 3  # n; then key, value, key, value
+SET: Final = 4  # n
+FROZENSET: Final = 5  # n
+DEQUE: Final = 6  # (n, maxlen)
+ORDERED_DICT: Final = 7  # n, as DICT
+OBJECT: Final = 8  # name of a reduction; then its plain state
+ARRAY: Final = 9  # number of the array
+SCALAR: Final = 10  # (dtype, bytes); for str_ and bytes_: (their name, the value), since numpy drops trailing NULs
+INTEGER: Final = 11  # two's complement, little-endian: ints beyond 64 bits
+COMPLEX: Final = 12  # (real, imag)
+BYTES: Final = 13  # number of an array of bytes
+STRING: Final = 14  # number of an array of UTF-8 bytes, lone surrogates included
+NUMBERS: Final = 15  # (LIST or TUPLE, "<i8" or "<f8", bytes): ints or floats of one type
+NUMBERS_ARRAY: Final = 16  # (LIST or TUPLE, number of an array)
+
+CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED_DICT})
+MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
+
+_SEGMENT: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
+_MAX_DIMENSIONS: Final = 64
+_ERRORS: Final = "surrogatepass"
+
+Node = Any
+"""None, a bool, int, float, str, bytes, or a `msgpack.ExtType` with one of the codes above."""
+
+
+def ext(code: int, argument: object) -> msgpack.ExtType:
+    """Make an ext node."""
+    return msgpack.ExtType(code, msgpack.packb(argument, unicode_errors=_ERRORS))
+
+
+def argument_of(node: msgpack.ExtType) -> Any:
+    """Return the arguments of an ext node.
+
+    Raises:
+        CorruptCheckpointError: They cannot be decoded.
+    """
+    try:
+        return msgpack.unpackb(node.data, unicode_errors=_ERRORS, use_list=False)
+    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        message = f"the index is damaged: node {node.code}: {error}"
+        raise CorruptCheckpointError(message) from error
+
+
+def pack_piece(nodes: list[Node]) -> bytes:
+    """Encode a run of nodes."""
+    packed: bytes = msgpack.packb(nodes, unicode_errors=_ERRORS)
+    return packed
+
+
+def read_nodes(pieces: Sequence[bytes], pacer: Pacer) -> Iterator[Node]:
+    """Decode the nodes of a tree, in preorder.
+
+    Raises:
+        CorruptCheckpointError: A piece cannot be decoded, or is too long to be decoded at once.
+    """
+    for piece in pieces:
+        pacer.pause()
+        try:
+            nodes = msgpack.unpackb(
+                piece, unicode_errors=_ERRORS, max_array_len=PIECE_ELEMENTS + 1, max_map_len=0, use_list=True
+            )
+        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            message = f"the index is damaged: {error}"
+            raise CorruptCheckpointError(message) from error
+        if type(nodes) is not list:
+            message = "the index is damaged: a piece of the tree is not an array"
+            raise CorruptCheckpointError(message)
+        yield from nodes
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayMeta:
+    """What the index says of an array, its place aside."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes, in C order."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of an array's bytes in the file; an array's segments follow each other in the order of its bytes."""
+
+    array: int
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Index:
+    """The tree of a state, and the arrays it refers to."""
+
+    pieces: Sequence[bytes]
+    arrays: Sequence[ArrayMeta]
+
+    def encode(self, segments: Sequence[Segment], pacer: Pacer) -> list[bytes]:
+        """Return the index as a list of chunks, which together are one msgpack map.
+
+        Their total length depends on the number of segments only.
+        """
+        dtypes: dict[str, int] = {}
+        plain_dtypes: list[object] = []
+        numbers: dict[np.dtype[Any], int] = {}
+        rows: list[object] = []
+        tables: list[bytes] = []
+        for meta in self.arrays:
+            number = numbers.get(meta.dtype)
+            if number is None:
+                plain = dtype_to_plain(
+                    meta.dtype
+                )  # equal dtypes can differ in titles or alignment, so not `numbers` alone
+                number = dtypes.setdefault(repr(plain), len(plain_dtypes))
+                if number == len(plain_dtypes):
+                    plain_dtypes.append(plain)
+                if meta.dtype.names is None:
+                    numbers[meta.dtype] = number
+            rows.append((number, *meta.shape))
+            if len(rows) == PIECE_ELEMENTS:
+                tables.append(msgpack.packb(rows))
+                rows = []
+                pacer.pause()
+        tables.append(msgpack.packb(rows))
+        places = np.array([(s.array, s.offset, s.nbytes) for s in segments], dtype=_SEGMENT)
+        step = PIECE_ELEMENTS
+        place_chunks = [places[i : i + step].tobytes() for i in range(0, max(len(places), 1), step)]
+        pack = msgpack.Packer(unicode_errors=_ERRORS)
+        chunks = [
+            b"".join(
+                [
+                    pack.pack_map_header(6),
+                    pack.pack("asyncckpt"),
+                    pack.pack(FORMAT_VERSION),
+                    pack.pack("features"),
+                    pack.pack([]),
+                    pack.pack("dtypes"),
+                    pack.pack(plain_dtypes),
+                ]
+            )
+        ]
+        for name, bins in (("tree", self.pieces), ("arrays", tables), ("segments", place_chunks)):
+            chunks.append(pack.pack(name) + pack.pack_array_header(len(bins)))
+            for each in bins:
+                chunks.append(b"\xc6" + len(each).to_bytes(4, "big"))
+                chunks.append(each)
+        return chunks
+
+
+def decode_index(data: memoryview, *, file_nbytes: int, pacer: Pacer) -> tuple[Index, list[Segment]]:
+    """Decode an index and check what it claims.
+
+    The segments come back sorted by offset; they lie inside the file, do not overlap, and add up to their arrays.
+
+    Args:
+        data: The index's bytes.
+        file_nbytes: Size of the file, in bytes.
+        pacer: Paused between pieces.
+
+    Raises:
+        CorruptCheckpointError: It is damaged, or claims what cannot be.
+        UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed.
+    """
+    try:
+        return _decode_index(data, file_nbytes, pacer)
+    except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
+        message = f"the index is damaged: {error}"
+        raise CorruptCheckpointError(message) from error
+    except msgpack.exceptions.UnpackException as error:
+        message = f"the index ends early or is damaged: {error!r}"
+        raise CorruptCheckpointError(message) from error
+
+
+def _decode_index(data: memoryview, file_nbytes: int, pacer: Pacer) -> tuple[Index, list[Segment]]:
+    unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, max_buffer_size=len(data) or 1)
+    fed = 0
+
+    def feed_more() -> bool:
+        nonlocal fed
+        chunk = data[fed : fed + (1 << 20)]
+        fed += len(chunk)
+        unpacker.feed(chunk)
+        pacer.pause()
+        return len(chunk) > 0
+
+    def read(what: str) -> Any:
+        while True:
+            try:
+                return getattr(unpacker, what)()
+            except msgpack.exceptions.OutOfData:
+                if not feed_more():
+                    raise
+
+    found: dict[str, Any] = {}
+    for _ in range(read("read_map_header")):
+        key = read("unpack")
+        if key in found:
+            _refuse(f"the key {key!r} stands twice")
+        if key in ("tree", "arrays", "segments"):
+            found[key] = [_expect(bytes, read("unpack"), key) for _ in range(read("read_array_header"))]
+        else:
+            found[key] = read("unpack")
+        _check_version(found)
+    dtypes = [dtype_from_plain(plain) for plain in found["dtypes"]]
+    arrays = _decode_arrays(found["arrays"], dtypes, pacer)
+    segments = _decode_segments(found["segments"], arrays, file_nbytes, pacer)
+    return Index(pieces=found["tree"], arrays=arrays), segments
+
+
+def _check_version(found: dict[str, Any]) -> None:
+    """Refuse what a later version wrote before anything else of it is read: the version is the first key."""
+    version = found.get("asyncckpt")
+    if version != FORMAT_VERSION:
+        message = (
+            f"the index has format version {version!r}; this asyncckpt reads {FORMAT_VERSION}: use a later release"
+        )
+        raise UnsupportedFormatError(message)
+    missing = [str(name) for name in found.get("features", ()) if name not in FEATURES]
+    if missing:
+        message = f"the state needs {', '.join(missing)}, which this asyncckpt cannot read: use a later release"
+        raise UnsupportedFormatError(message)
+
+
+def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pacer) -> list[ArrayMeta]:
+    arrays = []
+    for table in tables:
+        pacer.pause()
+        for number, *shape in msgpack.unpackb(table, max_array_len=PIECE_ELEMENTS):
+            if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in (number, *shape)):
+                _refuse(f"array {len(arrays)} has the shape {shape!r}")
+            arrays.append(ArrayMeta(dtypes[number], tuple(shape)))
+    return arrays
+
+
+def _decode_segments(chunks: list[bytes], arrays: list[ArrayMeta], file_nbytes: int, pacer: Pacer) -> list[Segment]:
+    table = np.concatenate([np.frombuffer(chunk, _SEGMENT) for chunk in chunks])
+    table = table[np.argsort(table["offset"], kind="stable")]
+    segments: list[Segment] = []
+    held = [0] * len(arrays)
+    end = 0
+    for start in range(0, len(table), PIECE_ELEMENTS):
+        pacer.pause()
+        for array, offset, nbytes in table[start : start + PIECE_ELEMENTS].tolist():
+            if array >= len(arrays) or nbytes == 0 or offset < end or offset + nbytes > file_nbytes:
+                _refuse(f"a segment of array {array} at {offset} with {nbytes} bytes overlaps or leaves the file")
+            end = offset + nbytes
+            held[array] += nbytes
+            segments.append(Segment(array, offset, nbytes))
+    for number, (meta, nbytes) in enumerate(zip(arrays, held, strict=True)):
+        if meta.nbytes != nbytes:
+            _refuse(f"array {number} of {meta.nbytes} bytes has segments of {nbytes} bytes")
+    return segments
+
+
+def _expect(type_: type, value: object, what: str) -> Any:
+    if type(value) is not type_:
+        _refuse(f"{what} holds a {type(value).__name__}")
+    return value
+
+
+def _refuse(reason: str) -> None:
+    message = f"the index is damaged: {reason}"
+    raise CorruptCheckpointError(message)

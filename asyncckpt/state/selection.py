@@ -1,0 +1,64 @@
+"""Which leaves a caller asked for: a path prefix, or a glob whose parts match the path's parts."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Final
+
+from asyncckpt.state.tree import join_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_ANY_DEPTH: Final = "**"
+
+
+class Selection:
+    """The patterns of a `select`, seen from one place in the tree.
+
+    A pattern is split at slashes; each part is matched against one key with the rules of `fnmatch` (``*``, ``?``,
+    ``[seq]``), and ``**`` against any number of keys. A path is selected when the pattern matches it or one of its
+    prefixes, so ``params`` and ``params/*`` both select everything below ``params``.
+    """
+
+    __slots__ = ("_rests",)
+
+    def __init__(self, rests: frozenset[tuple[str, ...]]) -> None:
+        self._rests = rests
+
+    @classmethod
+    def parse(cls, patterns: str | Iterable[str]) -> Selection:
+        """Make the selection that holds at the root."""
+        each = [patterns] if isinstance(patterns, str) else list(patterns)
+        return cls(frozenset(tuple(part for part in pattern.split("/") if part) for pattern in each))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything from here on is selected."""
+        return any(all(part == _ANY_DEPTH for part in rest) for rest in self._rests)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing from here on can be selected."""
+        return not self._rests
+
+    def below(self, key: object) -> Selection:
+        """Return the selection as seen from the child at `key`."""
+        if self.is_whole:
+            return self
+        spelled = join_path([key])
+        parts = spelled.split("/") if "/" in spelled else [spelled]  # a key with slashes reads like nested ones
+        rests = self._rests
+        for part in parts:
+            rests = frozenset(after for rest in rests for after in _advance(rest, part))
+        return Selection(rests)
+
+
+def _advance(rest: tuple[str, ...], part: str) -> Iterable[tuple[str, ...]]:
+    if not rest:
+        yield rest  # matched further up
+    elif rest[0] == _ANY_DEPTH:
+        yield rest
+        yield from _advance(rest[1:], part)
+    elif fnmatchcase(part, rest[0]):
+        yield rest[1:]

@@ -1,0 +1,100 @@
+"""Bytes of arrays that are not one run of memory, moved piece by piece without a copy of the whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+
+
+def flat_bytes(array: NDArray[Any]) -> Bytes | None:
+    """Return an array's memory as bytes in C order, without a copy, or None if that is not to be had."""
+    if not array.flags.c_contiguous:
+        return None
+    if array.nbytes == 0:
+        return np.empty(0, np.uint8)
+    return array.reshape(-1).view(np.uint8)
+
+
+def gather(array: NDArray[Any], start: int, target: Bytes) -> None:
+    """Copy an array's bytes in C order, from byte `start` on, until `target` is full."""
+    for own, place in _paired(array, start, len(target)):
+        if isinstance(own, bytes):
+            target[place] = np.frombuffer(own, np.uint8)
+        else:
+            np.copyto(target[place].view(own.dtype).reshape(own.shape), own)
+
+
+def scatter(array: NDArray[Any], start: int, source: Bytes) -> None:
+    """Put bytes into an array, in C order from its byte `start` on."""
+    size = array.itemsize
+    for own, place in _paired(array, start, len(source)):
+        if isinstance(own, bytes):
+            position, first = divmod(start + place.start, size)
+            element = bytearray(_element(array, position))
+            element[first : first + len(own)] = source[place].tobytes()
+            raw = _as_raw(array)
+            raw[np.unravel_index(position, raw.shape)] = np.frombuffer(element, raw.dtype)[0]
+        else:
+            np.copyto(own, source[place].view(own.dtype).reshape(own.shape))
+
+
+def _paired(array: NDArray[Any], start: int, nbytes: int) -> Iterator[tuple[NDArray[Any] | bytes, slice]]:
+    """Split a byte range of an array into sub-arrays, and the bytes of an element cut at either end."""
+    size = array.itemsize
+    end = start + nbytes
+    first, last = -(-start // size), end // size
+    if first > last:  # inside one element
+        yield _element(array, last)[start - last * size : end - last * size], slice(0, nbytes)
+        return
+    if first * size > start:
+        yield _element(array, first - 1)[start - first * size :], slice(0, first * size - start)
+    at = first * size - start
+    for part in _runs(_as_raw(array), first, last):
+        yield part, slice(at, at + part.nbytes)
+        at += part.nbytes
+    if at < nbytes:
+        yield _element(array, last)[: nbytes - at], slice(at, nbytes)
+
+
+def _as_raw(array: NDArray[Any]) -> NDArray[Any]:
+    """Return a view whose elements move as they are: a structure's padding included."""
+    if array.dtype.names is None:
+        return array
+    return array.view(np.dtype(f"V{array.itemsize}"))
+
+
+def _element(array: NDArray[Any], position: int) -> bytes:
+    element: NDArray[Any] = _as_raw(array)[np.unravel_index(position, array.shape)]
+    return np.asarray(element, dtype=_as_raw(array).dtype).tobytes()
+
+
+def _runs(array: NDArray[Any], first: int, last: int) -> Iterator[NDArray[Any]]:
+    """Split a range of elements, in C order, into sub-arrays: at most two and one block of rows per dimension."""
+    if first >= last:
+        return
+    if first == 0 and last == array.size:
+        yield array
+    elif array.ndim == 1:
+        yield array[first:last]
+    else:
+        row = array.size // len(array)
+        i, head = divmod(first, row)
+        j, tail = divmod(last, row)
+        if i == j:
+            yield from _runs(array[i], head, tail)
+            return
+        if head:
+            yield from _runs(array[i], head, row)
+            i += 1
+        if i < j:
+            yield array[i:j]
+        if tail:
+            yield from _runs(array[j], 0, tail)

@@ -1,0 +1,381 @@
+"""From a state to its nodes and arrays.
+
+1. The walk is iterative: depth costs no recursion. A path is put together only when an error needs it.
+2. Types are matched exactly. A subclass that is not known by itself would come back as its base, so it is refused.
+3. Every array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so that
+   their bytes take the way of all large data.
+4. Containers are watched while they are walked: one that changes is an error, not a torn snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from asyncckpt.errors import StateChangedError, UnsupportedLeafError
+from asyncckpt.state import index as ix
+from asyncckpt.state.dtypes import dtype_to_plain
+from asyncckpt.state.types import STRING_ARRAY, Reduction, find_reduction
+from asyncckpt.workers import PIECE_ELEMENTS, Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+INLINE_LEAF_NBYTES: Final = 4096
+"""Longer bytes, strings and runs of numbers are stored as arrays."""
+_NUMBERS_MIN: Final = 16  # shorter lists are not worth looking at twice
+_PIECE_NBYTES: Final = 1 << 18
+_NODE_NBYTES: Final = 9  # a guess, for cutting pieces by size
+_CONTAINER_CODES: Final[dict[type, int]] = {
+    list: ix.LIST,
+    tuple: ix.TUPLE,
+    dict: ix.DICT,
+    set: ix.SET,
+    frozenset: ix.FROZENSET,
+    deque: ix.DEQUE,
+    OrderedDict: ix.ORDERED_DICT,
+}
+
+
+class TooLargeError(Exception):
+    """The state is beyond the given limits; the caller takes another way."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySource:
+    """An array to be captured."""
+
+    data: NDArray[Any]
+    is_stable: bool
+    """Whether nobody else can change it, so that it needs no copy: made from immutable leaves."""
+
+
+@dataclass(slots=True, kw_only=True)
+class FlatState:
+    """A state as the nodes of its tree, encoded, and the arrays to be captured."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    sources: list[ArraySource] = field(default_factory=list)
+    encoded_nbytes: int = 0
+    """Memory that the walk itself has taken: encoded nodes, and numbers and strings made into arrays."""
+    array_nbytes: int = 0
+    """Bytes of the arrays that are the caller's and still to be copied."""
+
+    def index(self) -> ix.Index:
+        """Return the index of the state."""
+        return ix.Index(
+            pieces=self.pieces, arrays=[ix.ArrayMeta(each.data.dtype, each.data.shape) for each in self.sources]
+        )
+
+
+@dataclass(slots=True)
+class _Frame:
+    """A container whose children are being walked."""
+
+    children: Iterator[object]
+    container: object
+    key: object = None
+    has_keys: bool = True  # an object's plain state stands at the object's own path
+
+
+def join_path(keys: Sequence[object]) -> str:
+    """Spell a path: keys and positions joined by slashes."""
+    return "/".join(key if type(key) is str else _spell(key) for key in keys)
+
+
+def _spell(key: object) -> str:
+    text = repr(key) if not isinstance(key, str) else str(key)
+    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - long enough to recognize a key
+
+
+def flatten(
+    state: object, *, root: str = "", pacer: Pacer, max_nodes: int | None = None, max_nbytes: int | None = None
+) -> FlatState:
+    """Encode the tree of `state` and list its arrays.
+
+    Args:
+        state: Nested containers of leaves.
+        root: What error messages call the root.
+        pacer: Paused between pieces.
+        max_nodes: The number of nodes, and
+        max_nbytes: the number of bytes beyond which to give up.
+
+    Raises:
+        UnsupportedLeafError: A value cannot be saved, or the state contains itself; names the path.
+        StateChangedError: A container changed during the walk.
+        TooLargeError: A limit was passed.
+    """
+    return _Flattener(root, pacer, max_nodes, max_nbytes).run(state)
+
+
+class _Flattener:
+    def __init__(self, root: str, pacer: Pacer, max_nodes: int | None, max_nbytes: int | None) -> None:
+        self._root = root
+        self._pacer = pacer
+        self._max_nodes = max_nodes
+        self._max_nbytes = max_nbytes
+        self._flat = FlatState()
+        self._nodes: list[ix.Node] = []
+        self._nodes_cut = 0
+        self._nbytes = 0
+        self._stack: list[_Frame] = []
+        self._open: set[int] = set()
+        self._numbers: dict[int, int] = {}
+        self._kept: list[object] = []  # an id is only an identity while its object lives
+
+    def run(self, state: object) -> FlatState:
+        self._enter(state)
+        while self._stack:
+            frame = self._stack[-1]
+            try:
+                child = next(frame.children, _END)
+            except RuntimeError as error:  # "dictionary changed size during iteration", and the like
+                message = f"changed while it was captured ({error}): no task may change the state until save() returns"
+                raise StateChangedError(message, path=self._path(1)) from error
+            if child is _END:
+                self._stack.pop()
+                self._open.discard(id(frame.container))
+            else:
+                self._enter(child)
+        self._cut()
+        return self._flat
+
+    def _enter(self, value: object) -> None:
+        """Add the node of `value`; if it has children, they are walked next."""
+        kind = type(value)
+        if value is None or kind is bool or kind is float:
+            self._nodes.append(value)
+        elif kind is int:
+            is_small = -(1 << 63) <= value < (1 << 64)  # type: ignore[operator]
+            self._nodes.append(value if is_small else _big_integer(value))  # type: ignore[arg-type]
+        elif kind is str:
+            self._add_string(value)  # type: ignore[arg-type]
+        elif kind is np.ndarray or kind is np.memmap:
+            self._add_array(value)  # type: ignore[arg-type]
+        elif kind in _CONTAINER_CODES:
+            self._add_container(kind, value)  # type: ignore[arg-type]
+        elif kind is bytes:
+            self._add_bytes(value)  # type: ignore[arg-type]
+        elif kind is complex:
+            self._nodes.append(ix.ext(ix.COMPLEX, (value.real, value.imag)))  # type: ignore[attr-defined]
+        elif isinstance(value, np.generic):
+            self._nodes.append(self._scalar(value))
+        else:
+            self._add_object(value)
+        if len(self._nodes) >= PIECE_ELEMENTS or self._nbytes >= _PIECE_NBYTES:
+            self._cut()
+        elif self._max_nodes is not None and len(self._nodes) + self._nodes_cut > self._max_nodes:
+            raise TooLargeError
+
+    def _cut(self) -> None:
+        """Encode the nodes so far as a piece."""
+        self._nodes_cut += len(self._nodes)
+        piece = ix.pack_piece(self._nodes)
+        self._flat.pieces.append(piece)
+        self._flat.encoded_nbytes += len(piece)
+        self._nodes = []
+        self._nbytes = 0
+        if self._max_nodes is not None and self._nodes_cut > self._max_nodes:
+            raise TooLargeError
+        self._check_nbytes()
+        self._pacer.pause()
+
+    def _check_nbytes(self) -> None:
+        if self._max_nbytes is not None and self._flat.encoded_nbytes + self._flat.array_nbytes > self._max_nbytes:
+            raise TooLargeError
+
+    def _path(self, without: int = 0) -> str:
+        """Spell the path of the value at hand, or of its container with `without=1`."""
+        frames = self._stack[: len(self._stack) - without]
+        keys = [frame.key for frame in frames if frame.has_keys]
+        return join_path([self._root, *keys] if self._root else keys)
+
+    def _refuse(self, message: str) -> UnsupportedLeafError:
+        return UnsupportedLeafError(message, path=self._path())
+
+    # --- containers ---------------------------------------------------------------------------------------------------
+
+    def _add_container(self, kind: type, value: Any) -> None:
+        code = _CONTAINER_CODES[kind]
+        count = len(value)
+        if code in (ix.LIST, ix.TUPLE) and count >= _NUMBERS_MIN and self._add_numbers(code, value):
+            return
+        self._nodes.append(ix.ext(code, (count, value.maxlen) if code == ix.DEQUE else count))
+        self._push(value, keyed=True)
+        frame = self._stack[-1]
+        frame.children = self._pairs(frame, value) if code in ix.MAPPINGS else self._items(frame, value, count)
+
+    def _push(self, container: object, *, keyed: bool) -> None:
+        if id(container) in self._open:
+            message = "the state contains itself: a cycle cannot be saved"
+            raise self._refuse(message)
+        self._open.add(id(container))
+        self._stack.append(_Frame(iter(()), container, has_keys=keyed))
+
+    def _pairs(self, frame: _Frame, value: dict[object, object]) -> Iterator[object]:
+        for key, child in value.items():
+            frame.key = key
+            yield key
+            yield child
+
+    def _items(self, frame: _Frame, value: Sequence[object], count: int) -> Iterator[object]:
+        position = 0
+        for child in value:
+            frame.key = position
+            position += 1
+            if position > count:
+                break
+            yield child
+        if position != count:
+            message = f"its length was {count} and is {len(value)} now"
+            raise RuntimeError(message)
+
+    def _add_numbers(self, code: int, value: Sequence[Any]) -> bool:
+        """Add a list or tuple of nothing but ints, or floats, as one node; return False where it is something else."""
+        kind = type(value[0])
+        if kind is not int and kind is not float:
+            return False
+        dtype = np.dtype("<i8" if kind is int else "<f8")
+        count = len(value)
+        packed = np.empty(count, dtype)
+        try:
+            for start in range(0, count, PIECE_ELEMENTS):
+                part = value[start : start + PIECE_ELEMENTS] if count > PIECE_ELEMENTS else value
+                if set(map(type, part)) != {kind}:
+                    return False
+                packed[start : start + len(part)] = part
+                self._pacer.pause()
+        except (
+            OverflowError,
+            ValueError,
+        ):  # an int beyond 64 bits; a list that changed meanwhile, which _items reports
+            return False
+        if packed.nbytes <= INLINE_LEAF_NBYTES:
+            self._nodes.append(ix.ext(ix.NUMBERS, (code, dtype.str, packed.tobytes())))
+            self._nbytes += packed.nbytes
+        else:
+            self._nodes.append(ix.ext(ix.NUMBERS_ARRAY, (code, self._made_array(packed))))
+        return True
+
+    # --- leaves -------------------------------------------------------------------------------------------------------
+
+    def _add_string(self, value: str) -> None:
+        if len(value) <= INLINE_LEAF_NBYTES or self._is_key(value):
+            self._nodes.append(value)
+            self._nbytes += len(value)
+        else:
+            encoded = value.encode("utf-8", "surrogatepass")
+            self._nodes.append(ix.ext(ix.STRING, self._made_array(np.frombuffer(encoded, np.uint8))))
+
+    def _add_bytes(self, value: bytes) -> None:
+        if len(value) <= INLINE_LEAF_NBYTES or self._is_key(value):
+            self._nodes.append(value)
+            self._nbytes += len(value)
+        else:
+            self._nodes.append(ix.ext(ix.BYTES, self._made_array(np.frombuffer(value, np.uint8))))
+
+    def _is_key(self, value: object) -> bool:
+        """Whether the value stands as a key, which must be readable without the payload."""
+        return bool(self._stack) and self._stack[-1].key is value
+
+    def _made_array(self, data: NDArray[Any]) -> int:
+        """List an array of our own making, which nobody can change."""
+        self._flat.sources.append(ArraySource(data, is_stable=True))
+        self._flat.encoded_nbytes += data.nbytes
+        self._check_nbytes()
+        return len(self._flat.sources) - 1
+
+    def _add_array(self, value: NDArray[Any]) -> None:
+        number = self._numbers.get(id(value))
+        if number is None:
+            if value.dtype.kind == "T":
+                self._add_string_array(value)
+                return
+            if value.dtype.hasobject:
+                message = (
+                    "an array of Python objects cannot be saved without running code on load: use a list, or a dtype of"
+                    " numbers, strings or records"
+                )
+                raise self._refuse(message)
+            number = self._numbers[id(value)] = len(self._flat.sources)
+            self._kept.append(value)
+            # Named here, so that a dtype which cannot be described is refused before anything is written.
+            self._describable(value.dtype)
+            self._flat.sources.append(ArraySource(value.view(np.ndarray), is_stable=False))
+            self._flat.array_nbytes += value.nbytes
+            self._check_nbytes()
+        self._nodes.append(ix.ext(ix.ARRAY, number))
+
+    def _add_string_array(self, value: NDArray[Any]) -> None:
+        if value.dtype != np.dtypes.StringDType():
+            message = f"an array of {value.dtype!r} cannot be saved: only StringDType() without options can"
+            raise self._refuse(message)
+        self._add_reduced(value, STRING_ARRAY)
+
+    def _describable(self, dtype: np.dtype[Any]) -> object:
+        if dtype.isbuiltin == 2 and dtype.type.__module__.partition(".")[0] != "ml_dtypes":  # noqa: PLR2004 - a user's
+            message = f"arrays of the dtype {dtype!r} cannot be saved: it is neither numpy's nor ml_dtypes'"
+            raise self._refuse(message)
+        return dtype_to_plain(dtype) if dtype.names is not None else None
+
+    def _scalar(self, value: np.generic) -> ix.Node:
+        if type(value) is np.str_:
+            return ix.ext(ix.SCALAR, ("str_", str.__str__(value)))
+        if type(value) is np.bytes_:
+            return ix.ext(ix.SCALAR, ("bytes_", bytes(value)))
+        if type(value) is not value.dtype.type:
+            raise self._refuse(_advice(value))
+        if value.dtype.hasobject:
+            message = "a numpy scalar with Python objects in it cannot be saved"
+            raise self._refuse(message)
+        self._describable(value.dtype)
+        return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), np.asarray(value).tobytes()))
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    def _add_object(self, value: object) -> None:
+        reduction = find_reduction(value)
+        if reduction is None:
+            raise self._refuse(_advice(value))
+        self._add_reduced(value, reduction)
+
+    def _add_reduced(self, value: object, reduction: Reduction) -> None:
+        try:
+            state = reduction.to_state(value)
+        except UnsupportedLeafError as error:
+            if error.path:
+                raise
+            raise self._refuse(str(error).removeprefix("the root: ")) from error
+        except Exception as error:
+            error.add_note(f"while asyncckpt asked {reduction.name} for its state, at {self._path() or 'the root'}")
+            raise
+        self._nodes.append(ix.ext(ix.OBJECT, reduction.name))
+        self._push(value, keyed=False)
+        self._stack[-1].children = iter((state,))
+        self._kept.append(state)  # arrays made just now must not share an id with later ones
+
+
+_END: Final = object()
+
+
+def _big_integer(value: int) -> ix.Node:
+    return ix.msgpack.ExtType(ix.INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+
+
+def _advice(value: object) -> str:
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    for base in kind.__mro__[1:]:
+        if base in _CONTAINER_CODES or base in (int, float, str, bytes, complex, np.ndarray):
+            return (
+                f"{name} would come back as a plain {base.__name__}: convert it, or register it with"
+                " asyncckpt.register_type"
+            )
+    if callable(value):
+        return f"{name} is code, which is never saved: save what it was made from"
+    return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"

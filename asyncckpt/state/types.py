@@ -1,0 +1,360 @@
+"""Types that are saved as simpler ones, and how they come back.
+
+1. A *reduction* turns an object into plainer state (`to_state`) and back (`from_state`). Builtin types, a user's own types,
+   Enums, namedtuples and dataclasses all go through this one mechanism; the index stores the reduction's name beside the
+   plain state.
+2. A name in a file is data. It is looked up among the reductions known to this process; nothing is ever imported by it.
+3. Enums, namedtuples and dataclasses can be saved without registration, because their plain form (value, tuple, dict) is
+   useful by itself; they come back as themselves if registered or given in a template.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import pathlib
+import random
+import zoneinfo
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+
+import numpy as np
+
+from asyncckpt.errors import UnsupportedLeafError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TypeT = TypeVar("TypeT", bound=type)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reduction:
+    """How objects of one type are saved and come back."""
+
+    name: str
+    """What the index calls the type."""
+    type_: type
+    to_state: Callable[[Any], object]
+    from_state: Callable[[Any], object]
+    update: Callable[[Any, Any], None] | None = None
+    """Puts a state into an existing object; without it, the object is replaced."""
+    is_transparent: bool = False
+    """Whether a template's own state says what the saved state must look like (dataclasses, namedtuples)."""
+
+
+def find_reduction(value: object) -> Reduction | None:
+    """Return the reduction that saves `value`, or None where its type has none."""
+    kind = type(value)
+    found = _by_type.get(kind)
+    if found is None:
+        found = _family_reduction(kind)
+        if found is not None:
+            _by_type[kind] = found
+    return found
+
+
+def named_reduction(name: str) -> Reduction | None:
+    """Return the builtin or registered reduction of that name, or None."""
+    return _by_name.get(name)
+
+
+@overload
+def register_type(cls: TypeT, /) -> TypeT: ...
+@overload
+def register_type(
+    cls: TypeT,
+    /,
+    *,
+    name: str | None = None,
+    to_state: Callable[[Any], object] | None = None,
+    from_state: Callable[[Any], object] | None = None,
+) -> TypeT: ...
+@overload
+def register_type(
+    *,
+    name: str | None = None,
+    to_state: Callable[[Any], object] | None = None,
+    from_state: Callable[[Any], object] | None = None,
+) -> Callable[[TypeT], TypeT]: ...
+def register_type(
+    cls: type | None = None,
+    /,
+    *,
+    name: str | None = None,
+    to_state: Callable[[Any], object] | None = None,
+    from_state: Callable[[Any], object] | None = None,
+) -> Any:
+    """Let objects of `cls` be saved, and come back as themselves.
+
+    Use it as a function or as a decorator, with or without arguments. Without functions, `cls` must be an Enum, a
+    namedtuple, a dataclass, or have a method ``to_state(self)`` and a classmethod ``from_state(cls, state)``. The state
+    may be anything that can be saved, further registered types included; `to_state` may run in a worker thread.
+    Registering a class again replaces its functions.
+
+    Args:
+        cls: The class itself; its subclasses need a registration of their own.
+        name: What files call it; ``module.qualname`` by default. Give one to be free to move or rename the class.
+        to_state: Called with the object; returns its state.
+        from_state: Called with the state; returns the object.
+
+    Returns:
+        `cls`, or a decorator.
+
+    Raises:
+        TypeError: `cls` is not a class, has no way to be saved, or only one of the two functions was given.
+        ValueError: The name belongs to another class, or to a builtin type.
+    """
+    if cls is None:
+        return lambda decorated: register_type(decorated, name=name, to_state=to_state, from_state=from_state)
+    if not isinstance(cls, type):
+        message = f"register_type takes a class, not {cls!r}"
+        raise TypeError(message)
+    if (to_state is None) != (from_state is None):
+        message = f"give both to_state and from_state for {cls.__qualname__}, or neither"
+        raise TypeError(message)
+    if to_state is not None and from_state is not None:
+        made = Reduction(name=_type_name(cls), type_=cls, to_state=to_state, from_state=from_state)
+    else:
+        found = _family_reduction(cls)
+        if found is None:
+            message = (
+                f"{cls.__qualname__} is neither an Enum, a namedtuple nor a dataclass and lacks to_state() and"
+                " from_state(): give register_type the two functions"
+            )
+            raise TypeError(message)
+        made = found
+    made = dataclasses.replace(made, name=name or made.name)
+    holder = _by_name.get(made.name)
+    if holder is not None and holder.type_ is not cls and _type_name(holder.type_) != _type_name(cls):
+        message = f"the name {made.name!r} belongs to {_type_name(holder.type_)} already: give another name"
+        raise ValueError(message)
+    _by_type[cls] = _by_name[made.name] = made
+    return cls
+
+
+def _type_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _family_reduction(cls: type) -> Reduction | None:
+    """Return the reduction of a type that is recognized by what it is, not by registration."""
+    if callable(getattr(cls, "to_state", None)) and callable(getattr(cls, "from_state", None)):
+        return Reduction(
+            name=_type_name(cls), type_=cls, to_state=lambda value: value.to_state(), from_state=cls.from_state
+        )
+    if issubclass(cls, enum.Enum):
+        return Reduction(name=_type_name(cls), type_=cls, to_state=lambda value: value.value, from_state=cls)
+    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
+        make = cls._make  # type: ignore[attr-defined]
+        return Reduction(name=_type_name(cls), type_=cls, to_state=tuple, from_state=make, is_transparent=True)
+    if dataclasses.is_dataclass(cls):
+        return _dataclass_reduction(cls)
+    for base, reduction in _FAMILIES:
+        if issubclass(cls, base):
+            return reduction
+    return None
+
+
+def _dataclass_reduction(cls: type) -> Reduction:
+    fields = dataclasses.fields(cls)
+
+    def to_state(value: object) -> dict[str, object]:
+        # A field may be unset on an instance with slots; what is absent now is absent after loading.
+        return {field.name: getattr(value, field.name) for field in fields if hasattr(value, field.name)}
+
+    def update(value: object, state: dict[str, object]) -> None:
+        for name, entry in state.items():
+            object.__setattr__(value, name, entry)
+
+    def from_state(state: dict[str, object]) -> object:
+        # As with copy and pickle, neither __init__ nor __post_init__ runs: the fields hold what they held.
+        unknown = state.keys() - {field.name for field in fields}
+        if unknown:
+            message = f"{cls.__qualname__} has no field {', '.join(sorted(map(repr, unknown)))}"
+            raise ValueError(message)
+        value = object.__new__(cls)
+        for field in fields:
+            if field.name in state:
+                object.__setattr__(value, field.name, state[field.name])
+            elif field.default is not dataclasses.MISSING:
+                object.__setattr__(value, field.name, field.default)
+            elif field.default_factory is not dataclasses.MISSING:
+                object.__setattr__(value, field.name, field.default_factory())
+        return value
+
+    is_frozen = cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return Reduction(
+        name=_type_name(cls),
+        type_=cls,
+        to_state=to_state,
+        from_state=from_state,
+        update=None if is_frozen else update,
+        is_transparent=True,
+    )
+
+
+# --- builtin types ----------------------------------------------------------------------------------------------------
+
+
+def _timezone_state(zone: dt.tzinfo | None) -> object:
+    if zone is None:
+        return None
+    if type(zone) is dt.timezone:
+        return (zone.utcoffset(None), zone.tzname(None))
+    if type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
+        return zone.key
+    message = f"the time zone {zone!r} has no key to be saved by: use datetime.timezone or zoneinfo.ZoneInfo(key)"
+    raise UnsupportedLeafError(message, path="")
+
+
+def _timezone(state: Any) -> dt.tzinfo | None:
+    if state is None:
+        return None
+    if isinstance(state, str):
+        return zoneinfo.ZoneInfo(state)
+    offset, name = state
+    zone = dt.timezone(offset)
+    return zone if zone.tzname(None) == name else dt.timezone(offset, name)
+
+
+def _datetime_state(value: dt.datetime) -> object:
+    return (value.replace(tzinfo=None, fold=0).isoformat(), value.fold, _timezone_state(value.tzinfo))
+
+
+def _datetime(state: Any) -> dt.datetime:
+    text, fold, zone = state
+    return dt.datetime.fromisoformat(text).replace(fold=fold, tzinfo=_timezone(zone))
+
+
+def _time_state(value: dt.time) -> object:
+    return (value.replace(tzinfo=None, fold=0).isoformat(), value.fold, _timezone_state(value.tzinfo))
+
+
+def _time(state: Any) -> dt.time:
+    text, fold, zone = state
+    return dt.time.fromisoformat(text).replace(fold=fold, tzinfo=_timezone(zone))
+
+
+_BIT_GENERATORS: Final = {
+    cls.__name__: cls
+    for cls in (np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
+}
+
+
+def _seed_sequence_state(value: np.random.SeedSequence) -> object:
+    return dict(value.state)
+
+
+def _seed_sequence(state: Any) -> np.random.SeedSequence:
+    return np.random.SeedSequence(**{**state, "spawn_key": tuple(state["spawn_key"])})
+
+
+def _bit_generator_state(value: np.random.BitGenerator) -> object:
+    if type(value).__name__ not in _BIT_GENERATORS:
+        message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(_BIT_GENERATORS)}"
+        raise UnsupportedLeafError(message, path="")
+    seed = getattr(value, "seed_seq", None)  # spawn() depends on it, so resuming exactly needs it
+    return {"state": value.state, "seed_seq": seed if type(seed) is np.random.SeedSequence else None}
+
+
+def _bit_generator(state: Any) -> np.random.BitGenerator:
+    made = _BIT_GENERATORS[state["state"]["bit_generator"]](state["seed_seq"] or 0)
+    made.state = state["state"]
+    return made
+
+
+def _update_bit_generator(value: np.random.BitGenerator, state: Any) -> None:
+    value.state = state["state"]
+    now, then = getattr(value, "seed_seq", None), state["seed_seq"]
+    if type(now) is np.random.SeedSequence and then is not None:
+        behind = then.n_children_spawned - now.n_children_spawned
+        if behind > 0:
+            now.spawn(behind)
+
+
+def _generator_state(value: np.random.Generator) -> object:
+    return _bit_generator_state(value.bit_generator)
+
+
+def _generator(state: Any) -> np.random.Generator:
+    return np.random.Generator(_bit_generator(state))
+
+
+def _update_generator(value: np.random.Generator, state: Any) -> None:
+    _update_bit_generator(value.bit_generator, state)
+
+
+def _random_state_state(value: np.random.RandomState) -> object:
+    return value.get_state(legacy=False)
+
+
+def _random_state(state: Any) -> np.random.RandomState:
+    made = np.random.RandomState(_BIT_GENERATORS[state["bit_generator"]]())
+    made.set_state(state)
+    return made
+
+
+def _python_random(state: Any) -> random.Random:
+    made = random.Random()  # noqa: S311 - a simulation's generator, not a secret
+    made.setstate(state)
+    return made
+
+
+def _string_array_state(value: np.ndarray) -> object:
+    return (value.shape, value.ravel().tolist())
+
+
+def _string_array(state: Any) -> np.ndarray:
+    shape, items = state
+    return np.array(items, dtype=np.dtypes.StringDType()).reshape(shape)
+
+
+def _update_deque(value: deque[object], items: object) -> None:
+    value.clear()
+    value.extend(items)  # type: ignore[arg-type]
+
+
+STRING_ARRAY: Final = Reduction(
+    name="string_array", type_=np.ndarray, to_state=_string_array_state, from_state=_string_array
+)
+"""Arrays of numpy's variable-width strings, which hold pointers; chosen by dtype, not by type."""
+
+
+def _builtin(
+    name: str,
+    type_: type,
+    to_state: Callable[[Any], object],
+    from_state: Callable[[Any], object],
+    update: Callable[[Any, Any], None] | None = None,
+) -> Reduction:
+    return Reduction(name=name, type_=type_, to_state=to_state, from_state=from_state, update=update)
+
+
+_PATH: Final = _builtin("path", pathlib.Path, str, pathlib.Path)
+_BUILTINS: Final = (
+    _PATH,
+    STRING_ARRAY,
+    _builtin("pure_posix_path", pathlib.PurePosixPath, str, pathlib.PurePosixPath),
+    _builtin("pure_windows_path", pathlib.PureWindowsPath, str, pathlib.PureWindowsPath),
+    _builtin("bytearray", bytearray, bytes, bytearray),
+    _builtin("datetime", dt.datetime, _datetime_state, _datetime),
+    _builtin("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
+    _builtin("time", dt.time, _time_state, _time),
+    _builtin("timedelta", dt.timedelta, lambda x: (x.days, x.seconds, x.microseconds), lambda s: dt.timedelta(*s)),
+    _builtin("seed_sequence", np.random.SeedSequence, _seed_sequence_state, _seed_sequence),
+    _builtin("bit_generator", np.random.BitGenerator, _bit_generator_state, _bit_generator, _update_bit_generator),
+    _builtin("generator", np.random.Generator, _generator_state, _generator, _update_generator),
+    _builtin(
+        "random_state", np.random.RandomState, _random_state_state, _random_state, np.random.RandomState.set_state
+    ),
+    _builtin("python_random", random.Random, random.Random.getstate, _python_random, random.Random.setstate),
+)
+# Types whose instances are of a subclass (a Path is a PosixPath, a BitGenerator a PCG64).
+_FAMILIES: Final = (
+    (pathlib.Path, _PATH),
+    (np.random.BitGenerator, next(r for r in _BUILTINS if r.name == "bit_generator")),
+)
+_by_name: dict[str, Reduction] = {reduction.name: reduction for reduction in _BUILTINS}
+_by_type: dict[type, Reduction] = {r.type_: r for r in _BUILTINS if r.type_ is not np.ndarray}

@@ -1,0 +1,122 @@
+"""Work in threads, shared fairly: the pieces every blocking job is made of.
+
+1. A job is a plain function that runs in one thread. It may ask its `Crew` for company; whoever is free helps, and the
+   job never depends on help arriving, so jobs cannot wait for each other.
+2. Python work in a thread goes in pieces of at most about half a millisecond (`Pacer`), so that the loop's thread gets
+   the GIL between them.
+3. A job looks at its `StopFlag` between pieces and ends within one of them.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+ItemT = TypeVar("ItemT")
+
+PIECE_SECONDS: Final = 0.0005
+PIECE_ELEMENTS: Final = 16_384  # Python objects handled between two looks at the clock
+
+
+class Stopped(Exception):  # noqa: N818 - a signal between our own functions, never an error that a user sees
+    """The job was asked to stop, and did."""
+
+
+class StopFlag:
+    """Asks a running job to stop. Set from any thread; read by the job between pieces."""
+
+    __slots__ = ("_is_set",)
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        """Ask the job to stop."""
+        self._is_set = True
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the job was asked to stop."""
+        return self._is_set
+
+    def check(self) -> None:
+        """Raise `Stopped` if the job was asked to stop."""
+        if self._is_set:
+            raise Stopped
+
+
+class Pacer:
+    """Gives the GIL away between pieces of Python work, and ends the work when it is asked to stop."""
+
+    __slots__ = ("_next", "_stop", "_yields")
+
+    def __init__(self, stop: StopFlag | None = None, *, yields: bool = True) -> None:
+        """`yields=False` is for work on the loop's own thread, which is small by construction."""
+        self._stop = stop
+        self._yields = yields
+        self._next = time.perf_counter() + PIECE_SECONDS
+
+    def pause(self) -> None:
+        """Call between pieces of work."""
+        if self._stop is not None:
+            self._stop.check()
+        if self._yields and time.perf_counter() >= self._next:
+            time.sleep(0)
+            self._next = time.perf_counter() + PIECE_SECONDS
+
+
+class Crew:
+    """Threads that help a job with its items.
+
+    `run` works through the items in the calling thread and in up to `helpers` more threads of the executor. Items are
+    claimed one at a time and in order. A helper that has not begun when the items are used up is withdrawn, so a full
+    executor slows a job down and never blocks it.
+    """
+
+    def __init__(self, executor: ThreadPoolExecutor | None = None, *, helpers: int = 1) -> None:
+        """Without an executor the calling thread works alone."""
+        self._executor = executor
+        self._helpers = helpers if executor is not None else 0
+
+    def run(self, work: Callable[[ItemT], None], items: Iterable[ItemT], *, stop: StopFlag | None = None) -> None:
+        """Call `work(item)` for each item and return when all calls have ended.
+
+        Raises:
+            Stopped: `stop` was set; items not yet claimed were left out.
+            BaseException: The first exception of a call; no item is claimed after it.
+        """
+        source = iter(items)
+        claim = threading.Lock()
+        failures: list[BaseException] = []
+
+        def labour() -> None:
+            try:
+                while not failures:
+                    if stop is not None:
+                        stop.check()
+                    with claim:
+                        item = next(source, _NOTHING)
+                    if item is _NOTHING:
+                        return
+                    work(item)  # type: ignore[arg-type]
+            except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
+                failures.append(error)
+
+        helping = []
+        if self._executor is not None:
+            try:
+                helping = [self._executor.submit(labour) for _ in range(self._helpers)]
+            except RuntimeError:  # the executor is shutting down: this thread works alone
+                helping = []
+        labour()
+        wait([future for future in helping if not future.cancel()])
+        if failures:
+            raise failures[0]
+
+
+_NOTHING: Final = object()

@@ -1,0 +1,83 @@
+"""What every test runs under: both loops, blocking-call detection, and no disk or format work on a loop's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+import asyncckpt.disk.blocks
+import asyncckpt.disk.lock
+import asyncckpt.disk.mapping
+import asyncckpt.disk.ops
+import asyncckpt.disk.publish
+import asyncckpt.disk.reading
+import asyncckpt.formats.hdf5
+import asyncckpt.formats.msgpack
+import asyncckpt.testing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+_BLOCKING_MODULES = (
+    asyncckpt.disk.blocks,
+    asyncckpt.disk.lock,
+    asyncckpt.disk.mapping,
+    asyncckpt.disk.ops,
+    asyncckpt.disk.publish,
+    asyncckpt.disk.reading,
+    asyncckpt.formats.hdf5,
+    asyncckpt.formats.msgpack,
+    asyncckpt.testing,
+)
+# What these modules lend to the loop's thread: memory only.
+_HARMLESS = {"_close_in_child", "_renameat2", "_libc", "__init__", "release", "fail", "heal", "names"}
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Run every async test on the stock loop and on uvloop."""
+    return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls() -> Iterator[None]:
+    """Let a blocking call of the library's on a loop's thread fail the test."""
+    with blockbuster_ctx("asyncckpt"):
+        yield
+
+
+def _off_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def checked(*args: object, **kwargs: object) -> object:
+        assert asyncio._get_running_loop() is None, f"{function.__qualname__} was called on a loop's thread"
+        return function(*args, **kwargs)
+
+    return checked
+
+
+def _check_module(module: ModuleType) -> None:
+    """Wrap every function and method of a module, wherever it has been imported to."""
+    users = [each for name, each in sys.modules.items() if name.startswith("asyncckpt")]
+    for name, found in list(vars(module).items()):
+        if getattr(found, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(found) and name not in _HARMLESS:
+            wrapped = _off_the_loop(found)
+            for user in users:
+                if vars(user).get(name) is found:
+                    setattr(user, name, wrapped)
+        elif inspect.isclass(found) and not issubclass(found, tuple):
+            for method, function in list(vars(found).items()):
+                if inspect.isfunction(function) and method not in _HARMLESS:
+                    setattr(found, method, _off_the_loop(function))
+
+
+for _module in _BLOCKING_MODULES:
+    _check_module(_module)

@@ -1,0 +1,77 @@
+"""The examples, run as a user runs them: killed in the middle of a save, resumed, compared with a run left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import asyncckpt
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run_short_demo(script: str, directory: Path) -> str:
+    """Run an example's short demo to its end, with warnings as errors, and return what it printed."""
+    result = subprocess.run(  # noqa: S603 - our own command line
+        [sys.executable, str(EXAMPLES / script), "--demo", "--short", "--dir", str(directory)],
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def last_states(directory: Path) -> tuple[Any, Any]:
+    """The final states of the run left alone and of the run that was killed."""
+
+    async def load(name: str) -> Any:
+        async with asyncckpt.CheckpointManager(directory / name, read_only=True) as manager:
+            return (await manager.load("latest")).state
+
+    return asyncio.run(load("uninterrupted")), asyncio.run(load("killed"))
+
+
+def assert_same_arrays(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    """Every array is there in both, with the same bits."""
+    assert expected.keys() == found.keys()
+    for name, array in expected.items():
+        assert array.dtype == found[name].dtype
+        assert array.shape == found[name].shape
+        assert array.tobytes() == found[name].tobytes(), name
+
+
+def test_cartpole_killed_in_a_save_ends_with_the_parameters_of_a_run_left_alone(tmp_path: Path) -> None:
+    """The asynchronous learner goes on after SIGKILL to the same parameters and Adam moments, bit for bit."""
+    pytest.importorskip("gymnasium")
+    output = run_short_demo("async_cartpole.py", tmp_path)
+    assert "killed while it saved step" in output
+    assert "resuming from" in output
+    expected, found = (state["learner"] for state in last_states(tmp_path))
+    for network in ("policy", "value"):
+        assert_same_arrays(expected["params"][network], found["params"][network])
+        for moment in ("m", "v"):
+            assert_same_arrays(expected["adam"][network][moment], found["adam"][network][moment])
+    assert np.any(expected["adam"]["policy"]["m"]["w0"])  # it did learn something
+
+
+def test_argon_killed_in_a_save_continues_the_trajectory_of_a_run_left_alone(tmp_path: Path) -> None:
+    """The simulated atoms move on after SIGKILL along the same trajectory, bit for bit, saved as HDF5."""
+    pytest.importorskip("ase")
+    output = run_short_demo("md_argon.py", tmp_path)
+    assert "killed while it saved step" in output
+    assert "resuming from" in output
+    expected, found = last_states(tmp_path)
+    assert expected.pop("rng").bit_generator.state == found.pop("rng").bit_generator.state
+    assert_same_arrays(expected, found)
+    trajectory = expected["trajectory"]
+    assert len(np.unique(trajectory[:, 0, 0])) == len(trajectory)  # the atoms do move
+    assert list(tmp_path.glob("killed/step_*/state.h5"))
