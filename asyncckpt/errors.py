@@ -73,7 +73,8 @@ class CheckpointKeyError(CheckpointError, KeyError):
         self.key = key
         self.known = tuple(known)
 
-    def __str__(self) -> str:  # KeyError would show the repr of the message
+    def __str__(self) -> str:
+        """Return the message; KeyError would show its repr."""
         return str(self.args[0])
 
 

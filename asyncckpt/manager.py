@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import warnings
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import aiofiles
 
-from asyncckpt.config import CheckpointingConfig, CheckpointingOptions, resolve_settings
-from asyncckpt.disk import publish
-from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of, parse_name
+from asyncckpt.config import resolve_settings
+from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import (
     CheckpointNotFoundError,
     CheckpointWarning,
     CorruptCheckpointError,
-    ManagerClosedError,
     ManagerUsageError,
-    ReadOnlyError,
-    StepExistsError,
 )
 from asyncckpt.saving import commit
-from asyncckpt.saving.catalog import Catalog, CheckpointRecord, LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle, SaveState
-from asyncckpt.saving.intake import Intake, check_step, encode_documents
-from asyncckpt.saving.jobs import Jobs
-from asyncckpt.saving.loading import LoadRequest, load_checkpoint, verify_checkpoint
-from asyncckpt.saving.retention import RetentionPolicy
-from asyncckpt.saving.writer import Writer
-from asyncckpt.state.build import ABSENT
-from asyncckpt.state.staging import BufferPool
-from asyncckpt.workers import StopFlag
+from asyncckpt.saving.intake import check_step, encode_documents
+from asyncckpt.saving.loading import LoadRequest
+from asyncckpt.saving.session import Session, raise_failures
+from asyncckpt.state.leaves import ABSENT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-    from types import TracebackType
+    import os
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from typing import Unpack
+
+    from asyncckpt.config import CheckpointingConfig, CheckpointingOptions
+    from asyncckpt.saving.catalog import LoadedCheckpoint
 
 Which = int | Literal["latest", "best"]
 
@@ -57,7 +49,7 @@ class ManagerStatistics(NamedTuple):
     """The newest committed step that is not known to be corrupt."""
 
 
-class CheckpointManager:
+class CheckpointManager(Session):
     """Saves and loads checkpoints in a directory without stopping the event loop.
 
     Use it as an async context manager, from one asyncio loop::
@@ -104,118 +96,7 @@ class CheckpointManager:
         disk: DiskOps | None = None,
         **options: Unpack[CheckpointingOptions],
     ) -> None:
-        self._settings = resolve_settings(directory, options)
-        self._root = self._settings.checkpoint_dir
-        self._ops = disk or DiskOps()
-        self._catalog = Catalog(RetentionPolicy.from_settings(self._settings))
-        self._pool = BufferPool()
-        self._process = os.getpid()
-        self._open: _Open | None = None
-        self._closing: asyncio.Task[None] | None = None
-        self._is_entered = False
-
-    def __repr__(self) -> str:
-        """Show the directory."""
-        return f"<CheckpointManager {str(self._root)!r}>"
-
-    # --- opening and closing ------------------------------------------------------------------------------------------
-
-    async def __aenter__(self) -> Self:
-        """List what is committed, and start the background writer.
-
-        Raises:
-            ManagerUsageError: It was entered before, or another library than asyncio runs this task.
-            NotADirectoryError: There is a file in the directory's place.
-            PermissionError: The directory cannot be read.
-        """
-        _check_asyncio()
-        if self._is_entered:
-            message = f"{self!r} was entered before: make a new one"
-            raise ManagerClosedError(message)
-        self._is_entered = True
-        loop = asyncio.get_running_loop()
-        jobs = Jobs(loop)
-        try:
-            is_writer = not self._settings.read_only and self._settings.enabled
-            records = await jobs.run(_list, self._ops, self._root, is_writer=is_writer)
-        except BaseException:
-            await jobs.close(is_stuck=False)
-            raise
-        self._catalog.replace(records)
-        writer = Writer(self._settings, self._ops, jobs, self._catalog)
-        self._open = _Open(loop, jobs, writer, Intake(self._settings, writer, jobs, self._catalog, self._pool))
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Write what was captured and stop; see the class for how long that may take."""
-        is_cancelled = error is not None and not isinstance(error, Exception)
-        try:
-            await self._close(is_cancelled=is_cancelled)
-        except asyncio.CancelledError:
-            if error is None:
-                raise
-        failures = self._here(is_closing=True).writer.unreceived_failures()
-        if error is None:
-            _raise_failures(failures)
-        else:
-            for failure in failures:
-                error.add_note(f"asyncckpt: {failure}")
-
-    async def aclose(self) -> None:
-        """Write what was captured, and stop. May be called from any task of the loop, and more than once: all wait.
-
-        Raises:
-            SaveFailedError: A save failed and nobody had received it; several come as an ExceptionGroup.
-        """
-        await self._close(is_cancelled=False)
-        _raise_failures(self._here(is_closing=True).writer.unreceived_failures())
-
-    async def _close(self, *, is_cancelled: bool) -> None:
-        here = self._here(is_closing=True)
-        here.writer.close()
-        if is_cancelled:
-            here.writer.hasten()
-        if self._closing is None:
-            self._closing = asyncio.Task(here.close(), loop=here.loop)
-        cancelled: asyncio.CancelledError | None = None
-        while not self._closing.done():
-            try:
-                await asyncio.wait((self._closing,))
-            except asyncio.CancelledError as error:
-                cancelled = error
-                here.writer.hasten()
-        self._pool.trim()
-        if cancelled is not None:
-            raise cancelled
-        self._closing.result()
-
-    def __del__(self) -> None:
-        """Warn when it was opened and never closed."""
-        if getattr(self, "_open", None) is not None and self._closing is None and self._process == os.getpid():
-            warnings.warn(
-                f"{self!r} was never closed: use `async with`, or await aclose()", ResourceWarning, source=self
-            )
-            loop, writer = self._open.loop, self._open.writer
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(writer.close)
-
-    def _here(self, *, is_closing: bool = False, writes: bool = False) -> _Open:
-        """Check that the manager may be used here and now."""
-        if self._open is None:
-            message = f"{self!r} is not open: use it inside `async with`"
-            raise ManagerUsageError(message)
-        if self._process != os.getpid():
-            message = f"{self!r} belongs to the parent process: a forked child may not use it; make one of its own"
-            raise ManagerUsageError(message)
-        _check_asyncio(self._open.loop)
-        if not is_closing:
-            self._open.writer.check_open()
-        if writes and self._settings.read_only:
-            message = f"{self!r} is read-only"
-            raise ReadOnlyError(message)
-        return self._open
+        super().__init__(resolve_settings(directory, options), disk or DiskOps())
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -237,17 +118,18 @@ class CheckpointManager:
         """Capture a state and queue it for writing.
 
         Until this returns, no task may change the state; afterwards all may. Array bytes are copied in worker threads
-        (states of up to 1 MiB in few leaves at once, on the loop). If it raises, `asyncio.CancelledError` included, nothing
-        was queued, the step is free again, and no thread looks at the caller's arrays any more.
+        (states of up to 1 MiB in few leaves at once, on the loop). If it raises, `asyncio.CancelledError` included,
+        nothing was queued, the step is free again, and no thread looks at the caller's arrays any more.
 
         Args:
             step: The checkpoint's key, an int >= 0. Below the latest one it is saved with a warning.
             state: Nested containers of leaves; docs/format.md lists the kinds.
-            training_info: Metrics and the like, written as JSON: a mapping with str keys, of numbers, strings and so on.
+            training_info: Metrics and the like, written as JSON: a mapping with str keys, of numbers, strings and so
+            on.
             run_config: Written as YAML: a mapping, a dataclass, or an object with ``model_dump()``.
             overwrite: Whether the step may exist, or be in flight; the last save of a step wins.
-            frozen: Promise not to change the arrays until the save is committed: they are not copied then. If the promise is
-                broken, the checkpoint holds a mixture of old and new bytes, and nothing can tell.
+            frozen: Promise not to change the arrays until the save is committed: they are not copied then. If the
+                promise is broken, the checkpoint holds a mixture of old and new bytes, and nothing can tell.
 
         Returns:
             The save's handle. With ``overflow="skip"`` it may say "skipped".
@@ -256,9 +138,9 @@ class CheckpointManager:
             StepExistsError: The step exists or is in flight, and `overwrite` was not given.
             UnsupportedLeafError: A leaf cannot be saved; nothing was written.
             StateChangedError: A container changed while it was captured.
-            SaveFailedError: An earlier save failed and nobody had received it (this one was not looked at), or this state
-                was too large for the budget, was written while it was captured, and that failed. Several come as an
-                ExceptionGroup.
+            SaveFailedError: An earlier save failed and nobody had received it (this one was not looked at), or this
+                state was too large for the budget, was written while it was captured, and that failed. Several come as
+                an ExceptionGroup.
             DirectoryLockedError: Another writer uses the directory.
             ManagerClosedError: The manager is closing.
             OSError: The directory cannot be made or written.
@@ -268,7 +150,7 @@ class CheckpointManager:
         step = check_step(step)
         if not self._settings.enabled:
             return SaveHandle(step, state=SaveState.SKIPPED)
-        _raise_failures(here.writer.unreceived_failures())
+        raise_failures(here.writer.unreceived_failures())
         return await here.intake.save(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
 
     def save_nowait(
@@ -291,7 +173,7 @@ class CheckpointManager:
         step = check_step(step)
         if not self._settings.enabled:
             return SaveHandle(step, state=SaveState.SKIPPED)
-        _raise_failures(here.writer.unreceived_failures())
+        raise_failures(here.writer.unreceived_failures())
         return here.intake.save_nowait(step, state, training_info, run_config, overwrite=overwrite)
 
     async def flush(self) -> None:
@@ -302,7 +184,7 @@ class CheckpointManager:
         """
         here = self._here()
         await asyncio.shield(here.writer.submit(_nothing))
-        _raise_failures(here.writer.unreceived_failures())
+        raise_failures(here.writer.unreceived_failures())
 
     async def delete(self, step: int) -> None:
         """Delete a checkpoint, after everything queued so far. When this returns it is gone for good.
@@ -337,15 +219,15 @@ class CheckpointManager:
         """Load a checkpoint into new objects. Loads may run beside saves and each other.
 
         Args:
-            step: A step, "latest" or "best". The latter two fall back to the next intact checkpoint, with a warning, unless
-                the manager was made with ``fallback=False``.
+            step: A step, "latest" or "best". The latter two fall back to the next intact checkpoint, with a warning,
+                unless the manager was made with ``fallback=False``.
             like: A template: containers come back as its types, and each leaf must have its type, dtype and shape.
-            select: A path ("params"), a glob whose parts match the path's parts ("params/*/w", "**/bias"), or several. Only
-                the digest blocks that hold the selected arrays are read. Dicts keep what is selected; in lists and tuples
-                the rest is None; part of an object comes as plain data.
-            lazy: Whether arrays are mapped read-only instead of read: only manifest and index are verified, and touching an
-                array reads from the disk, on the loop too if it is touched there. They stay valid when the checkpoint is
-                pruned. `verify` verifies the rest.
+            select: A path ("params"), a glob whose parts match the path's parts ("params/*/w", "**/bias"), or several.
+                Only the digest blocks that hold the selected arrays are read. Dicts keep what is selected; in lists
+                and tuples the rest is None; part of an object comes as plain data.
+            lazy: Whether arrays are mapped read-only instead of read: only manifest and index are verified, and
+                touching an array reads from the disk, on the loop too if it is touched there. They stay valid when the
+                checkpoint is pruned. `verify` verifies the rest.
             missing_ok: Whether to return None if there is no such checkpoint.
 
         Raises:
@@ -355,32 +237,45 @@ class CheckpointManager:
             CheckpointKeyError: Nothing is selected.
             UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed.
         """
-        template = ABSENT if like is None else like
-        request = LoadRequest(template=template, select=select, lazy=lazy)
-        return await self._load(step, request, missing_ok=missing_ok)
+        request = LoadRequest(template=ABSENT if like is None else like, select=select, lazy=lazy)
+        try:
+            return await self._load(step, request)
+        except CheckpointNotFoundError:
+            if missing_ok and step not in self._here().writer.in_flight:
+                return None
+            raise
 
     async def restore(self, step: Which, *, into: object) -> LoadedCheckpoint:
         """Load a checkpoint into an existing state.
 
         Structure, dtypes, shapes and writability are checked before the first byte is read. Arrays are filled in place;
-        dicts, lists, deques, sets, dataclasses and Generators are updated; other leaves are replaced. Until this returns, no
-        task may use the state.
+        dicts, lists, deques, sets, dataclasses and Generators are updated; other leaves are replaced. Until this
+        returns, no task may use the state.
 
         Args:
             step: As for `load`.
-            into: The state to fill. What cannot be updated in place at the very root is found in the record's ``state``.
+            into: The state to fill. What cannot be updated in place at the very root is found in the record's
+            ``state``.
 
         Returns:
             The checkpoint, whose ``state`` is `into`.
 
         Raises:
             StateMismatchError: The state does not fit; nothing was changed.
-            CorruptCheckpointError: The checkpoint is damaged, and nothing stands in for it: `overwritten` names the arrays
-                that hold a mixture now.
+            CorruptCheckpointError: The checkpoint is damaged, and nothing stands in for it: `overwritten` names the
+                arrays that hold a mixture now.
             CheckpointNotFoundError: There is no such checkpoint, or it is not committed yet.
         """
-        loaded = await self._load(step, LoadRequest(template=into, in_place=True), missing_ok=False)
-        assert loaded is not None  # noqa: S101 - only missing_ok gives None
+        return await self._load(step, LoadRequest(template=into, in_place=True))
+
+    async def _load(self, step: Which, request: LoadRequest) -> LoadedCheckpoint:
+        loader = self._here().loader
+        if step not in ("latest", "best"):
+            return await loader.load_step(check_step(step), request)
+        loaded = await loader.load_choice(step, request)
+        if loaded is None:
+            message = f"there is no checkpoint in {self._root}"
+            raise CheckpointNotFoundError(message)
         return loaded
 
     async def verify(self, step: int) -> None:
@@ -390,9 +285,7 @@ class CheckpointManager:
             CorruptCheckpointError: It is damaged; it counts neither as latest nor as best from now on.
             CheckpointNotFoundError: It is not committed.
         """
-        here = self._here()
-        step = check_step(step)
-        await self._reading(here, step, verify_checkpoint, self._root, step, here.jobs.crew(3))
+        await self._here().loader.verify(check_step(step))
 
     def steps(self) -> list[int]:
         """Return the committed steps, ascending, corrupt ones included. No I/O."""
@@ -418,8 +311,7 @@ class CheckpointManager:
 
     async def refresh(self) -> None:
         """List the directory again, for what other processes have done."""
-        here = self._here()
-        self._catalog.replace(await here.jobs.run(commit.read_records, self._root))
+        await self._here().loader.refresh()
 
     def statistics(self) -> ManagerStatistics:
         """Return what the manager is doing."""
@@ -435,7 +327,8 @@ class CheckpointManager:
 
         Args:
             step: The step.
-            training_info: Written to ``training_info.json``; numpy scalars and 0-d arrays, torch ones too, become numbers.
+            training_info: Written to ``training_info.json``; numpy scalars and 0-d arrays, torch ones too, become
+            numbers.
             run_config: Written to ``config.yaml`` if given.
 
         Returns:
@@ -452,16 +345,7 @@ class CheckpointManager:
         if not self._settings.enabled:
             message = f"{self!r} is disabled (enabled=False) and writes nothing: ask should_save() first"
             raise ManagerUsageError(message)
-        if step in here.writer.in_flight:
-            message = f"step {step} is being saved: await its handle first"
-            raise StepExistsError(message, step=step)
-        documents = encode_documents(training_info, run_config)
-        here.writer.in_flight[step] += 1
-        try:
-            await here.writer.take_directory()
-            return await here.jobs.run(commit.begin_pending, self._ops, self._root, step, documents)
-        finally:
-            here.writer.free_step(step)
+        return await here.pending.begin(step, encode_documents(training_info, run_config))
 
     async def finalize_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Commit a pending directory: manifest, sync, rename to ``step_{step}``, sync, then `remove_old_checkpoints`.
@@ -476,23 +360,7 @@ class CheckpointManager:
             CheckpointError: It holds a symbolic link or a special file.
             OSError: The disk failed. The step is not listed.
         """
-        here = self._here(writes=True)
-        path = Path(path)
-        place = parse_name(path.name)
-        if place is None or place[0] is not Kind.PENDING or path.parent.absolute() != self._root.absolute():
-            message = f"{path} is not {name_of(Kind.PENDING, 0)[:-1]}N in {self._root}: use init_tmp_checkpoint"
-            raise ValueError(message)
-        step = place[1]
-
-        async def action() -> None:
-            await here.writer.take_directory()
-            self._catalog.add(await here.writer.run_job(commit.finalize, self._ops, self._root, step))
-            await here.writer.prune(committed=step)
-
-        here.writer.in_flight[step] += 1
-        done = here.writer.submit(action)
-        done.add_done_callback(lambda _: here.writer.free_step(step))
-        await asyncio.shield(done)
+        await self._here(writes=True).pending.commit(Path(path))
 
     async def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002 - a given name
         """Apply the retention policy, after everything queued so far.
@@ -521,18 +389,21 @@ class CheckpointManager:
         try:
             yield path
         except BaseException:
-            here = self._here(is_closing=True)
-            await here.jobs.run(publish.discard, self._ops, path)
+            await self._here(is_closing=True).pending.discard(path)
             raise
         await self.finalize_checkpoint(path)
 
     async def get_best_checkpoint_path(self) -> str | None:
         """Return the directory of the best checkpoint, or None if there is none; see `best_step`."""
-        return self._path_of(await self._fresh_choice("best"))
+        return self._path_of(await self._here().loader.choose("best"))
 
     async def get_latest_checkpoint_path(self) -> str | None:
         """Return the directory of the latest checkpoint, or None if there is none."""
-        return self._path_of(await self._fresh_choice("latest"))
+        return self._path_of(await self._here().loader.choose("latest"))
+
+    def _path_of(self, step: int | None) -> str | None:
+        record = None if step is None else self._catalog.get(step)
+        return None if record is None else str(record.path)
 
     async def load_training_info(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
         """Read a checkpoint's ``training_info.json``, without verifying it.
@@ -562,95 +433,6 @@ class CheckpointManager:
             message = f"{file_path}: {error}"
             raise CorruptCheckpointError(message, file=TRAINING_INFO_NAME) from error
 
-    # --- the inside ---------------------------------------------------------------------------------------------------
-
-    def _path_of(self, step: int | None) -> str | None:
-        record = None if step is None else self._catalog.get(step)
-        return None if record is None else str(record.path)
-
-    async def _fresh_choice(self, which: Literal["latest", "best"]) -> int | None:
-        if self._settings.read_only:
-            await self.refresh()
-        return self.best_step() if which == "best" else self.latest_step()
-
-    async def _load(self, step: Which, request: LoadRequest, *, missing_ok: bool) -> LoadedCheckpoint | None:
-        here = self._here()
-        if step not in ("latest", "best"):
-            number = check_step(step)
-            try:
-                return await self._load_step(here, number, request)
-            except CheckpointNotFoundError as error:
-                if number in here.writer.in_flight:
-                    message = f"step {number} is not committed yet: await its handle first"
-                    raise CheckpointNotFoundError(message, step=number) from error
-                if missing_ok:
-                    return None
-                raise
-        for attempt in self._candidates():
-            chosen = await self._fresh_choice(step)  # type: ignore[arg-type]
-            if chosen is None:
-                break
-            try:
-                return await self._load_step(here, chosen, request)
-            except CheckpointNotFoundError:
-                if attempt > 0 and not self._settings.read_only:
-                    raise
-                await self.refresh()  # pruned meanwhile by another process
-            except CorruptCheckpointError as error:
-                if not self._settings.fallback:
-                    raise
-                instead = self._catalog.best().step if step == "best" else self._catalog.latest()
-                if instead is None:
-                    raise
-                message = f"falling back from step {chosen} to step {instead}: {error}"
-                warnings.warn(message, CheckpointWarning, stacklevel=3)
-        if missing_ok:
-            return None
-        message = f"there is no checkpoint in {self._root}"
-        raise CheckpointNotFoundError(message)
-
-    def _candidates(self) -> Iterator[int]:
-        """Count the attempts: each ends, or takes a checkpoint out of the choice; a writer may add some meanwhile."""
-        yield from range(10 + 2 * len(self._catalog.steps()))
-
-    async def _load_step(self, here: _Open, step: int, request: LoadRequest) -> LoadedCheckpoint:
-        loaded = await self._reading(here, step, load_checkpoint, self._root, step, request, here.jobs.crew(3))
-        for name, path in loaded.unknown_types.items():
-            message = (
-                f"step {step}: {path or 'the root'} was saved as {name}, which is not registered here, and comes back as"
-                " plain data: use asyncckpt.register_type, or give a template with like="
-            )
-            warnings.warn(message, CheckpointWarning, stacklevel=4)
-        checkpoint: LoadedCheckpoint = loaded.checkpoint
-        return checkpoint
-
-    async def _reading(self, here: _Open, step: int, job: Any, *args: Any) -> Any:
-        """Run a job that reads a step, which is not pruned meanwhile; note what it finds."""
-        stop = StopFlag()
-        here.writer.loading[step] += 1
-        try:
-            return await here.jobs.run_stoppable(stop, job, *args, stop)
-        except CorruptCheckpointError:
-            self._catalog.mark_corrupt(step)
-            raise
-        finally:
-            here.writer.loading[step] -= 1
-
-
-class _Open:
-    """What a manager has while it is open."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, jobs: Jobs, writer: Writer, intake: Intake) -> None:
-        self.loop = loop
-        self.jobs = jobs
-        self.writer = writer
-        self.intake = intake
-
-    async def close(self) -> None:
-        """Wait for the writer, then end the threads."""
-        is_stuck = await self.writer.wait_closed()
-        await self.jobs.close(is_stuck=is_stuck)
-
 
 def _load_checkpoint_history(
     checkpoint_dir: str | os.PathLike[str],
@@ -659,37 +441,5 @@ def _load_checkpoint_history(
     return [(record.step, record.path, record.training_info) for record in commit.read_records(Path(checkpoint_dir))]
 
 
-def _list(ops: DiskOps, root: Path, *, is_writer: bool) -> list[CheckpointRecord]:
-    records = commit.read_records(root)
-    if is_writer:
-        commit.tidy(ops, root)
-        records = commit.read_records(root)
-    return records
-
-
 async def _nothing() -> None:
     """Keep a place in the queue."""
-
-
-def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:
-    """Check that this is a task of an asyncio loop, and of the expected one."""
-    try:
-        running = asyncio.get_running_loop()
-    except RuntimeError:
-        trio = sys.modules.get("trio")
-        if trio is not None and trio.lowlevel.in_trio_run():
-            message = "asyncckpt runs on asyncio (stock or uvloop), not on trio"
-        else:
-            message = "no event loop runs in this thread: use the manager on the loop that entered it"
-        raise ManagerUsageError(message) from None
-    if expected is not None and running is not expected:
-        message = "the manager belongs to another event loop: use it on the loop that entered it"
-        raise ManagerUsageError(message)
-
-
-def _raise_failures(failures: list[Exception]) -> None:
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        message = f"{len(failures)} saves failed"
-        raise ExceptionGroup(message, failures)

@@ -1,11 +1,11 @@
 """For tests of programs that save checkpoints: a disk that records what is done to it, and fails when told to.
 
-    disk = FaultyDisk()
-    async with CheckpointManager(directory, disk=disk) as manager:
-        disk.fail("sync", errno.EIO, after=1)  # the second fsync from now on
-        handle = await manager.save(1, state)
-        with pytest.raises(SaveFailedError):
-            await handle
+disk = FaultyDisk()
+async with CheckpointManager(directory, disk=disk) as manager:
+    disk.fail("sync", errno.EIO, after=1)  # the second fsync from now on
+    handle = await manager.save(1, state)
+    with pytest.raises(SaveFailedError):
+        await handle
 """
 
 from __future__ import annotations
@@ -126,7 +126,8 @@ class FaultyDisk(DiskOps):
 
     def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
         """Write."""
-        self._do(Operation("write", self._path(fd), nbytes=sum(memoryview(each).nbytes for each in buffers)))
+        nbytes = sum(len(each) for each in buffers)
+        self._do(Operation("write", self._path(fd), nbytes=nbytes))
         return super().write(fd, buffers, offset)
 
     def sync(self, fd: int) -> None:
@@ -160,7 +161,7 @@ class FaultyDisk(DiskOps):
         super().rmdir(path)
 
     def _path(self, fd: int) -> Path:
-        return self._paths.get(fd) or Path(os.readlink(f"/proc/self/fd/{fd}"))
+        return self._paths.get(fd) or Path(f"/proc/self/fd/{fd}").readlink()
 
     def _do(self, operation: Operation) -> None:
         with self._lock:

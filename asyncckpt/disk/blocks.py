@@ -1,9 +1,10 @@
 """The block engine: plans become files, and files become arrays, in large blocks from several threads.
 
-1. A file is written in blocks of `BLOCK_NBYTES`, each by one thread: its bytes are brought together, hashed, and written
-   with one call. Whole pages go to the disk from where they lie in memory; everything else (small pieces, odd ends, memory
-   that direct I/O cannot take) is gathered in a bounce buffer that mirrors the block.
-2. With direct I/O where the file system takes it; a file is written either directly or through the page cache, never both.
+1. A file is written in blocks of `BLOCK_NBYTES`, each by one thread: its bytes are brought together, hashed, and
+   written with one call. Whole pages go to the disk from where they lie in memory; everything else (small pieces, odd
+   ends, memory that direct I/O cannot take) is gathered in a bounce buffer that mirrors the block.
+2. With direct I/O where the file system takes it; a file is written either directly or through the page cache, never
+   both.
 3. The digest blocks of the manifest never straddle two blocks, so no thread waits for another to hash.
 4. Reading mirrors it: a chunk is read into place, verified digest block by digest block, and only then used.
 5. A short write goes on where it stopped. An error ends the file; it is never retried.
@@ -303,9 +304,9 @@ def digest_parts(parts: Sequence[Part]) -> bytes:
             run = part.data[at : at + room]
             at += len(run)
             if len(run) == DIGEST_BLOCK_NBYTES:
-                digests.append(xxh3_128_digest(run))
+                digests.append(xxh3_128_digest(run))  # type: ignore[arg-type] # arrays are buffers
                 continue
-            pending.update(run)
+            pending.update(run)  # type: ignore[arg-type] # as above
             room -= len(run)
             if room == 0:
                 digests.append(pending.digest())

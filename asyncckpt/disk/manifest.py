@@ -1,8 +1,8 @@
 """The manifest: what a checkpoint consists of, and the digests of its bytes.
 
 1. It is written last, so a directory that has a valid one was complete when it was written.
-2. It lists every other file with its size and the digest of each block (xxh3-128, https://xxhash.com), so that every bit
-   of every file is covered, and a block can be verified before anything parses it.
+2. It lists every other file with its size and the digest of each block (xxh3-128, https://xxhash.com), so that every
+   bit of every file is covered, and a block can be verified before anything parses it.
 3. Its last entry is the digest of the bytes before it.
 
 A digest detects damage. It is no signature: who can change a file can change its digest.

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
-_MAP_FIXED: Final = 0x10  # Linux and macOS alike; `mmap` does not name it
+_PROT_NONE: Final = 0
+_MAP_FIXED: Final = 0x10  # Linux and macOS alike; `mmap` does not name them
 
 
 class MappedFile:
@@ -33,8 +34,8 @@ class MappedFile:
     def array(self, segments: Sequence[tuple[int, int]]) -> Bytes:
         """Return runs of the file, given as (offset, nbytes), as one run of memory.
 
-        Several runs are mapped behind each other, which takes page boundaries: each must begin on one, and all but the last
-        fill whole pages.
+        Several runs are mapped behind each other, which takes page boundaries: each must begin on one, and all but the
+        last fill whole pages.
 
         Raises:
             OSError: The system refuses the mapping.
@@ -54,7 +55,7 @@ class _JoinedMapping:
     def __init__(self, fd: int, segments: Sequence[tuple[int, int]]) -> None:
         nbytes = sum(length for _, length in segments)
         # The range is reserved first, so that the fixed mappings cannot fall on anybody else's memory.
-        self._address = _map(None, nbytes, mmap.PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        self._address = _map(None, nbytes, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         self._nbytes = nbytes
         at = self._address
         for offset, length in segments:
@@ -73,7 +74,9 @@ class _JoinedMapping:
             _libc().munmap(self._address, self._nbytes)
 
 
-def _map(address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int) -> int:
+def _map(  # noqa: PLR0913, PLR0917 - the system call's own arguments
+    address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int
+) -> int:
     found: int | None = _libc().mmap(address, nbytes, protection, flags, fd, offset)
     if found is None or found == _MAP_FAILED:
         code = ctypes.get_errno()

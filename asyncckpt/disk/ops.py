@@ -48,7 +48,7 @@ class DiskOps:
 
     def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
         """Write buffers at an offset and return how many bytes were written, which may be fewer than asked."""
-        return os.pwritev(fd, buffers, offset)
+        return os.pwritev(fd, buffers, offset)  # type: ignore[arg-type] # arrays are buffers
 
     def sync(self, fd: int) -> None:
         """Make a file's data and size durable."""

@@ -5,8 +5,8 @@ What is true of a checkpoint directory at every moment, whatever fails and where
 1. `step_N` is complete and was durable, with everything in it, before it got its name.
 2. A step once committed exists under a name that recovery understands until its successor's name, or its deletion, is
    durable: an overwrite exchanges the two names in one step, or moves the old one to `old_step_N` first.
-3. Nothing is unlinked below a committed name: a victim becomes `trash_step_N`, the parent is synced, and only then are its
-   files unlinked. Files are never truncated, because a reader may have them mapped.
+3. Nothing is unlinked below a committed name: a victim becomes `trash_step_N`, the parent is synced, and only then are
+   its files unlinked. Files are never truncated, because a reader may have them mapped.
 4. `tmp_step_N` and `trash_step_N` mean nothing to readers; a lone `old_step_N` is step N.
 5. Only the holder of the lock changes anything.
 
@@ -92,7 +92,7 @@ def recover(ops: DiskOps, root: Path) -> None:
             has_moved = True
     if has_moved:
         ops.sync_directory(root)
-    for kind, step, path in entries:
+    for kind, _, path in entries:
         if kind is Kind.PENDING:
             discard(ops, path)
     sweep(ops, root)

@@ -1,10 +1,10 @@
 """Files become arrays: read into place in large chunks, verified before use.
 
-1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through a
-   scratch buffer where they are small or wanted by nobody.
+1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through
+   a scratch buffer where they are small or wanted by nobody.
 2. Every digest block that holds a wanted byte is read whole and verified; a block that fails ends the reading.
-3. All files of a checkpoint are opened through the descriptor of its directory, opened once: if it is swapped or deleted
-   meanwhile, the reader still sees one checkpoint. A path's parts are never followed out of the directory.
+3. All files of a checkpoint are opened through the descriptor of its directory, opened once: if it is swapped or
+   deleted meanwhile, the reader still sees one checkpoint. A path's parts are never followed out of the directory.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from bisect import bisect_left, bisect_right
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class CheckpointReader:
         self._directory = directory
         self.manifest = manifest
 
-    def __enter__(self) -> CheckpointReader:
+    def __enter__(self) -> Self:
         """Return the reader itself."""
         return self
 
@@ -277,7 +277,7 @@ class _Reading:
     def _read_parts(self, parts: list[Part]) -> None:
         while parts:
             offset = parts[0].offset
-            count = os.preadv(self._fd, [part.data for part in parts], offset)
+            count = os.preadv(self._fd, [part.data for part in parts], offset)  # type: ignore[misc] # arrays are buffers
             if count == 0:
                 raise self._reader.corrupt(self._name, f"ends at byte {offset} instead of {self._record.nbytes}")
             end = offset + count

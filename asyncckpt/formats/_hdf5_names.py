@@ -1,12 +1,12 @@
 """Keys as HDF5 names.
 
-1. A str key is its own name. What HDF5 or its tools cannot hold is percent-escaped as in URLs, byte by byte of its UTF-8
-   (lone surrogates included): "/", "%", NUL, the whole names "." and "..", and the first character of names that begin
-   with "__asyncckpt". The empty key is "%".
-2. A key that is not a str is "%=" and a literal, escaped likewise: "%=1.5", "%=None", '%=tuple(1, "a")'. Two such keys that
-   read the same are told apart by "%~" and the entry's position.
-3. In a dict whose first key is an int, ints are plain decimals, and a str key that reads like one has its first character
-   escaped.
+1. A str key is its own name. What HDF5 or its tools cannot hold is percent-escaped as in URLs, byte by byte of its
+   UTF-8: "/", "%", NUL, lone surrogates, and the first character of ".", ".." and whatever begins with "__asyncckpt".
+   The empty key is "%".
+2. A key that is not a str is "%=" and a literal, escaped likewise: "%=1.5", "%=None", '%=tuple(1, "a")'. Of two such
+   keys that read the same, the later has "%~" and a number behind it.
+3. In a dict whose first key is an int, ints are plain decimals, and a str key that reads like one has its first
+   character escaped.
 4. A name of more than 1024 bytes is its first 200 characters, "%~" and the XXH3-128 of the whole in hex.
 
 "%" before "=", "~" or the end is no escape, so names made by different rules never meet.
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import xxhash
+from msgpack import ExtType
 
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
@@ -58,7 +59,7 @@ def read_key(nodes: Iterator[ix.Node]) -> Key:
     node = next(nodes)
     if type(node) is str or type(node) is int:
         return node
-    if type(node) is ix.msgpack.ExtType and node.code == ix.INTEGER and len(node.data) <= _DECIMAL_MAX_NBYTES:
+    if type(node) is ExtType and node.code == ix.INTEGER and len(node.data) <= _DECIMAL_MAX_NBYTES:
         return int.from_bytes(node.data, "little", signed=True)
     return Literal(_literal(node, nodes))
 
@@ -115,7 +116,7 @@ def _literal(node: ix.Node, nodes: Iterator[ix.Node]) -> str:
         if needs_comma:
             words.append(", ")
         needs_comma = True
-        if type(node) is ix.msgpack.ExtType and (node.code in ix.CONTAINERS or node.code == ix.OBJECT):
+        if type(node) is ExtType and (node.code in ix.CONTAINERS or node.code == ix.OBJECT):
             name, count = _opening(node)
             words.append(f"{name}(")
             left.append(count)
@@ -139,10 +140,10 @@ def _opening(node: Any) -> tuple[str, int]:
     return _CONTAINER_NAMES[node.code], 2 * count if node.code in ix.MAPPINGS else count
 
 
-def _leaf_literal(node: ix.Node) -> str:
+def _leaf_literal(node: ix.Node) -> str:  # noqa: PLR0911 - one for each kind of node
     if type(node) is str:
         return json.dumps(node, ensure_ascii=False)
-    if type(node) is not ix.msgpack.ExtType:
+    if type(node) is not ExtType:
         return repr(node)
     if node.code == ix.INTEGER:
         return integer_text(node.data)

@@ -1,6 +1,6 @@
 """numpy dtypes as HDF5 datatypes whose bytes are the array's own.
 
-1. The type never asks for converted bytes: an element in the file is the element in memory, byte order, padding and all.
+1. No type asks for converted bytes: an element in the file is the element in memory, byte order, padding and all.
 2. Where h5py would not read the same dtype back, a *note* says which it was (`dtype_to_plain` as JSON).
 3. What HDF5 cannot describe is opaque, of the element's size, with a note.
 """
@@ -65,9 +65,9 @@ def _element_type(dtype: np.dtype[Any]) -> ElementType:
         return ElementType(h5t.STD_U8LE, note, has_size=False)
     try:
         type_id = _build(dtype)
-        if len(type_id.encode()) > _TYPE_MAX_NBYTES:
-            raise ValueError(note)
     except (ValueError, TypeError, RuntimeError, KeyError, OverflowError, NotImplementedError):
+        return ElementType(_opaque(dtype.itemsize), note)
+    if len(type_id.encode()) > _TYPE_MAX_NBYTES:
         return ElementType(_opaque(dtype.itemsize), note)
     if isinstance(plain, str) and plain in _FLOATS:  # the datatype tells, though h5py reads it as a wider float
         return ElementType(type_id, None)

@@ -1,7 +1,8 @@
 """What is committed. Owned by the loop's thread; no I/O.
 
 1. It holds committed checkpoints only: a step enters when its bytes, its directory and its parent are durable.
-2. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing else.
+2. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing
+   else.
 """
 
 from __future__ import annotations

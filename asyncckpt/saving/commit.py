@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.disk import publish
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
-from asyncckpt.disk.names import TRAINING_INFO_NAME
+from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import CheckpointRecord
@@ -20,6 +19,7 @@ from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.state.capture import Snapshot
@@ -99,13 +99,13 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         request.snapshot.release()
     publish.publish(ops, request.root, request.step)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
-    path = request.root / publish.name_of(publish.Kind.COMMITTED, request.step)
+    path = request.root / name_of(Kind.COMMITTED, request.step)
     return Written(record=CheckpointRecord(step=request.step, path=path, training_info=info), written_at=written_at)
 
 
 def finalize(ops: DiskOps, root: Path, step: int, stop: StopFlag) -> CheckpointRecord:
     """Seal and publish a pending directory that the caller has filled."""
-    pending = root / publish.name_of(publish.Kind.PENDING, step)
+    pending = root / name_of(Kind.PENDING, step)
     if not pending.is_dir():
         message = f"{pending} does not exist: make it with init_tmp_checkpoint({step}, ...)"
         raise FileNotFoundError(message)
@@ -173,7 +173,7 @@ def read_records(root: Path) -> list[CheckpointRecord]:
 
 def read_record(root: Path, step: int) -> CheckpointRecord:
     """Read one committed checkpoint's record."""
-    return _record(step, root / publish.name_of(publish.Kind.COMMITTED, step))
+    return _record(step, root / name_of(Kind.COMMITTED, step))
 
 
 def _record(step: int, path: Path) -> CheckpointRecord:

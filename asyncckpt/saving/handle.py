@@ -78,8 +78,8 @@ class SaveHandle:
     """A save that was accepted. Await it to learn that it is durable.
 
     ``await handle`` returns the committed checkpoint's `CheckpointRecord`, or None if the save was skipped, replaced or
-    cancelled; it raises a fresh `SaveFailedError` if the save failed. It may be awaited any number of times, by any number of
-    tasks of the manager's loop; cancelling an awaiter never cancels the save.
+    cancelled; it raises a fresh `SaveFailedError` if the save failed. It may be awaited any number of times, by any
+    number of tasks of the manager's loop; cancelling an awaiter never cancels the save.
 
     Attributes:
         step: The step.
@@ -148,7 +148,7 @@ class SaveHandle:
         if self._state is not SaveState.QUEUED or self._on_cancel is None:
             return False
         self._on_cancel()
-        return self._state is SaveState.CANCELLED
+        return True
 
     # --- for the writer -----------------------------------------------------------------------------------------------
 

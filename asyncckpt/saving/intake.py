@@ -101,7 +101,7 @@ class Intake:
                 raise StepExistsError(message, step=step)
         self._writer.in_flight[step] += 1
 
-    async def save(
+    async def save(  # noqa: PLR0913 - those of the public method
         self,
         step: int,
         state: object,

@@ -1,17 +1,20 @@
 """Threads, awaited.
 
 1. A job is one plain function in one thread of the manager's own small executor. Whoever awaits it waits for its end: a
-   cancellation asks the job to stop, is held back until it has, and is raised then. So no thread uses anybody's memory, files
-   or lock after the await is over.
-2. A loop that is always busy with Python would starve the jobs: each time one needs the GIL it waits for the interpreter's
-   switch interval, or longer. So while a job runs, a callback on the loop gives the GIL away about once a millisecond.
+   cancellation asks the job to stop, is held back until it has, and is raised then. So no thread uses anybody's
+   memory, files or lock after the await is over.
+2. A loop that is always busy with Python would starve the jobs: each time one needs the GIL it waits for the
+   interpreter's switch interval, or longer. So while a job runs, a callback on the loop gives the GIL away about once
+   a millisecond.
 """
 
 from __future__ import annotations
 
 import asyncio
 import select
+import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.workers import Crew, StopFlag
@@ -24,6 +27,7 @@ Params = ParamSpec("Params")
 
 _THREADS: Final = 6
 _YIELD_INTERVAL: Final = 0.001
+_POLL_INTERVAL: Final = 0.001
 _YIELD_SECONDS: Final = 1e-6  # long enough to be a real sleep: the system then runs the thread that waits for the GIL
 
 
@@ -32,7 +36,12 @@ class Jobs:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="asyncckpt")
+        self._threads: list[threading.Thread] = []
+        self._executor = ThreadPoolExecutor(
+            _THREADS,
+            thread_name_prefix="asyncckpt",
+            initializer=lambda: self._threads.append(threading.current_thread()),
+        )
         self._running: set[Future[Any]] = set()
         self._yielding: asyncio.TimerHandle | None = None
 
@@ -60,8 +69,8 @@ class Jobs:
         """Run a job to its end, which a cancellation hastens.
 
         Args:
-            on_cancel: A flag, set when the awaiting task is cancelled; the cancellation is raised when the job has ended.
-                Or a function, called instead, after which the cancellation counts as dealt with.
+            on_cancel: A flag, set when the awaiting task is cancelled; the cancellation is raised when the job has
+                ended. Or a function, called instead, after which the cancellation counts as dealt with.
             job: The function, and
             args: its arguments, and
             kwargs: its keyword arguments.
@@ -98,15 +107,11 @@ class Jobs:
         running[0].add_done_callback(lambda _: self.when_idle(action))
 
     async def close(self, *, is_stuck: bool) -> None:
-        """Wait for the jobs and end the threads; with `is_stuck`, leave to themselves the threads that do not end."""
-        if is_stuck:
-            self._executor.shutdown(wait=False, cancel_futures=True)
-            return
-        while self._running:
-            await asyncio.wait([asyncio.wrap_future(future, loop=self._loop) for future in self._running])
-            await asyncio.sleep(0)
-        self._executor.shutdown(wait=False)
-        await asyncio.get_running_loop().run_in_executor(None, self._executor.shutdown)
+        """Wait for the jobs and end the threads, whoever cancels; with `is_stuck`, leave them to themselves."""
+        self._executor.shutdown(wait=False, cancel_futures=is_stuck)
+        while not is_stuck and any(thread.is_alive() for thread in self._threads):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(_POLL_INTERVAL)
 
     def _start_yielding(self) -> None:
         if self._yielding is None:

@@ -14,7 +14,7 @@ import threading
 from bisect import bisect_left
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -25,8 +25,9 @@ from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, re
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from asyncckpt.saving.catalog import LoadedCheckpoint
-from asyncckpt.state.build import ABSENT, Builder, Survey
+from asyncckpt.state.build import Builder
 from asyncckpt.state.index import Index, Segment, decode_index
+from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
 from asyncckpt.workers import Pacer
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.workers import Crew, StopFlag
+
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +97,7 @@ def verify_checkpoint(root: Path, step: int, crew: Crew, stop: StopFlag) -> None
     _with_retry(root, step, verify)
 
 
-def _with_retry(root: Path, step: int, action: Callable[[Path], Any]) -> Any:
+def _with_retry(root: Path, step: int, action: Callable[[Path], ResultT]) -> ResultT:
     for is_last in (False, True):
         path = publish.locate(root, step)
         before = _identity(path)
@@ -114,7 +118,7 @@ def _with_retry(root: Path, step: int, action: Callable[[Path], Any]) -> Any:
 
 def _identity(path: Path | None) -> tuple[int, int] | None:
     try:
-        found = os.stat(path) if path is not None else None
+        found = path.stat() if path is not None else None
     except FileNotFoundError:
         return None
     return found and (found.st_dev, found.st_ino)
@@ -165,7 +169,7 @@ def _read_index(reader: CheckpointReader, pacer: Pacer) -> tuple[Index, list[Seg
     return decode_index(memoryview(data), file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
 
 
-def _read_arrays(  # noqa: PLR0913
+def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has them all
     reader: CheckpointReader,
     index: Index,
     segments: list[Segment],
@@ -205,7 +209,7 @@ def _read_arrays(  # noqa: PLR0913
             if error.overwritten:
                 error.add_note(f"arrays overwritten by then: {', '.join(error.overwritten)}")
             raise
-        for number, places in survey.destinations.items():
+        for places in survey.destinations.values():
             for other in places[1:]:
                 np.copyto(other, places[0])
         return arrays

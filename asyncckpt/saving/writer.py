@@ -2,10 +2,11 @@
 
 1. It is one plain asyncio task in an empty context. It owns the queue, the catalog and retention; worker threads get
    immutable requests and return values.
-2. Saves, finalizes, deletes and prunes happen in the order in which they were asked for. Only the unlinking of what has been
-   retired runs beside them.
-3. What was captured is written, unless it is cancelled, replaced, or the time for it runs out: on a cancellation the writer
-   has `grace` seconds left, and a second one ends it. What it leaves unwritten fails, and is reported like any failure.
+2. Saves, finalizes, deletes and prunes happen in the order in which they were asked for. Only the unlinking of what
+   has been retired runs beside them.
+3. What was captured is written, unless it is cancelled, replaced, or the time for it runs out: on a cancellation the
+   writer has `grace` seconds left, and a second one ends it. What it leaves unwritten fails, and is reported like any
+   failure.
 4. Every failed save reaches somebody: its handle, or else the next `save`, `flush` or `aclose`.
 5. A step is in flight from the moment it is reserved until its save has come to an end.
 """
@@ -26,7 +27,6 @@ from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedEr
 from asyncckpt.saving import commit
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.retention import RetentionPolicy, plan_prune
-from asyncckpt.state.capture import Snapshot
 from asyncckpt.workers import StopFlag
 
 if TYPE_CHECKING:
@@ -35,11 +35,13 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.disk.lock import DirectoryLock
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.catalog import Catalog, CheckpointRecord
     from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.tree import FlatState
 
 MAX_WAITING_SAVES: Final = 64
+_POLL_SECONDS: Final = 0.5  # between two looks at whether a thread is stuck
 _STUCK_SECONDS: Final = 5.0  # how long a job may take to stop before its thread counts as stuck in a system call
 
 
@@ -205,7 +207,7 @@ class Writer:
     async def retire(self, steps: list[int]) -> None:
         """Take steps away: their names durably, then their files behind the saves."""
         if steps:
-            await self.run_job(lambda stop: publish.retire(self._ops, self._root, steps))
+            await self.run_job(lambda _: publish.retire(self._ops, self._root, steps))
             self._catalog.remove(steps)
             self.sweep()
 
@@ -249,19 +251,15 @@ class Writer:
         return self._abandoned_at is not None and self._abandoned_at < math.inf
 
     async def wait_closed(self) -> bool:
-        """Wait for the task and give the lock back; return whether a thread is stuck and keeps the lock with it."""
-        is_cancelled = False
+        """Wait for the task and give the lock back; return whether a thread is stuck, which keeps the lock with it."""
         while not self.task.done() and not self._is_stuck():
             try:
-                await asyncio.wait((self.task,), timeout=0.5 if self.is_abandoned else None)
+                await asyncio.wait((self.task,), timeout=_POLL_SECONDS if self._abandoned_at is not None else None)
             except asyncio.CancelledError:
-                is_cancelled = True
                 self.hasten()
         lock, self._lock = self._lock, None
         if lock is not None:
             self._jobs.when_idle(lock.release)
-        if is_cancelled:
-            raise asyncio.CancelledError
         return not self.task.done()
 
     def _is_stuck(self) -> bool:
@@ -391,7 +389,7 @@ class Writer:
         item: QueuedSave,
         state: SaveState,
         *,
-        record: commit.CheckpointRecord | None = None,
+        record: CheckpointRecord | None = None,
         cause: BaseException | None = None,
     ) -> None:
         handle = item.handle

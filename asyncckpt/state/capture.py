@@ -1,7 +1,8 @@
 """Copies of a state's arrays, and arrays that need none.
 
 1. A snapshot owns its buffers until `release`, which the job that wrote them calls.
-2. An array whose memory nobody can change is used where it lies; so are all arrays of a frozen state, on the caller's word.
+2. An array whose memory nobody can change is used where it lies; so are all arrays of a frozen state, on the caller's
+   word.
 3. A live snapshot has no copy: each block is copied when it is written. The caller waits until the last one has been.
 """
 

@@ -75,7 +75,7 @@ def _structure(plain: dict[str, Any]) -> np.dtype[Any]:
     }
     if any(title is not None for title in titles):
         layout["titles"] = list(titles)
-    made = np.dtype(layout, align=bool(plain["aligned"]))
+    made: np.dtype[Any] = np.dtype(layout, align=bool(plain["aligned"]))  # type: ignore[call-overload]
     if made.names is None:  # a structure without fields
         made = np.dtype([])
     return np.dtype((np.record, made)) if plain["record"] else made
@@ -95,7 +95,7 @@ def _checked(make: Any) -> np.dtype[Any]:
 
 def _extension(name: str) -> np.dtype[Any]:
     try:
-        import ml_dtypes  # noqa: PLC0415 - an optional package, needed only where its dtypes were saved
+        import ml_dtypes  # optional, and needed only where its dtypes were saved
     except ModuleNotFoundError as error:
         message = f"an array has the dtype {name}: install the package ml_dtypes to load it"
         raise UnsupportedFormatError(message) from error
@@ -103,4 +103,5 @@ def _extension(name: str) -> np.dtype[Any]:
     if found is None:
         message = f"the installed ml_dtypes has no dtype {name!r}: install a later one"
         raise UnsupportedFormatError(message)
-    return np.dtype(found)
+    made: np.dtype[Any] = np.dtype(found)
+    return made

@@ -1,11 +1,11 @@
 """The index: the tree of a state as bytes, the same for every format (docs/format.md has it byte by byte).
 
-1. A tree is its nodes in preorder: a container is a header that says how many children follow it. There is no nesting in
-   the bytes, so reading needs no recursion and depth costs nothing.
+1. A tree is its nodes in preorder: a container is a header that says how many children follow it. There is no nesting
+   in the bytes, so reading needs no recursion and depth costs nothing.
 2. The nodes are cut into pieces, each a msgpack array of at most `PIECE_ELEMENTS` nodes that decodes by itself: no call
    into msgpack holds the GIL for long.
-3. Plain scalars are msgpack's own; everything else is an ext node, whose code is one of those below and whose data is the
-   msgpack of its arguments.
+3. Plain scalars are msgpack's own; everything else is an ext node, whose code is one of those below and whose data is
+   the msgpack of its arguments.
 4. The length of an index does not depend on the offsets in it, so it can be laid out before they are known.
 """
 
@@ -258,7 +258,7 @@ def _check_version(found: dict[str, Any]) -> None:
 
 
 def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pacer) -> list[ArrayMeta]:
-    arrays = []
+    arrays: list[ArrayMeta] = []
     for table in tables:
         pacer.pause()
         for number, *shape in msgpack.unpackb(table, max_array_len=PIECE_ELEMENTS):

@@ -2,8 +2,8 @@
 
 1. The walk is iterative: depth costs no recursion. A path is put together only when an error needs it.
 2. Types are matched exactly. A subclass that is not known by itself would come back as its base, so it is refused.
-3. Every array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so that
-   their bytes take the way of all large data.
+3. Every array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so
+   that their bytes take the way of all large data.
 4. Containers are watched while they are walked: one that changes is an error, not a torn snapshot.
 """
 
@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+import msgpack
 import numpy as np
 
 from asyncckpt.errors import StateChangedError, UnsupportedLeafError
@@ -22,7 +23,7 @@ from asyncckpt.state.types import STRING_ARRAY, Reduction, find_reduction
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -150,19 +151,8 @@ class _Flattener:
         kind = type(value)
         if value is None or kind is bool or kind is float:
             self._nodes.append(value)
-        elif kind is int:
-            is_small = -(1 << 63) <= value < (1 << 64)  # type: ignore[operator]
-            self._nodes.append(value if is_small else _big_integer(value))  # type: ignore[arg-type]
-        elif kind is str:
-            self._add_string(value)  # type: ignore[arg-type]
-        elif kind is np.ndarray or kind is np.memmap:
-            self._add_array(value)  # type: ignore[arg-type]
-        elif kind in _CONTAINER_CODES:
-            self._add_container(kind, value)  # type: ignore[arg-type]
-        elif kind is bytes:
-            self._add_bytes(value)  # type: ignore[arg-type]
-        elif kind is complex:
-            self._nodes.append(ix.ext(ix.COMPLEX, (value.real, value.imag)))  # type: ignore[attr-defined]
+        elif (add := _ADDERS.get(kind)) is not None:
+            add(self, value)
         elif isinstance(value, np.generic):
             self._nodes.append(self._scalar(value))
         else:
@@ -200,8 +190,8 @@ class _Flattener:
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
-    def _add_container(self, kind: type, value: Any) -> None:
-        code = _CONTAINER_CODES[kind]
+    def _add_container(self, value: Any) -> None:
+        code = _CONTAINER_CODES[type(value)]
         count = len(value)
         if code in (ix.LIST, ix.TUPLE) and count >= _NUMBERS_MIN and self._add_numbers(code, value):
             return
@@ -263,6 +253,13 @@ class _Flattener:
         return True
 
     # --- leaves -------------------------------------------------------------------------------------------------------
+
+    def _add_int(self, value: int) -> None:
+        is_small = -(1 << 63) <= value < (1 << 64)
+        self._nodes.append(value if is_small else _big_integer(value))
+
+    def _add_complex(self, value: complex) -> None:
+        self._nodes.append(ix.ext(ix.COMPLEX, (value.real, value.imag)))
 
     def _add_string(self, value: str) -> None:
         if len(value) <= INLINE_LEAF_NBYTES or self._is_key(value):
@@ -361,10 +358,19 @@ class _Flattener:
 
 
 _END: Final = object()
+_ADDERS: Final[dict[type, Callable[[_Flattener, Any], None]]] = {
+    int: _Flattener._add_int,  # noqa: SLF001 - the class's own table
+    str: _Flattener._add_string,  # noqa: SLF001
+    bytes: _Flattener._add_bytes,  # noqa: SLF001
+    complex: _Flattener._add_complex,  # noqa: SLF001
+    np.ndarray: _Flattener._add_array,  # noqa: SLF001
+    np.memmap: _Flattener._add_array,  # noqa: SLF001
+    **dict.fromkeys(_CONTAINER_CODES, _Flattener._add_container),  # noqa: SLF001
+}
 
 
 def _big_integer(value: int) -> ix.Node:
-    return ix.msgpack.ExtType(ix.INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+    return msgpack.ExtType(ix.INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
 
 
 def _advice(value: object) -> str:

@@ -1,11 +1,11 @@
 """Types that are saved as simpler ones, and how they come back.
 
-1. A *reduction* turns an object into plainer state (`to_state`) and back (`from_state`). Builtin types, a user's own types,
-   Enums, namedtuples and dataclasses all go through this one mechanism; the index stores the reduction's name beside the
-   plain state.
+1. A *reduction* turns an object into plainer state (`to_state`) and back (`from_state`). Builtin types, a user's own
+   types, Enums, namedtuples and dataclasses all go through this one mechanism; the index stores the reduction's name
+   beside the plain state.
 2. A name in a file is data. It is looked up among the reductions known to this process; nothing is ever imported by it.
-3. Enums, namedtuples and dataclasses can be saved without registration, because their plain form (value, tuple, dict) is
-   useful by itself; they come back as themselves if registered or given in a template.
+3. Enums, namedtuples and dataclasses can be saved without registration, because their plain form (value, tuple, dict)
+   is useful by itself; they come back as themselves if registered or given in a template.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import enum
 import pathlib
 import random
 import zoneinfo
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
@@ -141,9 +140,8 @@ def _type_name(cls: type) -> str:
 def _family_reduction(cls: type) -> Reduction | None:
     """Return the reduction of a type that is recognized by what it is, not by registration."""
     if callable(getattr(cls, "to_state", None)) and callable(getattr(cls, "from_state", None)):
-        return Reduction(
-            name=_type_name(cls), type_=cls, to_state=lambda value: value.to_state(), from_state=cls.from_state
-        )
+        from_state: Callable[[Any], object] = cls.from_state  # type: ignore[attr-defined]
+        return Reduction(name=_type_name(cls), type_=cls, to_state=_ask_for_state, from_state=from_state)
     if issubclass(cls, enum.Enum):
         return Reduction(name=_type_name(cls), type_=cls, to_state=lambda value: value.value, from_state=cls)
     if issubclass(cls, tuple) and hasattr(cls, "_fields"):
@@ -155,6 +153,10 @@ def _family_reduction(cls: type) -> Reduction | None:
         if issubclass(cls, base):
             return reduction
     return None
+
+
+def _ask_for_state(value: Any) -> object:
+    return value.to_state()
 
 
 def _dataclass_reduction(cls: type) -> Reduction:
@@ -174,7 +176,7 @@ def _dataclass_reduction(cls: type) -> Reduction:
         if unknown:
             message = f"{cls.__qualname__} has no field {', '.join(sorted(map(repr, unknown)))}"
             raise ValueError(message)
-        value = object.__new__(cls)
+        value: object = object.__new__(cls)
         for field in fields:
             if field.name in state:
                 object.__setattr__(value, field.name, state[field.name])
@@ -309,11 +311,6 @@ def _string_array_state(value: np.ndarray) -> object:
 def _string_array(state: Any) -> np.ndarray:
     shape, items = state
     return np.array(items, dtype=np.dtypes.StringDType()).reshape(shape)
-
-
-def _update_deque(value: deque[object], items: object) -> None:
-    value.clear()
-    value.extend(items)  # type: ignore[arg-type]
 
 
 STRING_ARRAY: Final = Reduction(

@@ -1,0 +1,137 @@
+"""From a call of `load` to a checkpoint: which one, and what stands in for it.
+
+1. A step that is being read is not pruned by this process.
+2. A checkpoint found corrupt is noted in the catalog, so that it is neither the latest nor the best any more.
+3. Another process may prune what was chosen before it is read: then the directory is listed again, and the choice made
+   anew.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+
+from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
+from asyncckpt.saving import commit
+from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
+from asyncckpt.workers import StopFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncckpt.config import Settings
+    from asyncckpt.saving.catalog import Catalog, LoadedCheckpoint
+    from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.saving.writer import Writer
+
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
+
+Choice = Literal["latest", "best"]
+
+_HELPERS = 3  # four reads in flight
+
+
+class Loader:
+    """Reads checkpoints. Used on the loop's thread only."""
+
+    def __init__(self, settings: Settings, writer: Writer, jobs: Jobs, catalog: Catalog) -> None:
+        self._settings = settings
+        self._root = settings.checkpoint_dir
+        self._writer = writer
+        self._jobs = jobs
+        self._catalog = catalog
+
+    async def refresh(self) -> None:
+        """List the directory again."""
+        self._catalog.replace(await self._jobs.run(commit.read_records, self._root))
+
+    async def choose(self, which: Choice) -> int | None:
+        """Return the latest or best step; for a reader beside another process, as the directory is now."""
+        if self._settings.read_only:
+            await self.refresh()
+        return self._chosen(which)
+
+    async def load_step(self, step: int, request: LoadRequest) -> LoadedCheckpoint:
+        """Load this step and no other.
+
+        Raises:
+            CheckpointNotFoundError: It is not committed.
+            CorruptCheckpointError: It is damaged.
+        """
+        stop = StopFlag()
+        crew = self._jobs.crew(_HELPERS)
+        try:
+            loaded = await self._reading(step, stop, load_checkpoint, self._root, step, request, crew, stop)
+        except CheckpointNotFoundError as error:
+            if step in self._writer.in_flight:
+                message = f"step {step} is not committed yet: await its handle first"
+                raise CheckpointNotFoundError(message, step=step) from error
+            raise
+        _warn_of_plain_data(loaded)
+        return loaded.checkpoint
+
+    async def load_choice(self, which: Choice, request: LoadRequest) -> LoadedCheckpoint | None:
+        """Load the latest or the best, or what stands in for it; None if there is no checkpoint.
+
+        Raises:
+            CorruptCheckpointError: It is damaged, and nothing stands in.
+        """
+        has_listed = False
+        while (step := await self.choose(which)) is not None:
+            try:
+                return await self.load_step(step, request)
+            except CheckpointNotFoundError:
+                if has_listed and not self._settings.read_only:
+                    raise
+                await self.refresh()
+                has_listed = True
+            except CorruptCheckpointError as error:
+                instead = self._chosen(which)
+                if instead is None or not self._settings.fallback:
+                    raise
+                message = f"falling back from step {step} to step {instead}: {error}"
+                warnings.warn(message, CheckpointWarning, stacklevel=4)
+        return None
+
+    async def verify(self, step: int) -> None:
+        """Read every file of a checkpoint and verify every bit of it."""
+        stop = StopFlag()
+        await self._reading(step, stop, verify_checkpoint, self._root, step, self._jobs.crew(_HELPERS), stop)
+
+    def _chosen(self, which: Choice) -> int | None:
+        if which == "latest":
+            return self._catalog.latest()
+        choice = self._catalog.best()
+        for message in choice.warnings:
+            warnings.warn(message, CheckpointWarning, stacklevel=6)
+        return choice.step
+
+    async def _reading(
+        self,
+        step: int,
+        stop: StopFlag,
+        job: Callable[Params, ResultT],
+        /,
+        *args: Params.args,
+        **kwargs: Params.kwargs,
+    ) -> ResultT:
+        self._writer.loading[step] += 1
+        try:
+            return await self._jobs.run_stoppable(stop, job, *args, **kwargs)
+        except CorruptCheckpointError:
+            self._catalog.mark_corrupt(step)
+            raise
+        finally:
+            self._writer.loading[step] -= 1
+            if not self._writer.loading[step]:
+                del self._writer.loading[step]
+
+
+def _warn_of_plain_data(loaded: Loaded) -> None:
+    for name, path in loaded.unknown_types.items():
+        message = (
+            f"step {loaded.checkpoint.step}: {path or 'the root'} was saved as {name}, which is not registered here,"
+            " and comes back as plain data: use asyncckpt.register_type, or give a template with like="
+        )
+        warnings.warn(message, CheckpointWarning, stacklevel=5)

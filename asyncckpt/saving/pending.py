@@ -1,0 +1,73 @@
+"""Checkpoints whose files the caller writes: begun, filled by whoever, then committed or discarded."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from asyncckpt.disk import publish
+from asyncckpt.disk.names import Kind, name_of, parse_name
+from asyncckpt.errors import StepExistsError
+from asyncckpt.saving import commit
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.saving.writer import Writer
+
+
+class PendingDirectories:
+    """Begins and ends pending directories. Used on the loop's thread only."""
+
+    def __init__(self, root: Path, ops: DiskOps, writer: Writer, jobs: Jobs, catalog: Catalog) -> None:
+        self._root = root
+        self._ops = ops
+        self._writer = writer
+        self._jobs = jobs
+        self._catalog = catalog
+
+    async def begin(self, step: int, documents: Mapping[str, bytes]) -> Path:
+        """Make a pending directory with its small files.
+
+        Raises:
+            StepExistsError: A save of the step is in flight.
+        """
+        if step in self._writer.in_flight:
+            message = f"step {step} is being saved: await its handle first"
+            raise StepExistsError(message, step=step)
+        self._writer.in_flight[step] += 1
+        try:
+            await self._writer.take_directory()
+            return await self._jobs.run(commit.begin_pending, self._ops, self._root, step, documents)
+        finally:
+            self._writer.free_step(step)
+
+    async def commit(self, path: Path) -> None:
+        """Seal, publish and list a pending directory, in the writer's order; then prune.
+
+        Raises:
+            ValueError: It is not a pending directory of this root.
+        """
+        place = parse_name(path.name)
+        if place is None or place[0] is not Kind.PENDING or path.parent.absolute() != self._root.absolute():
+            message = f"{path} is not a {name_of(Kind.PENDING, 0)[:-1]}N of {self._root}: use init_tmp_checkpoint"
+            raise ValueError(message)
+        step = place[1]
+
+        async def action() -> None:
+            await self._writer.take_directory()
+            self._catalog.add(await self._writer.run_job(commit.finalize, self._ops, self._root, step))
+            await self._writer.prune(committed=step)
+
+        self._writer.in_flight[step] += 1
+        done = self._writer.submit(action)
+        done.add_done_callback(lambda _: self._writer.free_step(step))
+        await asyncio.shield(done)
+
+    async def discard(self, path: Path) -> None:
+        """Delete a pending directory."""
+        await self._jobs.run(publish.discard, self._ops, path)

@@ -1,0 +1,196 @@
+"""The life of a manager: opened once, used on one loop, closed.
+
+1. Everything that a manager has while it is open is made when it is entered, and gone when it is closed: tasks,
+   threads, lock.
+2. Every use is checked: it is open, on its own loop, in its own process.
+3. Nothing of ours wraps the body of `async with`: its exception comes out as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Self
+
+from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
+from asyncckpt.saving import commit
+from asyncckpt.saving.catalog import Catalog, CheckpointRecord
+from asyncckpt.saving.intake import Intake
+from asyncckpt.saving.jobs import Jobs
+from asyncckpt.saving.loader import Loader
+from asyncckpt.saving.pending import PendingDirectories
+from asyncckpt.saving.retention import RetentionPolicy
+from asyncckpt.saving.writer import Writer
+from asyncckpt.state.staging import BufferPool
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from asyncckpt.config import Settings
+    from asyncckpt.disk.ops import DiskOps
+
+
+class Session:
+    """Opens and closes; `asyncckpt.CheckpointManager` adds what is done in between."""
+
+    def __init__(self, settings: Settings, ops: DiskOps) -> None:
+        self._settings = settings
+        self._root = settings.checkpoint_dir
+        self._ops = ops
+        self._catalog = Catalog(RetentionPolicy.from_settings(settings))
+        self._pool = BufferPool()
+        self._process = os.getpid()
+        self._open: OpenSession | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._is_entered = False
+
+    def __repr__(self) -> str:
+        """Show the directory."""
+        return f"<{type(self).__name__} {str(self._root)!r}>"
+
+    async def __aenter__(self) -> Self:
+        """List what is committed, and start the background writer.
+
+        Raises:
+            ManagerUsageError: It was entered before, or another library than asyncio runs this task.
+            NotADirectoryError: There is a file in the directory's place.
+            PermissionError: The directory cannot be read.
+        """
+        _check_asyncio()
+        if self._is_entered:
+            message = f"{self!r} was entered before: make a new one"
+            raise ManagerClosedError(message)
+        self._is_entered = True
+        jobs = Jobs(asyncio.get_running_loop())
+        try:
+            is_writer = not self._settings.read_only and self._settings.enabled
+            records = await jobs.run(_list, self._ops, self._root, is_writer=is_writer)
+        except BaseException:
+            await jobs.close(is_stuck=False)
+            raise
+        self._catalog.replace(records)
+        self._open = OpenSession(self._settings, self._ops, jobs, self._catalog, self._pool)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write what was captured and stop; see the class for how long that may take."""
+        is_cancelled = error is not None and not isinstance(error, Exception)
+        try:
+            await self._close(is_cancelled=is_cancelled)
+        except asyncio.CancelledError:
+            if error is None:
+                raise
+        failures = self._here(is_closing=True).writer.unreceived_failures()
+        if error is None:
+            raise_failures(failures)
+        else:
+            for failure in failures:
+                error.add_note(f"asyncckpt: {failure}")
+
+    async def aclose(self) -> None:
+        """Write what was captured, and stop. May be called from any task of the loop, and more than once: all wait.
+
+        Raises:
+            SaveFailedError: A save failed and nobody had received it; several come as an ExceptionGroup.
+        """
+        await self._close(is_cancelled=False)
+        raise_failures(self._here(is_closing=True).writer.unreceived_failures())
+
+    async def _close(self, *, is_cancelled: bool) -> None:
+        here = self._here(is_closing=True)
+        here.writer.close()
+        if is_cancelled:
+            here.writer.hasten()
+        if self._closing is None:
+            self._closing = asyncio.Task(here.close(), loop=here.loop)
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():
+            try:
+                await asyncio.wait((self._closing,))
+            except asyncio.CancelledError as error:
+                cancelled = error
+                here.writer.hasten()
+        self._pool.trim()
+        if cancelled is not None:
+            raise cancelled
+        self._closing.result()
+
+    def __del__(self) -> None:
+        """Warn when it was opened and never closed."""
+        here: OpenSession | None = getattr(self, "_open", None)  # absent if __init__ raised
+        if here is not None and self._closing is None and self._process == os.getpid():
+            message = f"{self!r} was never closed: use `async with`, or await aclose()"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+            if not here.loop.is_closed():
+                here.loop.call_soon_threadsafe(here.writer.close)
+
+    def _here(self, *, is_closing: bool = False, writes: bool = False) -> OpenSession:
+        """Check that the manager may be used here and now."""
+        if self._open is None:
+            message = f"{self!r} is not open: use it inside `async with`"
+            raise ManagerUsageError(message)
+        if self._process != os.getpid():
+            message = f"{self!r} belongs to the parent process: a forked child may not use it; make one of its own"
+            raise ManagerUsageError(message)
+        _check_asyncio(self._open.loop)
+        if not is_closing:
+            self._open.writer.check_open()
+        if writes and self._settings.read_only:
+            message = f"{self!r} is read-only"
+            raise ReadOnlyError(message)
+        return self._open
+
+
+class OpenSession:
+    """What a manager has while it is open."""
+
+    def __init__(self, settings: Settings, ops: DiskOps, jobs: Jobs, catalog: Catalog, pool: BufferPool) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.jobs = jobs
+        self.writer = Writer(settings, ops, jobs, catalog)
+        self.intake = Intake(settings, self.writer, jobs, catalog, pool)
+        self.loader = Loader(settings, self.writer, jobs, catalog)
+        self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog)
+
+    async def close(self) -> None:
+        """Wait for the writer, then end the threads."""
+        is_stuck = await self.writer.wait_closed()
+        await self.jobs.close(is_stuck=is_stuck)
+
+
+def _list(ops: DiskOps, root: Path, *, is_writer: bool) -> list[CheckpointRecord]:
+    records = commit.read_records(root)
+    if is_writer:
+        commit.tidy(ops, root)
+        records = commit.read_records(root)
+    return records
+
+
+def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:
+    """Check that this is a task of an asyncio loop, and of the expected one."""
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        trio = sys.modules.get("trio")
+        if trio is not None and trio.lowlevel.in_trio_run():
+            message = "asyncckpt runs on asyncio (stock or uvloop), not on trio"
+        else:
+            message = "no event loop runs in this thread: use the manager on the loop that entered it"
+        raise ManagerUsageError(message) from None
+    if expected is not None and running is not expected:
+        message = "the manager belongs to another event loop: use it on the loop that entered it"
+        raise ManagerUsageError(message)
+
+
+def raise_failures(failures: list[Exception]) -> None:
+    """Raise a failure, or several as a group; nothing if there is none."""
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        message = f"{len(failures)} saves failed"
+        raise ExceptionGroup(message, failures)

@@ -1,0 +1,310 @@
+"""Reading leaves: each node's arguments become a value, checked against what the template has in its place.
+
+1. Nothing in a node is believed: what cannot be is a `CorruptCheckpointError`.
+2. While surveying there are no contents yet: arrays are noted as needed, and leaves made from them are empty.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+import numpy as np
+
+from asyncckpt.errors import CheckpointKeyError, CorruptCheckpointError, StateMismatchError
+from asyncckpt.state import index as ix
+from asyncckpt.state.dtypes import dtype_from_plain
+from asyncckpt.state.tree import join_path
+from asyncckpt.state.types import Reduction, find_reduction
+from asyncckpt.workers import PIECE_ELEMENTS, Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import msgpack
+    from numpy.typing import NDArray
+
+    from asyncckpt.state.selection import Selection
+
+ABSENT: Final = object()
+"""No template here; or a value that was not selected."""
+SEQUENCES: Final = (list, tuple, deque)
+MAPPING_TYPES: Final = (dict, OrderedDict)
+SETS: Final = (set, frozenset)
+
+
+@dataclass(slots=True)
+class Survey:
+    """What a walk found that will be needed."""
+
+    arrays: set[int] = field(default_factory=set)
+    """Numbers of the arrays that are needed."""
+    contents: set[int] = field(default_factory=set)
+    """Those of them that leaves are made from: long bytes, strings and runs of numbers."""
+    destinations: dict[int, list[NDArray[Any]]] = field(default_factory=dict)
+    """Where a template's own arrays are to be filled: by number, each place."""
+    paths: dict[int, str] = field(default_factory=dict)
+    """Where each of those arrays stands first."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """A container whose children are being read."""
+
+    code: int
+    left: int
+    items: list[Any]
+    template: Any
+    selection: Selection | None
+    is_made: bool  # whether its children are wanted as objects
+    key: Any = None
+    awaits_key: bool = False
+    maxlen: int | None = None
+    keys: list[Any] = field(default_factory=list)  # those read so far, where a template says which there should be
+    reduction: Reduction | None = None
+    target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
+
+
+class Place(NamedTuple):
+    """What is known of the place of a node."""
+
+    template: Any
+    selection: Selection | None
+    is_made: bool
+    """Whether its value is wanted, and not only checked."""
+
+
+class LeafReader:
+    """Reads the leaf at the place where a walk over the nodes stands."""
+
+    def __init__(self, index: ix.Index, pacer: Pacer, selection: Selection | None, *, in_place: bool) -> None:
+        self._index = index
+        self._pacer = pacer
+        self._in_place = in_place
+        self._selection = selection
+        self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while surveying
+        self._survey = Survey()
+        self._filled: dict[int, tuple[int, object]] = {}
+        self._frames: list[Frame] = []
+        self._found_any = False
+
+    def _leaf(self, value: Any, template: Any, selection: Selection | None) -> Any:
+        if selection is not None and not self._is_selected(selection):
+            return ABSENT
+        if type(value) in (list, dict):
+            damaged("a nested msgpack object")
+        if template is not ABSENT and type(template) is not type(value):
+            self._mismatch("type", type_name(template), type(value).__name__)
+        return value
+
+    def _is_selected(self, selection: Selection) -> bool:
+        if selection.is_whole:
+            self._found_any = True
+            return True
+        return False
+
+    def _leaf_ext(self, node: msgpack.ExtType, template: Any, selection: Selection | None) -> Any:
+        if selection is not None and not self._is_selected(selection):
+            return ABSENT
+        if node.code == ix.INTEGER:
+            return self._leaf(int.from_bytes(node.data, "little", signed=True), template, None)
+        read = _LEAF_READERS.get(node.code)
+        if read is None:
+            damaged(f"an unknown node, code {node.code}")
+        return getattr(self, read)(ix.argument_of(node), template)
+
+    def _complex(self, argument: Any, template: Any) -> Any:
+        return self._leaf(complex(*argument), template, None)
+
+    def _bytes(self, number: Any, template: Any) -> Any:
+        return self._leaf(self._contents(number).tobytes(), template, None)
+
+    def _string(self, number: Any, template: Any) -> Any:
+        return self._leaf(self._contents(number).tobytes().decode("utf-8", "surrogatepass"), template, None)
+
+    def _inline_numbers(self, argument: Any, template: Any) -> Any:
+        kind, dtype, data = argument
+        return self._numbers(kind, np.frombuffer(data, _number_dtype(dtype)), template)
+
+    def _array_numbers(self, argument: Any, template: Any) -> Any:
+        kind, number = argument
+        meta = self._need(number)
+        _number_dtype(meta.dtype.str)
+        if self._arrays is None:
+            self._survey.contents.add(number)
+            return self._numbers(kind, np.empty(meta.shape, meta.dtype), template)
+        return self._numbers(kind, self._arrays[number], template)
+
+    def _need(self, number: Any) -> ix.ArrayMeta:
+        if type(number) is not int or not 0 <= number < len(self._index.arrays):
+            damaged(f"array {number!r} of {len(self._index.arrays)}")
+        if self._arrays is None:
+            self._survey.arrays.add(number)
+        return self._index.arrays[number]
+
+    def _contents(self, number: Any) -> NDArray[Any]:
+        """Return the bytes of a long leaf; none of them while surveying."""
+        meta = self._need(number)
+        if meta.dtype != np.uint8:
+            damaged(f"array {number} should hold bytes")
+        if self._arrays is None:
+            self._survey.contents.add(number)
+            return np.empty(0, np.uint8)
+        return self._arrays[number]
+
+    def _array(self, number: Any, template: Any) -> Any:
+        meta = self._need(number)
+        if self._arrays is not None:
+            return template if self._in_place and template is not ABSENT else self._arrays[number]
+        path = self._path()
+        self._survey.paths.setdefault(number, path)
+        if template is ABSENT:
+            return None
+        if isinstance(template, np.generic) or not (hasattr(template, "dtype") and hasattr(template, "shape")):
+            self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
+        if template.dtype != meta.dtype:
+            self._mismatch("dtype", template.dtype, meta.dtype)
+        if tuple(template.shape) != meta.shape:
+            self._mismatch("shape", tuple(template.shape), meta.shape)
+        if self._in_place:
+            self._claim(number, template, path)
+        return None
+
+    def _claim(self, number: int, template: Any, path: str) -> None:
+        """Note that a template's array is to be filled with array `number`."""
+        if not isinstance(template, np.ndarray):
+            self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
+        if not template.flags.writeable:
+            self._mismatch("writability", "a read-only array", "contents to be filled in")
+        filled, _ = self._filled.setdefault(id(template), (number, template))
+        if filled != number:
+            other = self._survey.paths.get(filled, "?")
+            self._mismatch("sharing", f"the same array here and at {other}", "different arrays")
+        self._survey.destinations.setdefault(number, []).append(template)
+        self._survey.paths.setdefault(number, path)
+
+    def _scalar(self, argument: Any, template: Any) -> Any:
+        name, data = argument
+        if name == "str_":
+            value: Any = np.str_(text_of(data))
+        elif name == "bytes_":
+            value = np.bytes_(data)
+        else:
+            dtype = dtype_from_plain(name)
+            if dtype.itemsize != len(data):
+                damaged(f"a scalar of {dtype} in {len(data)} bytes")
+            value = np.frombuffer(data, dtype).copy()[0] if data else np.zeros((), dtype)[()]
+        if template is not ABSENT:
+            if not isinstance(template, np.generic):
+                self._mismatch("type", type_name(template), f"numpy.{type(value).__name__}")
+            if name not in ("str_", "bytes_") and template.dtype != value.dtype:
+                self._mismatch("dtype", template.dtype, value.dtype)
+            if type(template) is not type(value):
+                self._mismatch("type", type_name(template), f"numpy.{type(value).__name__}")
+        return value
+
+    def _numbers(self, kind: int, data: NDArray[Any], template: Any) -> Any:
+        """Return a list or tuple of ints or floats."""
+        if kind not in (ix.LIST, ix.TUPLE) or data.ndim != 1:
+            damaged("a run of numbers of an unknown kind")
+        if template is not ABSENT:
+            self._check_numbers(data, template)
+        if self._arrays is None and not (self._frames and self._frames[-1].awaits_key):
+            return None
+        if kind == ix.TUPLE and len(data) <= PIECE_ELEMENTS and template is ABSENT:
+            return tuple(data.tolist())
+        values: list[Any] = []
+        for start in range(0, len(data), PIECE_ELEMENTS):
+            values.extend(data[start : start + PIECE_ELEMENTS].tolist())
+            self._pacer.pause()
+        if template is ABSENT:
+            return tuple(values) if kind == ix.TUPLE else values
+        reduction = find_reduction(template)
+        return reduction.from_state(values) if reduction is not None else self._like(template, values)
+
+    def _check_numbers(self, data: NDArray[Any], template: Any) -> None:
+        kind = int if data.dtype.kind == "i" else float
+        reduction = find_reduction(template)
+        items: Any = reduction.to_state(template) if reduction is not None and reduction.is_transparent else template
+        if type(items) not in SEQUENCES:
+            self._mismatch("type", type_name(template), f"a list of {kind.__name__}s")
+        if type(items) is deque:
+            return
+        if len(items) != len(data):
+            self._mismatch("length", f"{len(items)} items", f"{len(data)}")
+        for position, item in enumerate(items):
+            if type(item) is not kind:
+                path = join_path([*self._keys(), position])
+                raise StateMismatchError(path, "type", type_name(item), kind.__name__)
+
+    def _like(self, template: Any, items: list[Any]) -> Any:
+        """Make a container like the template, or put the items into it."""
+        if not self._in_place:
+            return deque(items, template.maxlen) if type(template) is deque else type(template)(items)
+        if type(template) is list:
+            template[:] = items
+        elif type(template) in MAPPING_TYPES:
+            template.update(items)
+        elif type(template) is deque:
+            template.clear()
+            template.extend(items)
+        elif type(template) is set:
+            template.clear()
+            template.update(items)
+        else:
+            return type(template)(items)
+        return template
+
+    # --- errors -------------------------------------------------------------------------------------------------------
+
+    def _keys(self) -> list[Any]:
+        return [frame.key for frame in self._frames if frame.code != ix.OBJECT and not frame.awaits_key]
+
+    def _path(self) -> str:
+        return join_path(self._keys())
+
+    def _mismatch(self, field_: str, expected: object, found: object) -> NoReturn:
+        raise StateMismatchError(self._path(), field_, expected, found)
+
+    def _refuse_selection(self) -> NoReturn:
+        message = "nothing in the state matches the selection"
+        raise CheckpointKeyError(message, key=self._selection)
+
+
+_LEAF_READERS: Final[Mapping[int, str]] = {
+    ix.ARRAY: "_array",
+    ix.SCALAR: "_scalar",
+    ix.COMPLEX: "_complex",
+    ix.BYTES: "_bytes",
+    ix.STRING: "_string",
+    ix.NUMBERS: "_inline_numbers",
+    ix.NUMBERS_ARRAY: "_array_numbers",
+}
+"""The method that reads the arguments of each ext leaf, given the template that it must fit."""
+
+
+def _number_dtype(name: str) -> np.dtype[Any]:
+    if name not in ("<i8", "<f8"):
+        damaged(f"a run of numbers of {name!r}")
+    return np.dtype(name)
+
+
+def text_of(value: Any) -> str:
+    """Return a string, which the value must be."""
+    if type(value) is not str:
+        damaged(f"a name of type {type(value).__name__}")
+    return value
+
+
+def type_name(value: object) -> str:
+    """Name what a template has, for an error."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {value.shape}"
+    return type(value).__qualname__
+
+
+def damaged(reason: str, cause: Exception | None = None) -> NoReturn:
+    """Raise the error of an index that cannot be."""
+    message = f"the index is damaged: {reason}"
+    raise CorruptCheckpointError(message) from cause
