@@ -4,8 +4,11 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 READY := .venv/.asyncckpt-ready
+BENCH_BIN := build/bench-venv/bin
+BENCH_READY := build/bench-venv/.asyncckpt-ready
+BENCH_ARGS ?=
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-quick clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -19,6 +22,22 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+bench: $(BENCH_READY)
+	$(BENCH_BIN)/python -m benchmarks.run $(BENCH_ARGS)
+
+bench-quick: $(BENCH_READY)
+	$(BENCH_BIN)/python -m benchmarks.run --quick $(BENCH_ARGS)
+
+# The peers take gigabytes, so they have an environment of their own. One that cannot be installed is left out, and the
+# benchmark's table says so.
+$(BENCH_READY): pyproject.toml
+	test -x $(BENCH_BIN)/python || $(PYTHON) -m venv build/bench-venv
+	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' \
+	|| { $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable . matplotlib && \
+	     for peer in torch==2.13.0 torch-checkpointing moonclip orbax-checkpoint safetensors; do \
+	       $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check $$peer || true; done; }
+	touch $@
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

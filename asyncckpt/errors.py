@@ -6,10 +6,11 @@ attributes. Errors that have a natural builtin parent inherit from it too, so th
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
 class CheckpointError(Exception):
@@ -78,48 +79,58 @@ class CheckpointKeyError(CheckpointError, KeyError):
         return str(self.args[0])
 
 
-class StateMismatchError(CheckpointError, ValueError):
-    """The saved state does not fit the template given as ``like`` or ``into``.
+class LeafError(CheckpointError):
+    """Base of the errors about one place in a state.
 
     Attributes:
         path: The leaf's path, such as ``params/w1``; empty for the root.
+        step: The step being saved or loaded, if known.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(f"{path or 'the root'}: {message}")
+        self.path = path
+        self.step: int | None = None
+
+    def name_step(self, step: int) -> None:
+        """Add the step to the message, once it is known."""
+        if self.step is None:
+            self.step = step
+            self.args = (f"step {step}: {self.args[0]}", *self.args[1:])
+
+    @classmethod
+    @contextmanager
+    def naming(cls, step: int) -> Iterator[None]:
+        """Let errors of this kind that pass name the step."""
+        try:
+            yield
+        except cls as error:
+            error.name_step(step)
+            raise
+
+
+class StateMismatchError(LeafError, ValueError):
+    """The saved state does not fit the template given as ``like`` or ``into``.
+
+    Attributes:
         field: What differs: "type", "keys", "length", "dtype", "shape", "writability" or "sharing".
         expected: What the template has.
         found: What the checkpoint has.
     """
 
-    def __init__(self, path: str, field: str, expected: object, found: object, *, step: int | None = None) -> None:
-        where = f"{path or 'the root'}" + (f" (step {step})" if step is not None else "")
-        super().__init__(f"{where}: {field} differs: the template has {expected}, the checkpoint has {found}")
-        self.path = path
+    def __init__(self, path: str, field: str, expected: object, found: object) -> None:
+        super().__init__(f"{field} differs: the template has {expected}, the checkpoint has {found}", path=path)
         self.field = field
         self.expected = expected
         self.found = found
-        self.step = step
 
 
-class UnsupportedLeafError(CheckpointError, TypeError):
-    """A value cannot be saved, or not faithfully; nothing was written.
-
-    Attributes:
-        path: The leaf's path, such as ``params/w1``; empty for the root.
-    """
-
-    def __init__(self, message: str, *, path: str) -> None:
-        super().__init__(f"{path or 'the root'}: {message}")
-        self.path = path
+class UnsupportedLeafError(LeafError, TypeError):
+    """A value cannot be saved, or not faithfully; nothing was written."""
 
 
-class StateChangedError(CheckpointError, RuntimeError):
-    """A container changed while it was captured: some task modified the state before ``save`` returned.
-
-    Attributes:
-        path: The container's path; empty for the root.
-    """
-
-    def __init__(self, message: str, *, path: str) -> None:
-        super().__init__(f"{path or 'the root'}: {message}")
-        self.path = path
+class StateChangedError(LeafError, RuntimeError):
+    """A container changed while it was captured: some task modified the state before ``save`` returned."""
 
 
 class DirectoryLockedError(CheckpointError):

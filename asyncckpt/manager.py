@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import warnings
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import aiofiles
 
 from asyncckpt.config import resolve_settings
 from asyncckpt.disk.names import TRAINING_INFO_NAME
@@ -18,6 +15,7 @@ from asyncckpt.errors import (
     CheckpointNotFoundError,
     CheckpointWarning,
     CorruptCheckpointError,
+    LeafError,
     ManagerUsageError,
 )
 from asyncckpt.saving import commit
@@ -101,9 +99,9 @@ class CheckpointManager(Session):
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def should_save(self, step: int) -> bool:
-        """Whether `step` is a multiple of ``save_period``, or there is none; never if the manager is disabled."""
+        """Whether `step` is a multiple of ``save_period``, or there is none."""
         period = self._settings.save_period
-        return self._settings.enabled and (period is None or step % period == 0)
+        return period is None or step % period == 0
 
     async def save(  # noqa: PLR0913
         self,
@@ -151,7 +149,8 @@ class CheckpointManager(Session):
         if not self._settings.enabled:
             return SaveHandle(step, state=SaveState.SKIPPED)
         raise_failures(here.writer.unreceived_failures())
-        return await here.intake.save(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
+        with LeafError.naming(step):
+            return await here.intake.save(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
 
     def save_nowait(
         self,
@@ -174,7 +173,13 @@ class CheckpointManager(Session):
         if not self._settings.enabled:
             return SaveHandle(step, state=SaveState.SKIPPED)
         raise_failures(here.writer.unreceived_failures())
-        return here.intake.save_nowait(step, state, training_info, run_config, overwrite=overwrite)
+        with LeafError.naming(step):
+            return here.intake.save_nowait(step, state, training_info, run_config, overwrite=overwrite)
+
+    def _check_enabled(self) -> None:
+        if not self._settings.enabled:
+            message = f"{self!r} is disabled (enabled=False) and writes nothing: leave it out"
+            raise ManagerUsageError(message)
 
     async def flush(self) -> None:
         """Wait until everything queued so far is done, saves and deletes.
@@ -183,7 +188,7 @@ class CheckpointManager(Session):
             SaveFailedError: A save failed and nobody had received it; several come as an ExceptionGroup.
         """
         here = self._here()
-        await asyncio.shield(here.writer.submit(_nothing))
+        await here.writer.perform(_nothing)
         raise_failures(here.writer.unreceived_failures())
 
     async def delete(self, step: int) -> None:
@@ -191,10 +196,12 @@ class CheckpointManager(Session):
 
         Raises:
             CheckpointNotFoundError: It is not committed.
+            ManagerUsageError: The manager is disabled.
             OSError: The disk failed.
         """
         here = self._here(writes=True)
         step = check_step(step)
+        self._check_enabled()
 
         async def action() -> None:
             await here.writer.take_directory()
@@ -203,7 +210,7 @@ class CheckpointManager(Session):
                 raise CheckpointNotFoundError(message, step=step)
             await here.writer.retire([step])
 
-        await asyncio.shield(here.writer.submit(action))
+        await here.writer.perform(action)
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -342,10 +349,10 @@ class CheckpointManager(Session):
         """
         here = self._here(writes=True)
         step = check_step(step)
-        if not self._settings.enabled:
-            message = f"{self!r} is disabled (enabled=False) and writes nothing: ask should_save() first"
-            raise ManagerUsageError(message)
-        return await here.pending.begin(step, encode_documents(training_info, run_config))
+        self._check_enabled()
+        with LeafError.naming(step):
+            documents = encode_documents(training_info, run_config)
+        return await here.pending.begin(step, documents)
 
     async def finalize_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Commit a pending directory: manifest, sync, rename to ``step_{step}``, sync, then `remove_old_checkpoints`.
@@ -360,7 +367,9 @@ class CheckpointManager(Session):
             CheckpointError: It holds a symbolic link or a special file.
             OSError: The disk failed. The step is not listed.
         """
-        await self._here(writes=True).pending.commit(Path(path))
+        here = self._here(writes=True)
+        self._check_enabled()
+        await here.pending.commit(Path(path))
 
     async def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002 - a given name
         """Apply the retention policy, after everything queued so far.
@@ -369,12 +378,14 @@ class CheckpointManager(Session):
             exclude_latest: Whether the newest checkpoint stays whatever the policy says.
         """
         here = self._here(writes=True)
+        if not self._settings.enabled:
+            return
 
         async def action() -> None:
             await here.writer.take_directory()
             await here.writer.prune(exclude_latest=exclude_latest)
 
-        await asyncio.shield(here.writer.submit(action))
+        await here.writer.perform(action)
 
     @asynccontextmanager
     async def checkpoint(
@@ -388,8 +399,8 @@ class CheckpointManager(Session):
         path = await self.init_tmp_checkpoint(step, training_info, run_config)
         try:
             yield path
-        except BaseException:
-            await self._here(is_closing=True).pending.discard(path)
+        except BaseException as error:
+            await self._here(is_closing=True).pending.discard(path, error)
             raise
         await self.finalize_checkpoint(path)
 
@@ -418,6 +429,8 @@ class CheckpointManager(Session):
             CheckpointNotFoundError: There is no such file.
             CorruptCheckpointError: It is not JSON.
         """
+        import aiofiles  # with its own imports, as costly as all of this package's
+
         here = self._here()
         found = path if path is not None else await self.get_latest_checkpoint_path()
         if found is None:

@@ -161,7 +161,13 @@ class FaultyDisk(DiskOps):
         super().rmdir(path)
 
     def _path(self, fd: int) -> Path:
-        return self._paths.get(fd) or Path(f"/proc/self/fd/{fd}").readlink()
+        path = self._paths.get(fd)
+        try:
+            if path is not None and os.path.samestat(path.stat(), os.fstat(fd)):
+                return path
+        except FileNotFoundError:
+            pass  # the number is another file's by now
+        return Path(f"/proc/self/fd/{fd}").readlink()
 
     def _do(self, operation: Operation) -> None:
         with self._lock:

@@ -21,68 +21,33 @@ import os
 # are too small to gain from them. BLAS reads this once, when numpy is imported.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-import argparse
 import asyncio
 import copy
-import itertools
 import statistics
 import sys
 from collections import defaultdict, deque
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-from harness import SaveMeter, kill_and_resume, run
+from harness import SaveMeter, kill_and_resume, new_parser, run
+from network import Network, backward, descend, forward, new_adam, new_network
 
 import asyncckpt
+
+if TYPE_CHECKING:
+    import argparse
 
 HORIZON = 128  # environment steps in a rollout
 BREATH = 2  # environment steps between two looks at the rest of the loop
 EPOCHS, MINIBATCH = 4, 128
 GAMMA, LAMBDA, CLIP, ENTROPY_BONUS, LEARNING_RATE = 0.99, 0.95, 0.2, 0.005, 2e-3
 GOAL = 150.0  # the mean return that counts as learned; a random player gets about 22
-TRANSITION = np.dtype(
-    [
-        ("observation", "f4", 4),
-        ("next_observation", "f4", 4),
-        ("log_probability", "f8"),
-        ("reward", "f4"),
-        ("action", "i1"),
-        ("terminated", "?"),
-        ("truncated", "?"),
-    ]
-)
+TRANSITION = np.dtype("4f4, 4f4, f8, f4, i1, ?, ?")  # 47 bytes
+TRANSITION.names = ("observation", "next_observation", "log_probability", "reward", "action", "terminated", "truncated")
 OWN = ("observation", "rng", "iteration", "filled", "rollout")  # what an actor's future depends on,
 GAME = ("state", "steps_beyond_terminated", "np_random")  # and of its environment (the time limit is a wrapper's)
-Network = dict[str, np.ndarray]
 Policies = defaultdict[int, asyncio.Future[Network]]  # version -> the policy after that many updates
-
-
-def new_network(rng: np.random.Generator, *sizes: int) -> Network:
-    """A multilayer perceptron; its last layer starts small."""
-    network = {}
-    for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        scale = 0.01 if layer == len(sizes) - 2 else 1.0
-        network[f"w{layer}"] = rng.standard_normal((fan_in, fan_out)) * scale / np.sqrt(fan_in)
-        network[f"b{layer}"] = np.zeros(fan_out)
-    return network
-
-
-def forward(net: Network, x: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The network's output, one number for each row of `x`, and what `backward` needs."""
-    h0 = np.tanh(x @ net["w0"] + net["b0"])
-    h1 = np.tanh(h0 @ net["w1"] + net["b1"])
-    return (h1 @ net["w2"] + net["b2"])[..., 0], (x, h0, h1)
-
-
-def backward(net: Network, activations: tuple[np.ndarray, ...], dy: np.ndarray) -> Network:
-    """The loss's gradient by the parameters, from its gradient by the output."""
-    x, h0, h1 = activations
-    d2 = dy[:, None]
-    d1 = (d2 @ net["w2"].T) * (1 - h1**2)
-    d0 = (d1 @ net["w1"].T) * (1 - h0**2)
-    return {"w0": x.T @ d0, "b0": d0.sum(0), "w1": h0.T @ d1, "b1": d1.sum(0), "w2": h1.T @ d2, "b2": d2.sum(0)}
 
 
 def probability_right(logit: np.ndarray) -> np.ndarray:
@@ -150,15 +115,11 @@ class Learner:
     def __init__(self, seed: int, n_actors: int, n_replay: int) -> None:
         self.rng = np.random.default_rng(seed)
         self.params = {"policy": new_network(self.rng, 4, 64, 64, 1), "value": new_network(self.rng, 4, 64, 64, 1)}
-        self.adam = {name: {"m": zeros(net), "v": zeros(net), "t": 0} for name, net in self.params.items()}
+        self.adam = {name: new_adam(net) for name, net in self.params.items()}
         self.episode_returns = np.zeros(n_actors)  # of the episodes not yet ended
         self.returns: deque[float] = deque(maxlen=100)
         self.n_steps = 0
         self.replay = np.zeros(n_replay, TRANSITION)  # a ring of all that was seen lately: a data set for later studies
-
-    def mean_return(self) -> float:
-        """Over the last hundred episodes."""
-        return statistics.fmean(self.returns) if self.returns else 0.0
 
     def remember(self, batch: np.ndarray) -> None:
         """Take the rollouts, (actors, HORIZON), into the replay and the statistics."""
@@ -202,28 +163,17 @@ class Learner:
         ratio = np.exp(log_probability(logit, seen["action"]) - seen["log_probability"])
         is_clipped = np.where(advantage > 0, ratio > 1 + CLIP, ratio < 1 - CLIP)
         gain = np.where(is_clipped, 0.0, advantage * ratio * (seen["action"] - p)) - ENTROPY_BONUS * logit * p * (1 - p)
-        self.descend("policy", backward(self.params["policy"], activations, -gain / len(seen)))
+        self.descend("policy", activations, -gain / len(seen))
 
     def improve_value(self, seen: np.ndarray, target: np.ndarray) -> None:
         """Bring the value's squared error down by one step."""
         value, activations = forward(self.params["value"], seen["observation"])
-        self.descend("value", backward(self.params["value"], activations, (value - target) / len(seen)))
+        self.descend("value", activations, (value - target) / len(seen))
 
-    def descend(self, name: str, gradient: Network) -> None:
-        """Adam, in place."""
-        adam: dict[str, Any] = self.adam[name]
-        adam["t"] += 1
-        rate = LEARNING_RATE * np.sqrt(1 - 0.999 ** adam["t"]) / (1 - 0.9 ** adam["t"])
-        for key, g in gradient.items():
-            m, v = adam["m"][key], adam["v"][key]
-            m += 0.1 * (g - m)
-            v += 0.001 * (g * g - v)
-            self.params[name][key] -= rate * m / (np.sqrt(v) + 1e-8)
-
-
-def zeros(network: Network) -> Network:
-    """The same shapes, all zero."""
-    return {name: np.zeros_like(array) for name, array in network.items()}
+    def descend(self, name: str, activations: tuple[np.ndarray, ...], dy: np.ndarray) -> None:
+        """Take one step of the optimizer, from the loss's gradient by a network's output."""
+        net = self.params[name]
+        descend(net, self.adam[name], backward(net, activations, dy), LEARNING_RATE)
 
 
 async def train(args: argparse.Namespace) -> None:
@@ -255,14 +205,14 @@ async def train(args: argparse.Namespace) -> None:
             while len(inbox[k]) < args.actors:
                 iteration, index, rollout = await queue.get()
                 inbox[iteration][index] = rollout
-            rollouts = inbox.pop(k)
-            batch = np.stack([rollouts[index] for index in range(args.actors)])
+            batch = np.stack([rollout for _, rollout in sorted(inbox.pop(k).items())])
             learner.remember(batch)
             await learner.learn(batch)
             policies[k].set_result(copy.deepcopy(learner.params["policy"]))
             policies.pop(k - 2, None)
             if manager.should_save(k) or k == args.iterations:
-                info = {"mean_return": learner.mean_return(), "environment_steps": learner.n_steps}
+                mean_return = statistics.fmean(learner.returns) if learner.returns else 0.0
+                info = {"mean_return": mean_return, "environment_steps": learner.n_steps}
                 state = {
                     "learner": vars(learner),
                     "actors": [actor.state() for actor in actors],
@@ -270,7 +220,8 @@ async def train(args: argparse.Namespace) -> None:
                 }
                 meter.begin()
                 handle = await manager.save(k, state, training_info=info, run_config={"seed": args.seed})
-                group.create_task(meter.report(handle, f"mean return {info['mean_return']:.1f}"))
+                group.create_task(meter.report(handle, f"mean return {mean_return:.1f}"))
+        await manager.flush()  # the meter watches the last save, too
         for task in background:
             task.cancel()
     print(meter.summary(), flush=True)
@@ -278,21 +229,10 @@ async def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train, or demonstrate."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dir", type=Path, default=Path("runs/cartpole"), help="where the checkpoints go")
-    parser.add_argument(
-        "--iterations", type=int, default=200, help="updates of the learner, each from one rollout of each actor"
-    )
+    parser = new_parser(__doc__, directory="runs/cartpole", save_period=10, format="msgpack")
+    parser.add_argument("--iterations", type=int, default=200, help="updates, each from one rollout of each actor")
     parser.add_argument("--actors", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--replay", type=int, default=2**20, help="transitions kept; each takes 47 bytes of a checkpoint"
-    )
-    parser.add_argument("--save-period", type=int, default=10, help="updates between two saves")
-    parser.add_argument("--format", choices=["msgpack", "hdf5"], default="msgpack")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
-    parser.add_argument("--demo", action="store_true", help="kill a run in the middle of a save, resume it, compare")
-    parser.add_argument("--short", action="store_true", help="a run of seconds, too short to learn much")
+    parser.add_argument("--replay", type=int, default=2**20, help="transitions kept, of 47 bytes each")
     if (args := parser.parse_args()).short:
         parser.set_defaults(iterations=12, replay=2**18, save_period=2)
         args = parser.parse_args()

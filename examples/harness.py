@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import shutil
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +19,22 @@ import numpy as np
 import asyncckpt
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable, Coroutine, Iterator
-    from pathlib import Path
 
 TICK = 0.001  # seconds
+
+
+def new_parser(doc: str, *, directory: str, save_period: int, format: str) -> argparse.ArgumentParser:
+    """The options that every example has, with the defaults of this one."""
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--dir", type=Path, default=Path(directory), help="where the checkpoints go")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--save-period", type=int, default=save_period, help="steps between two saves")
+    parser.add_argument("--format", choices=["msgpack", "hdf5"], default=format)
+    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
+    parser.add_argument("--demo", action="store_true", help="kill a run in the middle of a save, resume it, compare")
+    parser.add_argument("--short", action="store_true", help="a run of seconds")
+    return parser
 
 
 def run(main: Coroutine[Any, Any, None], loop: str) -> None:
@@ -44,29 +57,31 @@ class SaveMeter:
     def __init__(self) -> None:
         self.blocked: list[float] = []  # seconds that `await manager.save(...)` took
         self.durable: list[float] = []  # seconds from the call of `save` until its checkpoint was safe
+        self.busy: list[float] = []  # share of that time in which the loop's thread was computing
         self.late: dict[bool, list[float]] = {True: [], False: []}  # seconds, by whether a save was under way
-        self._n_open = 0
+        self._began: deque[tuple[float, float]] = deque()  # of the saves under way: by the clock, of the thread's work
         self._latest_stall = 0.0  # the longest since the last report
 
     async def tick(self) -> None:
         """Watch the loop, for ever."""
         while True:
-            was_saving, start = self._n_open > 0, time.perf_counter()
+            was_saving, start = bool(self._began), time.perf_counter()
             await asyncio.sleep(TICK)
             late = time.perf_counter() - start - TICK
-            self.late[was_saving or self._n_open > 0].append(late)
+            self.late[was_saving or bool(self._began)].append(late)
             self._latest_stall = max(self._latest_stall, late)
 
     def begin(self) -> None:
         """Call right before `save`."""
-        self._n_open += 1
+        self._began.append((time.perf_counter(), time.thread_time()))
 
     async def report(self, handle: asyncckpt.SaveHandle, text: str) -> None:
         """Wait until the save is durable, and print what it cost."""
         try:
             await handle
         finally:
-            self._n_open -= 1
+            clock, work = self._began.popleft()  # saves end in the order in which they began
+        self.busy.append((time.thread_time() - work) / (time.perf_counter() - clock))
         self.blocked.append(handle.timings.blocked)
         self.durable.append(handle.timings.committed)
         save = f"save blocked {ms(self.blocked[-1])}, durable after {ms(self.durable[-1])}"
@@ -82,8 +97,9 @@ class SaveMeter:
             for when, late in (("beside a save", self.late[True]), ("without one", self.late[False]))
         ]
         return (
-            f"{len(self.blocked)} saves, median: blocked {ms(statistics.median(self.blocked))}, "
-            f"durable after {ms(statistics.median(self.durable))}\nlongest stall of the loop: {', '.join(stalls)}"
+            f"{len(self.blocked)} saves, median: blocked {ms(statistics.median(self.blocked))}, durable after "
+            f"{ms(statistics.median(self.durable))}, in which the loop was busy {statistics.median(self.busy):.0%}\n"
+            f"longest stall of the loop: {', '.join(stalls)}"
         )
 
 

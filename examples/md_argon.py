@@ -18,11 +18,10 @@ import os
 # One BLAS thread: sums are split the same way in every run. BLAS reads this once, when numpy is imported.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-import argparse
 import asyncio
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -31,9 +30,12 @@ from ase.build import bulk
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixCom
 from ase.md.langevin import Langevin
-from harness import SaveMeter, kill_and_resume, run
+from harness import SaveMeter, kill_and_resume, new_parser, run
 
 import asyncckpt
+
+if TYPE_CHECKING:
+    import argparse
 
 TEMPERATURE = 94.4  # kelvin; with the density of 1.374 g/cm3, Rahman's liquid argon of 1964
 LATTICE_CONSTANT = 5.78  # angstrom, for that density
@@ -111,7 +113,7 @@ async def simulate(args: argparse.Namespace) -> None:
     meter = SaveMeter()
     async with (
         asyncckpt.CheckpointManager(
-            args.dir, save_period=args.save_period, keep_latest_k=2, format=args.format
+            args.dir, save_period=args.save_period, keep_top_k=2, format=args.format
         ) as manager,
         asyncio.TaskGroup() as group,
     ):
@@ -127,22 +129,16 @@ async def simulate(args: argparse.Namespace) -> None:
                 handle = await manager.save(simulation.step, simulation.state(), training_info=info)
                 group.create_task(meter.report(handle, f"mean temperature {info['temperature']:.1f} K"))
                 simulation.forget_caches()
+        await manager.flush()  # the meter watches the last saves, too
         ticking.cancel()
     print(meter.summary(), flush=True)
 
 
 def main() -> None:
     """Simulate, or demonstrate."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dir", type=Path, default=Path("runs/argon"), help="where the checkpoints go")
+    parser = new_parser(__doc__, directory="runs/argon", save_period=50, format="hdf5")
     parser.add_argument("--cells", type=int, default=3, help="unit cells along each edge of the box; four atoms each")
     parser.add_argument("--steps", type=int, default=1000, help="steps of 5 fs")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--save-period", type=int, default=50, help="steps between two saves")
-    parser.add_argument("--format", choices=["msgpack", "hdf5"], default="hdf5")
-    parser.add_argument("--loop", choices=["asyncio", "uvloop"], default="asyncio")
-    parser.add_argument("--demo", action="store_true", help="kill a run in the middle of a save, resume it, compare")
-    parser.add_argument("--short", action="store_true", help="32 atoms, and a run of seconds")
     if (args := parser.parse_args()).short:
         parser.set_defaults(cells=2, steps=60, save_period=5)
         args = parser.parse_args()

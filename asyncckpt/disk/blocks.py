@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -157,7 +158,8 @@ def _create(ops: DiskOps, path: Path, *, want_direct: bool) -> tuple[int, bool]:
         except OSError as error:
             if error.errno not in _NEED_BUFFERED:
                 raise
-            path.unlink(missing_ok=True)  # some file systems create the file before they refuse
+            with contextlib.suppress(FileNotFoundError):
+                ops.unlink(path)  # some file systems create the file before they refuse
     return ops.create(path), False
 
 
@@ -209,13 +211,14 @@ class _Writer:
         """Hash a block and write it."""
         self.digests[block] = digest_parts(gathering.parts)
         try:
-            write_all(self._ops, self._fd, gathering.parts, granularity=PAGE_NBYTES)
+            granularity = PAGE_NBYTES if self._is_direct else 1
+            write_all(self._ops, self._fd, gathering.parts, granularity=granularity)
         except OSError as error:
             if not self._is_direct or error.errno != errno.EINVAL:
                 raise
             # Some file systems take the flag and refuse the write itself, which has then written nothing.
             fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
-            write_all(self._ops, self._fd, gathering.parts, granularity=PAGE_NBYTES)
+            write_all(self._ops, self._fd, gathering.parts)
         if gathering.bounce is not None:
             self._spare.append(gathering.bounce)
 

@@ -31,16 +31,15 @@ class DirectoryLock:
     """The lock of one checkpoint directory, held."""
 
     def __init__(self, fd: int, *, is_supported: bool) -> None:
-        self._fd: int | None = fd
+        # Closed as well when nobody refers to it any more: a manager that was never closed locks nobody out.
+        self._close = weakref.finalize(self, os.close, fd)
         self.is_supported = is_supported
         """False where the file system has no locks: nothing keeps a second writer away."""
         _held.add(self)
 
     def release(self) -> None:
         """Give the lock back; more than once does no harm."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
+        self._close()
 
 
 def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:

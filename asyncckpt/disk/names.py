@@ -22,9 +22,7 @@ TRAINING_INFO_NAME: Final = "training_info.json"
 CONFIG_NAME: Final = "config.yaml"
 
 # A step in its one spelling; trash may carry a number, because a step can be deleted again before its trash is gone.
-_NAME: Final = re.compile(
-    r"(step_|tmp_step_|old_step_)(0|[1-9][0-9]{0,18})|(trash_step_)(0|[1-9][0-9]{0,18})(\.[0-9]+)?"
-)
+_NAME: Final = re.compile(r"(step_|tmp_step_|old_step_)(0|[1-9][0-9]*)|(trash_step_)(0|[1-9][0-9]*)(\.[0-9]+)?")
 
 
 def name_of(kind: Kind, step: int) -> str:

@@ -4,22 +4,28 @@ What is true of a checkpoint directory at every moment, whatever fails and where
 
 1. `step_N` is complete and was durable, with everything in it, before it got its name.
 2. A step once committed exists under a name that recovery understands until its successor's name, or its deletion, is
-   durable: an overwrite exchanges the two names in one step, or moves the old one to `old_step_N` first.
+   durable: an overwrite exchanges the two names in one step, or moves the old one to `old_step_N` first. If the names
+   cannot be made durable, they are moved back.
 3. Nothing is unlinked below a committed name: a victim becomes `trash_step_N`, the parent is synced, and only then are
    its files unlinked. Files are never truncated, because a reader may have them mapped.
 4. `tmp_step_N` and `trash_step_N` mean nothing to readers; a lone `old_step_N` is step N.
-5. Only the holder of the lock changes anything.
+5. What `tmp_step_N` holds may be what an overwrite has just exchanged: the parent is synced before it is cleared.
+6. Only the holder of the lock changes anything.
 
 What POSIX does not promise: a disk that lies about having flushed its cache loses what it lies about.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import functools
 import os
 import stat
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xxhash import xxh3_128_digest
 
@@ -29,14 +35,34 @@ from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
 from asyncckpt.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.workers import StopFlag
 
+# A directory above ours may be unreadable for us, or on a file system that syncs no directories.
+_NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})
+
+
+class UnsyncedError(OSError):
+    """A sync failed: nobody knows what of it is on the disk, and syncing it again would not tell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """Names that were moved, and are not durable yet."""
+
+    root: Path
+    step: int
+    old: Path | None
+    """Where the step's former directory is now, if there was one."""
+
 
 def ensure_directory(ops: DiskOps, root: Path) -> None:
-    """Make a directory and its missing ancestors, each durable in its parent before the next is made in it."""
+    """Make a directory and its missing ancestors, each durable in its parent before the next is made in it.
+
+    The deepest one that exists is made durable too: whoever made it may have been killed, or have failed, just then.
+    """
     missing = []
     at = root
     while not at.exists():
@@ -45,6 +71,11 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
     if not at.is_dir():
         message = f"{at} is not a directory"
         raise NotADirectoryError(message)
+    try:
+        ops.sync_directory(at.parent)
+    except OSError as error:
+        if error.errno not in _NOT_OURS_TO_SYNC:
+            raise
     for path in reversed(missing):
         try:
             ops.mkdir(path)
@@ -66,11 +97,17 @@ def scan(root: Path) -> dict[int, Path]:
 
 def locate(root: Path, step: int) -> Path | None:
     """Return the directory of a committed checkpoint, or None."""
-    for kind in (Kind.COMMITTED, Kind.SWAPPED):
+    # The last look is for an overwrite that went on between the first two.
+    for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.COMMITTED):
         path = root / name_of(kind, step)
         if path.is_dir():
             return path
     return None
+
+
+def missing(root: Path, steps: Iterable[int]) -> list[int]:
+    """Return those of the steps that are not committed."""
+    return [step for step in steps if locate(root, step) is None]
 
 
 def has_leftovers(root: Path) -> bool:
@@ -79,29 +116,30 @@ def has_leftovers(root: Path) -> bool:
 
 
 def recover(ops: DiskOps, root: Path) -> None:
-    """Bring a directory that a killed writer left into order; only the lock's holder may call this."""
+    """Bring a directory that a killed writer left into order; only the lock's holder may call this.
+
+    Every name that is found is durable afterwards: the writer may have been killed just before it synced them.
+    """
     entries = _entries(root)
-    committed = {step for kind, step, _ in entries if kind is Kind.COMMITTED}
-    has_moved = False
-    for kind, step, path in entries:
-        if kind is Kind.SWAPPED and step not in committed:
-            ops.rename(path, root / name_of(Kind.COMMITTED, step))
-            has_moved = True
-        elif kind is Kind.SWAPPED:
-            ops.rename(path, _trash_name(root, step))
-            has_moved = True
-    if has_moved:
+    if entries:
+        ops.sync_directory(root)
+    swapped = [step for kind, step, _ in entries if kind is Kind.SWAPPED]
+    for step in swapped:
+        _settle(ops, root, step)
+    if swapped:
         ops.sync_directory(root)
     for kind, _, path in entries:
         if kind is Kind.PENDING:
             discard(ops, path)
-    sweep(ops, root)
+    sweep(ops, root, [path for kind, _, path in _entries(root) if kind is Kind.TRASH])
 
 
 def stage(ops: DiskOps, root: Path, step: int) -> Path:
     """Make an empty pending directory for a step, clearing a stale one first."""
     path = root / name_of(Kind.PENDING, step)
-    discard(ops, path)
+    if path.exists():
+        ops.sync_directory(root)
+        discard(ops, path)
     ops.mkdir(path)
     return path
 
@@ -109,10 +147,16 @@ def stage(ops: DiskOps, root: Path, step: int) -> Path:
 def seal(
     ops: DiskOps, pending: Path, step: int, files: Mapping[str, FileRecord], index: IndexPlace | None = None
 ) -> Manifest:
-    """Write the manifest of a pending directory whose files are durable, and make its entries durable."""
+    """Write the manifest of a pending directory whose files are durable, and make its entries durable.
+
+    Raises:
+        UnsyncedError: The directory could not be synced.
+        OSError: The manifest could not be written.
+    """
     manifest = Manifest(step=step, created=time.time(), files=files, index=index)
     write_bytes(ops, pending / MANIFEST_NAME, manifest.encode())
-    ops.sync_directory(pending)
+    with _syncing():
+        ops.sync_directory(pending)
     return manifest
 
 
@@ -121,7 +165,9 @@ def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> di
 
     Raises:
         CheckpointError: There is a symbolic link or a special file.
-        OSError: A file cannot be read, or the disk failed.
+        UnsyncedError: A file or directory could not be synced.
+        OSError: A file cannot be read.
+        Stopped: `stop` was set.
     """
     records: dict[str, FileRecord] = {}
     folders = [""]
@@ -137,52 +183,104 @@ def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> di
                 else:
                     records[name] = _digest_file(ops, pending / name, name, stop)
         if folder:
-            ops.sync_directory(pending / folder)
+            with _syncing():
+                ops.sync_directory(pending / folder)
     return records
 
 
-def publish(ops: DiskOps, root: Path, step: int) -> None:
-    """Give a sealed pending directory its committed name, durably; what had the name before becomes trash.
+def move(ops: DiskOps, root: Path, step: int) -> Moved:
+    """Give a sealed pending directory its committed name, which `make_durable` makes durable.
 
     Raises:
-        OSError: The disk failed. The step may or may not have its name; it is not durable.
+        OSError: The disk failed. What was committed still is, and the pending directory is where it was.
     """
     pending = root / name_of(Kind.PENDING, step)
     committed = root / name_of(Kind.COMMITTED, step)
+    swapped = root / name_of(Kind.SWAPPED, step)
+    _settle(ops, root, step)
     if not committed.exists():
         ops.rename(pending, committed)
-        ops.sync_directory(root)
-        return
+        return Moved(root=root, step=step, old=None)
     if ops.exchange(pending, committed):
-        ops.sync_directory(root)
-        ops.rename(pending, _trash_name(root, step))
-        return
-    swapped = root / name_of(Kind.SWAPPED, step)
+        return Moved(root=root, step=step, old=pending)
     ops.rename(committed, swapped)
-    ops.rename(pending, committed)
-    ops.sync_directory(root)
-    ops.rename(swapped, _trash_name(root, step))
+    try:
+        ops.rename(pending, committed)
+    except OSError as error:
+        _undo(error, lambda: ops.rename(swapped, committed))
+        raise
+    return Moved(root=root, step=step, old=swapped)
 
 
-def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[int]:
-    """Take away the committed names of steps, durably; `sweep` deletes what they held. Return those that existed."""
-    retired = []
-    for step in steps:
-        path = locate(root, step)
-        if path is not None:
-            ops.rename(path, _trash_name(root, step))
-            retired.append(step)
-    if retired:
+def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
+    """Make moved names durable; what had the name before becomes trash, whose directory is returned.
+
+    Raises:
+        OSError: The disk failed. The names were moved back, if that could be done, and nothing was deleted: nobody
+            knows which of them would survive a power cut.
+    """
+    root, step, old = moved.root, moved.step, moved.old
+    pending = root / name_of(Kind.PENDING, step)
+    committed = root / name_of(Kind.COMMITTED, step)
+
+    def move_back() -> None:
+        if old == pending:
+            ops.exchange(pending, committed)
+            return
+        ops.rename(committed, pending)
+        if old is not None:
+            ops.rename(old, committed)
+
+    try:
         ops.sync_directory(root)
-    return retired
+    except OSError as error:
+        _undo(error, move_back)
+        raise
+    if old is None:
+        return None
+    trash = _trash_name(root, step)
+    try:
+        ops.rename(old, trash)
+    except OSError:  # the new one is durable, so the old one may as well be deleted where it is
+        return old
+    return trash
 
 
-def sweep(ops: DiskOps, root: Path, stop: StopFlag | None = None) -> None:
-    """Delete all trash. Its names were made durable by whoever made it trash."""
-    entries = [path for kind, _, path in _entries(root) if kind is Kind.TRASH]
-    if entries:
+def publish(ops: DiskOps, root: Path, step: int) -> Path | None:
+    """Commit a sealed pending directory: `move`, then `make_durable`."""
+    return make_durable(ops, move(ops, root, step))
+
+
+def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
+    """Take away the committed names of steps, durably, and return the trash that `sweep` deletes.
+
+    Raises:
+        OSError: The disk failed. The names were given back, if that could be done.
+    """
+    retired: list[tuple[Path, Path]] = []
+    try:
+        for step in steps:
+            # A lone old_step_N is step N: it goes first, so that it never stands alone.
+            for kind in (Kind.SWAPPED, Kind.COMMITTED):
+                path = root / name_of(kind, step)
+                if path.is_dir():
+                    trash = _trash_name(root, step)
+                    ops.rename(path, trash)
+                    retired.append((path, trash))
+        if retired:
+            ops.sync_directory(root)
+    except OSError as error:
+        for path, trash in reversed(retired):
+            _undo(error, functools.partial(ops.rename, trash, path))
+        raise
+    return [trash for _, trash in retired]
+
+
+def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> None:
+    """Delete trash."""
+    if trash:
         ops.sync_directory(root)  # a victim's new name must be durable before its first file goes
-    for path in entries:
+    for path in trash:
         discard(ops, path, stop)
 
 
@@ -214,6 +312,34 @@ def _entries(root: Path) -> list[tuple[Kind, int, Path]]:
     return sorted(parsed, key=lambda each: (each[0] is not Kind.COMMITTED, each[1]))
 
 
+@contextlib.contextmanager
+def _syncing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UnsyncedError(error.errno, error.strerror, error.filename) from error
+
+
+def _settle(ops: DiskOps, root: Path, step: int) -> None:
+    """Undo or complete an overwrite that stopped half-way, if there was one."""
+    swapped = root / name_of(Kind.SWAPPED, step)
+    committed = root / name_of(Kind.COMMITTED, step)
+    if not swapped.is_dir():
+        return
+    if not committed.exists():
+        ops.rename(swapped, committed)
+        return
+    ops.sync_directory(root)  # it takes the old one's place for good
+    ops.rename(swapped, _trash_name(root, step))
+
+
+def _undo(error: OSError, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except OSError as second:  # the first error is what matters; recovery understands what is left
+        error.add_note(f"the names could not be moved back: {second}")
+
+
 def _trash_name(root: Path, step: int) -> Path:
     path = root / name_of(Kind.TRASH, step)
     number = 0
@@ -224,12 +350,10 @@ def _trash_name(root: Path, step: int) -> Path:
 
 
 def _digest_file(ops: DiskOps, path: Path, name: str, stop: StopFlag | None) -> FileRecord:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC) if not path.is_symlink() else -1
-    if fd < 0 or not stat.S_ISREG(os.fstat(fd).st_mode):
-        if fd >= 0:
-            os.close(fd)
+    if not stat.S_ISREG(os.lstat(path).st_mode):
         message = f"{name} is a symbolic link or a special file: a checkpoint holds regular files only"
         raise CheckpointError(message)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         digests, nbytes = [], 0
         while block := _read_block(fd):
@@ -237,7 +361,8 @@ def _digest_file(ops: DiskOps, path: Path, name: str, stop: StopFlag | None) -> 
                 stop.check()
             digests.append(xxh3_128_digest(block))
             nbytes += len(block)
-        ops.sync(fd)
+        with _syncing():
+            ops.sync(fd)
     finally:
         os.close(fd)
     return FileRecord(nbytes, b"".join(digests))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 VALUE_MAX_NBYTES: Final = 1 << 15
 """Larger values are contiguous datasets: what lies in an object header ends at 64 KiB."""
-_CACHE_NBYTES: Final = 1 << 20  # HDF5 writes out what is beyond it on the way, not all at once when the file is closed
+_CACHE_NBYTES: Final = 1 << 18  # HDF5 writes out what is beyond it on the way, not all at once at the end
 
 TEXT: Final = h5t.py_create(h5py.string_dtype(), logical=True)
 """Strings of any length, in UTF-8; as h5py writes a str."""
@@ -133,7 +133,7 @@ def _create(file: SparseFile) -> Any:
 
 
 def _keep_order(creation: Any) -> None:
-    """Let readers see entries in the order in which they were made, and files not depend on the clock."""
+    """Let readers see entries in the order in which they were made; save the room that times would take."""
     creation.set_link_creation_order(h5p.CRT_ORDER_TRACKED)
     creation.set_attr_creation_order(h5p.CRT_ORDER_TRACKED)
     creation.set_obj_track_times(False)

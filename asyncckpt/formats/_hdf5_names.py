@@ -153,7 +153,7 @@ def _leaf_literal(node: ix.Node) -> str:  # noqa: PLR0911 - one for each kind of
     if node.code == ix.SCALAR:
         plain, data = argument
         if plain in ("str_", "bytes_"):
-            return f"{plain}({json.dumps(data, ensure_ascii=False) if plain == 'str_' else data!r})"
+            return f"{plain}({_leaf_literal(data)})"
         dtype = dtype_from_plain(plain)
         return f"{dtype.name}({np.ndarray((), dtype, data)[()]!s})"
     if node.code == ix.NUMBERS:

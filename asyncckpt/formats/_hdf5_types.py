@@ -96,7 +96,7 @@ def _build(dtype: np.dtype[Any]) -> Any:
             made.insert(encoded, offset, _build(field))
         return made
     if is_extension(dtype):
-        return _float(*_FLOATS[dtype.name]) if dtype.name in _FLOATS else _bits(dtype)
+        return _float(dtype, *_FLOATS[dtype.name]) if dtype.name in _FLOATS else _bits(dtype)
     if dtype.kind in "mM":
         return h5t.py_create(np.dtype(np.int64).newbyteorder(dtype.byteorder))
     if dtype.kind == "U":
@@ -106,8 +106,8 @@ def _build(dtype: np.dtype[Any]) -> Any:
     return h5t.py_create(np.dtype(dtype.str), logical=True)  # by its name: a dtype can carry h5py's own metadata
 
 
-def _float(exponent_at: int, exponent: int, mantissa: int, bias: int) -> Any:
-    made = h5t.IEEE_F32LE.copy()
+def _float(dtype: np.dtype[Any], exponent_at: int, exponent: int, mantissa: int, bias: int) -> Any:
+    made = (h5t.IEEE_F32BE if dtype.byteorder == ">" else h5t.IEEE_F32LE).copy()
     nbits = 1 + exponent + mantissa
     made.set_fields(nbits - 1, exponent_at, exponent, 0, mantissa)
     made.set_size(nbits // 8)

@@ -23,8 +23,7 @@ class SparseFile:
         self._pages: dict[int, bytearray] = {}
         self._position = 0
         self.nbytes = 0
-        self.is_discarded = False
-        """Whether further writes are to be dropped, because nobody will look."""
+        self._is_stopped = False  # nobody will look at what is written
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Move to an offset from the beginning, from here or from the end."""
@@ -52,12 +51,12 @@ class SparseFile:
 
     def write(self, data: memoryview) -> int:
         """Write at the current offset."""
-        if not self.is_discarded:
+        if not self._is_stopped:
             self._store(memoryview(data).cast("B"))
             try:
                 self._pacer.pause()
             except Stopped:  # HDF5 could not carry it through its C code; the next pause outside raises it again
-                self.is_discarded = True
+                self._is_stopped = True
         self._position += len(data)
         self.nbytes = max(self.nbytes, self._position)
         return len(data)

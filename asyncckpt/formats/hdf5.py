@@ -68,21 +68,16 @@ class _Hdf5:
             chunks = [chunk for chunk in index.encode(mirror.segments, pacer) if chunk]
             index_nbytes = sum(map(len, chunks))
             index_offset = mirror.write_index(index_nbytes)
-        except BaseException:
-            file.is_discarded = True
-            raise
         finally:
             mirror.close()
         pacer.pause()
-        data = [Piece(s.offset, s.nbytes, Span(s.array, 0)) for s in mirror.segments]
-        offset = index_offset
+        data, offset = mirror.spans, index_offset
         for chunk in chunks:
             data.append(Piece(offset, len(chunk), chunk))
             offset += len(chunk)
         data.sort(key=lambda piece: piece.offset)
         pieces = list(_merge(file.runs(), data, pacer))
-        end = max(file.nbytes, pieces[-1].offset + pieces[-1].nbytes)
-        return FilePlan(align(end, PAGE_NBYTES), pieces, index_offset, index_nbytes)
+        return FilePlan(align(file.nbytes, PAGE_NBYTES), pieces, index_offset, index_nbytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -119,12 +114,13 @@ class _Place:
 
 
 class _Mirror:
-    """The tree of a state as groups, datasets and attributes. `segments` says where the arrays have to be put."""
+    """The tree of a state as groups, datasets and attributes. `segments` and `spans`: where the arrays lie."""
 
     def __init__(self, file: SparseFile, index: ix.Index, pacer: Pacer) -> None:
         self._index = index
         self._pacer = pacer
         self.segments: list[ix.Segment] = []
+        self.spans: list[Piece] = []
         self._places: dict[int, _Place] = {}
         self._leaves_left = MAX_LEAVES
         self._elements = ElementTypes()
@@ -154,7 +150,7 @@ class _Mirror:
                 frame = frame.parent
                 continue
             count += 1
-            if frame.mirrors or not count % _NODES_PER_PAUSE:
+            if not count % _NODES_PER_PAUSE:
                 self._pacer.pause()
             frame.left -= 1
             _read_key(frame, nodes)
@@ -215,6 +211,7 @@ class _Mirror:
     def _group(self, frame: _Frame) -> Any:
         """Return the container's group, which is made when it is first needed. `MAX_DEPTH` bounds the recursion."""
         if frame.group is None:
+            self._pacer.pause()
             parent: _Frame = frame.parent  # type: ignore[assignment]
             holder = self._group(parent)
             name = self._name(parent)
@@ -254,11 +251,12 @@ class _Mirror:
             return
         if (place.tags, place.kind) != (tags, kind):  # what is said of a dataset is said at all its places
             group = self._file.group(group, name)
-            self._tag(group, tags, "reference")
+            self._tag(group, tags, "reference" if kind is None else f"reference {kind}")
             name = _VALUE.encode()
         self._file.hard_link(group, name, place.path)
 
     def _place(self, group: Any, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> None:
+        self._pacer.pause()
         meta = self._index.arrays[number]
         element = self._elements.of(meta.dtype)
         shape = meta.shape
@@ -269,7 +267,9 @@ class _Mirror:
             shape = (*shape, 0)
         dataset = self._file.early_dataset(group, name, element.type_id, shape)
         if nbytes := meta.nbytes:
-            self.segments.append(ix.Segment(number, dataset.get_offset(), nbytes))
+            offset = dataset.get_offset()
+            self.segments.append(ix.Segment(number, offset, nbytes))
+            self.spans.append(Piece(offset, nbytes, Span(number, 0)))
         self._tag(dataset, tags, kind)
         if element.note is not None:
             self._file.attach_text(dataset, _DTYPE, element.note)
@@ -278,13 +278,12 @@ class _Mirror:
 
     def _place_the_rest(self) -> None:
         """Give datasets to the arrays that lie deeper than groups do, and to those in keys."""
-        rest = [number for number in range(len(self._index.arrays)) if number not in self._places]
-        if not rest:
-            return
-        group = self._file.group(self._file.root, _ARRAYS)
-        for number in rest:
-            self._pacer.pause()
-            self._place(group, str(number).encode(), number, (), None)
+        group = None
+        for number in range(len(self._index.arrays)):
+            if number not in self._places:
+                if group is None:
+                    group = self._file.group(self._file.root, _ARRAYS)
+                self._place(group, str(number).encode(), number, (), None)
 
     # --- leaves -------------------------------------------------------------------------------------------------------
 
@@ -292,6 +291,7 @@ class _Mirror:
         if not frame.mirrors or self._leaves_left == 0:
             frame.is_partial = True
             return
+        self._pacer.pause()
         self._leaves_left -= 1
         name = self._name(frame)
         leaf = make_leaf(node, self._elements)

@@ -1,7 +1,9 @@
 """What is committed. Owned by the loop's thread; no I/O.
 
 1. It holds committed checkpoints only: a step enters when its bytes, its directory and its parent are durable.
-2. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing
+2. A step that this process has begun to write is not taken from a listing of the directory: it may have its name already,
+   and not be durable yet, or never have become so.
+3. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing
    else.
 """
 
@@ -26,13 +28,15 @@ class CheckpointRecord:
     """Its directory."""
     training_info: dict[str, Any] = field(default_factory=dict)
     """What was passed with it; numpy scalars have become numbers."""
+    identity: tuple[int, int] = field(default=(0, 0), repr=False, compare=False)
+    """Tells its directory from an earlier or later one of the same name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedCheckpoint(CheckpointRecord):
     """A checkpoint with its state."""
 
-    state: Any
+    state: Any = field(repr=False)
     """The state: new objects, or the one that `restore` filled."""
 
 
@@ -42,35 +46,58 @@ class Catalog:
     def __init__(self, policy: RetentionPolicy) -> None:
         self._policy = policy
         self._records: dict[int, CheckpointRecord] = {}
-        self._corrupt: set[int] = set()
+        self._corrupt: dict[int, tuple[int, int]] = {}
+        self._begun: set[int] = set()
+        self.changes = 0
+        """Counts additions and removals, so that a listing that they have overtaken can be made anew."""
 
     def __contains__(self, step: int) -> bool:
         """Whether the step is committed, and not known to be corrupt."""
         return step in self._records and step not in self._corrupt
 
     def replace(self, records: Iterable[CheckpointRecord]) -> None:
-        """Hold these instead of what was held; what is known to be corrupt stays so."""
-        self._records = {record.step: record for record in sorted(records, key=lambda each: each.step)}
-        self._corrupt &= self._records.keys()
+        """Hold these instead of what was held, but for steps that were begun.
+
+        What is known to be corrupt stays so, unless another process has saved the step again since.
+        """
+        listed = [record for record in records if record.step not in self._begun]
+        self._records = {record.step: record for record in sorted(listed, key=lambda each: each.step)}
+        self._corrupt = {
+            step: identity
+            for step, identity in self._corrupt.items()
+            if step in self._records and self._records[step].identity == identity
+        }
 
     def add(self, record: CheckpointRecord) -> None:
         """Add a checkpoint that has just been committed."""
+        self.changes += 1
+        self._begun.discard(record.step)
         is_newest = not self._records or record.step > next(reversed(self._records))
         self._records[record.step] = record
-        self._corrupt.discard(record.step)
+        self._corrupt.pop(record.step, None)
         if not is_newest:
             self._records = dict(sorted(self._records.items()))
 
     def remove(self, steps: Iterable[int]) -> None:
         """Forget steps."""
+        self.changes += 1
         for step in steps:
             self._records.pop(step, None)
-            self._corrupt.discard(step)
+            self._corrupt.pop(step, None)
+
+    def begin(self, step: int) -> None:
+        """Note that a step is about to be written; until it is added, it is not committed, whatever the disk shows."""
+        if step not in self._records:
+            self._begun.add(step)
+
+    def is_begun(self, step: int) -> bool:
+        """Whether a step was begun and has not been committed."""
+        return step in self._begun
 
     def mark_corrupt(self, step: int) -> None:
         """Note that a step was found corrupt."""
         if step in self._records:
-            self._corrupt.add(step)
+            self._corrupt[step] = self._records[step].identity
 
     def get(self, step: int) -> CheckpointRecord | None:
         """Return a step's record, corrupt or not."""

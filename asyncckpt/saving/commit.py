@@ -15,7 +15,7 @@ from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import CheckpointRecord
-from asyncckpt.workers import Pacer
+from asyncckpt.workers import Pacer, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -50,6 +50,8 @@ class Written:
     """What came of it."""
 
     record: CheckpointRecord
+    trash: Path | None
+    """What had the name before, for `publish.sweep`."""
     written_at: float
     """When the bytes were on the disk, by `time.perf_counter`."""
 
@@ -66,12 +68,14 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
     Raises:
         OSError: The disk failed.
         UnsupportedLeafError: The format cannot hold the state.
-        Stopped: `stop` was set. In each case what was written is discarded.
+        Stopped: `stop` was set. In each case what was written is discarded, unless its name could not be made durable:
+            then it is left to the next save of the step, or to the next start.
     """
     pending = None
     try:
         form = find_format(request.format_name)
-        plan = form.plan(request.flat.index(), Pacer(stop))
+        with paused_gc():
+            plan = form.plan(request.flat.index(), Pacer(stop))
         request.on_planned(plan.nbytes)
         stop.check()
         pending = publish.stage(ops, request.root, request.step)
@@ -91,28 +95,48 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
         publish.seal(ops, pending, request.step, files, place)
         stop.check()
+        moved = publish.move(ops, request.root, request.step)
     except BaseException as error:
         if pending is not None:
             _discard(ops, pending, error)
         raise
     finally:
         request.snapshot.release()
-    publish.publish(ops, request.root, request.step)
+        request.flat.release()
+    trash = publish.make_durable(ops, moved)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
     path = request.root / name_of(Kind.COMMITTED, request.step)
-    return Written(record=CheckpointRecord(step=request.step, path=path, training_info=info), written_at=written_at)
+    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(path))
+    return Written(record=record, trash=trash, written_at=written_at)
 
 
-def finalize(ops: DiskOps, root: Path, step: int, stop: StopFlag) -> CheckpointRecord:
-    """Seal and publish a pending directory that the caller has filled."""
+def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) -> Written:
+    """Seal and publish a pending directory that the caller has filled.
+
+    Raises:
+        ValueError: `path` is not in this root.
+        FileNotFoundError: It does not exist.
+        CheckpointError: There is a symbolic link or a special file in it.
+        OSError: The disk failed. If it was a sync of the caller's files, they are discarded: syncing them again might
+            report a success that it is not. Otherwise they stay, and may be finalized again.
+        Stopped: `stop` was set.
+    """
     pending = root / name_of(Kind.PENDING, step)
+    if path.absolute() != pending and not (path.parent.is_dir() and path.parent.samefile(root)):
+        message = f"{path} is not in {root}: use what init_tmp_checkpoint returned"
+        raise ValueError(message)
     if not pending.is_dir():
         message = f"{pending} does not exist: make it with init_tmp_checkpoint({step}, ...)"
         raise FileNotFoundError(message)
-    files = publish.digest_tree(ops, pending, stop)
-    publish.seal(ops, pending, step, files)
-    publish.publish(ops, root, step)
-    return read_record(root, step)
+    try:
+        files = publish.digest_tree(ops, pending, stop)
+        written_at = time.perf_counter()
+        publish.seal(ops, pending, step, files)
+    except publish.UnsyncedError as error:
+        _discard(ops, pending, error)
+        raise
+    trash = publish.publish(ops, root, step)
+    return Written(record=read_record(root, step), trash=trash, written_at=written_at)
 
 
 def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes]) -> Path:
@@ -146,14 +170,17 @@ def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[Checkp
 
 def tidy(ops: DiskOps, root: Path) -> None:
     """Bring a directory into order if a killed writer has left one behind and no writer is there now."""
-    if not publish.has_leftovers(root):
+    if not root.is_dir() or not publish.has_leftovers(root):
         return
     try:
         lock = acquire_lock(ops, root)
     except Exception:  # noqa: BLE001 - somebody else's to clear, or not ours to change: the first save will say so
         return
     try:
-        publish.recover(ops, root)
+        if lock.is_supported:  # else a writer may be at work for all we know
+            publish.recover(ops, root)
+    except OSError:
+        return  # as above
     finally:
         lock.release()
 
@@ -177,7 +204,15 @@ def read_record(root: Path, step: int) -> CheckpointRecord:
 
 
 def _record(step: int, path: Path) -> CheckpointRecord:
-    return CheckpointRecord(step=step, path=path, training_info=_read_info(path))
+    return CheckpointRecord(step=step, path=path, training_info=_read_info(path), identity=_identity(path))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:  # gone meanwhile: `load` will say so
+        return 0, 0
+    return found.st_ino, found.st_mtime_ns
 
 
 def _read_info(path: Path) -> dict[str, Any]:

@@ -11,11 +11,12 @@ A save that was skipped never was anything else.
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import anyio
 
 from asyncckpt.errors import SaveFailedError
 
@@ -92,7 +93,7 @@ class SaveHandle:
         self._state = state
         self._record: CheckpointRecord | None = None
         self._cause: BaseException | None = None
-        self._changed = asyncio.Event()
+        self._ended = anyio.Event()
         self._counting = threading.Lock()
         self._written_nbytes = 0
         self._total_nbytes = 0
@@ -102,7 +103,7 @@ class SaveHandle:
         self._is_received = False
         self._on_cancel: Callable[[], None] | None = None
         if not TRANSITIONS[state]:
-            self._changed.set()
+            self._ended.set()
 
     def __repr__(self) -> str:
         """Show the step and the state."""
@@ -112,7 +113,7 @@ class SaveHandle:
         """Wait until the save has come to its end."""
         self._waiters += 1
         try:
-            yield from self._changed.wait().__await__()
+            yield from self._ended.wait().__await__()
         finally:
             self._waiters -= 1
         if self._state is SaveState.FAILED:
@@ -161,8 +162,10 @@ class SaveHandle:
         self._state = state
         self._record = record
         self._cause = cause
+        if state is not SaveState.QUEUED:
+            self._on_cancel = None  # it refers to the captured state
         if not TRANSITIONS[state]:
-            self._changed.set()
+            self._ended.set()
 
     def _time(self, mark: str, at: float | None = None) -> None:
         now = time.perf_counter() if at is None else at

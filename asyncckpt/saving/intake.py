@@ -16,6 +16,8 @@ import warnings
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import anyio
+
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import run_config_bytes, training_info_bytes
 from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
@@ -23,7 +25,7 @@ from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
 from asyncckpt.state.tree import FlatState, TooLargeError, flatten
-from asyncckpt.workers import Crew, Pacer, StopFlag
+from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+MAX_STEP: Final = (1 << 63) - 1
 INLINE_NBYTES: Final = 1 << 20
 """States up to this size, and"""
 INLINE_NODES: Final = 512
@@ -56,8 +59,8 @@ def check_step(step: object) -> int:
     except TypeError:
         message = f"a step is an int >= 0, not {step!r}"
         raise TypeError(message) from None
-    if number < 0:
-        message = f"a step is an int >= 0, not {number}"
+    if not 0 <= number <= MAX_STEP:
+        message = f"a step is an int from 0 to {MAX_STEP}, not {number}"
         raise ValueError(message)
     return number
 
@@ -83,11 +86,11 @@ class Intake:
         self._jobs = jobs
         self._catalog = catalog
         self._pool = pool
-        self._turn = asyncio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._is_streaming = False
 
-    def reserve(self, step: int, *, overwrite: bool) -> None:
-        """Reserve a step.
+    def reserve(self, step: int, *, overwrite: bool) -> int:
+        """Reserve a step, and return the latest one in flight.
 
         Raises:
             StepExistsError: It is committed or in flight, and may not be overwritten.
@@ -100,6 +103,7 @@ class Intake:
                 message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
                 raise StepExistsError(message, step=step)
         self._writer.in_flight[step] += 1
+        return max(self._writer.in_flight)
 
     async def save(  # noqa: PLR0913 - those of the public method
         self,
@@ -116,14 +120,14 @@ class Intake:
         documents = encode_documents(training_info, run_config)
         if self._is_streaming and self._settings.overflow == "skip":
             return SaveHandle(step, state=SaveState.SKIPPED)
-        self.reserve(step, overwrite=overwrite)
+        latest = self.reserve(step, overwrite=overwrite)
         async with AsyncExitStack() as turn:
             try:
                 await turn.enter_async_context(self._turn)
                 self._writer.check_open()
                 await self._writer.take_directory()
                 self._check_again(step, overwrite=overwrite)
-                self._warn_if_below(step)
+                self._warn_if_below(step, latest)
                 item = await self._capture(handle, state, documents, frozen=frozen)
             except BaseException:
                 self._writer.free_step(step)
@@ -154,24 +158,30 @@ class Intake:
                 f"step {step}: the state has more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes: use await save()"
             )
             raise ValueError(message)
-        nbytes = flat.encoded_nbytes + flat.array_nbytes
-        if self._turn.locked() or not self._writer.has_room(nbytes):
-            if self._settings.overflow == "skip":
-                return SaveHandle(step, state=SaveState.SKIPPED)
-            if self._settings.overflow == "replace" and not self._turn.locked():
-                self._writer.replace_waiting()
-            if self._turn.locked() or not self._writer.has_room(nbytes):
-                message = f"step {step}: the queue or its budget is full, or a save is being taken in: use await save()"
-                raise QueueFullError(message)
-        self.reserve(step, overwrite=overwrite)
+        latest = self.reserve(step, overwrite=overwrite)
         try:
-            self._warn_if_below(step)
+            self._warn_if_below(step, latest)
+            if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):
+                self._writer.free_step(step)
+                return SaveHandle(step, state=SaveState.SKIPPED)
             item = self._queue(handle, flat, self._copy_inline(flat), documents)
         except BaseException:
             self._writer.free_step(step)
             raise
         handle._time("blocked")  # noqa: SLF001
         return item.handle
+
+    def _make_room(self, step: int, nbytes: int) -> bool:
+        """Make room without waiting; return whether the save may go on, or is to be skipped."""
+        if not self._turn.locked():
+            if not self._writer.has_room(nbytes) and self._settings.overflow == "replace":
+                self._writer.replace_waiting()
+            if self._writer.has_room(nbytes):
+                return True
+        if self._settings.overflow == "skip":
+            return False
+        message = f"step {step}: the queue or its budget is full, or a save is being taken in: use await save()"
+        raise QueueFullError(message)
 
     # --- steps of a save ----------------------------------------------------------------------------------------------
 
@@ -197,22 +207,23 @@ class Intake:
         if not self._writer.has_room(flat.encoded_nbytes if streams else nbytes):
             if self._settings.overflow == "skip" and nbytes <= budget:
                 return None
-            if self._settings.overflow == "replace":
+            if self._settings.overflow == "replace" and nbytes <= budget:
                 self._writer.replace_waiting()
             await self._writer.wait_for_room(flat.encoded_nbytes if streams else nbytes)
-        snapshot: Snapshot
-        if streams or frozen:
-            snapshot = LiveSnapshot(flat, is_frozen=frozen)
-        elif is_small:
+        if is_small and not (streams or frozen):
             snapshot = self._copy_inline(flat)
         else:
-            snapshot = StagedSnapshot(flat, self._pool)
+            made: list[Snapshot] = []
             try:
-                await self._in_thread(_copy_in_thread, snapshot, self._jobs.crew())
-                self._writer.check_open()
+                if streams or frozen:
+                    await self._in_thread(_refer, flat, made, frozen)
+                else:
+                    await self._in_thread(_copy, flat, self._pool, self._jobs.crew(), made)
             except BaseException:
-                snapshot.release()
+                for each in made:
+                    each.release()
                 raise
+            snapshot = made[0]
         return self._queue(handle, flat, snapshot, documents, streams=streams)
 
     def _queue(
@@ -224,6 +235,11 @@ class Intake:
         *,
         streams: bool = False,
     ) -> QueuedSave:
+        try:
+            self._writer.check_open()
+        except BaseException:
+            snapshot.release()
+            raise
         handle.captured_nbytes = snapshot.nbytes
         item = QueuedSave(handle=handle, flat=flat, snapshot=snapshot, documents=documents, streams=streams)
         self._writer.enqueue(item)
@@ -232,6 +248,7 @@ class Intake:
     async def _stream(self, item: QueuedSave) -> None:
         """Wait until the writer has copied the last block of a state that the budget does not hold."""
         handle = item.handle
+        handle._waiters += 1  # noqa: SLF001 - if it fails, this call will say so
         self._is_streaming = True
         try:
             await item.captured.wait()
@@ -244,6 +261,7 @@ class Intake:
             _cancel_again()  # it came too late to count here, and counts at the caller's next await
         finally:
             self._is_streaming = False
+            handle._waiters -= 1  # noqa: SLF001
         if handle.state is SaveState.FAILED:
             await handle  # raises: nothing was saved, and the caller learns it here
 
@@ -257,6 +275,7 @@ class Intake:
     def _copy_inline(self, flat: FlatState) -> Snapshot:
         snapshot = StagedSnapshot(flat, None)
         snapshot.capture(Crew(), None)
+        flat.detach()
         return snapshot
 
     async def _in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
@@ -264,8 +283,8 @@ class Intake:
         stop = StopFlag()
         return await self._jobs.run_stoppable(stop, job, *args, stop)
 
-    def _warn_if_below(self, step: int) -> None:
-        latest = max((*self._writer.in_flight, self._catalog.latest() or 0))
+    def _warn_if_below(self, step: int, latest: int) -> None:
+        latest = max(latest, self._catalog.latest() or 0)
         if step < latest:
             message = (
                 f'step {step} is saved below the latest, step {latest}, which `load("latest")` goes on returning: if'
@@ -275,24 +294,42 @@ class Intake:
 
 
 def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:
-    return flatten(state, pacer=Pacer(stop))
+    with paused_gc():
+        return flatten(state, pacer=Pacer(stop))
 
 
-def _copy_in_thread(snapshot: StagedSnapshot, crew: Crew, stop: StopFlag) -> None:
-    snapshot.capture(crew, stop)
+def _copy(flat: FlatState, pool: BufferPool, crew: Crew, made: list[Snapshot], stop: StopFlag) -> None:
+    with paused_gc():
+        snapshot = StagedSnapshot(flat, pool)
+        made.append(snapshot)  # known to the caller even if it is cancelled, so that the buffers come back
+        snapshot.capture(crew, stop)
+    flat.detach()
+
+
+def _refer(flat: FlatState, made: list[Snapshot], is_frozen: bool, _: StopFlag) -> None:  # noqa: FBT001 - a job's
+    made.append(LiveSnapshot(flat, is_frozen=is_frozen))
 
 
 def _cancel_again() -> None:
-    """Deliver a cancellation once more, at the task's next await; the count of requests stays as it was."""
+    """Deliver a cancellation once more, at the task's next await, unless whoever asked for it takes it back before.
+
+    An `asyncio.timeout` around nothing but the save is over by then, and so may be the task.
+    """
     task = asyncio.current_task()
-    if task is not None:
-        task.uncancel()
-        task.cancel()
+    assert task is not None  # noqa: S101 - it was cancelled
+    requests = task.cancelling()
+
+    def deliver() -> None:
+        if task.cancelling() >= requests:
+            task.uncancel()
+            task.cancel()
+
+    task.get_loop().call_soon(deliver)
 
 
 async def _wait_through_cancellation(handle: SaveHandle) -> None:
     while not handle.is_done:
         try:
-            await handle._changed.wait()  # noqa: SLF001
+            await handle._ended.wait()  # noqa: SLF001
         except asyncio.CancelledError:
             continue

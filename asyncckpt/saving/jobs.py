@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
+from asyncckpt.errors import ManagerClosedError
 from asyncckpt.workers import Crew, StopFlag
 
 if TYPE_CHECKING:
@@ -36,13 +37,16 @@ class Jobs:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._threads: list[threading.Thread] = []
+        self._threads = threads = list[threading.Thread]()  # the threads keep the list, and must not keep `self`
         self._executor = ThreadPoolExecutor(
             _THREADS,
             thread_name_prefix="asyncckpt",
-            initializer=lambda: self._threads.append(threading.current_thread()),
+            initializer=lambda: threads.append(threading.current_thread()),
         )
         self._running: set[Future[Any]] = set()
+        self._background: set[asyncio.Future[Any]] = set()
+        self._is_closed = False
+        self._is_given_up = False
         self._yielding: asyncio.TimerHandle | None = None
 
     @property
@@ -60,7 +64,7 @@ class Jobs:
 
     async def run_stoppable(
         self,
-        on_cancel: Callable[[], None] | StopFlag | None,
+        on_cancel: Callable[[asyncio.CancelledError], None] | StopFlag | None,
         job: Callable[Params, ResultT],
         /,
         *args: Params.args,
@@ -70,15 +74,24 @@ class Jobs:
 
         Args:
             on_cancel: A flag, set when the awaiting task is cancelled; the cancellation is raised when the job has
-                ended. Or a function, called instead, after which the cancellation counts as dealt with.
+                ended. Or a function, called instead, after which the cancellation counts as dealt with; such a job
+                can be given up.
             job: The function, and
             args: its arguments, and
             kwargs: its keyword arguments.
+
+        Raises:
+            ManagerClosedError: The threads have been ended, or this job was given up.
         """
+        is_background = callable(on_cancel)
+        if self._is_closed or (is_background and self._is_given_up):
+            raise ManagerClosedError("the manager is closed")
         future = self._executor.submit(job, *args, **kwargs)
         self._running.add(future)
         self._start_yielding()
         waiter = asyncio.wrap_future(future, loop=self._loop)
+        if is_background:
+            self._background.add(waiter)
         cancelled: asyncio.CancelledError | None = None
         try:
             while not waiter.done():
@@ -86,28 +99,52 @@ class Jobs:
                     await asyncio.wait((waiter,))
                 except asyncio.CancelledError as error:
                     if callable(on_cancel):
-                        on_cancel()
+                        on_cancel(error)
                     else:
                         cancelled = error
                         if on_cancel is not None:
                             on_cancel.set()
         finally:
-            self._running.discard(future)
+            self._background.discard(waiter)
+            if future.done():
+                self._running.discard(future)
+        if waiter.cancelled():
+            raise ManagerClosedError("a thread is stuck in a system call, and its work was given up")
         if cancelled is not None:
             waiter.exception()  # looked at, so that it is not reported as never retrieved
-            raise cancelled
+            try:
+                raise cancelled
+            finally:
+                del cancelled  # whose traceback holds the caller's state, in a cycle with this frame
         return waiter.result()
 
     def when_idle(self, action: Callable[[], None]) -> None:
         """Call `action` when every job has ended: at once, or from the thread of the last one."""
-        running = [future for future in self._running if not future.done()]
-        if not running:
+        left = {future for future in self._running if not future.done()}
+        if not left:
             action()
             return
-        running[0].add_done_callback(lambda _: self.when_idle(action))
+        counting = threading.Lock()
+
+        def ended(future: Future[Any]) -> None:
+            with counting:
+                left.discard(future)
+                is_last = not left
+            if is_last:
+                action()
+
+        for future in list(left):
+            future.add_done_callback(ended)
+
+    def give_up(self) -> None:
+        """Let go of the background jobs, whose threads do not end: whoever awaits them goes on without."""
+        self._is_given_up = True
+        for waiter in list(self._background):
+            waiter.cancel()
 
     async def close(self, *, is_stuck: bool) -> None:
         """Wait for the jobs and end the threads, whoever cancels; with `is_stuck`, leave them to themselves."""
+        self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=is_stuck)
         while not is_stuck and any(thread.is_alive() for thread in self._threads):
             with suppress(asyncio.CancelledError):
@@ -118,7 +155,7 @@ class Jobs:
             self._yielding = self._loop.call_later(_YIELD_INTERVAL, self._yield)
 
     def _yield(self) -> None:
-        if not self._running:
+        if not self._running or self._is_given_up:
             self._yielding = None
             return
         self._yielding = self._loop.call_later(_YIELD_INTERVAL, self._yield)

@@ -44,7 +44,12 @@ class Loader:
 
     async def refresh(self) -> None:
         """List the directory again."""
-        self._catalog.replace(await self._jobs.run(commit.read_records, self._root))
+        while True:
+            changes = self._catalog.changes
+            records = await self._jobs.run(commit.read_records, self._root)
+            if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
+                self._catalog.replace(records)
+                return
 
     async def choose(self, which: Choice) -> int | None:
         """Return the latest or best step; for a reader beside another process, as the directory is now."""
@@ -62,6 +67,8 @@ class Loader:
         stop = StopFlag()
         crew = self._jobs.crew(_HELPERS)
         try:
+            if self._catalog.is_begun(step):
+                raise CheckpointNotFoundError(f"step {step} is not committed in {self._root}", step=step)
             loaded = await self._reading(step, stop, load_checkpoint, self._root, step, request, crew, stop)
         except CheckpointNotFoundError as error:
             if step in self._writer.in_flight:

@@ -8,11 +8,8 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import threading
 from bisect import bisect_left
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,14 +20,14 @@ from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, read_targets
 from asyncckpt.documents import parse_training_info
-from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
 from asyncckpt.state.index import Index, Segment, decode_index
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.workers import Pacer
+from asyncckpt.workers import Pacer, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -142,7 +139,7 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
             in_place=request.in_place,
             selection=None if request.select is None else Selection.parse(request.select),
         )
-        with paused_gc():
+        with paused_gc(), LeafError.naming(step):
             if builder.is_plain and not request.lazy:
                 survey = Survey(arrays=set(range(len(index.arrays))))
             else:
@@ -189,7 +186,8 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         for number in read:
             places = survey.destinations.get(number)
             meta = index.arrays[number]
-            arrays[number] = places[0] if places else np.empty(meta.shape, meta.dtype)
+            # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
+            arrays[number] = places[0] if places else np.ndarray(meta.shape, meta.dtype)
         targets = _targets(segments, {number: arrays[number] for number in read})
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
@@ -251,7 +249,7 @@ def _map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]
         if runs:
             arrays[number] = file.array(runs).view(meta.dtype).reshape(meta.shape)
         else:
-            arrays[number] = np.empty(meta.shape, meta.dtype)
+            arrays[number] = np.ndarray(meta.shape, meta.dtype)
             arrays[number].flags.writeable = False
     return arrays
 
@@ -266,29 +264,3 @@ def _touched(segments: list[Segment], survey: Survey, begun: list[tuple[int, int
                 break
             touched.add(segment.array)
     return tuple(sorted(survey.paths[number] for number in touched if number in survey.destinations))
-
-
-_gc_lock = threading.Lock()
-_gc_pauses = 0
-_gc_was_enabled = False
-
-
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Pause automatic garbage collection: while a large tree grows, each run would walk all of it, holding the GIL.
-
-    Re-entrant, from any threads; what was set before holds again when the last one leaves.
-    """
-    global _gc_pauses, _gc_was_enabled  # noqa: PLW0603 - the collector is the process's, and so is its pause
-    with _gc_lock:
-        if _gc_pauses == 0:
-            _gc_was_enabled = gc.isenabled()
-            gc.disable()
-        _gc_pauses += 1
-    try:
-        yield
-    finally:
-        with _gc_lock:
-            _gc_pauses -= 1
-            if _gc_pauses == 0 and _gc_was_enabled:
-                gc.enable()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish
-from asyncckpt.disk.names import Kind, name_of, parse_name
+from asyncckpt.disk.names import Kind, parse_name
 from asyncckpt.errors import StepExistsError
 from asyncckpt.saving import commit
 
@@ -53,21 +52,32 @@ class PendingDirectories:
             ValueError: It is not a pending directory of this root.
         """
         place = parse_name(path.name)
-        if place is None or place[0] is not Kind.PENDING or path.parent.absolute() != self._root.absolute():
-            message = f"{path} is not a {name_of(Kind.PENDING, 0)[:-1]}N of {self._root}: use init_tmp_checkpoint"
+        if place is None or place[0] is not Kind.PENDING:
+            message = f"{path} is not named {Kind.PENDING}N: use what init_tmp_checkpoint returned"
             raise ValueError(message)
         step = place[1]
 
         async def action() -> None:
             await self._writer.take_directory()
-            self._catalog.add(await self._writer.run_job(commit.finalize, self._ops, self._root, step))
-            await self._writer.prune(committed=step)
+            self._catalog.begin(step)
+            written = await self._writer.run_job(commit.finalize, self._ops, self._root, path, step)
+            self._catalog.add(written.record)
+            if written.trash is not None:
+                self._writer.sweep(written.trash)
+            await self._writer.prune_after(step)
+
+        async def freeing() -> None:
+            try:
+                await action()
+            finally:
+                self._writer.free_step(step)
 
         self._writer.in_flight[step] += 1
-        done = self._writer.submit(action)
-        done.add_done_callback(lambda _: self._writer.free_step(step))
-        await asyncio.shield(done)
+        await self._writer.perform(freeing)
 
-    async def discard(self, path: Path) -> None:
-        """Delete a pending directory."""
-        await self._jobs.run(publish.discard, self._ops, path)
+    async def discard(self, path: Path, error: BaseException) -> None:
+        """Delete a pending directory because of an error, which goes before one of the disk's."""
+        try:
+            await self._jobs.run(publish.discard, self._ops, path)
+        except OSError as second:
+            error.add_note(f"{path.name} could not be removed: {second}")

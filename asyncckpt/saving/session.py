@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
@@ -67,10 +68,11 @@ class Session:
         jobs = Jobs(asyncio.get_running_loop())
         try:
             is_writer = not self._settings.read_only and self._settings.enabled
-            records = await jobs.run(_list, self._ops, self._root, is_writer=is_writer)
+            self._root, records = await jobs.run(_list, self._ops, self._root, is_writer=is_writer)
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
+        self._settings = replace(self._settings, checkpoint_dir=self._root)
         self._catalog.replace(records)
         self._open = OpenSession(self._settings, self._ops, jobs, self._catalog, self._pool)
         return self
@@ -79,18 +81,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Write what was captured and stop; see the class for how long that may take."""
-        is_cancelled = error is not None and not isinstance(error, Exception)
-        try:
-            await self._close(is_cancelled=is_cancelled)
-        except asyncio.CancelledError:
-            if error is None:
-                raise
-        failures = self._here(is_closing=True).writer.unreceived_failures()
-        if error is None:
-            raise_failures(failures)
-        else:
-            for failure in failures:
-                error.add_note(f"asyncckpt: {failure}")
+        await self._close_and_report(error)
 
     async def aclose(self) -> None:
         """Write what was captured, and stop. May be called from any task of the loop, and more than once: all wait.
@@ -98,24 +89,38 @@ class Session:
         Raises:
             SaveFailedError: A save failed and nobody had received it; several come as an ExceptionGroup.
         """
-        await self._close(is_cancelled=False)
-        raise_failures(self._here(is_closing=True).writer.unreceived_failures())
+        await self._close_and_report(None)
 
-    async def _close(self, *, is_cancelled: bool) -> None:
+    async def _close_and_report(self, error: BaseException | None) -> None:
+        """Close; raise the failures that nobody has received, or note them on the exception that comes out instead."""
+        raised = error
+        try:
+            await self._close(error)
+        except asyncio.CancelledError as cancelled:
+            raised = error or cancelled
+        failures = self._here(is_closing=True).writer.unreceived_failures()
+        if raised is None:
+            raise_failures(failures)
+            return
+        for failure in failures:
+            raised.add_note(f"asyncckpt: {failure}")
+        if raised is not error:
+            raise raised
+
+    async def _close(self, error: BaseException | None) -> None:
         here = self._here(is_closing=True)
         here.writer.close()
-        if is_cancelled:
-            here.writer.hasten()
+        if error is not None and not isinstance(error, Exception):
+            here.writer.hasten(error)
         if self._closing is None:
             self._closing = asyncio.Task(here.close(), loop=here.loop)
         cancelled: asyncio.CancelledError | None = None
         while not self._closing.done():
             try:
                 await asyncio.wait((self._closing,))
-            except asyncio.CancelledError as error:
-                cancelled = error
-                here.writer.hasten()
-        self._pool.trim()
+            except asyncio.CancelledError as again:
+                cancelled = again
+                here.writer.hasten(again)
         if cancelled is not None:
             raise cancelled
         self._closing.result()
@@ -155,20 +160,24 @@ class OpenSession:
         self.writer = Writer(settings, ops, jobs, catalog)
         self.intake = Intake(settings, self.writer, jobs, catalog, pool)
         self.loader = Loader(settings, self.writer, jobs, catalog)
+        self.pool = pool
         self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog)
 
     async def close(self) -> None:
-        """Wait for the writer, then end the threads."""
+        """Wait for the writer, then end the threads, then let go of the lock."""
         is_stuck = await self.writer.wait_closed()
+        if not is_stuck:
+            await self.jobs.run_stoppable(self.writer.hasten, self.pool.close)  # giving memory back takes its time
         await self.jobs.close(is_stuck=is_stuck)
+        self.writer.give_lock_back()
 
 
-def _list(ops: DiskOps, root: Path, *, is_writer: bool) -> list[CheckpointRecord]:
-    records = commit.read_records(root)
+def _list(ops: DiskOps, root: Path, *, is_writer: bool) -> tuple[Path, list[CheckpointRecord]]:
+    """List a directory, which is the same one from here on, whatever becomes of the working directory."""
+    root = root.absolute()
     if is_writer:
         commit.tidy(ops, root)
-        records = commit.read_records(root)
-    return records
+    return root, commit.read_records(root)
 
 
 def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:

@@ -20,6 +20,9 @@ import warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import anyio
 
 from asyncckpt.disk import publish
 from asyncckpt.disk.blocks import BLOCK_NBYTES
@@ -27,10 +30,11 @@ from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedEr
 from asyncckpt.saving import commit
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.retention import RetentionPolicy, plan_prune
-from asyncckpt.workers import StopFlag
+from asyncckpt.workers import StopFlag, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.lock import DirectoryLock
@@ -55,7 +59,7 @@ class QueuedSave:
     documents: Mapping[str, bytes]
     streams: bool = False
     """Whether the state is copied only while it is written, because the budget does not hold it."""
-    captured: asyncio.Event = field(default_factory=asyncio.Event)
+    captured: anyio.Event = field(default_factory=anyio.Event)
     """Set when a streaming save has copied its last block."""
     stop: StopFlag = field(default_factory=StopFlag)
 
@@ -66,6 +70,8 @@ class _Command:
 
     action: Callable[[], Awaitable[Any]]
     done: asyncio.Future[Any]
+    is_forsaken: bool = False
+    """Whether whoever waited for it was cancelled."""
 
 
 class Writer:
@@ -88,9 +94,11 @@ class Writer:
         self._taking: asyncio.Task[None] | None = None
         self._failed: list[SaveHandle] = []
         self._sweeping: asyncio.Task[None] | None = None
-        self._wants_sweep = False
+        self._trash: list[Path] = []  # for the sweeping task to delete
         self._sweep_stop = StopFlag()
         self._abandoned_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the grace
+        self._cancellations: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
         self.in_flight: Counter[int] = Counter()
         self.loading: Counter[int] = Counter()
         """Steps being loaded in this process; they are not pruned."""
@@ -142,7 +150,13 @@ class Writer:
         if self._taking is None or self._taking.done():
             self._taking = asyncio.Task(self._take_directory(), loop=self._loop, context=contextvars.Context())
         # Whoever waits may be cancelled; the lock is taken all the same, once, for all who want it.
-        await asyncio.shield(self._taking)
+        try:
+            await asyncio.shield(self._taking)
+        except asyncio.CancelledError as error:
+            if asyncio.current_task() is not self.task:
+                raise
+            self.hasten(error)
+            await self.take_directory()
 
     async def _take_directory(self) -> None:
         lock, records = await self._jobs.run_stoppable(self.hasten, commit.take_directory, self._ops, self._root)
@@ -171,12 +185,19 @@ class Writer:
             item.handle._is_received = True  # noqa: SLF001 - the caller knows
             item.stop.set()
 
-    def submit(self, action: Callable[[], Awaitable[Any]]) -> asyncio.Future[Any]:
-        """Queue an action of the manager's; the future gives its result."""
-        done = self._loop.create_future()
-        self._queue.append(_Command(action=action, done=done))
+    async def perform(self, action: Callable[[], Awaitable[Any]]) -> Any:
+        """Queue an action of the manager's and return its result.
+
+        A cancellation ends the waiting, not the action; if that fails then, it warns.
+        """
+        command = _Command(action=action, done=self._loop.create_future())
+        self._queue.append(command)
         self._changed.set()
-        return done
+        try:
+            return await asyncio.shield(command.done)
+        except asyncio.CancelledError:
+            command.is_forsaken = True
+            raise
 
     async def run_job(self, job: Callable[..., Any], *args: Any) -> Any:
         """Run a job for an action, which stops when the writer is abandoned."""
@@ -206,15 +227,20 @@ class Writer:
 
     async def retire(self, steps: list[int]) -> None:
         """Take steps away: their names durably, then their files behind the saves."""
-        if steps:
-            await self.run_job(lambda _: publish.retire(self._ops, self._root, steps))
-            self._catalog.remove(steps)
-            self.sweep()
+        if not steps:
+            return
+        try:
+            trash = await self.run_job(lambda _: publish.retire(self._ops, self._root, steps))
+        except OSError:
+            self._catalog.remove(await self.run_job(lambda _: publish.missing(self._root, steps)))
+            raise
+        self._catalog.remove(steps)
+        self.sweep(*trash)
 
-    def sweep(self) -> None:
+    def sweep(self, *trash: Path) -> None:
         """Delete what has been retired, beside the saves."""
-        self._wants_sweep = True
-        if self._sweeping is None or self._sweeping.done():
+        self._trash += trash
+        if self._trash and (self._sweeping is None or self._sweeping.done()):
             self._sweeping = asyncio.Task(self._sweep(), loop=self._loop, context=contextvars.Context())
 
     # --- closing ------------------------------------------------------------------------------------------------------
@@ -225,15 +251,22 @@ class Writer:
         self._changed.set()
         self._room.set()
 
-    def hasten(self) -> None:
-        """Deal with a cancellation: the first leaves `grace` seconds, the second none."""
+    def hasten(self, error: BaseException) -> None:
+        """Deal with what has cancelled the current task: the first leaves `grace` seconds, a task's second none.
+
+        Counted by task, because one ending loop cancels every task at once: the writer, and whoever closes it.
+        """
         self.close()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a cancellation is met in a task
+        first = self._cancellations.get(task)
+        self._cancellations.setdefault(task, str(error))
         if self._abandoned_at is None:
             self._abandoned_at = math.inf
             if self._settings.grace < math.inf:
-                self._loop.call_later(self._settings.grace, self.abandon)
-        else:
-            self.abandon()
+                self._timer = self._loop.call_later(self._settings.grace, self.abandon)
+        elif first is not None and not ("cancel scope" in first and first == str(error)):
+            self.abandon()  # anyio's scopes alone cancel on and on, and mean it once
 
     def abandon(self) -> None:
         """Write no more: what is being written stops within one block, what waits fails."""
@@ -251,16 +284,25 @@ class Writer:
         return self._abandoned_at is not None and self._abandoned_at < math.inf
 
     async def wait_closed(self) -> bool:
-        """Wait for the task and give the lock back; return whether a thread is stuck, which keeps the lock with it."""
-        while not self.task.done() and not self._is_stuck():
+        """Wait for the tasks, whoever cancels; return whether a thread is stuck in a system call."""
+        is_stuck = False
+        while tasks := [task for task in (self.task, self._taking, self._sweeping) if task and not task.done()]:
             try:
-                await asyncio.wait((self.task,), timeout=_POLL_SECONDS if self._abandoned_at is not None else None)
-            except asyncio.CancelledError:
-                self.hasten()
+                await asyncio.wait(tasks, timeout=_POLL_SECONDS)
+            except asyncio.CancelledError as error:
+                self.hasten(error)
+            if not is_stuck and self._is_stuck():
+                is_stuck = any(not task.done() for task in tasks)
+                self._jobs.give_up()
+        return is_stuck
+
+    def give_lock_back(self) -> None:
+        """Release the directory when the last job has ended; a thread that is stuck keeps it until then."""
+        if self._timer is not None:
+            self._timer.cancel()
         lock, self._lock = self._lock, None
         if lock is not None:
             self._jobs.when_idle(lock.release)
-        return not self.task.done()
 
     def _is_stuck(self) -> bool:
         return self.is_abandoned and self._loop.time() > self._abandoned_at + _STUCK_SECONDS  # type: ignore[operator]
@@ -289,25 +331,27 @@ class Writer:
             self._changed.clear()
             try:
                 await self._changed.wait()
-            except asyncio.CancelledError:  # asyncio.run is ending: what was captured is written within the grace
-                self.hasten()
+            except asyncio.CancelledError as error:  # asyncio.run is ending: what was captured is written in the grace
+                self.hasten(error)
         while self._sweeping is not None and not self._sweeping.done():
             try:
                 await asyncio.wait((self._sweeping,))
-            except asyncio.CancelledError:
-                self.hasten()
+            except asyncio.CancelledError as error:
+                self.hasten(error)
 
     async def _act(self, command: _Command) -> None:
         try:
             result = await command.action()
-        except Exception as error:  # noqa: BLE001 - it is the caller's
-            if command.done.cancelled():
+        except Exception as raised:  # noqa: BLE001 - it is the caller's
+            error = (
+                ManagerClosedError("it was stopped while the manager closed") if isinstance(raised, Stopped) else raised
+            )
+            if command.is_forsaken:
                 self._warn(f"{self._root}: an operation that nobody waits for any more failed: {error}")
             else:
                 command.done.set_exception(error)
         else:
-            if not command.done.done():
-                command.done.set_result(result)
+            command.done.set_result(result)
 
     async def _save(self, item: QueuedSave) -> None:
         handle = item.handle
@@ -316,6 +360,7 @@ class Writer:
         handle._move(SaveState.WRITING)  # noqa: SLF001
         try:
             await self.take_directory()
+            self._catalog.begin(handle.step)
             written = await self._jobs.run_stoppable(
                 self.hasten,
                 commit.write_checkpoint,
@@ -331,10 +376,12 @@ class Writer:
             self._end(item, SaveState.FAILED, cause=cause)
         else:
             self._catalog.add(written.record)
+            if written.trash is not None:
+                self.sweep(written.trash)
             handle._time("written", written.written_at)  # noqa: SLF001
             handle._time("committed")  # noqa: SLF001
             self._end(item, SaveState.COMMITTED, record=written.record)
-            await self._prune_after(item.handle.step)
+            await self.prune_after(item.handle.step)
         finally:
             self._writing = None
 
@@ -362,17 +409,20 @@ class Writer:
             on_copied=copied,
         )
 
-    async def _prune_after(self, step: int) -> None:
+    async def prune_after(self, step: int) -> None:
+        """Apply the retention policy after a commit, which a failure does not undo: it warns."""
         try:
             await self.prune(committed=step)
         except Exception as error:  # noqa: BLE001 - the save itself is safe
             self._warn(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
 
     async def _sweep(self) -> None:
-        while self._wants_sweep and not self.is_abandoned:
-            self._wants_sweep = False
+        while self._trash and not self.is_abandoned:
+            trash, self._trash = self._trash, []
             try:
-                await self._jobs.run_stoppable(self.hasten, publish.sweep, self._ops, self._root, self._sweep_stop)
+                await self._jobs.run_stoppable(
+                    self.hasten, publish.sweep, self._ops, self._root, trash, self._sweep_stop
+                )
             except Exception as error:  # noqa: BLE001 - retired checkpoints are out of everybody's way
                 if not self._sweep_stop.is_set:
                     self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
 import numpy as np
@@ -31,6 +31,7 @@ from asyncckpt.state.leaves import (
     text_of,
     type_name,
 )
+from asyncckpt.state.selection import Selection
 from asyncckpt.state.types import Reduction, find_reduction, named_reduction
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.state.selection import Selection
     from asyncckpt.workers import Pacer
 
 _MAKERS: Final[dict[int, Any]] = {
@@ -134,9 +134,8 @@ class Builder(LeafReader):
         except (ValueError, TypeError, IndexError, KeyError, OverflowError, UnicodeError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            if self.unknown_types:  # plain data may be unhashable where the type was a key
-                message = f"{error}: register {', '.join(self.unknown_types)} with asyncckpt.register_type"
-                raise CheckpointError(message) from error
+            if self.unknown_types:
+                self._refuse_plain_keys(str(error), error)
             damaged(f"at {self._path() or 'the root'}: {error!r}", error)
         if not is_done:
             damaged("the tree ends early")
@@ -151,12 +150,18 @@ class Builder(LeafReader):
             return Place(ABSENT, None, is_made=True)
         if frame.code == ix.OBJECT:
             return Place(frame.template, frame.selection, frame.is_made)
-        selection = frame.selection.below(frame.key) if frame.selection is not None else None
+        selection = frame.selection
+        if selection is not None:
+            # The elements of a set have no paths.
+            is_set = frame.code in {ix.SET, ix.FROZENSET} and not selection.is_whole
+            selection = Selection.parse(()) if is_set else selection.below(frame.key)
         return Place(_child_of(frame.template, frame.key), selection, frame.is_made)
 
     def _enter(self, node: ix.Node) -> Any:
         """Read a node: return its value, or `_OPEN` when its children are to come."""
         place = self._place()
+        if place.selection is not None and place.selection.is_whole:
+            self._found_any = True  # an empty container, too, is something
         if type(node) is not msgpack.ExtType:
             return self._leaf(node, place.template, place.selection)
         code = node.code
@@ -176,8 +181,9 @@ class Builder(LeafReader):
         if frame.awaits_key:
             frame.key = value
             frame.awaits_key = False
-            if frame.template is not ABSENT:
+            if frame.template is not ABSENT or (self._selection is not None and len(self._frames) == 1):
                 frame.keys.append(value)
+                self._top_keys = frame.keys
             return _OPEN
         frame.left -= 1
         if frame.is_made:
@@ -203,8 +209,7 @@ class Builder(LeafReader):
                 template = reduction.to_state(template)
             if type(template) not in _FAMILY[code]:
                 self._mismatch("type", type_name(template), _MAKERS.get(code, deque).__name__)
-            if type(template) in (list, tuple) and len(template) != count:
-                self._mismatch("length", f"{len(template)} items", f"{count}")
+            self._check_length(template, count)
         frame = Frame(code, count, [], template, selection, is_made, maxlen=maxlen)
         if code in ix.MAPPINGS:
             frame.awaits_key = True
@@ -230,7 +235,11 @@ class Builder(LeafReader):
                 child = wanted.to_state(template) if wanted.is_transparent else ABSENT
         elif reduction is None and is_made:
             self.unknown_types.setdefault(name, self._path())
-        frame = Frame(ix.OBJECT, 1, [], child, selection, is_made, reduction=reduction, target=template)
+        # Where its state says whether it fits, that is made even while surveying.
+        is_asked = self._arrays is None and template is not ABSENT and reduction is not None and reduction.differs
+        frame = Frame(
+            ix.OBJECT, 1, [], child, selection, is_made or bool(is_asked), reduction=reduction, target=template
+        )
         self._frames.append(frame)
         return _OPEN
 
@@ -253,6 +262,8 @@ class Builder(LeafReader):
             return deque(items, frame.maxlen)
         made = _MAKERS[frame.code](items)
         if frame.code not in (ix.LIST, ix.TUPLE) and len(made) != len(items):
+            if self.unknown_types:
+                self._refuse_plain_keys(f"equal keys or elements at {self._path() or 'the root'}")
             damaged(f"equal keys or elements at {self._path() or 'the root'}")
         return made
 
@@ -262,6 +273,11 @@ class Builder(LeafReader):
             return state
         if frame.selection is not None and not frame.selection.is_whole:
             return state  # part of an object is plain data
+        if self._arrays is None and frame.target is not ABSENT:
+            difference = reduction.differs(frame.target, state) if reduction.differs is not None else None
+            if difference is not None:
+                self._mismatch(*difference)
+            return None
         try:
             if self._in_place and reduction.update is not None and frame.target is not ABSENT:
                 reduction.update(frame.target, state)
@@ -273,10 +289,16 @@ class Builder(LeafReader):
             message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {error}"
             raise CheckpointError(message) from error
 
+    def _refuse_plain_keys(self, reason: str, cause: Exception | None = None) -> NoReturn:
+        """Refuse plain data that cannot stand as keys or elements where the types they come from could."""
+        message = f"{reason}: register {', '.join(self.unknown_types)} with asyncckpt.register_type"
+        raise CheckpointError(message) from cause
+
     def _check_keys(self, frame: Frame) -> None:
         if frame.template is ABSENT or frame.selection is not None:
             return
-        missing = [key for key in frame.template if key not in set(frame.keys)]
+        keys = set(frame.keys)
+        missing = [key for key in frame.template if key not in keys]
         unknown = [key for key in frame.keys if key not in frame.template]
         if missing or unknown:
             found = [f"no {_some(missing)}"] * bool(missing) + [f"also {_some(unknown)}"] * bool(unknown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any, Final
 
 import numpy as np
@@ -10,13 +11,15 @@ import numpy as np
 from asyncckpt.errors import UnsupportedFormatError
 
 _SIMPLE: Final = re.compile(r"[<>|][biufcmMSUV?]\d*(\[\d*[A-Za-zμ]{1,8}\])?")
+_IS_LITTLE: Final = sys.byteorder == "little"
 _EXTENSION: Final = re.compile(r"bfloat16|float\d+_\w+|u?int[1-7]")
 
 
 def dtype_to_plain(dtype: np.dtype[Any]) -> object:
     """Describe a dtype without objects in it: byte order, field offsets, titles and alignment included.
 
-    A simple dtype is its `dtype.str` ("<f4", ">i8", "<M8[ns]"), one of the package ml_dtypes its name ("bfloat16"), a
+    A simple dtype is its `dtype.str` ("<f4", ">i8", "<M8[ns]"), one of the package ml_dtypes its name ("bfloat16", and
+    ">bfloat16" where it is big-endian), a
     structured one a map of its fields, and a sub-array (only met inside a structure) its base and shape.
     """
     if dtype.subdtype is not None:
@@ -34,7 +37,7 @@ def dtype_to_plain(dtype: np.dtype[Any]) -> object:
             "record": dtype.type is np.record,
         }
     if is_extension(dtype):
-        return dtype.name
+        return dtype.name if dtype.isnative == _IS_LITTLE else f">{dtype.name}"
     return dtype.str
 
 
@@ -46,8 +49,8 @@ def dtype_from_plain(plain: Any) -> np.dtype[Any]:
         UnsupportedFormatError: The dtype belongs to ml_dtypes, which is not installed or too old.
     """
     if isinstance(plain, str):
-        if _EXTENSION.fullmatch(plain):
-            return _extension(plain)
+        if _EXTENSION.fullmatch(plain.removeprefix(">")):
+            return _extension(plain.removeprefix(">")).newbyteorder(">" if plain[0] == ">" else "<")
         if not _SIMPLE.fullmatch(plain):
             message = f"not a dtype: {plain[:40]!r}"
             raise ValueError(message)

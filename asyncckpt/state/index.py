@@ -5,7 +5,7 @@
 2. The nodes are cut into pieces, each a msgpack array of at most `PIECE_ELEMENTS` nodes that decodes by itself: no call
    into msgpack holds the GIL for long.
 3. Plain scalars are msgpack's own; everything else is an ext node, whose code is one of those below and whose data is
-   the msgpack of its arguments.
+   the msgpack of its arguments (of a large int: its bytes).
 4. The length of an index does not depend on the offsets in it, so it can be laid out before they are known.
 """
 
@@ -50,6 +50,8 @@ CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED
 MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
 
 _SEGMENT: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
+_TABLE_ROWS: Final = 2048
+_MAX_PIECE_NODES: Final = 1 << 16
 _MAX_DIMENSIONS: Final = 64
 _ERRORS: Final = "surrogatepass"
 
@@ -91,7 +93,7 @@ def read_nodes(pieces: Sequence[bytes], pacer: Pacer) -> Iterator[Node]:
         pacer.pause()
         try:
             nodes = msgpack.unpackb(
-                piece, unicode_errors=_ERRORS, max_array_len=PIECE_ELEMENTS + 1, max_map_len=0, use_list=True
+                piece, unicode_errors=_ERRORS, max_array_len=_MAX_PIECE_NODES, max_map_len=0, use_list=True
             )
         except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
             message = f"the index is damaged: {error}"
@@ -153,14 +155,17 @@ class Index:
                 if meta.dtype.names is None:
                     numbers[meta.dtype] = number
             rows.append((number, *meta.shape))
-            if len(rows) == PIECE_ELEMENTS:
+            if len(rows) == _TABLE_ROWS:
                 tables.append(msgpack.packb(rows))
                 rows = []
                 pacer.pause()
-        tables.append(msgpack.packb(rows))
-        places = np.array([(s.array, s.offset, s.nbytes) for s in segments], dtype=_SEGMENT)
-        step = PIECE_ELEMENTS
-        place_chunks = [places[i : i + step].tobytes() for i in range(0, max(len(places), 1), step)]
+        if rows:
+            tables.append(msgpack.packb(rows))
+        places = []
+        for start in range(0, len(segments), _TABLE_ROWS):
+            part = segments[start : start + _TABLE_ROWS]
+            places.append(np.array([(each.array, each.offset, each.nbytes) for each in part], "<u8").tobytes())
+            pacer.pause()
         pack = msgpack.Packer(unicode_errors=_ERRORS)
         chunks = [
             b"".join(
@@ -175,7 +180,7 @@ class Index:
                 ]
             )
         ]
-        for name, bins in (("tree", self.pieces), ("arrays", tables), ("segments", place_chunks)):
+        for name, bins in (("tree", self.pieces), ("arrays", tables), ("segments", places)):
             chunks.append(pack.pack(name) + pack.pack_array_header(len(bins)))
             for each in bins:
                 chunks.append(b"\xc6" + len(each).to_bytes(4, "big"))
@@ -237,6 +242,8 @@ def _decode_index(data: memoryview, file_nbytes: int, pacer: Pacer) -> tuple[Ind
         else:
             found[key] = read("unpack")
         _check_version(found)
+    if "features" not in found:
+        _refuse("it does not say which features it needs")
     dtypes = [dtype_from_plain(plain) for plain in found["dtypes"]]
     arrays = _decode_arrays(found["arrays"], dtypes, pacer)
     segments = _decode_segments(found["segments"], arrays, file_nbytes, pacer)
@@ -261,7 +268,7 @@ def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pace
     arrays: list[ArrayMeta] = []
     for table in tables:
         pacer.pause()
-        for number, *shape in msgpack.unpackb(table, max_array_len=PIECE_ELEMENTS):
+        for number, *shape in msgpack.unpackb(table, max_array_len=_MAX_PIECE_NODES):
             if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in (number, *shape)):
                 _refuse(f"array {len(arrays)} has the shape {shape!r}")
             arrays.append(ArrayMeta(dtypes[number], tuple(shape)))
@@ -269,7 +276,7 @@ def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pace
 
 
 def _decode_segments(chunks: list[bytes], arrays: list[ArrayMeta], file_nbytes: int, pacer: Pacer) -> list[Segment]:
-    table = np.concatenate([np.frombuffer(chunk, _SEGMENT) for chunk in chunks])
+    table = np.frombuffer(b"".join(chunks), _SEGMENT)
     table = table[np.argsort(table["offset"], kind="stable")]
     segments: list[Segment] = []
     held = [0] * len(arrays)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -88,12 +89,13 @@ class LeafReader:
         self._filled: dict[int, tuple[int, object]] = {}
         self._frames: list[Frame] = []
         self._found_any = False
+        self._top_keys: list[Any] = []
 
     def _leaf(self, value: Any, template: Any, selection: Selection | None) -> Any:
         if selection is not None and not self._is_selected(selection):
             return ABSENT
-        if type(value) in (list, dict):
-            damaged("a nested msgpack object")
+        if type(value) not in _PLAIN:
+            damaged(f"a node of type {type(value).__name__}")
         if template is not ABSENT and type(template) is not type(value):
             self._mismatch("type", type_name(template), type(value).__name__)
         return value
@@ -106,7 +108,7 @@ class LeafReader:
 
     def _leaf_ext(self, node: msgpack.ExtType, template: Any, selection: Selection | None) -> Any:
         if selection is not None and not self._is_selected(selection):
-            return ABSENT
+            return self._some_numbers(node, selection) if node.code in _NUMBER_RUNS else ABSENT
         if node.code == ix.INTEGER:
             return self._leaf(int.from_bytes(node.data, "little", signed=True), template, None)
         read = _LEAF_READERS.get(node.code)
@@ -194,14 +196,15 @@ class LeafReader:
             dtype = dtype_from_plain(name)
             if dtype.itemsize != len(data):
                 damaged(f"a scalar of {dtype} in {len(data)} bytes")
-            value = np.frombuffer(data, dtype).copy()[0] if data else np.zeros((), dtype)[()]
+            value = np.frombuffer(bytearray(data), dtype)[0] if data else np.zeros((), dtype)[()]
         if template is not ABSENT:
             if not isinstance(template, np.generic):
                 self._mismatch("type", type_name(template), f"numpy.{type(value).__name__}")
-            if name not in ("str_", "bytes_") and template.dtype != value.dtype:
+            if name in ("str_", "bytes_"):  # their dtypes differ with their lengths
+                if type(template) is not type(value):
+                    self._mismatch("type", type_name(template), f"numpy.{type(value).__name__}")
+            elif template.dtype != value.dtype:
                 self._mismatch("dtype", template.dtype, value.dtype)
-            if type(template) is not type(value):
-                self._mismatch("type", type_name(template), f"numpy.{type(value).__name__}")
         return value
 
     def _numbers(self, kind: int, data: NDArray[Any], template: Any) -> Any:
@@ -210,7 +213,7 @@ class LeafReader:
             damaged("a run of numbers of an unknown kind")
         if template is not ABSENT:
             self._check_numbers(data, template)
-        if self._arrays is None and not (self._frames and self._frames[-1].awaits_key):
+        if self._arrays is None and not (self._frames and (self._frames[-1].awaits_key or self._frames[-1].is_made)):
             return None
         if kind == ix.TUPLE and len(data) <= PIECE_ELEMENTS and template is ABSENT:
             return tuple(data.tolist())
@@ -223,16 +226,44 @@ class LeafReader:
         reduction = find_reduction(template)
         return reduction.from_state(values) if reduction is not None else self._like(template, values)
 
+    def _some_numbers(self, node: msgpack.ExtType, selection: Selection) -> Any:
+        """Return a run of numbers of which some are selected, with None for the others."""
+        argument = ix.argument_of(node)
+        if node.code == ix.NUMBERS:
+            kind, dtype, content = argument
+            data = np.frombuffer(content, _number_dtype(dtype))
+            positions = selection.positions(len(data))
+        else:
+            kind, number = argument
+            meta = self._index.arrays[number]
+            positions = selection.positions(math.prod(meta.shape))
+            if positions:
+                self._need(number)
+                self._survey.contents.add(number)
+            data = self._arrays[number] if positions and self._arrays is not None else np.zeros(meta.shape, meta.dtype)
+        if not positions:
+            return ABSENT
+        self._found_any = True
+        values = [None] * len(data)
+        for position in positions:
+            values[position] = data[position].item()
+        return tuple(values) if kind == ix.TUPLE else values
+
+    def _check_length(self, template: Any, count: int) -> None:
+        if type(template) in (list, tuple) and len(template) != count:
+            self._mismatch("length", f"{len(template)} items", f"{count}")
+        if type(template) is deque and template.maxlen is not None and count > template.maxlen:
+            self._mismatch("length", f"room for {template.maxlen} items", f"{count}")
+
     def _check_numbers(self, data: NDArray[Any], template: Any) -> None:
         kind = int if data.dtype.kind == "i" else float
         reduction = find_reduction(template)
         items: Any = reduction.to_state(template) if reduction is not None and reduction.is_transparent else template
         if type(items) not in SEQUENCES:
             self._mismatch("type", type_name(template), f"a list of {kind.__name__}s")
+        self._check_length(items, len(data))
         if type(items) is deque:
             return
-        if len(items) != len(data):
-            self._mismatch("length", f"{len(items)} items", f"{len(data)}")
         for position, item in enumerate(items):
             if type(item) is not kind:
                 path = join_path([*self._keys(), position])
@@ -268,10 +299,14 @@ class LeafReader:
         raise StateMismatchError(self._path(), field_, expected, found)
 
     def _refuse_selection(self) -> NoReturn:
-        message = "nothing in the state matches the selection"
-        raise CheckpointKeyError(message, key=self._selection)
+        patterns = self._selection.patterns if self._selection is not None else ()
+        known = [join_path([key]) for key in self._top_keys[:20]]
+        message = f"nothing in the state matches {', '.join(map(repr, patterns))}; at its top are {', '.join(known)}"
+        raise CheckpointKeyError(message, key=patterns[0] if len(patterns) == 1 else patterns, known=known)
 
 
+_PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_NUMBER_RUNS: Final = frozenset({ix.NUMBERS, ix.NUMBERS_ARRAY})
 _LEAF_READERS: Final[Mapping[int, str]] = {
     ix.ARRAY: "_array",
     ix.SCALAR: "_scalar",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _ANY_DEPTH: Final = "**"
+_GLOB_CHARACTERS: Final = frozenset("*?[")
+_DECIMAL: Final = re.compile("[0-9]{1,18}")
 
 
 class Selection:
@@ -18,19 +21,21 @@ class Selection:
 
     A pattern is split at slashes; each part is matched against one key with the rules of `fnmatch` (``*``, ``?``,
     ``[seq]``), and ``**`` against any number of keys. A path is selected when the pattern matches it or one of its
-    prefixes, so ``params`` and ``params/*`` both select everything below ``params``.
+    prefixes, so ``params`` and ``params/*`` both select everything below ``params``. A part that equals a key matches
+    it, whatever characters it has.
     """
 
-    __slots__ = ("_rests",)
+    __slots__ = ("_rests", "patterns")
 
-    def __init__(self, rests: frozenset[tuple[str, ...]]) -> None:
+    def __init__(self, rests: frozenset[tuple[str, ...]], patterns: tuple[str, ...] = ()) -> None:
         self._rests = rests
+        self.patterns = patterns
 
     @classmethod
     def parse(cls, patterns: str | Iterable[str]) -> Selection:
         """Make the selection that holds at the root."""
-        each = [patterns] if isinstance(patterns, str) else list(patterns)
-        return cls(frozenset(tuple(part for part in pattern.split("/") if part) for pattern in each))
+        each = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+        return cls(frozenset(tuple(part for part in pattern.split("/") if part) for pattern in each), each)
 
     @property
     def is_whole(self) -> bool:
@@ -53,6 +58,14 @@ class Selection:
             rests = frozenset(after for rest in rests for after in _advance(rest, part))
         return Selection(rests)
 
+    def positions(self, count: int) -> list[int]:
+        """Return which of so many numbered leaves are selected."""
+        lasts = {rest[-1] for rest in self._rests if rest}
+        candidates: Iterable[int] = range(count)
+        if not any(set(last) & _GLOB_CHARACTERS for last in lasts):
+            candidates = sorted(int(last) for last in lasts if _DECIMAL.fullmatch(last) and int(last) < count)
+        return [position for position in candidates if self.below(position).is_whole]
+
 
 def _advance(rest: tuple[str, ...], part: str) -> Iterable[tuple[str, ...]]:
     if not rest:
@@ -60,5 +73,5 @@ def _advance(rest: tuple[str, ...], part: str) -> Iterable[tuple[str, ...]]:
     elif rest[0] == _ANY_DEPTH:
         yield rest
         yield from _advance(rest[1:], part)
-    elif fnmatchcase(part, rest[0]):
+    elif part == rest[0] or fnmatchcase(part, rest[0]):
         yield rest[1:]

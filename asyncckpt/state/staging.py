@@ -27,6 +27,7 @@ class BufferPool:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._is_closed = False
         self._free: dict[int, list[Bytes]] = {LARGE_NBYTES: [], SMALL_NBYTES: []}
 
     def take(self, nbytes: int) -> list[Bytes]:
@@ -38,12 +39,13 @@ class BufferPool:
     def give(self, buffers: list[Bytes]) -> None:
         """Take buffers back."""
         with self._lock:
-            for buffer in buffers:
+            for buffer in buffers if not self._is_closed else ():
                 self._free[len(buffer)].append(buffer)
 
-    def trim(self) -> None:
-        """Return the memory of all free buffers to the system."""
+    def close(self) -> None:
+        """Return the memory of all free buffers to the system, and from now on of those that are given back."""
         with self._lock:
+            self._is_closed = True
             for free in self._free.values():
                 free.clear()
 

@@ -26,28 +26,17 @@ def flat_bytes(array: NDArray[Any]) -> Bytes | None:
 def gather(array: NDArray[Any], start: int, target: Bytes) -> None:
     """Copy an array's bytes in C order, from byte `start` on, until `target` is full."""
     for own, place in _paired(array, start, len(target)):
-        if isinstance(own, bytes):
-            target[place] = np.frombuffer(own, np.uint8)
-        else:
-            np.copyto(target[place].view(own.dtype).reshape(own.shape), own)
+        np.copyto(target[place].view(own.dtype).reshape(own.shape), own)
 
 
 def scatter(array: NDArray[Any], start: int, source: Bytes) -> None:
     """Put bytes into an array, in C order from its byte `start` on."""
-    size = array.itemsize
     for own, place in _paired(array, start, len(source)):
-        if isinstance(own, bytes):
-            position, first = divmod(start + place.start, size)
-            element = bytearray(_element(array, position))
-            element[first : first + len(own)] = source[place].tobytes()
-            raw = _as_raw(array)
-            raw[np.unravel_index(position, raw.shape)] = np.frombuffer(element, raw.dtype)[0]
-        else:
-            np.copyto(own, source[place].view(own.dtype).reshape(own.shape))
+        np.copyto(own, source[place].view(own.dtype).reshape(own.shape))
 
 
-def _paired(array: NDArray[Any], start: int, nbytes: int) -> Iterator[tuple[NDArray[Any] | bytes, slice]]:
-    """Split a byte range of an array into sub-arrays, and the bytes of an element cut at either end."""
+def _paired(array: NDArray[Any], start: int, nbytes: int) -> Iterator[tuple[NDArray[Any], slice]]:
+    """Split a byte range of an array into views: sub-arrays, and the bytes of an element cut at either end."""
     size = array.itemsize
     end = start + nbytes
     first, last = -(-start // size), end // size
@@ -71,9 +60,11 @@ def _as_raw(array: NDArray[Any]) -> NDArray[Any]:
     return array.view(np.dtype(f"V{array.itemsize}"))
 
 
-def _element(array: NDArray[Any], position: int) -> bytes:
-    element: NDArray[Any] = _as_raw(array)[np.unravel_index(position, array.shape)]
-    return np.asarray(element, dtype=_as_raw(array).dtype).tobytes()
+def _element(array: NDArray[Any], position: int) -> Bytes:
+    """Return the memory of one element. Two threads may write its two parts at the same time."""
+    index: Any = (*(slice(int(i), int(i) + 1) for i in np.unravel_index(position, array.shape)), ...)
+    element: NDArray[Any] = array[index]
+    return element.reshape(-1).view(np.uint8)
 
 
 def _runs(array: NDArray[Any], first: int, last: int) -> Iterator[NDArray[Any]]:

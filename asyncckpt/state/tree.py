@@ -23,13 +23,14 @@ from asyncckpt.state.types import STRING_ARRAY, Reduction, find_reduction
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence, Sized
 
     from numpy.typing import NDArray
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
 _NUMBERS_MIN: Final = 16  # shorter lists are not worth looking at twice
+_INLINE_NUMBERS: Final = 16_384  # in such lists; packing them takes a few milliseconds
 _PIECE_NBYTES: Final = 1 << 18
 _NODE_NBYTES: Final = 9  # a guess, for cutting pieces by size
 _CONTAINER_CODES: Final[dict[type, int]] = {
@@ -66,9 +67,23 @@ class FlatState:
     """Memory that the walk itself has taken: encoded nodes, and numbers and strings made into arrays."""
     array_nbytes: int = 0
     """Bytes of the arrays that are the caller's and still to be copied."""
+    _index: ix.Index | None = field(default=None, init=False)
+
+    def detach(self) -> None:
+        """Let go of the arrays, which have been copied: the caller's memory is the caller's again."""
+        self._index = self.index()
+        self.sources = []
+
+    def release(self) -> None:
+        """Let go of the arrays: freeing large ones takes its time, which the thread that calls this pays."""
+        self.pieces = []
+        self.sources = []
+        self._index = None
 
     def index(self) -> ix.Index:
         """Return the index of the state."""
+        if self._index is not None:
+            return self._index
         return ix.Index(
             pieces=self.pieces, arrays=[ix.ArrayMeta(each.data.dtype, each.data.shape) for each in self.sources]
         )
@@ -81,6 +96,8 @@ class _Frame:
     children: Iterator[object]
     container: object
     key: object = None
+    at_key: bool = False  # whether the child at hand is a key
+    in_key: bool = False  # whether all of this is part of a key
     has_keys: bool = True  # an object's plain state stands at the object's own path
 
 
@@ -90,7 +107,10 @@ def join_path(keys: Sequence[object]) -> str:
 
 
 def _spell(key: object) -> str:
-    text = repr(key) if not isinstance(key, str) else str(key)
+    try:
+        text = repr(key) if not isinstance(key, str) else str(key)
+    except ValueError:  # an int of more digits than Python spells in decimal
+        text = hex(key) if isinstance(key, int) else f"<{type(key).__qualname__}>"
     return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - long enough to recognize a key
 
 
@@ -127,6 +147,7 @@ class _Flattener:
         self._stack: list[_Frame] = []
         self._open: set[int] = set()
         self._numbers: dict[int, int] = {}
+        self._packed_numbers = 0
         self._kept: list[object] = []  # an id is only an identity while its object lives
 
     def run(self, state: object) -> FlatState:
@@ -175,8 +196,10 @@ class _Flattener:
         self._check_nbytes()
         self._pacer.pause()
 
-    def _check_nbytes(self) -> None:
-        if self._max_nbytes is not None and self._flat.encoded_nbytes + self._flat.array_nbytes > self._max_nbytes:
+    def _check_nbytes(self, more: int = 0) -> None:
+        """Give up if the limit is passed, or would be with so many bytes more."""
+        nbytes = self._flat.encoded_nbytes + self._flat.array_nbytes + more
+        if self._max_nbytes is not None and nbytes > self._max_nbytes:
             raise TooLargeError
 
     def _path(self, without: int = 0) -> str:
@@ -198,20 +221,27 @@ class _Flattener:
         self._nodes.append(ix.ext(code, (count, value.maxlen) if code == ix.DEQUE else count))
         self._push(value, keyed=True)
         frame = self._stack[-1]
-        frame.children = self._pairs(frame, value) if code in ix.MAPPINGS else self._items(frame, value, count)
+        frame.children = self._pairs(frame, value, count) if code in ix.MAPPINGS else self._items(frame, value, count)
 
     def _push(self, container: object, *, keyed: bool) -> None:
         if id(container) in self._open:
             message = "the state contains itself: a cycle cannot be saved"
             raise self._refuse(message)
         self._open.add(id(container))
-        self._stack.append(_Frame(iter(()), container, has_keys=keyed))
+        in_key = self._is_in_key()
+        self._stack.append(_Frame(iter(()), container, in_key=in_key, has_keys=keyed))
 
-    def _pairs(self, frame: _Frame, value: dict[object, object]) -> Iterator[object]:
+    def _pairs(self, frame: _Frame, value: dict[object, object], count: int) -> Iterator[object]:
+        found = 0
         for key, child in value.items():
-            frame.key = key
+            found += 1
+            if found > count:
+                break
+            frame.key, frame.at_key = key, True
             yield key
+            frame.at_key = False
             yield child
+        _check_length(found, count, value)
 
     def _items(self, frame: _Frame, value: Sequence[object], count: int) -> Iterator[object]:
         position = 0
@@ -221,9 +251,7 @@ class _Flattener:
             if position > count:
                 break
             yield child
-        if position != count:
-            message = f"its length was {count} and is {len(value)} now"
-            raise RuntimeError(message)
+        _check_length(position, count, value)
 
     def _add_numbers(self, code: int, value: Sequence[Any]) -> bool:
         """Add a list or tuple of nothing but ints, or floats, as one node; return False where it is something else."""
@@ -232,6 +260,11 @@ class _Flattener:
             return False
         dtype = np.dtype("<i8" if kind is int else "<f8")
         count = len(value)
+        self._check_nbytes(count * dtype.itemsize)
+        if self._max_nodes is not None:  # on the loop
+            self._packed_numbers += count
+            if self._packed_numbers > _INLINE_NUMBERS:
+                raise TooLargeError
         packed = np.empty(count, dtype)
         try:
             for start in range(0, count, PIECE_ELEMENTS):
@@ -245,7 +278,9 @@ class _Flattener:
             ValueError,
         ):  # an int beyond 64 bits; a list that changed meanwhile, which _items reports
             return False
-        if packed.nbytes <= INLINE_LEAF_NBYTES:
+        if len(value) != count:
+            return False  # as above
+        if packed.nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
             self._nodes.append(ix.ext(ix.NUMBERS, (code, dtype.str, packed.tobytes())))
             self._nbytes += packed.nbytes
         else:
@@ -262,23 +297,27 @@ class _Flattener:
         self._nodes.append(ix.ext(ix.COMPLEX, (value.real, value.imag)))
 
     def _add_string(self, value: str) -> None:
-        if len(value) <= INLINE_LEAF_NBYTES or self._is_key(value):
+        if self._is_inline(value):
             self._nodes.append(value)
             self._nbytes += len(value)
         else:
+            self._check_nbytes(len(value))
             encoded = value.encode("utf-8", "surrogatepass")
             self._nodes.append(ix.ext(ix.STRING, self._made_array(np.frombuffer(encoded, np.uint8))))
 
     def _add_bytes(self, value: bytes) -> None:
-        if len(value) <= INLINE_LEAF_NBYTES or self._is_key(value):
+        if self._is_inline(value):
             self._nodes.append(value)
             self._nbytes += len(value)
         else:
             self._nodes.append(ix.ext(ix.BYTES, self._made_array(np.frombuffer(value, np.uint8))))
 
-    def _is_key(self, value: object) -> bool:
-        """Whether the value stands as a key, which must be readable without the payload."""
-        return bool(self._stack) and self._stack[-1].key is value
+    def _is_inline(self, value: str | bytes) -> bool:
+        return len(value) <= INLINE_LEAF_NBYTES or self._is_in_key()
+
+    def _is_in_key(self) -> bool:
+        """Whether the value at hand is a key or part of one: keys must be readable without the payload."""
+        return bool(self._stack) and (self._stack[-1].at_key or self._stack[-1].in_key)
 
     def _made_array(self, data: NDArray[Any]) -> int:
         """List an array of our own making, which nobody can change."""
@@ -331,7 +370,9 @@ class _Flattener:
             message = "a numpy scalar with Python objects in it cannot be saved"
             raise self._refuse(message)
         self._describable(value.dtype)
-        return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), np.asarray(value).tobytes()))
+        data = np.zeros((), value.dtype)  # the padding of a structure is not copied, and shall not be somebody's memory
+        data[()] = value
+        return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), data.tobytes()))
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -367,6 +408,12 @@ _ADDERS: Final[dict[type, Callable[[_Flattener, Any], None]]] = {
     np.memmap: _Flattener._add_array,  # noqa: SLF001
     **dict.fromkeys(_CONTAINER_CODES, _Flattener._add_container),  # noqa: SLF001
 }
+
+
+def _check_length(found: int, count: int, container: Sized) -> None:
+    if found != count:
+        message = f"its length was {count} and is {len(container)} now"
+        raise RuntimeError(message)
 
 
 def _big_integer(value: int) -> ix.Node:

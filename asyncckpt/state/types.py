@@ -16,6 +16,7 @@ import enum
 import pathlib
 import random
 import zoneinfo
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
@@ -24,6 +25,11 @@ from asyncckpt.errors import UnsupportedLeafError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+_NATIVE: Final = frozenset(
+    {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, OrderedDict, set, frozenset, deque}
+    | {np.ndarray, np.memmap}
+)
 
 TypeT = TypeVar("TypeT", bound=type)
 
@@ -39,6 +45,9 @@ class Reduction:
     from_state: Callable[[Any], object]
     update: Callable[[Any, Any], None] | None = None
     """Puts a state into an existing object; without it, the object is replaced."""
+    differs: Callable[[Any, Any], tuple[str, object, object] | None] | None = None
+    """Tells from a template and a state, whose arrays may be missing, what keeps the state from fitting: the field that
+    differs, what the template has, and what the state has."""
     is_transparent: bool = False
     """Whether a template's own state says what the saved state must look like (dataclasses, namedtuples)."""
 
@@ -103,13 +112,17 @@ def register_type(
 
     Raises:
         TypeError: `cls` is not a class, has no way to be saved, or only one of the two functions was given.
-        ValueError: The name belongs to another class, or to a builtin type.
+        ValueError: The name belongs to another class, or to a builtin type; or `cls` is a type that is saved without a
+            registration, such as dict or an array.
     """
     if cls is None:
         return lambda decorated: register_type(decorated, name=name, to_state=to_state, from_state=from_state)
     if not isinstance(cls, type):
         message = f"register_type takes a class, not {cls!r}"
         raise TypeError(message)
+    if cls in _NATIVE or issubclass(cls, np.generic):
+        message = f"{cls.__qualname__} is saved by itself, and a registration of it would never be used"
+        raise ValueError(message)
     if (to_state is None) != (from_state is None):
         message = f"give both to_state and from_state for {cls.__qualname__}, or neither"
         raise TypeError(message)
@@ -144,14 +157,11 @@ def _family_reduction(cls: type) -> Reduction | None:
         return Reduction(name=_type_name(cls), type_=cls, to_state=_ask_for_state, from_state=from_state)
     if issubclass(cls, enum.Enum):
         return Reduction(name=_type_name(cls), type_=cls, to_state=lambda value: value.value, from_state=cls)
-    if issubclass(cls, tuple) and hasattr(cls, "_fields"):
-        make = cls._make  # type: ignore[attr-defined]
+    if issubclass(cls, tuple) and hasattr(cls, "_fields") and hasattr(cls, "_make"):
+        make = cls._make
         return Reduction(name=_type_name(cls), type_=cls, to_state=tuple, from_state=make, is_transparent=True)
     if dataclasses.is_dataclass(cls):
         return _dataclass_reduction(cls)
-    for base, reduction in _FAMILIES:
-        if issubclass(cls, base):
-            return reduction
     return None
 
 
@@ -254,7 +264,7 @@ def _seed_sequence(state: Any) -> np.random.SeedSequence:
 
 
 def _bit_generator_state(value: np.random.BitGenerator) -> object:
-    if type(value).__name__ not in _BIT_GENERATORS:
+    if type(value) is not _BIT_GENERATORS.get(type(value).__name__):
         message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(_BIT_GENERATORS)}"
         raise UnsupportedLeafError(message, path="")
     seed = getattr(value, "seed_seq", None)  # spawn() depends on it, so resuming exactly needs it
@@ -268,12 +278,23 @@ def _bit_generator(state: Any) -> np.random.BitGenerator:
 
 
 def _update_bit_generator(value: np.random.BitGenerator, state: Any) -> None:
-    value.state = state["state"]
-    now, then = getattr(value, "seed_seq", None), state["seed_seq"]
-    if type(now) is np.random.SeedSequence and then is not None:
-        behind = then.n_children_spawned - now.n_children_spawned
-        if behind > 0:
-            now.spawn(behind)
+    if state["seed_seq"] is None:
+        value.state = state["state"]
+    else:
+        value.__setstate__((state["state"], state["seed_seq"]))  # type: ignore[attr-defined]
+
+
+def _algorithm_differs(value: Any, state: Any) -> tuple[str, object, object] | None:
+    """Compare algorithms: a generator cannot change its own."""
+    own = _algorithm(value)
+    found = state["bit_generator"] if "bit_generator" in state else state["state"]["bit_generator"]
+    return None if own == found else ("type", f"{type(value).__qualname__} of {own}", found)
+
+
+def _algorithm(value: Any) -> object:
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)["bit_generator"]
+    return type(value.bit_generator if isinstance(value, np.random.Generator) else value).__name__
 
 
 def _generator_state(value: np.random.Generator) -> object:
@@ -289,7 +310,11 @@ def _update_generator(value: np.random.Generator, state: Any) -> None:
 
 
 def _random_state_state(value: np.random.RandomState) -> object:
-    return value.get_state(legacy=False)
+    state = value.get_state(legacy=False)
+    if state["bit_generator"] not in _BIT_GENERATORS:
+        message = f"the bit generator {state['bit_generator']} is not one of {', '.join(_BIT_GENERATORS)}"
+        raise UnsupportedLeafError(message, path="")
+    return state
 
 
 def _random_state(state: Any) -> np.random.RandomState:
@@ -313,8 +338,21 @@ def _string_array(state: Any) -> np.ndarray:
     return np.array(items, dtype=np.dtypes.StringDType()).reshape(shape)
 
 
+def _update_string_array(value: np.ndarray, state: Any) -> None:
+    np.copyto(value, _string_array(state))
+
+
+def _string_shape_differs(value: np.ndarray, state: Any) -> tuple[str, object, object] | None:
+    return None if value.shape == tuple(state[0]) else ("shape", value.shape, tuple(state[0]))
+
+
 STRING_ARRAY: Final = Reduction(
-    name="string_array", type_=np.ndarray, to_state=_string_array_state, from_state=_string_array
+    name="string_array",
+    type_=np.ndarray,
+    to_state=_string_array_state,
+    from_state=_string_array,
+    update=_update_string_array,
+    differs=_string_shape_differs,
 )
 """Arrays of numpy's variable-width strings, which hold pointers; chosen by dtype, not by type."""
 
@@ -326,7 +364,8 @@ def _builtin(
     from_state: Callable[[Any], object],
     update: Callable[[Any, Any], None] | None = None,
 ) -> Reduction:
-    return Reduction(name=name, type_=type_, to_state=to_state, from_state=from_state, update=update)
+    differs = _algorithm_differs if name in ("bit_generator", "generator", "random_state") else None
+    return Reduction(name=name, type_=type_, to_state=to_state, from_state=from_state, update=update, differs=differs)
 
 
 _PATH: Final = _builtin("path", pathlib.Path, str, pathlib.Path)
@@ -348,10 +387,8 @@ _BUILTINS: Final = (
     ),
     _builtin("python_random", random.Random, random.Random.getstate, _python_random, random.Random.setstate),
 )
-# Types whose instances are of a subclass (a Path is a PosixPath, a BitGenerator a PCG64).
-_FAMILIES: Final = (
-    (pathlib.Path, _PATH),
-    (np.random.BitGenerator, next(r for r in _BUILTINS if r.name == "bit_generator")),
-)
 _by_name: dict[str, Reduction] = {reduction.name: reduction for reduction in _BUILTINS}
 _by_type: dict[type, Reduction] = {r.type_: r for r in _BUILTINS if r.type_ is not np.ndarray}
+# Types whose instances are of a subclass (a Path is a PosixPath, a BitGenerator a PCG64).
+_by_type[type(pathlib.Path())] = _PATH
+_by_type.update(dict.fromkeys(_BIT_GENERATORS.values(), _by_name["bit_generator"]))

@@ -1,0 +1,95 @@
+"""How one save, one load or one call is timed. `workloads.py` says what is timed when."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from benchmarks.loops import Stalls, ticking
+from benchmarks.machine import return_memory
+from benchmarks.samples import Sample, as_line
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from pathlib import Path
+    from typing import TextIO
+
+    from benchmarks.scale import Scale
+    from benchmarks.systems.base import System
+
+
+class GivenUpError(Exception):
+    """A save took longer than it may; the process is of no use any more, for the save goes on in its threads."""
+
+
+class Labels(NamedTuple):
+    """What all samples of one process have in common."""
+
+    workload: str
+    system: str
+    round: int
+
+
+class Context:
+    """What a workload gets: where to work, how much to do, and where to note what came out."""
+
+    def __init__(self, scale: Scale, *, labels: Labels, root: Path, out: TextIO) -> None:
+        self.scale = scale
+        self.root = root
+        self._labels = labels
+        self._out = out
+
+    def record(self, measure: str, value: float, *, is_censored: bool = False) -> None:
+        """Note one number: seconds, unless its name says otherwise."""
+        sample = Sample(**self._labels._asdict(), measure=measure, value=value, is_censored=is_censored)
+        self._out.write(as_line(sample))
+        self._out.flush()  # what was measured stays, should the process be ended
+
+    async def settle(self) -> None:
+        """Let what came before come to its end: memory returned, deletes done by the disk."""
+        return_memory()
+        await asyncio.sleep(self.scale.settle)
+
+
+class SaveTimes(NamedTuple):
+    """What one save took, in seconds, and what the loop felt of it."""
+
+    blocked: float
+    durable: float
+    stalls: Stalls
+
+
+async def time_save(system: System, step: int, state: Any) -> SaveTimes:
+    """Save with a ticker beside it, from the call to durability."""
+    async with ticking() as ticker:
+        start = time.perf_counter()
+        await system.save(step, state)
+        blocked = time.perf_counter() - start
+        await system.wait_durable(step)
+        durable = time.perf_counter() - start
+    return SaveTimes(blocked, durable, ticker.stalls)
+
+
+async def time_save_within(system: System, step: int, state: Any, limit: float) -> tuple[float | None, float | None]:
+    """Save without a ticker; return (blocked, durable), None for what had not happened after `limit` seconds."""
+    start = time.perf_counter()
+    blocked: float | None = None
+
+    async def save() -> float:
+        nonlocal blocked
+        await system.save(step, state)
+        blocked = time.perf_counter() - start
+        await system.wait_durable(step)
+        return time.perf_counter() - start
+
+    saving = asyncio.create_task(save())
+    await asyncio.wait({saving}, timeout=limit)
+    return blocked, (await saving) if saving.done() else None
+
+
+async def time_load(loading: Awaitable[Any]) -> tuple[float, Any]:
+    """Await a load; return the seconds it took and what it gave."""
+    start = time.perf_counter()
+    loaded = await loading
+    return time.perf_counter() - start, loaded

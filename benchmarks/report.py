@@ -1,0 +1,136 @@
+"""The Markdown table: what was measured, which goals are met, and how each system was used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchmarks import measures
+from benchmarks.goals import evaluate
+from benchmarks.samples import FLOORS
+from benchmarks.scale import FULL
+from benchmarks.systems import NAMES, OURS, SYSTEMS
+from benchmarks.workloads import WORKLOADS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from benchmarks.goals import Verdict
+    from benchmarks.samples import Samples
+    from benchmarks.scale import Scale
+
+_PREAMBLE = """\
+Medians, with [least .. greatest] where there are several samples. Every number is of this one run: fresh processes,
+the systems taking turns round by round, after a warm-up. *Blocked* is how long the caller waits until it may change
+the state again, *stalls* how much later than due a ticker of 1 ms is called on the same loop between the call and
+durability, *durable* from the call until every file and directory is synced."""
+
+
+def write_report(samples: Samples, facts: Mapping[str, str], scale: Scale) -> str:
+    """Write the whole report."""
+    lines = [
+        f"# Benchmark, {scale.name} size",
+        "",
+        _PREAMBLE,
+        "",
+        *_table(("machine", ""), facts.items()),
+        "",
+        *_goals([verdict for verdict in evaluate(samples) if verdict.goal.workload in samples.workloads()], scale),
+    ]
+    for workload in WORKLOADS:
+        if workload.name in samples.workloads():
+            lines += ["", f"## {workload.title_at(scale)}", "", *_workload(samples, workload.name)]
+    lines += ["", "## How each system is used", "", *_usage(samples)]
+    return "\n".join(lines) + "\n"
+
+
+def _goals(verdicts: Sequence[Verdict], scale: Scale) -> Iterator[str]:
+    measured = [verdict for verdict in verdicts if verdict.is_met is not None]
+    met = sum(verdict.is_met is True for verdict in measured)
+    yield f"## Goals: {met} of {len(measured)} met"
+    yield ""
+    if scale is not FULL:
+        yield "The goals are meant for the full size; here they are only a look."
+        yield ""
+    yield from _table(
+        ("workload", "system", "measure", "measured", "against", "ratio", "goal", ""),
+        (_goal_row(verdict, scale) for verdict in verdicts),
+    )
+
+
+def _goal_row(verdict: Verdict, scale: Scale) -> tuple[str, ...]:
+    goal = verdict.goal
+    workload = next(each.title_at(scale) for each in WORKLOADS if each.name == goal.workload)
+    measured = "" if verdict.measured is None else measures.spread(goal.measure, verdict.measured)
+    against = ""
+    if verdict.reference is not None:
+        value = measures.number(goal.measure, verdict.reference.value)
+        against = f"{verdict.reference.name} {value}".strip()
+    ratio = "" if verdict.ratio is None else f"{verdict.ratio:.2f}"
+    outcome = {True: "met", False: "**missed**", None: "not measured"}[verdict.is_met]
+    sign = ">=" if goal.is_more_better else "<="
+    names = (workload, verdict.system, measures.title(goal.measure), measured, against)
+    return (*names, ratio, f"{sign} {goal.factor:g}", outcome)
+
+
+def _workload(samples: Samples, workload: str) -> Iterator[str]:
+    floors = [sample.measure for sample in samples.all if (sample.workload, sample.system) == (workload, FLOORS)]
+    rows = []
+    for name in dict.fromkeys(floors):
+        found = samples.spread(workload, FLOORS, name)
+        if found is not None:
+            rows.append((measures.title(name), measures.spread(name, found)))
+    if rows:
+        yield from _table(("floor", ""), rows)
+        yield ""
+
+    systems = [system for system in NAMES if system in samples.systems(workload)]
+    failed = [system for system in NAMES if samples.failure(workload, system) is not None]
+    names = dict.fromkeys(
+        sample.measure for sample in samples.all if sample.workload == workload and sample.system != FLOORS
+    )
+    for group in _groups(list(names)):
+        yield from _table(
+            ("system", *(measures.title(name) for name in group)),
+            ((_bold(system), *_cells(samples, workload, system, group)) for system in systems),
+        )
+        yield ""
+    for system in failed:
+        yield f"- {system}: {samples.failure(workload, system)}"
+
+
+def _groups(names: Sequence[str]) -> Iterator[list[str]]:
+    """Split the measures into tables that fit a page."""
+    prefixes = (("blocked, ",), ("durable, ",), ("first_",), ("load", "restore", "gc_"))
+    rest = [name for name in names if not name.startswith(sum(prefixes, ()))]
+    groups = (rest, *([name for name in names if name.startswith(prefix)] for prefix in prefixes))
+    yield from (group for group in groups if group)
+
+
+def _cells(samples: Samples, workload: str, system: str, names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        found = samples.spread(workload, system, name)
+        yield "" if found is None else measures.spread(name, found)
+
+
+def _usage(samples: Samples) -> Iterator[str]:
+    measured = {sample.system for sample in samples.all}
+    yield "What a system does not sync itself (files, directories) is synced by the benchmark, in its durable time."
+    yield ""
+    yield from _table(
+        ("system", "usage", "syncs itself", ""),
+        (
+            (entry.name, entry.usage, entry.syncs, "" if entry.name in measured else "not measured")
+            for entry in SYSTEMS.values()
+        ),
+    )
+
+
+def _bold(system: str) -> str:
+    return f"**{system}**" if system in OURS else system
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + " --- |" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(row) + " |"

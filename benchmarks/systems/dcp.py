@@ -1,0 +1,71 @@
+"""torch.distributed.checkpoint in one process, with the stager that its documentation recommends for async saves."""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
+
+from benchmarks.systems.base import System
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from benchmarks.states import State
+
+
+class TorchDcp(System):
+    """`async_save` with one `DefaultStager` for all saves: it stages in a thread, into buffers that it keeps."""
+
+    restores_in_place = True
+
+    def __init__(self, root: Path, *, staged_nbytes: int | None = None) -> None:
+        super().__init__(root, staged_nbytes=staged_nbytes)
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process is what is meant
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=False, use_shared_memory=False, use_async_staging=True, use_non_blocking_copy=False
+            )
+        )
+        self._upload: Future[Any] | None = None
+        self._template: dict[str, torch.Tensor] = {}
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the stager."""
+        self._stager.close()
+
+    def adopt(self, state: State) -> dict[str, torch.Tensor]:
+        """Wrap the arrays as tensors."""
+        self._template = {name: torch.from_numpy(array) for name, array in state.items()}
+        return self._template
+
+    async def save(self, step: int, state: Any) -> None:
+        """Stage."""
+        response = dcp.async_save(state, checkpoint_id=self.path(step), async_stager=self._stager)
+        if not isinstance(response, AsyncSaveResponse):
+            message = f"async_save returned {type(response)}"
+            raise TypeError(message)
+        self._upload = response.upload_completion
+        await asyncio.wrap_future(response.staging_completion)
+
+    async def wait_durable(self, step: int) -> None:
+        """Wait for the upload, and sync the directories."""
+        if self._upload is not None:
+            await asyncio.wrap_future(self._upload)
+        await self._sync_all(step)
+
+    async def load(self, step: int) -> Any:
+        """Load into new tensors: DCP always loads into what it is given."""
+        fresh = {name: torch.empty_like(tensor) for name, tensor in self._template.items()}
+        await self.restore(step, fresh)
+        return fresh
+
+    async def restore(self, step: int, state: Any) -> None:
+        """Load into the tensors."""
+        await asyncio.to_thread(dcp.load, state, checkpoint_id=self.path(step))

@@ -1,0 +1,460 @@
+"""What is measured. Each workload is one function, run in a fresh process for one system, or for the floors."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from benchmarks import floors, machine, states
+from benchmarks.loops import busy, step_rate, ticking
+from benchmarks.measuring import GivenUpError, time_load, time_save, time_save_within
+from benchmarks.samples import FLOORS
+from benchmarks.states import GIB, KIB
+from benchmarks.systems import HDF5, MSGPACK, NAMES, OURS, system_class
+from benchmarks.systems.ours import Asyncckpt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable
+
+    from benchmarks.measuring import Context
+    from benchmarks.scale import Scale
+    from benchmarks.states import State
+    from benchmarks.systems.base import System
+
+BUSY_DURATIONS: Final = {"0.2 ms": 0.0002, "1 ms": 0.001, "2 ms": 0.002}
+"""How long a callback of the busy loop takes."""
+
+METRIC: Final = "loss"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A row of the report."""
+
+    name: str
+    title: str
+    """With fields of the scale in braces."""
+    measure: Callable[[Context, type[System]], Coroutine[Any, Any, None]]
+    floors: Callable[[Context], Iterable[tuple[str, float]]] | None = None
+    systems: tuple[str, ...] = NAMES
+    quick_systems: tuple[str, ...] | None = None
+    """Those that a quick run measures, if not all."""
+    rounds: int | None = None
+    """At most so many, for what takes long or varies little."""
+    needs: Callable[[Scale], bool] = lambda _: True
+
+    def title_at(self, scale: Scale) -> str:
+        """Name the workload at the sizes of a scale."""
+        return self.title.format(scale=scale)
+
+    def systems_at(self, scale: Scale) -> tuple[str, ...]:
+        """Name the systems to measure, the floors first."""
+        chosen = self.systems if scale.name == "full" or self.quick_systems is None else self.quick_systems
+        return ((FLOORS,) if self.floors else ()) + chosen
+
+    def rounds_at(self, scale: Scale) -> int:
+        """Return how many processes each system gets."""
+        return min(scale.rounds, self.rounds or scale.rounds)
+
+
+# --- arrays: the main row, and one array that is larger than 4 GiB ----------------------------------------------------
+
+
+async def _measure_arrays(context: Context, make: type[System]) -> None:
+    state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+    await _save_and_load(context, make(context.root), state, saves=context.scale.saves)
+    if issubclass(make, Asyncckpt):
+        await _measure_prewarmed(context, make(context.root / "prewarmed"), state)
+
+
+async def _measure_huge(context: Context, make: type[System]) -> None:
+    nbytes = context.scale.huge_nbytes or 0
+    await _save_and_load(context, make(context.root, staged_nbytes=nbytes + GIB), states.byte_array(nbytes), saves=1)
+
+
+async def _save_and_load(context: Context, system: System, state: State, *, saves: int) -> None:
+    adopted = system.adopt(state)
+    async with system:
+        for step in range(saves + 1):
+            if step:
+                await system.discard(step - 1)
+                await asyncio.to_thread(states.update, state)
+            await context.settle()
+            times = await time_save(system, step, adopted)
+            prefix = "" if step else "first_"
+            context.record(f"{prefix}blocked", times.blocked)
+            context.record(f"{prefix}durable", times.durable)
+            context.record(f"{prefix}stall_max", times.stalls.longest)
+            context.record(f"{prefix}stall_p99", times.stalls.p99)
+        await _load_each_way(context, system, saves, state, adopted)
+        await system.discard(saves)
+
+
+async def _load_each_way(context: Context, system: System, step: int, state: State, adopted: Any) -> None:
+    await context.settle()
+    seconds, loaded = await time_load(system.load(step))
+    context.record("load_after_save", seconds)
+    if not states.is_equal(state, loaded):
+        message = f"{type(system).__name__} did not give back what it was given"
+        raise AssertionError(message)
+    del loaded
+
+    for _ in range(context.scale.loads):
+        await asyncio.to_thread(machine.warm, system.path(step))
+        await context.settle()
+        seconds, _ = await time_load(system.load(step))
+        context.record("load_warm", seconds)
+    if system.restores_in_place:
+        for _ in range(context.scale.loads):
+            await context.settle()
+            seconds, _ = await time_load(system.restore(step, adopted))
+            context.record("restore_warm", seconds)
+    if isinstance(system, Asyncckpt):
+        await system.load_lazily(step)  # the imports
+        for _ in range(context.scale.loads):
+            seconds, _ = await time_load(system.load_lazily(step))
+            context.record("load_lazy", seconds)
+    for _ in range(context.scale.loads):
+        await asyncio.to_thread(machine.evict, system.path(step))
+        await context.settle()
+        seconds, _ = await time_load(system.load(step))
+        context.record("load_cold", seconds)
+
+
+async def _measure_prewarmed(context: Context, system: Asyncckpt, state: State) -> None:
+    async with system:
+        if hasattr(system.manager, "prewarm"):
+            await system.manager.prewarm(state)
+            await context.settle()
+            times = await time_save(system, 0, state)
+            context.record("prewarmed_blocked", times.blocked)
+
+
+def _array_floors(context: Context) -> Iterable[tuple[str, float]]:
+    yield from floors.data_floors(
+        context.root, context.scale.array_nbytes, repeats=context.scale.saves, settle=context.scale.settle
+    )
+    yield from floors.stall_floor(context.scale.step_seconds / 2)
+
+
+def _huge_floors(context: Context) -> Iterable[tuple[str, float]]:
+    return floors.data_floors(context.root, context.scale.huge_nbytes or 0, repeats=1, settle=context.scale.settle)
+
+
+# --- beside a loop that is always busy --------------------------------------------------------------------------------
+
+
+async def _measure_busy(context: Context, make: type[System]) -> None:
+    state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+    system = make(context.root)
+    adopted = system.adopt(state)
+    step = 0
+    async with system:
+        for label, duration in {"warm-up": 0.0, "idle": 0.0, **BUSY_DURATIONS}.items():
+            await context.settle()
+            if duration:
+                async with busy(duration):
+                    blocked, durable = await time_save_within(system, step, adopted, context.scale.busy_limit)
+            else:
+                blocked, durable = await time_save_within(system, step, adopted, context.scale.timeout)
+            if label != "warm-up":
+                for measure, seconds in (("blocked", blocked), ("durable", durable)):
+                    value = context.scale.busy_limit if seconds is None else seconds
+                    context.record(f"{measure}, {label}", value, is_censored=seconds is None)
+            if durable is None:
+                message = f"a save beside callbacks of {label} took more than {context.scale.busy_limit:.0f} s"
+                raise GivenUpError(message)
+            await system.discard(step)
+            await asyncio.to_thread(states.update, state)
+            step += 1
+
+
+# --- many small arrays, one small state -------------------------------------------------------------------------------
+
+
+async def _measure_many(context: Context, make: type[System]) -> None:
+    count = context.scale.many_count
+    await _save_and_load(
+        context, make(context.root), states.float_arrays(count * KIB, count), saves=context.scale.saves
+    )
+
+
+async def _measure_small(context: Context, make: type[System]) -> None:
+    state = states.float_arrays(10 * KIB, 10)
+    system = make(context.root)
+    adopted = system.adopt(state)
+    async with system:
+        for step in range(context.scale.small_saves + 3):
+            start = time.perf_counter()
+            await system.save(step, adopted)
+            blocked = time.perf_counter() - start
+            await system.wait_durable(step)
+            durable = time.perf_counter() - start
+            if step >= 3:  # noqa: PLR2004 - warm-up
+                context.record("blocked", blocked)
+                context.record("durable", durable)
+            states.update(state)
+
+
+def _small_floors(context: Context) -> Iterable[tuple[str, float]]:
+    return floors.commit_floor(context.root, repeats=context.scale.small_saves)
+
+
+# --- Python objects ---------------------------------------------------------------------------------------------------
+
+
+async def _measure_flat_ints(context: Context, make: type[System]) -> None:
+    await _measure_ints(context, make, states.flat_ints(context.scale.int_count))
+
+
+async def _measure_listed_ints(context: Context, make: type[System]) -> None:
+    await _measure_ints(context, make, states.listed_ints(context.scale.int_count, 100))
+
+
+async def _measure_ints(context: Context, make: type[System], state: State) -> None:
+    system = make(context.root)
+    async with system:
+        for step in range(2):
+            await context.settle()
+            times = await time_save(system, step, state)
+            if step:
+                context.record("blocked", times.blocked)
+                context.record("durable", times.durable)
+                context.record("stall_max", times.stalls.longest)
+        await context.settle()
+        async with ticking() as ticker:
+            seconds, loaded = await time_load(system.load(1))
+        context.record("load_warm", seconds)
+        context.record("load_stall_max", ticker.stalls.longest)
+        if not states.is_equal(state, loaded):
+            message = f"{type(system).__name__} did not give back what it was given"
+            raise AssertionError(message)
+        start = time.perf_counter()
+        gc.collect()
+        context.record("gc_collect", time.perf_counter() - start)
+
+
+# --- what the loop gets done meanwhile --------------------------------------------------------------------------------
+
+
+async def _measure_steps(context: Context, make: type[System]) -> None:
+    state = states.float_arrays(context.scale.step_nbytes, 16)
+    system = make(context.root)
+    adopted = system.adopt(state)
+
+    async def rate() -> float:
+        until = time.perf_counter() + context.scale.step_seconds
+        return await step_rate(lambda: time.perf_counter() > until)
+
+    async with system:
+        await system.save(0, adopted)
+        await system.wait_durable(0)
+        await context.settle()
+        before = await rate()
+        is_over = False
+        saved = 0
+
+        async def save_on_and_on() -> None:
+            nonlocal saved
+            while not is_over:
+                saved += 1
+                await system.save(saved, adopted)
+                await system.wait_durable(saved)
+                await system.discard(saved - 1)
+
+        saving = asyncio.create_task(save_on_and_on())
+        during = await rate()
+        is_over = True
+        finished = saved - 1
+        await saving
+        await context.settle()
+        alone = statistics.mean((before, await rate()))
+    context.record("steps_alone", alone)
+    context.record("steps_saving", during)
+    context.record("saves_meanwhile", finished)
+
+
+# --- ours alone -------------------------------------------------------------------------------------------------------
+
+
+async def _measure_budget(context: Context, make: type[System]) -> None:
+    state = states.float_arrays(context.scale.budget_state_nbytes, 64)
+    system = make(context.root, staged_nbytes=context.scale.budget_nbytes)
+    async with system:
+        await system.save(0, {"warm-up": np.zeros(KIB)})
+        await system.wait_durable(0)
+        await context.settle()
+        before = machine.reset_peak_memory()
+        times = await time_save(system, 1, state)
+        peak = machine.peak_memory() - before
+        context.record("peak_nbytes", peak)
+        context.record("peak_per_budget", peak / context.scale.budget_nbytes)
+        context.record("blocked", times.blocked)
+        context.record("durable", times.durable)
+        context.record("stall_max", times.stalls.longest)
+
+
+async def _measure_catalog(context: Context, make: type[System]) -> None:
+    from asyncckpt import CheckpointManager
+
+    options: dict[str, Any] = {"metric_name": METRIC, "save_period": 10}
+    del make  # the format of the state files does not matter here
+    async with CheckpointManager(context.root, **options) as manager:
+        for step in range(context.scale.catalog_count):
+            await (await manager.save(step, {"step": step}, training_info={METRIC: step * 7919 % 1009}))
+
+    async def open_once(measure: str) -> None:
+        start = time.perf_counter()
+        async with ticking() as ticker, CheckpointManager(context.root, **options) as manager:
+            context.record(measure, time.perf_counter() - start)
+            manager.latest_step()
+        context.record(f"{measure}_stall_max", ticker.stalls.longest)
+
+    for _ in range(context.scale.saves):
+        await open_once("open_warm")
+    async with CheckpointManager(context.root, **options) as manager:
+        calls = {
+            "latest_step": manager.latest_step,
+            "best_step": manager.best_step,
+            "should_save": lambda: manager.should_save(7),
+        }
+        for measure, call in calls.items():
+            for _ in range(100):
+                start = time.perf_counter()
+                call()
+                context.record(measure, time.perf_counter() - start)
+    if machine.drop_directory_caches():
+        await open_once("open_cold")
+
+
+async def _measure_import(context: Context, make: type[System]) -> None:
+    del make
+    code = "import time, numpy; start = time.perf_counter(); import asyncckpt; print(time.perf_counter() - start)"
+    for number in range(context.scale.import_count + 1):
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+        seconds, _ = await process.communicate()
+        if number:
+            context.record("import", float(seconds))
+
+
+async def _measure_frozen(context: Context, make: type[System]) -> None:
+    state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+    system: Any = make(context.root)
+    async with system:
+        for step in range(context.scale.saves + 1):
+            await context.settle()
+            start = time.perf_counter()
+            handle = await system.manager.save(step, state, frozen=True)
+            blocked = time.perf_counter() - start
+            await handle
+            if step:
+                context.record("blocked", blocked)
+                context.record("durable", time.perf_counter() - start)
+                await system.discard(step - 1)
+
+
+_LIST_TAKERS: Final = (MSGPACK, HDF5, "torch.save", "pickle 5")
+
+WORKLOADS: Final = (
+    Workload(
+        name="arrays",
+        title="{scale.array_size} in {scale.array_count} arrays",
+        measure=_measure_arrays,
+        floors=_array_floors,
+        quick_systems=tuple(name for name in NAMES if name != "torch_checkpointing"),  # its process starts slowly
+    ),
+    Workload(
+        name="busy",
+        title="{scale.array_size} in {scale.array_count} arrays, beside a loop that is always busy",
+        measure=_measure_busy,
+        quick_systems=(*OURS, "safetensors"),
+        rounds=2,
+    ),
+    Workload(
+        name="huge",
+        title="one array of 4 GiB + 1",
+        measure=_measure_huge,
+        floors=_huge_floors,
+        rounds=1,
+        needs=lambda scale: scale.huge_nbytes is not None,
+    ),
+    Workload(
+        name="many",
+        title="{scale.many_count:,} arrays of 1 KiB",
+        measure=_measure_many,
+        quick_systems=(*OURS, "safetensors", "pickle 5"),
+    ),
+    Workload(
+        name="small",
+        title="10 KiB",
+        measure=_measure_small,
+        floors=_small_floors,
+        quick_systems=(*OURS, "Orbax", "safetensors", "pickle 5"),
+    ),
+    Workload(
+        name="flat_ints",
+        title="{scale.int_count:,} ints in one list",
+        measure=_measure_flat_ints,
+        systems=_LIST_TAKERS,
+        quick_systems=OURS,
+        rounds=2,
+    ),
+    Workload(
+        name="listed_ints",
+        title="{scale.int_count:,} ints in lists of 100",
+        measure=_measure_listed_ints,
+        systems=_LIST_TAKERS,
+        quick_systems=OURS,
+        rounds=2,
+    ),
+    Workload(
+        name="steps",
+        title="steps of pure Python beside saves of {scale.step_size}, back to back",
+        measure=_measure_steps,
+        quick_systems=(*OURS, "safetensors"),
+        rounds=2,
+    ),
+    Workload(
+        name="budget",
+        title="{scale.budget_state_size} with a budget of {scale.budget_size}",
+        measure=_measure_budget,
+        systems=OURS,
+    ),
+    Workload(
+        name="catalog",
+        title="{scale.catalog_count:,} committed checkpoints",
+        measure=_measure_catalog,
+        systems=(MSGPACK,),
+        rounds=1,
+    ),
+    Workload(
+        name="import", title="import asyncckpt, over numpy", measure=_measure_import, systems=(MSGPACK,), rounds=1
+    ),
+    Workload(
+        name="frozen",
+        title="{scale.array_size} in {scale.array_count} frozen arrays",
+        measure=_measure_frozen,
+        systems=OURS,
+    ),
+)
+
+
+async def measure(context: Context, workload: Workload, system: str) -> None:
+    """Measure one system, or the floors, in this process."""
+    await workload.measure(context, system_class(system))
+
+
+def measure_floors(context: Context, workload: Workload) -> None:
+    """Measure the floors of a workload in this process."""
+    if workload.floors is None:
+        message = f"{workload.name} has no floors"
+        raise ValueError(message)
+    for name, seconds in workload.floors(context):
+        context.record(name, seconds)

@@ -1,0 +1,125 @@
+"""What the next writer makes of what a killed one left."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from asyncckpt.disk import publish
+from asyncckpt.testing import FaultyDisk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def make(root: Path, names: str) -> None:
+    """Make directories, each with a file and a subdirectory that tell its name."""
+    for name in names.split():
+        (root / name / "sub").mkdir(parents=True)
+        (root / name / "sub" / "who").write_text(name)
+
+
+def tree(root: Path) -> dict[str, str]:
+    """Give the directories with what their files tell."""
+    return {path.name: (path / "sub" / "who").read_text() for path in root.iterdir()}
+
+
+CASES = {
+    "": {},
+    "step_1": {"step_1": "step_1"},
+    "tmp_step_1": {},
+    "trash_step_1 trash_step_1.1": {},
+    "old_step_1": {"step_1": "old_step_1"},
+    "old_step_1 tmp_step_1": {"step_1": "old_step_1"},
+    "old_step_1 step_1": {"step_1": "step_1"},
+    "old_step_1 step_1 trash_step_1 tmp_step_1": {"step_1": "step_1"},
+    "step_1 tmp_step_1": {"step_1": "step_1"},
+    "old_step_10 step_1 old_step_1 tmp_step_2": {"step_10": "old_step_10", "step_1": "step_1"},
+    "step_1-hf tmp_step_01 old_1 trash_x my_step_3": {
+        name: name for name in ("step_1-hf", "tmp_step_01", "old_1", "trash_x", "my_step_3")
+    },
+}
+
+
+@pytest.mark.parametrize("names", CASES)
+def test_brings_into_order(tmp_path: Path, names: str) -> None:
+    """A lone old one is the step; beside its step it goes, like pending ones and trash; other names stay."""
+    make(tmp_path, names)
+    before = publish.scan(tmp_path)
+    publish.recover(FaultyDisk(), tmp_path)
+    assert tree(tmp_path) == CASES[names]
+    assert publish.scan(tmp_path).keys() == before.keys()
+    assert not publish.has_leftovers(tmp_path)
+
+
+@pytest.mark.parametrize("names", [names for names in CASES if names and "my_" not in names])
+def test_may_be_cut_off_anywhere(tmp_path: Path, names: str) -> None:
+    """Recovery that fails at any of its operations, once or for good, loses nothing, and is completed by the next."""
+    for number in itertools.count():
+        position, lasting = number // 2, bool(number % 2)
+        root = tmp_path / str(number)
+        root.mkdir()
+        make(root, names)
+        before = publish.scan(root).keys()
+        disk = FaultyDisk()
+        disk.fail(None, errno.EIO, after=position, lasting=lasting)
+        try:
+            publish.recover(disk, root)
+        except OSError:
+            assert publish.scan(root).keys() == before
+            publish.recover(FaultyDisk(), root)
+            assert tree(root) == CASES[names]
+        else:
+            assert len(disk.operations) == position >= 1
+            break
+
+
+def test_nothing_is_deleted_before_the_names_are_durable(tmp_path: Path) -> None:
+    """Names found and names given are synced before the first unlink: the killed writer may not have come so far."""
+    make(tmp_path, "old_step_1 step_1 tmp_step_1 old_step_2 trash_step_3")
+    disk = FaultyDisk()
+    publish.recover(disk, tmp_path)
+    names = disk.names()
+    assert names[0] == "sync_directory"
+    first, last_rename = names.index("unlink"), len(names) - 1 - names[::-1].index("rename")
+    assert "sync_directory" in names[last_rename:first]
+
+
+def test_what_is_found_is_made_durable(tmp_path: Path) -> None:
+    """A step that has its name may have got it just before the kill: it is synced before anybody counts on it."""
+    make(tmp_path, "step_1")
+    disk = FaultyDisk()
+    publish.recover(disk, tmp_path)
+    assert disk.names() == ["sync_directory"]
+    assert disk.operations[0].path == tmp_path
+
+
+def test_readers_take_a_lone_old_one(tmp_path: Path) -> None:
+    """Before recovery, and without it, `old_step_N` is step N, unless `step_N` is there."""
+    make(tmp_path, "old_step_1 old_step_2 step_2 tmp_step_3 trash_step_4")
+    assert publish.scan(tmp_path) == {1: tmp_path / "old_step_1", 2: tmp_path / "step_2"}
+    assert publish.locate(tmp_path, 1) == tmp_path / "old_step_1"
+    assert publish.locate(tmp_path, 2) == tmp_path / "step_2"
+    assert publish.locate(tmp_path, 3) is None
+    assert publish.missing(tmp_path, [1, 2, 3, 4]) == [3, 4]
+
+
+def test_only_directories_count(tmp_path: Path) -> None:
+    """Files and symbolic links with our names are nobody's: not listed, not removed."""
+    make(tmp_path, "elsewhere")
+    for name in ("step_1", "tmp_step_2", "old_step_3", "trash_step_4"):
+        (tmp_path / name).touch()
+    (tmp_path / "step_5").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    publish.recover(FaultyDisk(), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+    assert publish.scan(tmp_path) == {}
+
+
+def test_no_directory_yet(tmp_path: Path) -> None:
+    """There is nothing in a directory that does not exist, and listing does not make it."""
+    assert publish.scan(tmp_path / "a") == {}
+    assert not publish.has_leftovers(tmp_path / "a")
+    assert not (tmp_path / "a").exists()

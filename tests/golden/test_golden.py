@@ -1,0 +1,105 @@
+"""Golden files: what version 1 of the format wrote loads for ever, equal to what its script says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from support import canonical, load_from, verify
+
+from asyncckpt import _load_checkpoint_history
+
+HERE = Path(__file__).parent
+FOLDERS = sorted(path for path in (HERE / "version_1").iterdir() if path.is_dir())
+
+
+def script() -> Any:
+    """Import the script that made the files."""
+    spec = importlib.util.spec_from_file_location("golden_make", HERE / "make.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+MAKE = script()
+
+
+def plain(value: Any) -> Any:
+    """Take the script's own types apart, so that they can be compared."""
+    if isinstance(value, MAKE.Point):
+        return ["Point", *map(canonical, value)]
+    if isinstance(value, MAKE.Params):
+        return ["Params", canonical(value.weights), value.count]
+    if isinstance(value, MAKE.Own):
+        return ["Own", [plain(each) for each in value.data] if isinstance(value.data, list) else value.data]
+    return canonical(value)
+
+
+def test_all_are_there() -> None:
+    """Both formats and an array in several segments are kept, in little space."""
+    assert [path.name for path in FOLDERS] == ["hdf5", "msgpack", "segments"]
+    assert (
+        sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+        < 200_000
+    )
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_golden_files_load(folder: Path, lazy: bool) -> None:
+    """Each verifies, and loads to the bit, types and tied arrays included."""
+    verify(folder, 7)
+    found, expected = load_from(folder, 7, lazy=lazy), MAKE.state_of(folder.name)
+    assert list(found) == list(expected)
+    for name in expected:
+        if name == "types":
+            assert [plain(each) for each in found[name]] == [plain(each) for each in expected[name]]
+        else:
+            assert canonical(found[name]) == canonical(expected[name]), name
+    tied = found["arrays"]["tied"]
+    assert tied[0] is tied[1]["again"] is found["types"][1].y
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_golden_files_fill_and_select(folder: Path) -> None:
+    """They restore in place and load in part, too."""
+    target = MAKE.state_of(folder.name)
+    array = target["arrays"]["page"]
+    array[:] = 0
+    load_from(folder, 7, template=target, in_place=True)
+    assert target["arrays"]["page"] is array
+    assert (array == np.arange(1030)).all()
+    assert list(load_from(folder, 7, select="arrays/w*")["arrays"]) == ["words"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
+def test_golden_documents(folder: Path) -> None:
+    """Their small files read back equal."""
+    ((step, path, info),) = _load_checkpoint_history(folder)
+    assert (step, path) == (7, folder / "step_7")
+    assert repr(info) == repr(MAKE.TRAINING_INFO)
+    assert yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8")) == MAKE.RUN_CONFIG
+    assert json.loads((path / "manifest.json").read_bytes())["format_version"] == 1
+
+
+def test_the_readers_of_the_documentation_read_them() -> None:
+    """The page's reader, which uses no asyncckpt, gets through all of them."""
+    page = (HERE.parents[1] / "docs" / "format.md").read_text(encoding="utf-8")
+    found = re.search(r"```python\n# read\n(.*?)```", page, re.DOTALL)
+    assert found is not None
+    scope: dict[str, Any] = {}
+    exec(compile(found[1], "docs/format.md", "exec"), scope)  # noqa: S102 - the page's own program
+    for folder in FOLDERS:
+        state = scope["read"](folder / "step_7")
+        assert (state["arrays"]["page"] == np.arange(1030)).all()
+        assert state["types"][0] == "red"

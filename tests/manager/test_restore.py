@@ -1,0 +1,267 @@
+"""`restore`: checks first, then fills what is there, and tells what it has overwritten when it must stop."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support import FORMATS, Color, Fixed, Params, Point, assert_same, canonical, load_from, save_to
+
+from asyncckpt import (
+    CheckpointManager,
+    CheckpointNotFoundError,
+    CheckpointWarning,
+    CorruptCheckpointError,
+    StateMismatchError,
+)
+from asyncckpt.saving.catalog import LoadedCheckpoint
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1 << 20
+PADDED = np.dtype({"names": ["a", "c"], "formats": ["<f8", "<i2"], "offsets": [0, 21], "itemsize": 24})
+both_formats = pytest.mark.parametrize("form", FORMATS)
+
+
+def damage(path: Path, at: int) -> None:
+    """Flip a bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def fresh(seed: int) -> dict[str, Any]:
+    """Make a state of everything that can be updated."""
+    rng = np.random.default_rng(seed)
+    tied = rng.normal(size=(300, 400))
+    return {
+        "w": tied,
+        "tied": [tied],
+        "f": np.asfortranarray(rng.normal(size=(200, 300))),
+        "strided": rng.normal(size=(100, 400))[::2, ::4],
+        "reversed": rng.integers(0, 99, 5000)[::-1],
+        "big-endian": rng.normal(size=3000).astype(">f4").reshape(50, 60).T,
+        "structured": np.frombuffer(bytearray(rng.bytes(24 * 9001)), PADDED)[::3],
+        "0-d": np.array(float(seed)),
+        "empty": np.zeros((0, 3)),
+        "dates": np.array([seed, seed + 1], "<M8[s]"),
+        "step": seed,
+        "name": f"run {seed}",
+        "history": [float(seed)] * 50,
+        "nested": {"list": [seed, {"deep": rng.normal(size=3)}], "tuple": (seed, rng.normal(size=4))},
+        "replay": deque([seed, seed + 1], 7),
+        "order": OrderedDict(b=seed, a=2),
+        "seen": {seed, seed + 1},
+        "rng": rng,
+        "legacy": np.random.RandomState(seed),
+        "params": Params(rng.normal(size=5), [seed]),
+        "point": Point(rng.normal(size=6), seed),
+        "fixed": Fixed("x", seed),
+        "color": [Color.RED, Color.TWO][seed % 2],
+        "words": np.array([f"word {seed}", "x"], np.dtypes.StringDType()),
+    }
+
+
+ARRAYS = ("w", "f", "strided", "reversed", "big-endian", "structured", "0-d", "empty", "dates", "words")
+UPDATED = ("history", "nested", "replay", "order", "seen", "rng", "legacy", "params", "tied")
+
+
+@both_formats
+async def test_fills_what_is_there(tmp_path: Path, form: Any) -> None:
+    """Arrays of every layout are filled where they are; what can be updated is the same object; the rest is new."""
+    async with CheckpointManager(tmp_path, format=form) as manager:
+        saved, state = fresh(1), fresh(2)
+        expected = canonical(saved)
+        await (await manager.save(5, saved, training_info={"loss": 0.5}))
+        objects = {name: state[name] for name in (*ARRAYS, *UPDATED)}
+        places = {name: state[name].ctypes.data for name in ARRAYS}
+        weights, deep, in_tuple = (
+            state["params"].weights,
+            state["nested"]["list"][1]["deep"],
+            state["nested"]["tuple"][1],
+        )
+        in_point, inner = state["point"].x, state["nested"]["list"][1]
+        record = await manager.restore(5, into=state)
+        assert isinstance(record, LoadedCheckpoint)
+        assert (record.step, record.training_info) == (5, {"loss": 0.5})
+        assert record.state is state
+        assert canonical(state) == expected
+        for name, value in objects.items():
+            assert state[name] is value, name
+        for name, place in places.items():
+            assert state[name].ctypes.data == place
+        assert state["f"].flags.f_contiguous
+        assert state["params"].weights is weights
+        assert state["nested"]["list"][1] is inner
+        assert inner["deep"] is deep
+        assert state["nested"]["tuple"][1] is in_tuple
+        assert state["point"].x is in_point
+        assert state["rng"].normal() == saved["rng"].normal()
+
+
+async def test_fills_without_allocating(tmp_path: Path) -> None:
+    """Restoring takes memory for scratch, not for the arrays."""
+    async with CheckpointManager(tmp_path) as manager:
+        state = {"a": np.ones(40 * MIB, "u1"), "b": np.ones((8 * MIB, 5), "u1").T}
+        await (await manager.save(1, state))
+        for array in state.values():
+            array.fill(0)
+        tracemalloc.start()
+        try:
+            await manager.restore(1, into=state)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak < 48 * MIB, "four chunks of 8 MiB"
+        assert all(array.all() for array in state.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "field"),
+    [
+        (lambda s: s.update(w=np.zeros((300, 401))), "w", "shape"),
+        (lambda s: s.update(dates=np.zeros(2, "<M8[ms]")), "dates", "dtype"),
+        (lambda s: s.update(step=1.0), "step", "type"),
+        (lambda s: s.pop("empty"), "", "keys"),
+        (lambda s: s.update(more=1), "", "keys"),
+        (lambda s: s["nested"]["list"].append(1), "nested/list", "length"),
+        (lambda s: s["reversed"].setflags(write=False), "reversed", "writability"),
+        (lambda s: s.update({"empty": np.broadcast_to(0.0, (0, 3))}), "empty", "writability"),
+        (lambda s: s.update(rng=np.random.Generator(np.random.SFC64())), "rng", "type"),
+        (lambda s: s.update(legacy=np.random.RandomState(np.random.PCG64())), "legacy", "type"),
+        (lambda s: s["params"].__dict__.update(weights=np.zeros(5, int)), "params/weights", "dtype"),
+        (lambda s: s.update(color=1), "color", "type"),
+        (lambda s: s.update(words=np.array(["x"] * 3, np.dtypes.StringDType())), "words", "shape"),
+        (lambda s: s.update(replay=deque(maxlen=1)), "replay", "length"),
+        (lambda s: s.update(f=[[0.0]]), "f", "type"),
+    ],
+)  # fmt: skip
+async def test_nothing_changes_when_something_does_not_fit(tmp_path: Path, change: Any, path: str, field: str) -> None:
+    """Everything is checked before the first byte: after a mismatch the state is what it was, to the bit."""
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(5, fresh(1)))
+        state = fresh(2)
+        change(state)
+        before = canonical(state)
+        with pytest.raises(StateMismatchError) as caught:
+            await manager.restore("latest", into=state)
+        assert (caught.value.path, caught.value.field, caught.value.step) == (path, field, 5)
+        assert canonical(state) == before
+        assert manager.latest_step() == 5
+
+
+async def test_tied_arrays(tmp_path: Path) -> None:
+    """A saved array fills all its places, tied or not; one array cannot take the contents of two: nothing changes."""
+    async with CheckpointManager(tmp_path) as manager:
+        one, two = np.arange(3.0), np.arange(3.0) + 10
+        await (await manager.save(1, {"a": one, "b": [one]}))
+        await (await manager.save(2, {"a": one, "b": [two]}))
+        target: dict[str, Any] = {"a": np.zeros(3), "b": [np.zeros((3, 2))[:, 0]]}
+        await manager.restore(1, into=target)
+        assert_same(target, {"a": one, "b": [one]})
+        assert target["a"] is not target["b"][0]
+        shared = np.zeros(3)
+        with pytest.raises(StateMismatchError) as caught:
+            await manager.restore(2, into={"a": shared, "b": [shared]})
+        assert (caught.value.path, caught.value.field) == ("b/0", "sharing")
+        assert "a" in str(caught.value.expected)
+        assert shared.tolist() == [0, 0, 0]
+        await manager.restore(1, into={"a": shared, "b": [shared]})
+        assert_same(shared, one)
+
+
+@both_formats
+@pytest.mark.parametrize("which", ["latest", "best"])
+async def test_corruption_found_midway_falls_back_and_refills_everything(tmp_path: Path, form: Any, which: Any) -> None:
+    """What a damaged checkpoint has begun to fill is filled anew by its stand-in: no mixture stays."""
+    async with CheckpointManager(tmp_path, format=form, metric_name="m") as manager:
+        for step in (1, 2):
+            state = {f"a{i}": np.full(5 * MIB, step, "u1") for i in range(6)}
+            await (await manager.save(step, {**state, "step": step}, training_info={"m": step}))
+        damage(next((tmp_path / "step_2").glob("state.*")), 29 * MIB)
+        target: dict[str, Any] = {f"a{i}": np.zeros(5 * MIB, "u1") for i in range(6)} | {"step": 0}
+        with pytest.warns(CheckpointWarning, match="step 2 to step 1"):
+            record = await manager.restore(which, into=target)
+        assert record.step == 1
+        assert target["step"] == 1
+        for i in range(6):
+            assert (target[f"a{i}"] == 1).all()
+
+
+@both_formats
+@pytest.mark.parametrize("which", [2, "latest"])
+async def test_without_fallback_the_error_says_what_was_overwritten(tmp_path: Path, form: Any, which: Any) -> None:
+    """The error names exactly those arrays that may hold new bytes; the others hold their own."""
+    async with CheckpointManager(tmp_path, format=form, fallback=False) as manager:
+        for step in (1, 2):
+            state: dict[str, Any] = {f"a{i}": np.full(9 * MIB, step, "u1") for i in range(8)}
+            await (await manager.save(step, {"nested": state, "small": np.arange(3), "step": step}))
+        damage(next((tmp_path / "step_2").glob("state.*")), 5 * MIB)
+        arrays = {f"a{i}": np.zeros(9 * MIB, "u1") for i in range(8)}
+        target = {"nested": arrays, "small": np.zeros(3, int), "step": 0}
+        with pytest.raises(CorruptCheckpointError) as caught:
+            await manager.restore(which, into=target)
+        named = set(caught.value.overwritten)
+        assert "nested/a0" in named
+        assert target["step"] == 0, "leaves are replaced last"
+        changed = {f"nested/{name}" for name, array in arrays.items() if array.any()}
+        changed |= {"small"} if np.any(target["small"]) else set()
+        assert changed <= named
+        assert any("nested/a0" in note for note in caught.value.__notes__)
+        assert manager.latest_step() == 1
+
+
+def test_only_what_was_begun_is_named(tmp_path: Path) -> None:
+    """Arrays behind the damaged place, which nobody has begun to read, are not named, and keep what they held."""
+    state = {f"a{i}": np.ones(8 * MIB, "u1") for i in range(5)}
+    damage(save_to(tmp_path, 1, state) / "state.msgpack", 20 * MIB)
+    target = {name: np.zeros(8 * MIB, "u1") for name in state}
+    with pytest.raises(CorruptCheckpointError) as caught:
+        load_from(tmp_path, 1, template=target, in_place=True)
+    assert caught.value.overwritten == ("a0", "a1", "a2")
+    assert not target["a3"].any()
+    assert not target["a4"].any()
+
+
+async def test_corruption_found_before_the_arrays_overwrites_nothing(tmp_path: Path) -> None:
+    """A damaged manifest or index is found before anything is filled."""
+    async with CheckpointManager(tmp_path) as manager:
+        for step in (1, 2, 3):
+            await (await manager.save(step, {"w": np.arange(100_000)}))
+        damage(tmp_path / "step_2" / "manifest.json", 30)
+        damage(tmp_path / "step_3" / "state.msgpack", 30)
+        target = {"w": np.zeros(100_000, int)}
+        for step in (2, 3):
+            with pytest.raises(CorruptCheckpointError) as caught:
+                await manager.restore(step, into=target)
+            assert caught.value.overwritten == ()
+            assert not target["w"].any()
+
+
+async def test_roots_that_cannot_be_updated(tmp_path: Path) -> None:
+    """Where the root itself is replaced, the record has the new one, with the old arrays in it."""
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, (np.arange(3), 5)))
+        array = np.zeros(3, int)
+        record = await manager.restore(1, into=(array, 0))
+        assert record.state[0] is array
+        assert_same(record.state, (np.arange(3), 5))
+        await (await manager.save(2, np.arange(4)))
+        whole = np.zeros(4, int)
+        assert (await manager.restore(2, into=whole)).state is whole
+        assert_same(whole, np.arange(4))
+
+
+async def test_missing_checkpoints(tmp_path: Path) -> None:
+    """There is no restoring what is not there, and nothing changes."""
+    async with CheckpointManager(tmp_path) as manager:
+        state = fresh(1)
+        before = canonical(state)
+        for which in (3, "latest", "best"):
+            with pytest.raises(CheckpointNotFoundError):
+                await manager.restore(which, into=state)  # type: ignore[arg-type]
+        assert canonical(state) == before

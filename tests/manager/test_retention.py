@@ -1,0 +1,238 @@
+"""Who stays and who goes, through the manager."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from gates import hold
+
+import asyncckpt
+from asyncckpt.testing import FaultyDisk
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+LOSSES = {1: 0.5, 2: 0.3, 3: 0.7, 4: 0.2, 5: 0.4, 6: 0.8}
+
+
+async def listed(root: Path) -> list[int]:
+    """Give the steps on the disk."""
+    return [step for step, _, _ in await asyncio.to_thread(asyncckpt._load_checkpoint_history, root)]
+
+
+def names_in(root: Path) -> list[str]:
+    """List a directory."""
+    return sorted(path.name for path in root.iterdir())
+
+
+async def play(root: Path, losses: Mapping[int, float | None], **options: Any) -> list[int]:
+    """Save steps with their losses, one after the other, and give those that are left."""
+    async with asyncckpt.CheckpointManager(
+        root, **{"metric_name": "loss", "higher_is_better": False} | options
+    ) as manager:
+        for step, loss in losses.items():
+            await (await manager.save(step, {"a": step}, training_info={} if loss is None else {"loss": loss}))
+        await manager.flush()
+        left = manager.steps()
+        for step in left:
+            loaded = await manager.load(step)
+            assert loaded is not None
+            assert loaded.state == {"a": step}
+    assert await listed(root) == left
+    assert not [name for name in names_in(root) if name.startswith(("trash", "old"))]
+    return left
+
+
+async def test_the_worked_example(tmp_path: Path) -> None:
+    """Losses .5 .3 .7 .2 .4 .8 with `keep_top_k=3`, lower better, leave four: 2, 4, 5 and the newest, 6."""
+    assert await play(tmp_path, LOSSES, keep_top_k=3) == [2, 4, 5, 6]
+
+
+UP_TO_12 = dict.fromkeys(range(1, 13))
+CASES: list[tuple[dict[str, Any], dict[int, float | None], list[int]]] = [
+    # Neither keep_top_k nor keep_latest_k: nothing is pruned.
+    ({}, UP_TO_12, list(range(1, 13))),
+    ({"save_period": 5}, UP_TO_12, list(range(1, 13))),
+    ({"keep_every": 5}, UP_TO_12, list(range(1, 13))),
+    # keep_latest_k alone keeps just those.
+    ({"keep_latest_k": 2}, UP_TO_12, [11, 12]),
+    ({"keep_latest_k": 0}, UP_TO_12, [12]),
+    # All periodic steps when keep_top_k is None.
+    ({"keep_latest_k": 1, "save_period": 5}, UP_TO_12, [5, 10, 12]),
+    # A union with the multiples of keep_every.
+    ({"keep_latest_k": 2, "keep_every": 4}, UP_TO_12, [4, 8, 11, 12]),
+    # keep_top_k among the periodic steps only, and the newest on top.
+    ({"keep_top_k": 2, "save_period": 2}, LOSSES | {7: 0.0, 9: 0.0}, [2, 4, 9]),
+    ({"keep_top_k": 1, "keep_latest_k": 2, "keep_every": 3}, LOSSES, [3, 4, 5, 6]),
+    ({"keep_top_k": 0}, LOSSES, [6]),
+    # No metric's name: the most recent.
+    ({"keep_top_k": 2, "metric_name": None}, LOSSES, [5, 6]),
+    ({"keep_top_k": 2, "metric_name": None, "save_period": 2}, LOSSES | {7: 0.0}, [4, 6, 7]),
+    # Higher is better.
+    ({"keep_top_k": 2, "higher_is_better": True}, LOSSES | {7: 0.0}, [3, 6, 7]),
+    # No metric, or NaN, ranks worst; ties go to the higher step; infinities are numbers.
+    ({"keep_top_k": 2}, {1: None, 2: 5.0, 3: math.nan, 4: math.inf, 5: None}, [2, 4, 5]),
+    ({"keep_top_k": 2}, {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0}, [2, 3, 4]),
+    ({"keep_top_k": 1}, {1: math.nan, 2: None, 3: math.nan}, [3]),
+    # A commit never prunes itself, though it ranks last; it goes with the next.
+    ({"keep_top_k": 1}, {1: 0.0, 2: 9.0}, [1, 2]),
+    ({"keep_top_k": 1}, {1: 0.0, 2: 9.0, 3: 9.0}, [1, 3]),
+    # Numbers, not names, are compared.
+    ({"keep_latest_k": 2}, {8: None, 9: None, 10: None, 100: None}, [10, 100]),
+]
+
+
+@pytest.mark.parametrize(("options", "losses", "left"), CASES)
+async def test_rules(tmp_path: Path, options: dict[str, Any], losses: dict[int, float | None], left: list[int]) -> None:
+    """Each rule, alone and in union with others."""
+    assert await play(tmp_path, losses, **options) == left
+
+
+async def test_a_commit_below_the_latest_is_not_pruned_by_itself(tmp_path: Path) -> None:
+    """A step saved below the others survives its own commit, and goes with the next."""
+    async with asyncckpt.CheckpointManager(tmp_path, keep_latest_k=2) as manager:
+        for step in (10, 11):
+            await (await manager.save(step, {"a": 1}))
+        with pytest.warns(asyncckpt.CheckpointWarning, match="below the latest"):
+            handle = await manager.save(1, {"a": 1})
+        await handle
+        await manager.flush()
+        assert manager.steps() == [1, 10, 11]
+        await (await manager.save(12, {"a": 1}))
+        await manager.flush()
+        assert manager.steps() == [11, 12]
+
+
+async def test_remove_old_checkpoints(tmp_path: Path) -> None:
+    """It applies the rules to what is there; with `exclude_latest=False` the newest has no privilege."""
+    async with asyncckpt.CheckpointManager(tmp_path) as manager:
+        for step, loss in LOSSES.items():
+            await (await manager.save(step, {"a": 1}, training_info={"loss": loss}))
+    options: dict[str, Any] = {"metric_name": "loss", "higher_is_better": False, "keep_top_k": 2}
+    async with asyncckpt.CheckpointManager(tmp_path, **options) as manager:
+        assert manager.steps() == [1, 2, 3, 4, 5, 6]
+        await manager.remove_old_checkpoints()
+        assert manager.steps() == [2, 4, 6]
+        await manager.remove_old_checkpoints(exclude_latest=False)
+        assert manager.steps() == [2, 4]
+        await manager.remove_old_checkpoints(False)  # noqa: FBT003 - both ways of the given name
+    assert await listed(tmp_path) == [2, 4]
+
+
+async def test_overwriting_changes_the_metric(tmp_path: Path) -> None:
+    """What counts is the metric of the version that is committed now."""
+    async with asyncckpt.CheckpointManager(tmp_path, metric_name="r", keep_top_k=1) as manager:
+        await (await manager.save(1, {"a": 1}, training_info={"r": 5}))
+        await (await manager.save(2, {"a": 1}, training_info={"r": 3}))
+        assert manager.best_step() == 1
+        await (await manager.save(2, {"a": 1}, training_info={"r": np.float32(9)}, overwrite=True))
+        await manager.flush()
+        assert manager.best_step() == 2
+        assert manager.steps() == [2]
+
+
+async def test_a_step_being_loaded_is_not_pruned(tmp_path: Path) -> None:
+    """A checkpoint that is being read stays until the next prune."""
+    disk = FaultyDisk()
+    async with asyncckpt.CheckpointManager(tmp_path, disk=disk, keep_latest_k=1) as manager:
+        await (await manager.save(1, {"a": 1}))
+        manager._open.writer.loading[1] += 1  # type: ignore[union-attr] # as a load in progress has it
+        await (await manager.save(2, {"a": 1}))
+        await manager.flush()
+        assert manager.steps() == [1, 2]
+        manager._open.writer.loading[1] -= 1  # type: ignore[union-attr]
+        await manager.load(1)
+        await (await manager.save(3, {"a": 1}))
+        await manager.flush()
+        assert manager.steps() == [3]
+
+
+async def test_corrupt_ones_do_not_count(tmp_path: Path) -> None:
+    """A checkpoint found corrupt takes no place among the best or the latest, and is not pruned either."""
+    async with asyncckpt.CheckpointManager(tmp_path, metric_name="r", keep_latest_k=2) as manager:
+        for step in (1, 2):
+            await (await manager.save(step, {"a": step}, training_info={"r": step}))
+        (tmp_path / "step_2" / "manifest.json").unlink()
+        with pytest.warns(asyncckpt.CheckpointWarning, match="falling back from step 2 to step 1"):
+            loaded = await manager.load("latest")
+        assert loaded is not None
+        assert loaded.step == 1
+        assert manager.latest_step() == manager.best_step() == 1
+        await (await manager.save(3, {"a": 3}, training_info={"r": 0}))
+        await manager.flush()
+        assert manager.steps() == [1, 2, 3]
+        assert manager.best_step() == 1
+        await (await manager.save(4, {"a": 4}, training_info={"r": 0}))
+        await manager.flush()
+        assert manager.steps() == [2, 3, 4]
+
+
+async def test_other_names_are_left_alone(tmp_path: Path) -> None:
+    """`step_1-hf`, `step_01` and their like are neither listed nor pruned, whatever retention says."""
+    async with asyncckpt.CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, {"a": 1}))
+    others = ["step_1-hf", "step_01", "step_x", "my_step_2", "step_3.bak", "tmp_step_1x"]
+    for name in others:
+        shutil.copytree(tmp_path / "step_1", tmp_path / name)
+    assert await play(tmp_path, {2: 0.1, 3: 0.2}, keep_latest_k=1) == [3]
+    assert names_in(tmp_path) == sorted([".lock", "step_3", *others])
+
+
+async def test_pruning_waits_for_the_commit(tmp_path: Path) -> None:
+    """Nothing is pruned for a save that fails."""
+    disk = FaultyDisk()
+    async with asyncckpt.CheckpointManager(tmp_path, disk=disk, keep_latest_k=1) as manager:
+        await (await manager.save(1, {"a": 1}))
+        for operation in ("mkdir", "write", "sync", "sync_directory", "rename"):
+            disk.fail(operation, 28)
+            handle = await manager.save(2, {"a": 2})
+            with pytest.raises(asyncckpt.SaveFailedError):
+                await handle
+            assert manager.steps() == await listed(tmp_path) == [1]
+
+
+async def test_delete_keeps_the_writers_order(tmp_path: Path) -> None:
+    """A delete comes after what was queued before it: it finds the step that is still being saved."""
+    disk = FaultyDisk()
+    async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
+        with hold(disk) as gate:
+            handle = await manager.save(1, {"a": 1})
+            await gate.reached()
+            gate.open()
+            await manager.delete(1)
+        assert await handle is not None
+        assert manager.steps() == await listed(tmp_path) == []
+        with pytest.raises(asyncckpt.CheckpointNotFoundError) as caught:
+            await manager.delete(1)
+        assert caught.value.step == 1
+        await (await manager.save(1, {"a": 2}))
+        assert manager.steps() == [1]
+
+
+async def test_deleting_a_corrupt_one(tmp_path: Path) -> None:
+    """A checkpoint found corrupt can be deleted."""
+    async with asyncckpt.CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, {"a": 1}))
+        (tmp_path / "step_1" / "manifest.json").write_bytes(b"{}")
+        with pytest.raises(asyncckpt.CorruptCheckpointError):
+            await manager.verify(1)
+        assert manager.steps() == [1]
+        await manager.delete(1)
+        assert manager.steps() == await listed(tmp_path) == []
+
+
+async def test_a_lazy_load_survives_pruning(tmp_path: Path) -> None:
+    """Files are unlinked, never truncated: mapped arrays are whole after their checkpoint is gone."""
+    async with asyncckpt.CheckpointManager(tmp_path, keep_latest_k=1) as manager:
+        await (await manager.save(1, {"a": np.arange(300_000)}))
+        loaded = await manager.load(1, lazy=True)
+        assert loaded is not None
+        await (await manager.save(2, {"a": 1}))
+    assert await listed(tmp_path) == [2]
+    np.testing.assert_array_equal(loaded.state["a"], np.arange(300_000))

@@ -1,0 +1,198 @@
+"""What several test modules need: bit-exact comparison, and saving and loading without a manager."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import pathlib
+import random
+import struct
+from collections import Counter, OrderedDict, deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from asyncckpt import register_type
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.saving import commit
+from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
+from asyncckpt.state.capture import LiveSnapshot, StagedSnapshot
+from asyncckpt.state.tree import flatten
+from asyncckpt.workers import Crew, Pacer, StopFlag
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMATS = ("msgpack", "hdf5")
+
+
+@register_type(name="tests.Color")
+class Color(enum.Enum):
+    """A registered Enum whose values are of several types."""
+
+    RED = "red"
+    TWO = 2
+    PAIR = (1, 2.5)
+
+
+@register_type(name="tests.Level")
+class Level(enum.IntEnum):
+    """A registered Enum that is a number, too."""
+
+    LOW = 1
+    HIGH = 2
+
+
+@register_type(name="tests.Point")
+class Point(NamedTuple):
+    """A registered namedtuple."""
+
+    x: Any
+    y: Any
+
+
+@register_type(name="tests.Params")
+@dataclasses.dataclass(eq=False)
+class Params:
+    """A registered dataclass that can be updated."""
+
+    weights: Any
+    count: Any = 0
+
+
+@register_type(name="tests.Fixed")
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fixed:
+    """A registered dataclass that cannot, and may be a key."""
+
+    name: Any
+    size: Any = None
+
+
+def save_to(  # noqa: PLR0913 - each is an independent wish
+    root: Path,
+    step: int,
+    state: object,
+    *,
+    form: str = "msgpack",
+    frozen: bool = False,
+    ops: DiskOps | None = None,
+    info: bytes = b"{}\n",
+    **options: Any,
+) -> Path:
+    """Save a state with the very functions that the manager's jobs use, in this thread; return the directory."""
+    flat = flatten(state, pacer=Pacer())
+    if frozen:
+        snapshot: Any = LiveSnapshot(flat, is_frozen=True)
+    else:
+        snapshot = StagedSnapshot(flat, None)
+        snapshot.capture(Crew(), None)
+    request = commit.WriteRequest(
+        root=root,
+        step=step,
+        flat=flat,
+        snapshot=snapshot,
+        documents={"training_info.json": info},
+        format_name=form,
+        on_planned=lambda _: None,
+        on_written=lambda _: None,
+        on_copied=lambda: None,
+        **options,
+    )
+    return commit.write_checkpoint(ops or DiskOps(), request, Crew(), StopFlag()).record.path
+
+
+def load_fully(root: Path, step: int, **request: Any) -> Loaded:
+    """Load a checkpoint in this thread."""
+    return load_checkpoint(root, step, LoadRequest(**request), Crew(), StopFlag())
+
+
+def load_from(root: Path, step: int, **request: Any) -> Any:
+    """Load a checkpoint's state in this thread; `request` holds the fields of a LoadRequest."""
+    return load_fully(root, step, **request).checkpoint.state
+
+
+def verify(root: Path, step: int) -> None:
+    """Verify a checkpoint in this thread."""
+    verify_checkpoint(root, step, Crew(), StopFlag())
+
+
+def round_trip(root: Path, state: object, form: str = "msgpack", **request: Any) -> Any:
+    """Save a state, verify it and load it."""
+    step = len(list(root.glob("step_*")))
+    save_to(root, step, state, form=form)
+    verify(root, step)
+    return load_from(root, step, **request)
+
+
+def assert_same(found: object, expected: object) -> None:
+    """Assert that two values are equal to the bit, types and order of dicts included."""
+    assert canonical(found) == canonical(expected)
+
+
+def canonical(value: Any) -> object:  # noqa: C901, PLR0911, PLR0912 - one for each kind
+    """Describe a value, so that two descriptions are equal if and only if the values are the same to the bit."""
+    kind = type(value)
+    if kind is float:
+        return kind, struct.pack("<d", value)
+    if kind is complex:
+        return kind, struct.pack("<dd", value.real, value.imag)
+    if kind in (list, tuple, Point):
+        return kind, tuple(map(canonical, value))
+    if kind is deque:
+        return kind, value.maxlen, tuple(map(canonical, value))
+    if kind in (dict, OrderedDict):
+        return kind, tuple((canonical(key), canonical(item)) for key, item in value.items())
+    if kind in (set, frozenset):
+        return kind, frozenset(Counter(map(canonical, value)).items())
+    if isinstance(value, np.ndarray):
+        return np.ndarray, *_array(value)
+    if kind is np.str_:
+        return kind, str.__str__(value)
+    if kind is np.bytes_:
+        return kind, bytes(value)
+    if isinstance(value, np.generic):
+        if value.dtype.char in "gG":  # padded, too
+            return value.dtype.type, repr(value)
+        data = np.zeros((), value.dtype)
+        data[()] = value  # leaves padding out, which a scalar has no say in
+        return value.dtype.type, *_array(data)
+    if isinstance(value, dt.datetime | dt.time):
+        return kind, value.isoformat(), value.fold, repr(value.tzinfo)
+    if isinstance(value, Params | Fixed):
+        return kind, tuple(canonical(getattr(value, each.name)) for each in dataclasses.fields(value))
+    if isinstance(value, np.random.Generator):
+        return kind, canonical(value.bit_generator)
+    if isinstance(value, np.random.BitGenerator):
+        return kind, canonical(value.state), canonical(getattr(value, "seed_seq", None))
+    if kind is np.random.SeedSequence:
+        return kind, canonical(value.state)
+    if kind is np.random.RandomState:
+        return kind, canonical(value.get_state(legacy=False))
+    if kind is random.Random:
+        return kind, value.getstate()
+    plain = (type(None), bool, int, str, bytes, bytearray, dt.date, dt.timedelta)
+    assert kind in plain or isinstance(value, enum.Enum | pathlib.PurePath), f"{kind} is not compared"
+    return kind, repr(value) if kind is bytearray else value
+
+
+def _array(value: np.ndarray) -> tuple[object, ...]:
+    dtype = value.dtype
+    if dtype.kind == "T":
+        return str(dtype), value.shape, tuple(value.ravel().tolist())
+    raw = np.asarray(value)
+    if dtype.itemsize:  # padding, too, comes back
+        raw = raw.view(np.dtype((np.void, dtype.itemsize)))
+    return describe_dtype(dtype), value.shape, raw.tobytes()
+
+
+def describe_dtype(dtype: np.dtype[Any]) -> object:
+    """Describe a dtype with all that numpy's own equality leaves out: titles, alignment, the type of its scalars."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return "subarray", describe_dtype(base), shape
+    if dtype.names is None:
+        return dtype.str, dtype.name
+    fields = tuple((name, describe_dtype(dtype.fields[name][0]), *dtype.fields[name][1:]) for name in dtype.names)
+    return fields, dtype.itemsize, dtype.isalignedstruct, dtype.type

@@ -1,0 +1,497 @@
+"""The block engine: files from plans and back, by direct and buffered I/O, whatever the disk does to its writes."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+from support import FORMATS, assert_same, load_from, save_to, verify
+
+from asyncckpt import CorruptCheckpointError
+from asyncckpt.disk import blocks, reading
+from asyncckpt.disk.blocks import Part, digest_parts, write_all, write_bytes, write_plan
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, Manifest, decode_manifest
+from asyncckpt.disk.ops import O_DIRECT, DiskOps
+from asyncckpt.disk.plan import FilePlan, Piece, Span
+from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, read_targets
+from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
+from asyncckpt.testing import FaultyDisk
+from asyncckpt.workers import Crew, StopFlag, Stopped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+MIB = 1 << 20
+
+
+class Recording(DiskOps):
+    """The real disk, noting how files are opened and written."""
+
+    def __init__(self) -> None:
+        self.direct: list[bool] = []
+        self.writes: list[tuple[int, int, int]] = []
+
+    def create(self, path: Path, *, direct: bool = False) -> int:
+        """Create a file."""
+        self.direct.append(direct)
+        return super().create(path, direct=direct)
+
+    def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
+        """Write."""
+        self.writes.append((offset, sum(map(len, buffers)), len(buffers)))
+        return super().write(fd, buffers, offset)
+
+
+class NoDirectOpen(Recording):
+    """A file system that refuses O_DIRECT, after it has created the file."""
+
+    def create(self, path: Path, *, direct: bool = False) -> int:
+        """Create a file."""
+        if direct:
+            os.close(super().create(path))
+            raise OSError(errno.EINVAL, "no direct I/O here")
+        return super().create(path)
+
+
+class NoDirectWrite(Recording):
+    """A file system that takes the flag and refuses the write."""
+
+    def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
+        """Write, if the flag is gone."""
+        import fcntl
+
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & O_DIRECT:
+            raise OSError(errno.EINVAL, "no direct I/O after all")
+        return super().write(fd, buffers, offset)
+
+
+class ShortWrites(Recording):
+    """A disk that takes a part of each write only."""
+
+    def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
+        """Write about a third."""
+        nbytes = sum(map(len, buffers))
+        wanted = max(nbytes // 3 // PAGE_NBYTES * PAGE_NBYTES, min(PAGE_NBYTES, nbytes))
+        some: list[Any] = []
+        for buffer in buffers:
+            some.append(buffer[:wanted])
+            wanted -= len(some[-1])
+            if wanted == 0:
+                break
+        return super().write(fd, some, offset)
+
+
+class OddWrites(NoDirectOpen):
+    """One that takes no whole pages either."""
+
+    def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
+        """Write an odd number of bytes."""
+        first = buffers[0][:70_001]
+        return super().write(fd, [first], offset)
+
+
+DISKS = [Recording, NoDirectOpen, NoDirectWrite, ShortWrites, OddWrites]
+
+
+class Memory:
+    """Arrays as a snapshot has them: in one run, in several, or to be copied out."""
+
+    def __init__(self, arrays: Sequence[NDArray[np.uint8]], how: Sequence[str]) -> None:
+        self.arrays = arrays
+        self.how = how
+
+    def view(self, array: int, start: int, nbytes: int) -> list[NDArray[np.uint8]] | None:
+        """Return the memory."""
+        run = self.arrays[array][start : start + nbytes]
+        if self.how[array] == "parts":
+            return [run[: nbytes // 3], run[nbytes // 3 :]] if nbytes >= 3 else [run]
+        return [run] if self.how[array] == "whole" else None
+
+    def copy_to(self, target: NDArray[np.uint8], array: int, start: int) -> None:
+        """Copy out."""
+        target[:] = self.arrays[array][start : start + len(target)]
+
+
+def aligned(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Copy to aligned memory."""
+    made = aligned_buffer(len(data))
+    made[:] = data
+    return made
+
+
+def check_file(path: Path, record: FileRecord, expected: bytes) -> None:
+    """Assert a file's contents and that its digests are those of its blocks."""
+    data = path.read_bytes()
+    assert data == expected
+    assert record.nbytes == len(expected)
+    found = [data[i : i + DIGEST_BLOCK_NBYTES] for i in range(0, len(data), DIGEST_BLOCK_NBYTES)]
+    assert record.digests == b"".join(map(xxhash.xxh3_128_digest, found))
+
+
+def plan_of(
+    sizes: Sequence[int], rng: np.random.Generator, *, on_pages: bool
+) -> tuple[FilePlan, list[NDArray[np.uint8]], bytes]:
+    """Lay arrays out with gaps, and own bytes between them."""
+    arrays, pieces, at = [], [Piece(0, 11, b"hello world")], 11
+    expected = bytearray(b"hello world")
+    for number, size in enumerate(sizes):
+        offset = -(-at // PAGE_NBYTES) * PAGE_NBYTES if on_pages else at + int(rng.integers(0, 70))
+        data = np.frombuffer(rng.bytes(size), np.uint8)
+        arrays.append(data)
+        expected += bytes(offset - len(expected)) + data.tobytes()
+        if size > 5 and number % 3 == 1:
+            pieces += [Piece(offset, 5, Span(number, 0)), Piece(offset + 5, size - 5, Span(number, 5))]
+        elif size:
+            pieces.append(Piece(offset, size, Span(number, 0)))
+        at = offset + size
+    end = -(-at // PAGE_NBYTES) * PAGE_NBYTES
+    return FilePlan(end, pieces, 0, 11), arrays, bytes(expected) + bytes(end - len(expected))
+
+
+@pytest.mark.parametrize("disk", DISKS)
+@pytest.mark.parametrize("block_mib", [1, 2, 16])
+@pytest.mark.parametrize("on_pages", [True, False])
+def test_files_are_what_their_plans_say(tmp_path: Path, disk: type[Recording], block_mib: int, on_pages: bool) -> None:
+    """Every plan becomes its file, digests included: direct or not, short writes or not, aligned memory or not."""
+    rng = np.random.default_rng(block_mib)
+    sizes = [0, 1, 100, 4096, 70_000, 2 * MIB + 5, 65_536, 3 * MIB, 17, 1_234_567]
+    plan, arrays, expected = plan_of(sizes, rng, on_pages=on_pages)
+    for how in ("whole", "parts", "copied"):
+        memory = Memory([aligned(each) if i % 2 else each for i, each in enumerate(arrays)], [how] * len(arrays))
+        ops = disk()
+        copied: list[int] = []
+        written: list[int] = []
+        record = write_plan(
+            ops, tmp_path / how, plan, memory, crew=Crew(), block_nbytes=block_mib * MIB,
+            on_copied=lambda done=copied: done.append(1), on_written=written.append,
+        )  # fmt: skip
+        check_file(tmp_path / how, record, expected)
+        assert copied == [1]
+        assert sum(written) == plan.nbytes
+        assert max(count for _, _, count in ops.writes) <= 1024
+        if disk is Recording:
+            assert ops.direct[0] == bool(O_DIRECT)
+            assert len(ops.writes) == -(-plan.nbytes // (block_mib * MIB)), "one write for a block"
+
+
+@given(
+    sizes=st.lists(st.integers(0, 9000) | st.integers(60_000, 300_000), max_size=10),
+    seed=st.integers(0, 99),
+    on_pages=st.booleans(),
+    is_direct=st.booleans(),
+)
+def test_any_plan(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int, on_pages: bool, is_direct: bool
+) -> None:
+    """Pieces of any sizes at any offsets come out right."""
+    rng = np.random.default_rng(seed)
+    plan, arrays, expected = plan_of(sizes, rng, on_pages=on_pages)
+    how = [str(rng.choice(["whole", "parts", "copied"])) for _ in sizes]
+    memory = Memory([aligned(each) if rng.integers(2) and len(each) else each for each in arrays], how)
+    path = tmp_path_factory.mktemp("any") / "file"
+    minimum = blocks.DIRECT_MIN_NBYTES
+    blocks.DIRECT_MIN_NBYTES = 0 if is_direct else 1 << 60  # type: ignore[misc]
+    try:
+        record = write_plan(DiskOps(), path, plan, memory, crew=Crew(), block_nbytes=MIB)
+    finally:
+        blocks.DIRECT_MIN_NBYTES = minimum  # type: ignore[misc]
+    check_file(path, record, expected)
+    path.unlink()
+
+
+def test_small_files_go_through_the_page_cache(tmp_path: Path) -> None:
+    """Below the threshold direct I/O is not even asked for."""
+    ops = Recording()
+    plan = FilePlan(PAGE_NBYTES, [Piece(0, 3, b"abc")], 0, 3)
+    record = write_plan(ops, tmp_path / "f", plan, Memory([], []), crew=Crew())
+    check_file(tmp_path / "f", record, b"abc" + bytes(PAGE_NBYTES - 3))
+    assert ops.direct == [False]
+
+
+def test_a_refused_direct_file_is_removed_through_the_disk(tmp_path: Path) -> None:
+    """What a file system created before it refused direct I/O is removed by an operation that tests can see."""
+
+    class Both(NoDirectOpen, FaultyDisk):
+        def __init__(self) -> None:
+            FaultyDisk.__init__(self)
+            Recording.__init__(self)
+
+    ops = Both()
+    plan = FilePlan(2 * MIB, [], 0, 0)
+    write_plan(ops, tmp_path / "f", plan, Memory([], []), crew=Crew())
+    assert "unlink" in ops.names()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_thousands_of_small_arrays(tmp_path: Path, form: str) -> None:
+    """No write or read hands the system more pieces than it takes, however small the arrays."""
+    state = [np.full(i % 300, i, "u2") for i in range(5000)] + [np.full(70_000, i, "u1") for i in range(40)]
+    save_to(tmp_path, 1, state, form=form)
+    verify(tmp_path, 1)
+    assert_same(load_from(tmp_path, 1), state)
+    save_to(tmp_path, 2, state, form=form, frozen=True)
+    assert_same(load_from(tmp_path, 2), state)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("block_nbytes", [MIB, 2 * MIB, 16 * MIB])
+def test_frozen_arrays_of_any_alignment(tmp_path: Path, form: str, block_nbytes: int) -> None:
+    """Arrays that are written from where they lie may lie anywhere, and in any layout."""
+    memory = np.frombuffer(np.random.default_rng(1).bytes(6 * MIB), np.uint8)
+    page = aligned(memory)
+    state = {
+        "odd": memory[1 : 2 * MIB],
+        "page": page[: 2 * MIB],
+        "off by 64": page[64 : 2 * MIB + 64],
+        "strided": memory[::3],
+        "transposed": page.view("<f8")[: 2**18].reshape(512, 512).T,
+        "read-only": np.broadcast_to(np.float32(2), (1000, 300)),
+    }
+    expected = {key: value.copy() for key, value in state.items()}
+    save_to(tmp_path, 1, state, form=form, frozen=True, block_nbytes=block_nbytes)
+    verify(tmp_path, 1)
+    assert_same(load_from(tmp_path, 1), expected)
+
+
+def test_stopping_ends_within_a_block(tmp_path: Path) -> None:
+    """A set flag is seen before the next block; the file is closed."""
+    stop = StopFlag()
+    written: list[int] = []
+
+    def on_written(nbytes: int) -> None:
+        written.append(nbytes)
+        stop.set()
+
+    with pytest.raises(Stopped):
+        write_plan(
+            DiskOps(), tmp_path / "f", FilePlan(5 * MIB, [], 0, 0), Memory([], []), crew=Crew(), stop=stop,
+            block_nbytes=MIB, on_written=on_written,
+        )  # fmt: skip
+    assert written == [MIB]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_errors_of_the_disk_come_out(tmp_path: Path, code: int) -> None:
+    """An error of a write or a sync is raised as it is, and nothing is tried again."""
+    for operation in ("create", "write", "sync"):
+        disk = FaultyDisk()
+        disk.fail(operation, code)
+        with pytest.raises(OSError, match=os.strerror(code)) as caught:
+            write_plan(disk, tmp_path / operation, FilePlan(2 * MIB, [], 0, 0), Memory([], []), crew=Crew())
+        assert caught.value.errno == code
+        assert disk.names().count(operation) == 1
+
+
+def test_a_full_disk_is_told_after_a_short_write(tmp_path: Path) -> None:
+    """A buffered write that took a few bytes goes on, and meets the error that says why."""
+
+    class Full(DiskOps):
+        taken = 0
+
+        def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
+            self.taken += 1
+            if self.taken == 1:
+                return super().write(fd, [buffers[0][:100]], offset)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    plan = FilePlan(PAGE_NBYTES, [Piece(0, 4000, b"x" * 4000)], 0, 0)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_plan(Full(), tmp_path / "f", plan, Memory([], []), crew=Crew())
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_disk_that_takes_nothing_is_an_error(tmp_path: Path) -> None:
+    """A write of no bytes without an error does not go on for ever."""
+
+    class Deaf(DiskOps):
+        def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:  # noqa: ARG002
+            return 0
+
+    fd = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    with pytest.raises(OSError, match="0 bytes"):
+        write_all(Deaf(), fd, [Part(0, np.zeros(10, np.uint8))])
+    os.close(fd)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"abc" * 1_000_000])
+def test_small_documents(tmp_path: Path, data: bytes) -> None:
+    """Whole files of bytes are written and recorded, empty ones too."""
+    check_file(tmp_path / "f", write_bytes(DiskOps(), tmp_path / "f", data), data)
+    with pytest.raises(FileExistsError):
+        write_bytes(DiskOps(), tmp_path / "f", data)
+
+
+@given(cuts=st.lists(st.integers(0, 3 * MIB + 77), max_size=8))
+def test_digests_do_not_depend_on_the_parts(cuts: list[int]) -> None:
+    """However the bytes are cut into parts, the digests are those of the blocks."""
+    data = np.frombuffer(np.random.default_rng(0).bytes(3 * MIB + 77), np.uint8)
+    edges = sorted({0, len(data), *cuts})
+    parts = [Part(low, data[low:high]) for low, high in itertools.pairwise(edges)]
+    raw = data.tobytes()
+    expected = [xxhash.xxh3_128_digest(raw[i : i + MIB]) for i in range(0, len(raw), MIB)]
+    assert digest_parts(parts) == b"".join(expected)
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Iterator[tuple[CheckpointReader, int, bytes]]:
+    """Write a file of 20 MiB and a bit, with a manifest, and open it."""
+    data = np.random.default_rng(5).bytes(20 * MIB + 1234)
+    record = write_bytes(DiskOps(), tmp_path / "data", data)
+    (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
+    with open_checkpoint(tmp_path, 3) as reader:
+        fd = reader.open("data")
+        yield reader, fd, data
+        os.close(fd)
+
+
+def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Note which ranges are read with preadv, as (begin, end)."""
+    ranges: list[tuple[int, int]] = []
+
+    def preadv(fd: int, buffers: Any, offset: int) -> int:
+        count = _PREADV(fd, buffers, offset)
+        ranges.append((offset, offset + count))
+        return count
+
+    monkeypatch.setattr(reading.os, "preadv", preadv)
+    return ranges
+
+
+_PREADV = os.preadv
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("helpers", [0, 3])
+def test_reads_what_is_wanted(checkpoint: Any, is_whole: bool, helpers: int) -> None:
+    """Targets of every size, neighbours and lone ones, across blocks and chunks, get their bytes."""
+    reader, fd, data = checkpoint
+    rng = np.random.default_rng(helpers)
+    edges = sorted({0, len(data), *rng.integers(0, len(data), 60).tolist(), *range(8 * MIB - 50, 8 * MIB + 50, 10)})
+    found = {}
+    targets = []
+    for number, (low, high) in enumerate(itertools.pairwise(edges)):
+        if number % 5 == 4:
+            continue
+        found[low, high] = np.zeros(high - low, np.uint8)
+        if number % 2:
+            targets.append(Target(low, high - low, found[low, high]))
+            continue
+
+        def store(position: int, part: NDArray[np.uint8], place: NDArray[np.uint8] = found[low, high]) -> None:
+            place[position : position + len(part)] = part
+
+        targets.append(Target(low, high - low, None, store))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(3) as executor:
+        crew = Crew(executor if helpers else None, helpers=helpers)
+        read_targets(reader, fd, "data", targets, crew=crew, is_whole=is_whole)
+    for (low, high), array in found.items():
+        assert array.tobytes() == data[low:high]
+
+
+def test_reads_only_the_blocks_that_are_needed(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A digest block is read if and only if it holds a wanted byte; neighbours are read together."""
+    reader, fd, _ = checkpoint
+    ranges = record_reads(monkeypatch)
+    wanted = [(MIB + 5, 10), (4 * MIB - 1, 2), (5 * MIB, MIB), (20 * MIB, 1000)]
+    read_targets(reader, fd, "data", [Target(low, n, np.zeros(n, np.uint8)) for low, n in wanted])
+    assert sorted(ranges) == [(MIB, 2 * MIB), (3 * MIB, 6 * MIB), (20 * MIB, 20 * MIB + 1234)]
+
+
+def test_short_reads_go_on(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that gives less than asked for goes on where it stopped."""
+    reader, fd, data = checkpoint
+    monkeypatch.setattr(reading.os, "preadv", lambda fd, buffers, offset: _PREADV(fd, [buffers[0][:99_999]], offset))
+    found = np.zeros(3 * MIB, np.uint8)
+    read_targets(reader, fd, "data", [Target(77, len(found), found)])
+    assert found.tobytes() == data[77 : 77 + len(found)]
+
+
+@pytest.mark.parametrize("at", [0, MIB - 1, MIB, 8 * MIB, 20 * MIB + 1233])
+def test_a_flipped_bit_is_found_where_it_is_needed(tmp_path: Path, at: int) -> None:
+    """A changed byte fails the reads that touch its block, naming the block, and no others."""
+    data = bytearray(np.random.default_rng(5).bytes(20 * MIB + 1234))
+    record = write_bytes(DiskOps(), tmp_path / "data", bytes(data))
+    data[at] ^= 1
+    (tmp_path / "data").write_bytes(data)
+    (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
+    block = at // MIB
+    with open_checkpoint(tmp_path, 3) as reader:
+        with pytest.raises(CorruptCheckpointError, match=f"block at byte {block * MIB} ") as caught:
+            reader.verify("data", Crew(), None)
+        assert (caught.value.step, caught.value.file) == (3, "data")
+        for other in (2, 5, 19):
+            if other != block:
+                assert reader.read_range("data", other * MIB, 100) == bytes(data[other * MIB : other * MIB + 100])
+        with pytest.raises(CorruptCheckpointError):
+            reader.read_range("data", at, 1)
+
+
+@pytest.mark.parametrize("kind", ["short", "long", "gone", "link", "folder", "pipe"])
+def test_files_that_are_not_what_was_written(tmp_path: Path, kind: str) -> None:
+    """Another size, a missing file and what is no regular file is corruption, and never followed or waited for."""
+    record = write_bytes(DiskOps(), tmp_path / "data", b"x" * 5000)
+    (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
+    path = tmp_path / "data"
+    path.rename(tmp_path / "aside")
+    if kind in ("short", "long"):
+        path.write_bytes(b"x" * (4999 if kind == "short" else 5001))
+    elif kind == "link":
+        path.symlink_to(tmp_path / "aside")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    with open_checkpoint(tmp_path, 3) as reader, pytest.raises(CorruptCheckpointError) as caught:
+        reader.read_small("data")
+    assert caught.value.file == "data"
+    assert "step 3" in str(caught.value)
+
+
+def test_a_file_that_shrinks_while_it_is_read(checkpoint: Any, tmp_path: Path) -> None:
+    """A file cut short after it was opened is corruption, too."""
+    reader, fd, _ = checkpoint
+    os.truncate(tmp_path / "data", 5 * MIB)
+    with pytest.raises(CorruptCheckpointError, match="ends at byte"):
+        read_targets(reader, fd, "data", [], is_whole=True)
+
+
+def test_a_reader_stays_with_the_directory_it_opened(tmp_path: Path) -> None:
+    """All files come from the directory that was opened, whatever takes its name meanwhile."""
+    for name, text in (("a", b"old"), ("b", b"new")):
+        (tmp_path / name).mkdir()
+        record = write_bytes(DiskOps(), tmp_path / name / "data", text)
+        (tmp_path / name / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
+    with open_checkpoint(tmp_path / "a", 3) as reader:
+        (tmp_path / "a").rename(tmp_path / "c")
+        (tmp_path / "b").rename(tmp_path / "a")
+        assert reader.read_small("data") == b"old"
+
+
+def test_every_changed_byte_of_a_manifest_is_found() -> None:
+    """A manifest with any bit changed, or cut anywhere, is refused."""
+    data = Manifest(step=3, created=0.5, files={"data": FileRecord(5, b"x" * 16)}).encode()
+    for position in range(len(data)):
+        for bit in range(8):
+            changed = bytearray(data)
+            changed[position] ^= 1 << bit
+            with pytest.raises(CorruptCheckpointError):
+                decode_manifest(bytes(changed), 3)
+        with pytest.raises(CorruptCheckpointError):
+            decode_manifest(data[:position], 3)
+    with pytest.raises(CorruptCheckpointError, match="step 3"):
+        decode_manifest(data, 4)
