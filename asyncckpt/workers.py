@@ -4,8 +4,8 @@
    job never depends on help arriving, so jobs cannot wait for each other.
 2. Python work in a thread goes in pieces of at most about half a millisecond (`Pacer`), so that the loop's thread gets
    the GIL between them.
-3. While a job makes or walks many objects, automatic garbage collection is paused (`paused_gc`): each run would walk the
-   whole heap, holding the GIL.
+3. While a job makes or walks many objects, automatic garbage collection is paused (`paused_gc`): each run would walk
+   the whole heap, holding the GIL.
 4. A job looks at its `StopFlag` between pieces and ends within one of them.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,6 +11,7 @@ from asyncckpt import QueueFullError, SaveFailedError, StepExistsError
 from asyncckpt.state.staging import BufferPool
 
 if TYPE_CHECKING:
+    import weakref
     from types import TracebackType
 
     from asyncckpt import CheckpointManager
@@ -72,6 +74,14 @@ class HeldPool(BufferPool):
         buffers = super().take(nbytes)
         self.taken_nbytes += sum(len(each) for each in buffers)
         return buffers
+
+
+async def gone(reference: weakref.ref[Any]) -> None:
+    """Wait until an object is gone: a thread whose job is over may hold it for a moment still."""
+    async with asyncio.timeout(_PATIENCE / 4):
+        while reference() is not None:
+            gc.collect()
+            await asyncio.sleep(0.001)
 
 
 async def poke(manager: CheckpointManager) -> list[Exception]:

@@ -1,8 +1,8 @@
 """What is committed. Owned by the loop's thread; no I/O.
 
 1. It holds committed checkpoints only: a step enters when its bytes, its directory and its parent are durable.
-2. A step that this process has begun to write is not taken from a listing of the directory: it may have its name already,
-   and not be durable yet, or never have become so.
+2. A step that this process has begun to write is not taken from a listing of the directory: it may have its name
+   already, and not be durable yet, or never have become so.
 3. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing
    else.
 """

@@ -290,7 +290,7 @@ class Intake:
                 f'step {step} is saved below the latest, step {latest}, which `load("latest")` goes on returning: if'
                 " this run starts again from an earlier step, remove the later ones with `delete`"
             )
-            warnings.warn(message, CheckpointWarning, stacklevel=5)
+            warnings.warn(message, CheckpointWarning, stacklevel=4)
 
 
 def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:

@@ -67,8 +67,7 @@ class Loader:
         stop = StopFlag()
         crew = self._jobs.crew(_HELPERS)
         try:
-            if self._catalog.is_begun(step):
-                raise CheckpointNotFoundError(f"step {step} is not committed in {self._root}", step=step)
+            self._check_not_begun(step)
             loaded = await self._reading(step, stop, load_checkpoint, self._root, step, request, crew, stop)
         except CheckpointNotFoundError as error:
             if step in self._writer.in_flight:
@@ -100,6 +99,11 @@ class Loader:
                 message = f"falling back from step {step} to step {instead}: {error}"
                 warnings.warn(message, CheckpointWarning, stacklevel=4)
         return None
+
+    def _check_not_begun(self, step: int) -> None:
+        """Refuse a step that has its name on the disk, maybe, and is not durable."""
+        if self._catalog.is_begun(step):
+            raise CheckpointNotFoundError(f"step {step} is not committed in {self._root}", step=step)
 
     async def verify(self, step: int) -> None:
         """Read every file of a checkpoint and verify every bit of it."""

@@ -30,7 +30,7 @@ from asyncckpt.state.strided import flat_bytes, scatter
 from asyncckpt.workers import Pacer, paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import weakref
 from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 import numpy as np
 import pytest
-from gates import Gate, HeldPool, hold, turns
+from gates import Gate, HeldPool, gone, hold, turns
 
 import asyncckpt
 from asyncckpt import CheckpointManager
@@ -147,9 +146,7 @@ async def test_while_copying(tmp_path: Path) -> None:
         assert pool.taken_nbytes > 0
         assert pool.free_nbytes == pool.taken_nbytes
         del task, array
-        await turns(2)
-        gc.collect()
-        assert alive() is None
+        await gone(alive)
         await assert_nothing_happened(manager, 1, tmp_path)
 
 

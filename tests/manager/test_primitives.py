@@ -385,7 +385,7 @@ async def test_an_exception_inside_discards(tmp_path: Path, error: BaseException
     """The exception comes out as it is, and the pending directory is gone; the step's older commit stays."""
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
         await commit(manager, 1, "old")
-        with pytest.raises(type(error)) as caught:  # noqa: PT012 - the block is what raises
+        with pytest.raises(type(error)) as caught:
             async with manager.checkpoint(1, {}) as path:
                 await asyncio.to_thread((path / "sub").mkdir)
                 raise error
@@ -399,7 +399,7 @@ async def test_a_discard_that_fails_does_not_hide_the_exception(tmp_path: Path) 
     """The body's exception comes out, with a note; the leftover is cleared by the next init."""
     disk = FaultyDisk()
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
-        with pytest.raises(KeyError) as caught:  # noqa: PT012 - as above
+        with pytest.raises(KeyError) as caught:
             async with manager.checkpoint(1, {}):
                 disk.fail("unlink", errno.EIO)
                 raise KeyError

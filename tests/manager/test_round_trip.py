@@ -101,5 +101,5 @@ async def test_both_formats_may_stand_in_one_directory(tmp_path: Path) -> None:
             loaded = await manager.load(step)
             assert loaded is not None
             assert loaded.state == {"step": step}
-    names = {path.name for path in tmp_path.glob("step_*/state.*")}  # noqa: ASYNC240 - a listing in a test
+    names = {path.name for path in tmp_path.glob("step_*/state.*")}
     assert names == {"state.msgpack", "state.h5"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import json
 import sys
 import threading
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
-from gates import HeldPool, hold, poke
+from gates import HeldPool, gone, hold, poke
 
 import asyncckpt
 import asyncckpt.memory
@@ -101,8 +100,7 @@ async def test_the_callers_arrays_are_let_go(tmp_path: Path, mib: int) -> None:
             alive = weakref.ref(array)
             queued = await manager.save(2, [array])
             del array
-            gc.collect()
-            assert alive() is None
+            await gone(alive)
         await handle
         await queued
         loaded = await manager.load(2)
@@ -121,8 +119,7 @@ async def test_a_kept_handle_keeps_no_state(tmp_path: Path) -> None:
         await manager.save(2, [])  # so that the writer has something else in hand
         await manager.flush()
         del array
-        gc.collect()
-        assert alive() is None
+        await gone(alive)
         assert manager._pool.free_nbytes == 0
         assert handle.state == "committed"
 
@@ -285,8 +282,9 @@ async def test_saving_below_the_latest_warns(tmp_path: Path, is_committed: bool)
             handle = await manager.save(3, {})
         assert "step 3" in str(caught[0].message)
         assert "step 7" in str(caught[0].message)
-        with pytest.warns(CheckpointWarning, match="delete"):
+        with pytest.warns(CheckpointWarning, match="delete") as nowait:
             manager.save_nowait(4, {})
+        assert caught[0].filename == nowait[0].filename == __file__, "it points at the caller"
         assert await handle is not None
         await manager.flush()
         assert manager.steps() == [3, 4, 7]
@@ -717,11 +715,11 @@ async def test_a_delete_behind_a_save_takes_it_away(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
-async def test_eager_tasks(tmp_path: Path) -> None:
-    """Under an eager task factory saves, loads and closing work as ever."""
-    loop = asyncio.get_running_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
-    try:
+def test_eager_tasks(tmp_path: Path) -> None:
+    """Under an eager task factory (which uvloop does not take) saves, loads and closing work as ever."""
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
         async with CheckpointManager(tmp_path, max_staged_nbytes=8 * MIB) as manager:
             tasks = [asyncio.create_task(manager.save(step, big(step, 1 + 6 * step))) for step in range(3)]
             for handle in await asyncio.gather(*tasks):
@@ -730,8 +728,8 @@ async def test_eager_tasks(tmp_path: Path) -> None:
             loaded = await manager.load("latest")
             assert loaded is not None
             assert (loaded.state == 2).all()
-    finally:
-        loop.set_task_factory(None)
+
+    asyncio.run(main())
 
 
 async def test_the_writer_has_an_empty_context(tmp_path: Path) -> None:

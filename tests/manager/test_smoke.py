@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import asyncckpt
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("format_name", ["msgpack", "hdf5"])
@@ -18,7 +21,8 @@ async def test_saves_and_loads(tmp_path: Path, format_name: str) -> None:
         handle = await manager.save(3, state, training_info={"loss": np.float32(0.5)}, run_config={"lr": 1e-5})
         state["w"][:] = 0
         record = await handle
-        assert record is not None and record.step == 3
+        assert record is not None
+        assert record.step == 3
         loaded = await manager.load("latest")
         assert loaded is not None
         np.testing.assert_array_equal(loaded.state["w"], np.arange(1_000_000.0))

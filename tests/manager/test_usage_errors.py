@@ -278,7 +278,7 @@ async def test_read_only_refuses_to_write(tmp_path: Path, use: str) -> None:
 
 
 async def test_read_only_sees_what_another_commits(tmp_path: Path) -> None:
-    """ "Latest" and "best" look anew each time; what is pending, and what a crash left, stays as it is."""
+    """Loads of "latest" and "best" look anew each time; what is pending, and what a crash left, stays as it is."""
     reading = FaultyDisk()
     writing = FaultyDisk()
     async with (

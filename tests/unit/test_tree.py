@@ -442,6 +442,6 @@ async def test_nothing_is_written_of_a_refused_state(tmp_path: Path) -> None:
             assert caught.value.path == "net/act/0"
             assert isinstance(caught.value, TypeError)
             assert isinstance(caught.value, CheckpointError)
-        assert list(tmp_path.glob("*_*")) == []  # noqa: ASYNC240 - a listing in a test
+        assert list(tmp_path.glob("*_*")) == []
         await (await manager.save(1, {"w": 1}))
         assert manager.steps() == [1]
