@@ -71,7 +71,7 @@ def _write(path: Path, source: Array) -> float:
     descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, is_direct=True)
     try:
         _in_threads(
-            lambda first, last: os.pwrite(descriptor, source[first:last], first), len(source), block=BLOCK_NBYTES
+            lambda first, last: os.pwrite(descriptor, source.data[first:last], first), len(source), block=BLOCK_NBYTES
         )
         os.fsync(descriptor)
     finally:
@@ -84,7 +84,7 @@ def _read(path: Path, target: Array, *, is_direct: bool) -> float:
     descriptor = _open(path, os.O_RDONLY, is_direct=is_direct)
     try:
         _in_threads(
-            lambda first, last: os.preadv(descriptor, [target[first:last]], first),
+            lambda first, last: os.preadv(descriptor, [target.data[first:last]], first),
             len(target),
             block=READ_NBYTES,
             threads=READS_IN_FLIGHT if is_direct else 2,

@@ -83,6 +83,6 @@ def number(measure: str, value: float) -> str:
 def spread(measure: str, found: Spread) -> str:
     """Write the median, and the least and greatest where they differ."""
     text = ("> " if found.is_censored else "") + number(measure, found.median)
-    if found.count == 1:
+    if found.samples == 1:
         return text
     return f"{text} [{number(measure, found.least)} .. {number(measure, found.greatest)}]"

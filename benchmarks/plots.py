@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from benchmarks import measures
 from benchmarks.samples import FLOORS
@@ -72,6 +74,10 @@ def write_plots(samples: Samples, scale: Scale, out: Path) -> Iterator[Path]:
             yield path
 
 
+def _tick(measure: str, value: float, _: int) -> str:
+    return measures.number(measure, value) if value else "0"
+
+
 def _draw(plot: Plot, samples: Samples, scale: Scale) -> Figure:
     systems = [name for name in NAMES if name in samples.systems(plot.workload)][::-1]
     figure = Figure(figsize=(3.2 * len(plot.panels) + 1.2, 0.28 * len(systems) + 1.3), layout="constrained")
@@ -93,9 +99,15 @@ def _draw(plot: Plot, samples: Samples, scale: Scale) -> Figure:
         known = [floor for floor in floors if floor is not None]
         if known and len(known) == len(floors):
             axes.axvline(sum(known), color=_FLOOR_COLOR, linewidth=1, linestyle="--")
+            axes.set_xlabel("dashed: " + " + ".join(panel.floors), color=_FLOOR_COLOR, fontsize=7)
         if panel.is_logarithmic:
             axes.set_xscale("log")
-        axes.margins(x=0.25)
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(partial(_tick, panel.measure))
+        axes.tick_params(axis="x", labelsize=7)
+        axes.margins(x=0.3)
         axes.set_title(measures.title(panel.measure), fontsize=9)
         axes.set_yticks(range(len(systems)), systems if index == 0 else [""] * len(systems))
         axes.spines[["top", "right"]].set_visible(False)

@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from benchmarks.machine import describe
 from benchmarks.plots import write_plots
@@ -136,11 +136,12 @@ def _call(command: list[str], timeout: float) -> str:
 
 
 def _write(workload: str, samples: Samples, out: Path) -> None:
-    content: dict[str, Any] = {
-        "samples": [asdict(sample) for sample in samples.all if sample.workload == workload],
-        "failures": [asdict(failure) for failure in samples.failures if failure.workload == workload],
-    }
-    (out / f"{workload}.json").write_text(json.dumps(content, indent=1) + "\n")
+    kinds = {"samples": samples.all, "failures": samples.failures}
+    content = (
+        f'"{kind}": [\n' + ",\n".join(json.dumps(asdict(each)) for each in all_ if each.workload == workload) + "\n]"
+        for kind, all_ in kinds.items()
+    )
+    (out / f"{workload}.json").write_text("{" + ",\n".join(content) + "}\n")  # one sample a line
 
 
 def _read(out: Path) -> tuple[Samples, dict[str, str]]:

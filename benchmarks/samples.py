@@ -44,7 +44,7 @@ class Spread(NamedTuple):
     median: float
     least: float
     greatest: float
-    count: int
+    samples: int
     is_censored: bool
 
 

@@ -93,8 +93,12 @@ class Intake:
         """Reserve a step, and return the latest one in flight.
 
         Raises:
-            StepExistsError: It is committed or in flight, and may not be overwritten.
+            StepExistsError: It is committed or in flight, and may not be overwritten; or its pending directory is being
+                filled by a caller.
         """
+        if step in self._writer.begun:
+            message = f"step {step} has a pending directory that is being filled: finalize_checkpoint() it first"
+            raise StepExistsError(message, step=step)
         if not overwrite:
             if step in self._writer.in_flight:
                 message = f"step {step} is being saved already: await its handle, or pass overwrite=True"

@@ -41,7 +41,9 @@ class PendingDirectories:
         self._writer.in_flight[step] += 1
         try:
             await self._writer.take_directory()
-            return await self._jobs.run(commit.begin_pending, self._ops, self._root, step, documents)
+            path = await self._jobs.run(commit.begin_pending, self._ops, self._root, step, documents)
+            self._writer.begun.add(step)
+            return path
         finally:
             self._writer.free_step(step)
 
@@ -60,7 +62,12 @@ class PendingDirectories:
         async def action() -> None:
             await self._writer.take_directory()
             self._catalog.begin(step)
-            written = await self._writer.run_job(commit.finalize, self._ops, self._root, path, step)
+            try:
+                written = await self._writer.run_job(commit.finalize, self._ops, self._root, path, step)
+            except (FileNotFoundError, publish.UnsyncedError):
+                self._writer.begun.discard(step)  # it is gone
+                raise
+            self._writer.begun.discard(step)
             self._catalog.add(written.record)
             if written.trash is not None:
                 self._writer.sweep(written.trash)
@@ -81,3 +88,6 @@ class PendingDirectories:
             await self._jobs.run(publish.discard, self._ops, path)
         except OSError as second:
             error.add_note(f"{path.name} could not be removed: {second}")
+        place = parse_name(path.name)
+        if place is not None:
+            self._writer.begun.discard(place[1])

@@ -100,6 +100,8 @@ class Writer:
         self._timer: asyncio.TimerHandle | None = None  # of the grace
         self._cancellations: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
         self.in_flight: Counter[int] = Counter()
+        self.begun: set[int] = set()
+        """Steps whose pending directory a caller is filling; no save may clear it."""
         self.loading: Counter[int] = Counter()
         """Steps being loaded in this process; they are not pruned."""
         self.staged_nbytes = 0

@@ -221,6 +221,24 @@ async def test_init_refuses_a_step_in_flight(tmp_path: Path) -> None:
         assert (await manager.init_tmp_checkpoint(3, {})).name == "tmp_step_3"
 
 
+async def test_a_save_leaves_a_pending_directory_alone(manager: asyncckpt.CheckpointManager) -> None:
+    """While a caller fills a step's pending directory, no save may clear it; afterwards the step is free again."""
+    path = await manager.init_tmp_checkpoint(4, {})
+    await asyncio.to_thread((path / "mine.txt").write_text, "x")
+    for overwrite in (False, True):
+        with pytest.raises(asyncckpt.StepExistsError, match="finalize_checkpoint"):
+            await manager.save(4, {}, overwrite=overwrite)
+        with pytest.raises(asyncckpt.StepExistsError, match="finalize_checkpoint"):
+            manager.save_nowait(4, {}, overwrite=overwrite)
+    await manager.finalize_checkpoint(path)
+    assert manager.steps() == [4]
+    await (await manager.save(4, {"a": 1}, overwrite=True))
+    with pytest.raises(ZeroDivisionError):
+        async with manager.checkpoint(5, {}):
+            _ = 1 / 0
+    await (await manager.save(5, {}))
+
+
 @pytest.mark.parametrize("operation", ["mkdir", "create", "write", "sync"])
 async def test_a_failed_init_leaves_nothing(tmp_path: Path, operation: str) -> None:
     """If the disk fails, the error comes out and the half-made directory goes; the next one works."""
