@@ -152,7 +152,7 @@ class CheckpointManager(Session):
         with LeafError.naming(step):
             return await here.intake.save(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
 
-    def save_nowait(
+    def save_nowait(  # noqa: PLR0913 - as `save`
         self,
         step: int,
         state: object,
@@ -160,6 +160,7 @@ class CheckpointManager(Session):
         training_info: Mapping[str, object] | None = None,
         run_config: object = None,
         overwrite: bool = False,
+        frozen: bool = False,
     ) -> SaveHandle:
         """Capture a small state on the spot and queue it for writing, without awaiting.
 
@@ -174,7 +175,7 @@ class CheckpointManager(Session):
             return SaveHandle(step, state=SaveState.SKIPPED)
         raise_failures(here.writer.unreceived_failures())
         with LeafError.naming(step):
-            return here.intake.save_nowait(step, state, training_info, run_config, overwrite=overwrite)
+            return here.intake.save_nowait(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
 
     def _check_enabled(self) -> None:
         if not self._settings.enabled:

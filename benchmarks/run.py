@@ -136,7 +136,7 @@ def _call(command: list[str], timeout: float) -> str:
 
 
 def _write(workload: str, samples: Samples, out: Path) -> None:
-    kinds = {"samples": samples.all, "failures": samples.failures}
+    kinds: dict[str, list[Sample] | list[Failure]] = {"samples": samples.all, "failures": samples.failures}
     content = (
         f'"{kind}": [\n' + ",\n".join(json.dumps(asdict(each)) for each in all_ if each.workload == workload) + "\n]"
         for kind, all_ in kinds.items()

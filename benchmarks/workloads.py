@@ -55,9 +55,10 @@ class Workload:
         return self.title.format(scale=scale)
 
     def systems_at(self, scale: Scale) -> tuple[str, ...]:
-        """Name the systems to measure, the floors first."""
+        """Name the systems to measure, with the floors before each of ours: they meet the same machine."""
         chosen = self.systems if scale.name == "full" or self.quick_systems is None else self.quick_systems
-        return ((FLOORS,) if self.floors else ()) + chosen
+        turns = [(FLOORS, name) if self.floors and name in OURS else (name,) for name in chosen]
+        return tuple(name for turn in turns for name in turn)
 
     def rounds_at(self, scale: Scale) -> int:
         """Return how many processes each system gets."""
@@ -320,7 +321,7 @@ async def _measure_catalog(context: Context, make: type[System]) -> None:
     for _ in range(context.scale.saves):
         await open_once("open_warm")
     async with CheckpointManager(context.root, **options) as manager:
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "latest_step": manager.latest_step,
             "best_step": manager.best_step,
             "should_save": lambda: manager.should_save(7),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import settings
 
 import asyncckpt.disk.blocks
 import asyncckpt.disk.lock
@@ -24,6 +25,10 @@ import asyncckpt.testing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+# The suite is deterministic, and says nothing about time: that is what benchmarks/ is for.
+settings.register_profile("asyncckpt", deadline=None, derandomize=True)
+settings.load_profile("asyncckpt")
 
 _BLOCKING_MODULES = (
     asyncckpt.disk.blocks,

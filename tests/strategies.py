@@ -1,9 +1,8 @@
-"""Hypothesis strategies for whole states, and the profile that property tests run under."""
+"""Hypothesis strategies for whole states."""
 
 from __future__ import annotations
 
 import datetime as dt
-import os
 import pathlib
 import random
 import struct
@@ -13,14 +12,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from support import Color, Fixed, Level, Params, Point
-
-_COMMON: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("asyncckpt", derandomize=True, max_examples=50, **_COMMON)
-settings.register_profile("explore", max_examples=2000, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncckpt"))
 
 ML_DTYPES = [
     np.dtype(getattr(ml_dtypes, name))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.plan import FilePlan, Piece, Span, align
 from asyncckpt.memory import PAGE_NBYTES
-from asyncckpt.state.index import Segment
+from asyncckpt.state.index import IndexEncoder, Segment
 
 if TYPE_CHECKING:
     from asyncckpt.state.index import Index
@@ -29,26 +29,28 @@ class _Msgpack:
 
     def plan(self, index: Index, pacer: Pacer, *, extent_nbytes: int = EXTENT_NBYTES) -> FilePlan:
         """Lay out the file; see `asyncckpt.formats.base.Format`."""
-        segments, extents = _lay_out([meta.nbytes for meta in index.arrays], extent_nbytes, pacer)
-        index_nbytes = sum(map(len, index.encode(segments, pacer)))
+        encoder = IndexEncoder(index, pacer)
+        sizes = [meta.nbytes for meta in index.arrays]
+        # An array has as many segments as it fills extents: known before any of them has its place.
+        index_nbytes = encoder.nbytes(sum(-(-nbytes // extent_nbytes) for nbytes in sizes))
         base = _extent_start(index_nbytes)
-        segments = [Segment(s.array, s.offset + base, s.nbytes) for s in segments]
+        segments, extents = _lay_out(sizes, base, extent_nbytes, pacer)
         pieces, offset = [], 0
-        for chunk in index.encode(segments, pacer):
+        for chunk in encoder.encode(segments):
             pieces.append(Piece(offset, len(chunk), chunk))
             offset += len(chunk)
         starts: dict[int, int] = {}  # bytes placed so far of the arrays in more than one segment
         following = iter(segments)
         segment = next(following, None)
         for begin, end in extents:
-            header = _padding(base + begin - _BIN_HEADER_NBYTES - offset) + _bin_header(end - begin)
+            header = _padding(begin - _BIN_HEADER_NBYTES - offset) + _bin_header(end - begin)
             pieces.append(Piece(offset, len(header), header))
-            while segment is not None and segment.offset < base + end:
+            while segment is not None and segment.offset < end:
                 start = starts.get(segment.array, 0)
                 pieces.append(Piece(segment.offset, segment.nbytes, Span(segment.array, start)))
                 starts[segment.array] = start + segment.nbytes
                 segment = next(following, None)
-            offset = base + end
+            offset = end
             pacer.pause()
         if not extents:
             tail = _padding(base - offset)  # the base leaves room for a header, and so for a bin
@@ -57,15 +59,17 @@ class _Msgpack:
         return FilePlan(nbytes=offset, pieces=pieces, index_offset=0, index_nbytes=index_nbytes)
 
 
-def _lay_out(sizes: list[int], extent_nbytes: int, pacer: Pacer) -> tuple[list[Segment], list[tuple[int, int]]]:
-    """Place arrays of these sizes, in bytes, from offset 0 on.
+def _lay_out(
+    sizes: list[int], base: int, extent_nbytes: int, pacer: Pacer
+) -> tuple[list[Segment], list[tuple[int, int]]]:
+    """Place arrays of these sizes, in bytes, from the page boundary `base` on.
 
     Returns:
         The segments, and the extents as (begin, end).
     """
     segments: list[Segment] = []
     extents: list[tuple[int, int]] = []
-    begin = end = 0
+    begin = end = base
     for array, nbytes in enumerate(sizes):
         if nbytes == 0:
             continue

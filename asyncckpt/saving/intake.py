@@ -122,9 +122,10 @@ class Intake:
         """Take a save in; see `CheckpointManager.save`."""
         handle = SaveHandle(step)
         documents = encode_documents(training_info, run_config)
-        if self._is_streaming and self._settings.overflow == "skip":
-            return SaveHandle(step, state=SaveState.SKIPPED)
         latest = self.reserve(step, overwrite=overwrite)
+        if self._is_streaming and self._settings.overflow == "skip":
+            self._writer.free_step(step)
+            return SaveHandle(step, state=SaveState.SKIPPED)
         async with AsyncExitStack() as turn:
             try:
                 await turn.enter_async_context(self._turn)
@@ -144,7 +145,7 @@ class Intake:
         handle._time("blocked")  # noqa: SLF001 - handles are made here
         return handle
 
-    def save_nowait(
+    def save_nowait(  # noqa: PLR0913 - as `save`
         self,
         step: int,
         state: object,
@@ -152,6 +153,7 @@ class Intake:
         run_config: object,
         *,
         overwrite: bool,
+        frozen: bool,
     ) -> SaveHandle:
         """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
         handle = SaveHandle(step)
@@ -168,7 +170,8 @@ class Intake:
             if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):
                 self._writer.free_step(step)
                 return SaveHandle(step, state=SaveState.SKIPPED)
-            item = self._queue(handle, flat, self._copy_inline(flat), documents)
+            snapshot = LiveSnapshot(flat, is_frozen=True) if frozen else self._copy_inline(flat)
+            item = self._queue(handle, flat, snapshot, documents)
         except BaseException:
             self._writer.free_step(step)
             raise

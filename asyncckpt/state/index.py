@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
@@ -51,6 +51,7 @@ MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
 
 _SEGMENT: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
 _TABLE_ROWS: Final = 2048
+_BIN_HEADER_NBYTES: Final = 5  # a bin32
 _MAX_PIECE_NODES: Final = 1 << 16
 _MAX_DIMENSIONS: Final = 64
 _ERRORS: Final = "surrogatepass"
@@ -117,8 +118,7 @@ class ArrayMeta:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A run of an array's bytes in the file; an array's segments follow each other in the order of its bytes."""
 
     array: int
@@ -134,58 +134,67 @@ class Index:
     arrays: Sequence[ArrayMeta]
 
     def encode(self, segments: Sequence[Segment], pacer: Pacer) -> list[bytes]:
-        """Return the index as a list of chunks, which together are one msgpack map.
+        """Return the index as a list of chunks, which together are one msgpack map."""
+        return IndexEncoder(self, pacer).encode(segments)
 
-        Their total length depends on the number of segments only.
-        """
-        dtypes: dict[str, int] = {}
-        plain_dtypes: list[object] = []
-        numbers: dict[np.dtype[Any], int] = {}
-        rows: list[object] = []
-        tables: list[bytes] = []
-        for meta in self.arrays:
-            number = numbers.get(meta.dtype)
-            if number is None:
-                plain = dtype_to_plain(
-                    meta.dtype
-                )  # equal dtypes can differ in titles or alignment, so not `numbers` alone
-                number = dtypes.setdefault(repr(plain), len(plain_dtypes))
-                if number == len(plain_dtypes):
-                    plain_dtypes.append(plain)
-                if meta.dtype.names is None:
-                    numbers[meta.dtype] = number
-            rows.append((number, *meta.shape))
-            if len(rows) == _TABLE_ROWS:
-                tables.append(msgpack.packb(rows))
-                rows = []
-                pacer.pause()
-        if rows:
-            tables.append(msgpack.packb(rows))
+
+class IndexEncoder:
+    """Encodes an index whose segments are not placed yet: everything else is done when it is made."""
+
+    def __init__(self, index: Index, pacer: Pacer) -> None:
+        self._pacer = pacer
+        self._pack = msgpack.Packer(unicode_errors=_ERRORS)
+        dtypes: list[object] = []
+        tables = self._encode_arrays(index.arrays, dtypes)
+        names: tuple[object, ...] = ("asyncckpt", FORMAT_VERSION, "features", [], "dtypes", dtypes)
+        self._chunks = [self._pack.pack_map_header(6) + b"".join(map(self._pack.pack, names))]
+        self._add_bins("tree", index.pieces)
+        self._add_bins("arrays", tables)
+        self._nbytes = sum(map(len, self._chunks))
+
+    def nbytes(self, segments: int) -> int:
+        """Return the length of the index with so many segments, in bytes; where they lie does not matter."""
+        bins = -(-segments // _TABLE_ROWS)
+        header = len(self._pack.pack("segments")) + len(self._pack.pack_array_header(bins))
+        return self._nbytes + header + bins * _BIN_HEADER_NBYTES + segments * _SEGMENT.itemsize
+
+    def encode(self, segments: Sequence[Segment]) -> list[bytes]:
+        """Return the index as a list of chunks, which together are one msgpack map."""
         places = []
         for start in range(0, len(segments), _TABLE_ROWS):
-            part = segments[start : start + _TABLE_ROWS]
-            places.append(np.array([(each.array, each.offset, each.nbytes) for each in part], "<u8").tobytes())
-            pacer.pause()
-        pack = msgpack.Packer(unicode_errors=_ERRORS)
-        chunks = [
-            b"".join(
-                [
-                    pack.pack_map_header(6),
-                    pack.pack("asyncckpt"),
-                    pack.pack(FORMAT_VERSION),
-                    pack.pack("features"),
-                    pack.pack([]),
-                    pack.pack("dtypes"),
-                    pack.pack(plain_dtypes),
-                ]
-            )
-        ]
-        for name, bins in (("tree", self.pieces), ("arrays", tables), ("segments", places)):
-            chunks.append(pack.pack(name) + pack.pack_array_header(len(bins)))
-            for each in bins:
-                chunks.append(b"\xc6" + len(each).to_bytes(4, "big"))
-                chunks.append(each)
+            places.append(np.array(segments[start : start + _TABLE_ROWS], "<u8").tobytes())
+            self._pacer.pause()
+        count = len(self._chunks)
+        self._add_bins("segments", places)
+        chunks, self._chunks = self._chunks, self._chunks[:count]
         return chunks
+
+    def _encode_arrays(self, arrays: Sequence[ArrayMeta], dtypes: list[object]) -> list[bytes]:
+        """Encode the table of arrays, and list the dtypes that it refers to."""
+        known: dict[str, int] = {}
+        numbers: dict[np.dtype[Any], int] = {}  # of dtypes that are equal only if they are the same
+        tables = []
+        for start in range(0, len(arrays), _TABLE_ROWS):
+            rows = []
+            for meta in arrays[start : start + _TABLE_ROWS]:
+                number = numbers.get(meta.dtype)
+                if number is None:
+                    plain = dtype_to_plain(meta.dtype)
+                    number = known.setdefault(repr(plain), len(dtypes))
+                    if number == len(dtypes):
+                        dtypes.append(plain)
+                    if meta.dtype.names is None:
+                        numbers[meta.dtype] = number
+                rows.append((number, *meta.shape))
+            tables.append(msgpack.packb(rows))
+            self._pacer.pause()
+        return tables
+
+    def _add_bins(self, name: str, bins: Sequence[bytes]) -> None:
+        self._chunks.append(self._pack.pack(name) + self._pack.pack_array_header(len(bins)))
+        for each in bins:
+            self._chunks.append(b"\xc6" + len(each).to_bytes(4, "big"))
+            self._chunks.append(each)
 
 
 def decode_index(data: memoryview, *, file_nbytes: int, pacer: Pacer) -> tuple[Index, list[Segment]]:

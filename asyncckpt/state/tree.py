@@ -342,7 +342,8 @@ class _Flattener:
             self._kept.append(value)
             # Named here, so that a dtype which cannot be described is refused before anything is written.
             self._describable(value.dtype)
-            self._flat.sources.append(ArraySource(value.view(np.ndarray), is_stable=False))
+            data = value if type(value) is np.ndarray else value.view(np.ndarray)
+            self._flat.sources.append(ArraySource(data, is_stable=False))
             self._flat.array_nbytes += value.nbytes
             self._check_nbytes()
         self._nodes.append(ix.ext(ix.ARRAY, number))

@@ -7,9 +7,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save
 
 from benchmarks.systems.base import System
 
@@ -47,7 +47,7 @@ class TorchDcp(System):
 
     async def save(self, step: int, state: Any) -> None:
         """Stage."""
-        response = dcp.async_save(state, checkpoint_id=self.path(step), async_stager=self._stager)
+        response = async_save(state, checkpoint_id=self.path(step), async_stager=self._stager)
         if not isinstance(response, AsyncSaveResponse):
             message = f"async_save returned {type(response)}"
             raise TypeError(message)
@@ -68,4 +68,4 @@ class TorchDcp(System):
 
     async def restore(self, step: int, state: Any) -> None:
         """Load into the tensors."""
-        await asyncio.to_thread(dcp.load, state, checkpoint_id=self.path(step))
+        await asyncio.to_thread(load, state, checkpoint_id=self.path(step))

@@ -17,7 +17,7 @@ from asyncckpt import CheckpointManager
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(state=states)
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_any_state_comes_back_to_the_bit(form: str, state: Any) -> None:
     """Whatever can be saved comes back equal to the bit, types, order and dtypes included."""
     before = canonical(state)
@@ -51,7 +51,7 @@ def test_a_lazy_load_has_the_same_contents(form: str, state: Any) -> None:
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(key=keys)
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_any_key_comes_back(form: str, key: Any) -> None:
     """Everything hashable that can be saved can be a key, of a dict and in a set."""
     with tempfile.TemporaryDirectory() as folder:
