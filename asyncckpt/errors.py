@@ -137,10 +137,6 @@ class DirectoryLockedError(CheckpointError):
     """Another writer holds the checkpoint directory's lock."""
 
 
-class FileLockedError(CheckpointError):
-    """Another writer holds the checkpoint file's lock."""
-
-
 class CorruptCheckpointError(CheckpointError):
     """What is on disk is not what was written: a digest, a size, a file or the structure is wrong.
 
