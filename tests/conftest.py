@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from blockbuster import blockbuster_ctx
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import asyncckpt.disk.blocks
 import asyncckpt.disk.lock
@@ -27,8 +28,13 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 # The suite is deterministic, and says nothing about time: that is what benchmarks/ is for.
-settings.register_profile("asyncckpt", deadline=None, derandomize=True)
-settings.load_profile("asyncckpt")
+_COMMON: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
+settings.register_profile("asyncckpt", derandomize=True, max_examples=50, **_COMMON)
+settings.register_profile("explore", max_examples=2000, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncckpt"))
 
 _BLOCKING_MODULES = (
     asyncckpt.disk.blocks,

@@ -81,6 +81,15 @@ def make_array(dtype: np.dtype[Any], shape: tuple[int, ...], layout: str, seed: 
 
 
 shapes = st.lists(st.integers(0, 4), max_size=4).map(tuple)
+# By name: hypothesis would show the long values themselves, and slowly.
+_LONG: dict[str, object] = {
+    "bytes": b"\0" * 5000,
+    "surrogates": "\ud800" * 5000,
+    "text": "a\0" * 3000,
+    "ints": list(range(2000)),
+    "floats": tuple(map(float, range(2000))),
+}
+
 arrays = st.builds(make_array, st.sampled_from(DTYPES), shapes, st.sampled_from(LAYOUTS), st.integers(0, 1000))
 floats = st.integers(0, 2**64 - 1).map(bits_to_float) | st.floats()
 texts = st.text(st.characters(exclude_categories=()), max_size=12) | st.sampled_from(
@@ -149,7 +158,7 @@ leaves = (
     | st.binary(max_size=9).map(bytearray)
     | numbers
     | numbers.map(tuple)
-    | st.sampled_from([b"\0" * 5000, "\ud800" * 5000, "a\0" * 3000, list(range(2000)), tuple(map(float, range(2000)))])
+    | st.sampled_from(sorted(_LONG)).map(_LONG.__getitem__)
 )
 
 

@@ -1,11 +1,10 @@
-"""What several test modules need: bit-exact comparison, saving and loading without a manager, a profile."""
+"""What several test modules need: bit-exact comparison, saving and loading without a manager."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
 import enum
-import os
 import pathlib
 import random
 import struct
@@ -13,7 +12,6 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from hypothesis import HealthCheck, settings
 
 from asyncckpt import register_type
 from asyncckpt.disk.ops import DiskOps
@@ -27,11 +25,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FORMATS = ("msgpack", "hdf5")
-
-_COMMON: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("asyncckpt", derandomize=True, max_examples=50, **_COMMON)
-settings.register_profile("explore", max_examples=2000, **_COMMON)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncckpt"))
 
 
 @register_type(name="tests.Color")

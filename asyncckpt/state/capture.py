@@ -9,7 +9,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from asyncckpt.state.staging import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 from asyncckpt.state.strided import flat_bytes, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 _SMALL_BOUNDARY: Final = 64
-_BATCH: Final = 256  # small arrays copied between two looks at the stop flag
+_RUN: Final = 256  # small arrays copied between two looks at the stop flag
 
 
 class Snapshot(Protocol):
@@ -98,12 +99,7 @@ class StagedSnapshot:
         Raises:
             Stopped: `stop` was set; the caller's arrays are no longer used.
         """
-
-        def work(batch: list[tuple[int, int, Bytes]]) -> None:
-            for array, start, target in batch:
-                copy_bytes(self._sources[array], start, target)
-
-        crew.run(work, self._batches(), stop=stop)
+        crew.run(lambda copy: copy(), self._copies(), stop=stop)
         self._sources = [
             source if fixed else _NONE for source, fixed in zip(self._sources, self._is_stable, strict=True)
         ]
@@ -136,24 +132,61 @@ class StagedSnapshot:
             nbytes -= len(run)
             number += 1
 
-    def _batches(self) -> Iterator[list[tuple[int, int, Bytes]]]:
-        batch: list[tuple[int, int, Bytes]] = []
-        nbytes = 0
+    def _copies(self) -> Iterator[Callable[[], None]]:
+        """Yield the pieces of work: runs of small arrays, and parts of large ones."""
+        small: list[int] = []
         for array, data in enumerate(self._sources):
             if self._is_stable[array] or data.nbytes == 0:
                 continue
-            start = 0
-            for target in self._parts(self._offsets[array], data.nbytes):
-                batch.append((array, start, target))
-                start += len(target)
-                nbytes += len(target)
-                if nbytes >= SMALL_NBYTES or len(batch) == _BATCH:
-                    yield batch
-                    batch, nbytes = [], 0
-        if batch:
-            yield batch
+            if data.nbytes < PAGE_NBYTES:
+                small.append(array)
+                if len(small) == _RUN:
+                    yield partial(self._copy_small, small)
+                    small = []
+                continue
+            for start, target in self._targets(array):
+                yield partial(copy_bytes, data, start, target)
+        if small:
+            yield partial(self._copy_small, small)
+
+    def _copy_small(self, arrays: list[int]) -> None:
+        """Copy arrays one by one, or those that lie behind each other all at once: a call for each would cost more."""
+        while arrays:
+            offset = end = self._offsets[arrays[0]]
+            pieces: list[Any] = []
+            count = 0
+            for array in arrays:
+                gap = self._offsets[array] - end
+                if gap >= _SMALL_BOUNDARY:  # a larger array lies between
+                    break
+                count += 1
+                pieces += (_ZEROS[:gap], self._sources[array]) if gap else (self._sources[array],)
+                end += gap + self._sources[array].nbytes
+            joined, arrays = arrays[:count], arrays[count:]
+            try:
+                data = np.frombuffer(b"".join(pieces), np.uint8)
+            except (ValueError, TypeError, BufferError):  # not one run of memory, or a dtype that is no plain buffer
+                for array in joined:
+                    self._copy_one(array)
+            else:
+                start = 0
+                for target in self._parts(offset, len(data)):
+                    np.copyto(target, data[start : start + len(target)])
+                    start += len(target)
+
+    def _copy_one(self, array: int) -> None:
+        for start, target in self._targets(array):
+            copy_bytes(self._sources[array], start, target)
+
+    def _targets(self, array: int) -> Iterator[tuple[int, Bytes]]:
+        """Yield the runs of memory for an array, each with the position of its first byte in the array."""
+        start = 0
+        for target in self._parts(self._offsets[array], self._sources[array].nbytes):
+            yield start, target
+            start += len(target)
 
 
+_ZEROS: Final = bytes(_SMALL_BOUNDARY)
 _NONE: Final = np.empty(0, np.uint8)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -346,7 +347,7 @@ class _Flattener:
             self._flat.sources.append(ArraySource(data, is_stable=False))
             self._flat.array_nbytes += value.nbytes
             self._check_nbytes()
-        self._nodes.append(ix.ext(ix.ARRAY, number))
+        self._nodes.append(_array_node(number))
 
     def _add_string_array(self, value: NDArray[Any]) -> None:
         if value.dtype != np.dtypes.StringDType():
@@ -415,6 +416,12 @@ def _check_length(found: int, count: int, container: Sized) -> None:
     if found != count:
         message = f"its length was {count} and is {len(container)} now"
         raise RuntimeError(message)
+
+
+@lru_cache(maxsize=1 << 15)
+def _array_node(number: int) -> ix.Node:
+    """Make the node of an array; kept, because a state may have many and each save lists them all."""
+    return ix.ext(ix.ARRAY, number)
 
 
 def _big_integer(value: int) -> ix.Node:

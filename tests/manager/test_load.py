@@ -318,8 +318,11 @@ async def test_a_later_format_is_no_corruption(tmp_path: Path) -> None:
 async def test_an_index_that_lies_is_corruption(tmp_path: Path) -> None:
     """Even with valid digests, an index that claims the impossible is refused, and falls back."""
     async with CheckpointManager(tmp_path) as manager:
-        await save_all(manager, {1: 0.0, 2: 0.0})
+        await save_all(manager, {1: 0.0, 2: 0.0, 3: 0.0})
         change_index(tmp_path / "step_2", tree=[msgpack.packb([msgpack.ExtType(9, msgpack.packb(99))])])
+        change_index(tmp_path / "step_3", tree=[msgpack.packb([1, 2])])
+        with pytest.raises(CorruptCheckpointError, match="end of the tree"):
+            await manager.verify(3)
         with pytest.warns(CheckpointWarning, match="array 99"):
             loaded = await manager.load("latest")
         assert loaded is not None
@@ -444,6 +447,19 @@ async def test_lazy_verifies_the_index_and_leaves_the_payload_to_verify(tmp_path
         for step in (2, 3):
             with pytest.raises(CorruptCheckpointError):
                 await manager.load(step, lazy=True)
+
+
+@both_formats
+@pytest.mark.parametrize(
+    "leaf", ["x" * 3 * MIB, b"x" * 3 * MIB, [1.5] * (3 * MIB // 8)], ids=["str", "bytes", "numbers"]
+)
+def test_lazy_verifies_what_it_reads(tmp_path: Path, form: str, leaf: Any) -> None:
+    """Leaves that are made from payload at once, long strings and runs of numbers, are verified even so."""
+    path = save_to(tmp_path, 1, {"leaf": leaf, "w": np.zeros(10)}, form=form)
+    assert_same(load_from(tmp_path, 1, lazy=True)["w"], np.zeros(10))
+    damage(state_file(path), 2 * MIB)
+    with pytest.raises(CorruptCheckpointError):
+        load_from(tmp_path, 1, lazy=True)
 
 
 @both_formats
