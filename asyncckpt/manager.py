@@ -269,7 +269,8 @@ class CheckpointManager(Session):
             The checkpoint, whose ``state`` is `into`.
 
         Raises:
-            StateMismatchError: The state does not fit; nothing was changed.
+            StateMismatchError: The state does not fit; nothing was changed, unless a fallback came to this: then a note
+                names the arrays that a damaged checkpoint had begun to overwrite.
             CorruptCheckpointError: The checkpoint is damaged, and nothing stands in for it: `overwritten` names the
                 arrays that hold a mixture now.
             CheckpointNotFoundError: There is no such checkpoint, or it is not committed yet.

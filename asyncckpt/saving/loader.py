@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
-from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
+from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
 from asyncckpt.workers import StopFlag
@@ -51,11 +51,14 @@ class Loader:
                 self._catalog.replace(records)
                 return
 
-    async def choose(self, which: Choice) -> int | None:
-        """Return the latest or best step; for a reader beside another process, as the directory is now."""
+    async def choose(self, which: Choice, *, callers: int = 1) -> int | None:
+        """Return the latest or best step; for a reader beside another process, as the directory is now.
+
+        A warning names the line that lies `callers` functions of ours above.
+        """
         if self._settings.read_only:
             await self.refresh()
-        return self._chosen(which)
+        return self._chosen(which, callers=callers + 1)
 
     async def load_step(self, step: int, request: LoadRequest) -> LoadedCheckpoint:
         """Load this step and no other.
@@ -84,7 +87,8 @@ class Loader:
             CorruptCheckpointError: It is damaged, and nothing stands in.
         """
         has_listed = False
-        while (step := await self.choose(which)) is not None:
+        overwritten: set[str] = set()
+        while (step := await self.choose(which, callers=3)) is not None:
             try:
                 return await self.load_step(step, request)
             except CheckpointNotFoundError:
@@ -93,11 +97,17 @@ class Loader:
                 await self.refresh()
                 has_listed = True
             except CorruptCheckpointError as error:
-                instead = self._chosen(which)
+                overwritten.update(error.overwritten)
+                error.overwritten = tuple(sorted(overwritten))
+                instead = self._chosen(which, callers=3)
                 if instead is None or not self._settings.fallback:
                     raise
                 message = f"falling back from step {step} to step {instead}: {error}"
                 warnings.warn(message, CheckpointWarning, stacklevel=4)
+            except CheckpointError as error:
+                if overwritten:  # by a checkpoint tried before, whatever this error says of its own
+                    error.add_note(f"arrays overwritten by then: {', '.join(sorted(overwritten))}")
+                raise
         return None
 
     def _check_not_begun(self, step: int) -> None:
@@ -110,12 +120,12 @@ class Loader:
         stop = StopFlag()
         await self._reading(step, stop, verify_checkpoint, self._root, step, self._jobs.crew(_HELPERS), stop)
 
-    def _chosen(self, which: Choice) -> int | None:
+    def _chosen(self, which: Choice, *, callers: int) -> int | None:
         if which == "latest":
             return self._catalog.latest()
         choice = self._catalog.best()
         for message in choice.warnings:
-            warnings.warn(message, CheckpointWarning, stacklevel=6)
+            warnings.warn(message, CheckpointWarning, stacklevel=callers + 2)
         return choice.step
 
     async def _reading(

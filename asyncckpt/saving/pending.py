@@ -62,12 +62,7 @@ class PendingDirectories:
         async def action() -> None:
             await self._writer.take_directory()
             self._catalog.begin(step)
-            try:
-                written = await self._writer.run_job(commit.finalize, self._ops, self._root, path, step)
-            except (FileNotFoundError, publish.UnsyncedError):
-                self._writer.begun.discard(step)  # it is gone
-                raise
-            self._writer.begun.discard(step)
+            written = await self._writer.run_job(commit.finalize, self._ops, self._root, path, step)
             self._catalog.add(written.record)
             if written.trash is not None:
                 self._writer.sweep(written.trash)
@@ -77,6 +72,7 @@ class PendingDirectories:
             try:
                 await action()
             finally:
+                self._writer.begun.discard(step)  # if it failed, it may be tried again, or the step saved instead
                 self._writer.free_step(step)
 
         self._writer.in_flight[step] += 1
