@@ -108,6 +108,10 @@ class Loader:
                 if overwritten:  # by a checkpoint tried before, whatever this error says of its own
                     error.add_note(f"arrays overwritten by then: {', '.join(sorted(overwritten))}")
                 raise
+        if steps := self._catalog.steps():
+            listed = ", ".join(map(str, steps))
+            message = f"every checkpoint in {self._root} has been found corrupt; their steps: {listed}"
+            raise CorruptCheckpointError(message, step=steps[-1])
         return None
 
     def _check_not_begun(self, step: int) -> None:

@@ -181,6 +181,10 @@ async def test_all_corrupt_is_an_error_even_if_missing_is_not(tmp_path: Path) ->
             damage(state_file(tmp_path / f"step_{step}"))
         with pytest.warns(CheckpointWarning, match="step 2 to step 1"), pytest.raises(CorruptCheckpointError):
             await manager.load("latest", missing_ok=True)
+        assert manager.latest_step() is None
+        for which in ("latest", "best"):  # known by now, and still no absence
+            with pytest.raises(CorruptCheckpointError, match="1, 2"):
+                await manager.load(which, missing_ok=True)
 
 
 async def test_a_given_step_never_falls_back(tmp_path: Path) -> None:

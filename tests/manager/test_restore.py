@@ -215,6 +215,21 @@ async def test_without_fallback_the_error_says_what_was_overwritten(tmp_path: Pa
         assert manager.latest_step() == 1
 
 
+@pytest.mark.filterwarnings("ignore:falling back")
+async def test_a_fallback_that_does_not_fit_tells_what_was_overwritten(tmp_path: Path) -> None:
+    """What the damaged checkpoint had begun to overwrite is named, whatever the one behind it fails of."""
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, {"other": 1}))
+        await (await manager.save(2, {"w": np.arange(1_000_000)}))
+        await (await manager.save(3, {"w": np.arange(1_000_000)}))
+        for step in (2, 3):
+            damage(tmp_path / f"step_{step}" / "state.msgpack", 5 * MIB)
+        with pytest.raises(StateMismatchError) as caught:
+            await manager.restore("latest", into={"w": np.zeros(1_000_000, int)})
+        assert caught.value.step == 1
+        assert caught.value.__notes__ == ["arrays overwritten by then: w"]
+
+
 def test_only_what_was_begun_is_named(tmp_path: Path) -> None:
     """Arrays behind the damaged place, which nobody has begun to read, are not named, and keep what they held."""
     state = {f"a{i}": np.ones(8 * MIB, "u1") for i in range(5)}
