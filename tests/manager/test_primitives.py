@@ -457,6 +457,19 @@ async def test_best_without_metrics(manager: asyncckpt.CheckpointManager, tmp_pa
         assert await manager.get_best_checkpoint_path() == str(tmp_path / "runs" / "step_2")
 
 
+async def test_warnings_about_the_best_name_the_callers_line(manager: asyncckpt.CheckpointManager) -> None:
+    """However many functions of ours lie between."""
+    await manager.save(1, "state")
+    await manager.flush()
+    for ask in (manager.get_best_checkpoint_path, lambda: manager.load("best")):
+        with pytest.warns(asyncckpt.CheckpointWarning) as warned:
+            await ask()
+        assert {each.filename for each in warned} == {__file__}
+    with pytest.warns(asyncckpt.CheckpointWarning) as warned:
+        manager.best_step()
+    assert {each.filename for each in warned} == {__file__}
+
+
 async def test_training_info_that_is_missing_or_damaged(manager: asyncckpt.CheckpointManager, tmp_path: Path) -> None:
     """Each has its own clear error."""
     await commit(manager, 1)
