@@ -177,6 +177,20 @@ class CheckpointManager(Session):
         with LeafError.naming(step):
             return here.intake.save_nowait(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
 
+    async def prewarm(self, state: object) -> None:
+        """Make the memory ready that a save of `state` will need, so that the first save is as quick as later ones.
+
+        Fresh memory costs three to four times as much to copy into as memory that has been used. Nothing is saved, and
+        nothing of `state` is kept; only its structure and sizes matter. Later saves warm the memory themselves.
+
+        Raises:
+            UnsupportedLeafError: A leaf cannot be saved.
+            StateChangedError: A container changed meanwhile.
+        """
+        here = self._here(writes=True)
+        if self._settings.enabled:
+            await here.intake.prewarm(state)
+
     def _check_enabled(self) -> None:
         if not self._settings.enabled:
             message = f"{self!r} is disabled (enabled=False) and writes nothing: leave it out"

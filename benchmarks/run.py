@@ -50,22 +50,22 @@ class Run:
             turn = number % len(systems) if systems else 0
             for system in systems[turn:] + systems[:turn]:
                 if self.samples.failure(workload.name, system) is None:
-                    self._measure_system(workload.name, system, number)
+                    self._measure_system(workload, system, number)
 
-    def _measure_system(self, workload: str, system: str, number: int) -> None:
+    def _measure_system(self, workload: Workload, system: str, number: int) -> None:
         """Measure in a fresh process, and add what it wrote to the samples."""
-        print(f"{workload}, round {number + 1}: {system} ", end="", flush=True)
+        print(f"{workload.name}, round {number + 1}: {system} ", end="", flush=True)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=self.base, ignore_cleanup_errors=True) as root:
             checkpoints, out = Path(root, "checkpoints"), Path(root, "samples.jsonl")
             checkpoints.mkdir()
             out.touch()
-            command = [sys.executable, "-m", "benchmarks.worker", workload, system, str(checkpoints), str(out)]
+            command = [sys.executable, "-m", "benchmarks.worker", workload.name, system, str(checkpoints), str(out)]
             command += ["--round", str(number), *(["--quick"] if self.scale is QUICK else [])]
-            reason = _call(command, self.scale.timeout)
+            reason = _call(command, self.scale.timeout * workload.patience)
             self.samples.extend(read_lines(out))
         if reason:
-            self.samples.failures.append(Failure(workload=workload, system=system, reason=reason))
+            self.samples.failures.append(Failure(workload=workload.name, system=system, reason=reason))
             print(f"({reason}) ", end="")
         print(f"{time.perf_counter() - start:.1f} s", flush=True)
 

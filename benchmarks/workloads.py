@@ -48,6 +48,8 @@ class Workload:
     """Those that a quick run measures, if not all."""
     rounds: int | None = None
     """At most so many, for what takes long or varies little."""
+    patience: float = 1.0
+    """How many times the scale's `timeout` a process may take."""
     needs: Callable[[Scale], bool] = lambda _: True
 
     def title_at(self, scale: Scale) -> str:
@@ -434,6 +436,7 @@ WORKLOADS: Final = (
         measure=_measure_catalog,
         systems=(MSGPACK,),
         rounds=1,
+        patience=4,  # they are all saved first
     ),
     Workload(
         name="import", title="import asyncckpt, over numpy", measure=_measure_import, systems=(MSGPACK,), rounds=1

@@ -21,9 +21,10 @@ import anyio
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import run_config_bytes, training_info_bytes
 from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
+from asyncckpt.formats.base import find_format
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
-from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
+from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot, staged_nbytes
 from asyncckpt.state.tree import FlatState, TooLargeError, flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
@@ -178,6 +179,10 @@ class Intake:
         handle._time("blocked")  # noqa: SLF001
         return item.handle
 
+    async def prewarm(self, state: object) -> None:
+        """Make ready what the first save of such a state would have to make; see `CheckpointManager.prewarm`."""
+        await self._in_thread(_prewarm, state, self._settings, self._pool, self._jobs.crew())
+
     def _make_room(self, step: int, nbytes: int) -> bool:
         """Make room without waiting; return whether the save may go on, or is to be skipped."""
         if not self._turn.locked():
@@ -303,6 +308,20 @@ class Intake:
 def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:
     with paused_gc():
         return flatten(state, pacer=Pacer(stop))
+
+
+def _prewarm(state: object, settings: Settings, pool: BufferPool, crew: Crew, stop: StopFlag) -> None:
+    find_format(settings.format)
+    nbytes = staged_nbytes(_flatten_in_thread(state, stop))
+    if nbytes > settings.max_staged_nbytes:
+        return  # it will be streamed, through a few buffers of its own
+    buffers = pool.take(nbytes)
+    try:
+        crew.run(
+            lambda buffer: buffer.fill(0), buffers, stop=stop
+        )  # a page is the system's to give until it is touched
+    finally:
+        pool.give(buffers)
 
 
 def _copy(flat: FlatState, pool: BufferPool, crew: Crew, made: list[Snapshot], stop: StopFlag) -> None:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
+from asyncckpt.formats.base import find_format
 from asyncckpt.saving import commit
 from asyncckpt.saving.catalog import Catalog, CheckpointRecord
 from asyncckpt.saving.intake import Intake
@@ -68,7 +69,9 @@ class Session:
         jobs = Jobs(asyncio.get_running_loop())
         try:
             is_writer = not self._settings.read_only and self._settings.enabled
-            self._root, records = await jobs.run(_list, self._ops, self._root, is_writer=is_writer)
+            self._root, records = await jobs.run(
+                _list, self._ops, self._root, self._settings.format, is_writer=is_writer
+            )
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
@@ -172,10 +175,11 @@ class OpenSession:
         self.writer.give_lock_back()
 
 
-def _list(ops: DiskOps, root: Path, *, is_writer: bool) -> tuple[Path, list[CheckpointRecord]]:
+def _list(ops: DiskOps, root: Path, form: str, *, is_writer: bool) -> tuple[Path, list[CheckpointRecord]]:
     """List a directory, which is the same one from here on, whatever becomes of the working directory."""
     root = root.absolute()
     if is_writer:
+        find_format(form)  # h5py is imported here, and not in the first save
         commit.tidy(ops, root)
     return root, commit.read_records(root)
 

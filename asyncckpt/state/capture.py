@@ -199,6 +199,11 @@ def copy_bytes(array: NDArray[np.generic], start: int, target: Bytes) -> None:
         np.copyto(target, data[start : start + len(target)])
 
 
+def staged_nbytes(flat: FlatState) -> int:
+    """Return the size of the buffers that the copy of a state takes."""
+    return _lay_out(flat)[1]
+
+
 def _lay_out(flat: FlatState) -> tuple[list[int], int]:
     """Place the arrays that are copied, one after the other: on pages, small ones on cache lines."""
     offsets, end = [], 0

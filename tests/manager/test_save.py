@@ -755,3 +755,18 @@ async def test_saves_nothing_through_a_directory_it_cannot_write(tmp_path: Path)
         assert not (tmp_path / "new").exists()
         assert await (await manager.save(1, {})) is not None
         assert (tmp_path / "new/step_1").is_dir()
+
+
+async def test_prewarm_leaves_the_first_save_nothing_to_allocate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After `prewarm`, a save of such a state takes buffers that are there; nothing was saved, or kept of the state."""
+    async with asyncckpt.CheckpointManager(tmp_path / "a") as manager:
+        state = {"w": np.ones(5_000_000), "b": [np.ones(300_000), "x"]}
+        await manager.prewarm(state)
+        assert not (tmp_path / "a").exists()
+        monkeypatch.delattr("asyncckpt.state.staging.aligned_buffer")  # whoever asks for a fresh buffer fails
+        await (await manager.save(1, state))
+        loaded = await manager.load(1)
+        assert loaded is not None
+        np.testing.assert_array_equal(loaded.state["w"], state["w"])
