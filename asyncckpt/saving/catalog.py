@@ -48,6 +48,7 @@ class Catalog:
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, tuple[int, int]] = {}
         self._begun: set[int] = set()
+        self._best: BestChoice | None = None  # until something changes: with thousands of checkpoints it takes a while
         self.changes = 0
         """Counts additions and removals, so that a listing that they have overtaken can be made anew."""
 
@@ -60,6 +61,7 @@ class Catalog:
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
+        self._best = None
         listed = [record for record in records if record.step not in self._begun]
         self._records = {record.step: record for record in sorted(listed, key=lambda each: each.step)}
         self._corrupt = {
@@ -71,6 +73,7 @@ class Catalog:
     def add(self, record: CheckpointRecord) -> None:
         """Add a checkpoint that has just been committed."""
         self.changes += 1
+        self._best = None
         self._begun.discard(record.step)
         is_newest = not self._records or record.step > next(reversed(self._records))
         self._records[record.step] = record
@@ -81,6 +84,7 @@ class Catalog:
     def remove(self, steps: Iterable[int]) -> None:
         """Forget steps."""
         self.changes += 1
+        self._best = None
         for step in steps:
             self._records.pop(step, None)
             self._corrupt.pop(step, None)
@@ -97,6 +101,7 @@ class Catalog:
     def mark_corrupt(self, step: int) -> None:
         """Note that a step was found corrupt."""
         if step in self._records:
+            self._best = None
             self._corrupt[step] = self._records[step].identity
 
     def get(self, step: int) -> CheckpointRecord | None:
@@ -122,4 +127,6 @@ class Catalog:
 
     def best(self) -> BestChoice:
         """Choose the best intact checkpoint."""
-        return choose_best(self.candidates(), self._policy)
+        if self._best is None:
+            self._best = choose_best(self.candidates(), self._policy)
+        return self._best

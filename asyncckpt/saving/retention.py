@@ -34,6 +34,11 @@ class RetentionPolicy:
     keep_latest_k: int | None = None
     keep_every: int | None = None
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is ever pruned."""
+        return self.keep_top_k is None and self.keep_latest_k is None
+
     @classmethod
     def from_settings(cls, settings: Settings) -> RetentionPolicy:
         """Take a manager's options."""
@@ -165,7 +170,7 @@ def plan_prune(
 
 def _rules(ordered: Sequence[Candidate], policy: RetentionPolicy) -> list[_Rule]:
     top_k, latest_k, every, period = policy.keep_top_k, policy.keep_latest_k, policy.keep_every, policy.save_period
-    if top_k is None and latest_k is None:
+    if policy.keeps_all:
         return [_protection({candidate.step for candidate in ordered}, "neither keep_top_k nor keep_latest_k is set")]
     rules = []
     if top_k is not None:

@@ -218,6 +218,8 @@ class Writer:
 
     async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
         """Apply the retention policy."""
+        if self._policy.keeps_all:
+            return
         verdicts = plan_prune(
             self._catalog.candidates(),
             self._policy,
