@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from asyncckpt import CheckpointManager
@@ -57,8 +58,10 @@ class Asyncckpt(System):
         await self.manager.restore(step, into=state)
 
     async def discard(self, step: int) -> None:
-        """Delete through the manager."""
+        """Delete through the manager, and wait until it has also removed the files, which it does in the background."""
         await self.manager.delete(step)
+        while any(self.root.glob("trash_*")):  # noqa: ASYNC110 - the manager has no event for it
+            await asyncio.sleep(0.01)
 
 
 class AsyncckptMsgpack(Asyncckpt):
