@@ -16,7 +16,8 @@ PAGE_NBYTES: Final = 4096
 
 def aligned_buffer(nbytes: int) -> NDArray[np.uint8]:
     """Return fresh page-aligned memory, in huge pages where there are any, which forked children do not get."""
-    memory = mmap.mmap(-1, max(nbytes, 1))
+    # Private: shared memory, Python's default, comes from the page cache, one small page at a time.
+    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for advice in ("MADV_HUGEPAGE", "MADV_DONTFORK"):
         if hasattr(mmap, advice):
             try:
