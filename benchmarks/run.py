@@ -102,7 +102,9 @@ def _parse() -> argparse.Namespace:
 def _measure(args: argparse.Namespace, scale: Scale, out: Path) -> tuple[Samples, dict[str, str]]:
     args.dir.mkdir(parents=True, exist_ok=True)
     facts = describe(args.dir, _PACKAGES)
-    run = Run(scale=scale, base=args.dir, systems=frozenset(args.systems), rounds=args.rounds, samples=Samples())
+    run = Run(
+        scale=scale, base=args.dir.resolve(), systems=frozenset(args.systems), rounds=args.rounds, samples=Samples()
+    )
     start = time.perf_counter()
     for workload in WORKLOADS:
         if workload.needs(scale) and workload.name in args.workloads:
