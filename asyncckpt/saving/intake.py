@@ -100,13 +100,10 @@ class Intake:
         if step in self._writer.begun:
             message = f"step {step} has a pending directory that is being filled: finalize_checkpoint() it first"
             raise StepExistsError(message, step=step)
-        if not overwrite:
-            if step in self._writer.in_flight:
-                message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
-                raise StepExistsError(message, step=step)
-            if step in self._catalog:
-                message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
-                raise StepExistsError(message, step=step)
+        if not overwrite and step in self._writer.in_flight:
+            message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
+            raise StepExistsError(message, step=step)
+        self._check_absent(step, overwrite=overwrite)
         self._writer.in_flight[step] += 1
         return max(self._writer.in_flight)
 
@@ -132,7 +129,7 @@ class Intake:
                 await turn.enter_async_context(self._turn)
                 self._writer.check_open()
                 await self._writer.take_directory()
-                self._check_again(step, overwrite=overwrite)
+                self._check_absent(step, overwrite=overwrite)
                 self._warn_if_below(step, latest)
                 item = await self._capture(handle, state, documents, frozen=frozen)
             except BaseException:
@@ -197,8 +194,8 @@ class Intake:
 
     # --- steps of a save ----------------------------------------------------------------------------------------------
 
-    def _check_again(self, step: int, *, overwrite: bool) -> None:
-        """Look once more: the directory may have held the step when it was taken over."""
+    def _check_absent(self, step: int, *, overwrite: bool) -> None:
+        """Refuse a committed step; asked again when the directory was taken over, which may have held it."""
         if not overwrite and step in self._catalog:
             message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
             raise StepExistsError(message, step=step)
