@@ -87,8 +87,21 @@ class Crew:
         self._executor = executor
         self._helpers = helpers if executor is not None else 0
 
-    def run(self, work: Callable[[ItemT], None], items: Iterable[ItemT], *, stop: StopFlag | None = None) -> None:
+    def run(
+        self,
+        work: Callable[[ItemT], None],
+        items: Iterable[ItemT],
+        *,
+        stop: StopFlag | None = None,
+        threads: int | None = None,
+    ) -> None:
         """Call `work(item)` for each item and return when all calls have ended.
+
+        Args:
+            work: Called from several threads.
+            items: Claimed by one thread at a time.
+            stop: Looked at before each item is claimed.
+            threads: At most so many work at the same time; None for as many as there are.
 
         Raises:
             Stopped: `stop` was set; items not yet claimed were left out.
@@ -111,10 +124,11 @@ class Crew:
             except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
                 failures.append(error)
 
+        helpers = self._helpers if threads is None else min(self._helpers, threads - 1)
         helping = []
         if self._executor is not None:
             try:
-                helping = [self._executor.submit(labour) for _ in range(self._helpers)]
+                helping = [self._executor.submit(labour) for _ in range(helpers)]
             except RuntimeError:  # the executor is shutting down: this thread works alone
                 helping = []
         labour()

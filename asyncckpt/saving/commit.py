@@ -56,9 +56,9 @@ class Written:
     """When the bytes were on the disk, by `time.perf_counter`."""
 
 
-def block_nbytes_within(budget_nbytes: int) -> int:
-    """Return the largest block size of which two fit into a budget, but at least a digest block."""
-    blocks = budget_nbytes // 2 // DIGEST_BLOCK_NBYTES
+def block_nbytes_within(nbytes: int) -> int:
+    """Return the largest block size that fits into so much memory, but at least a digest block."""
+    blocks = nbytes // DIGEST_BLOCK_NBYTES
     return min(max(blocks, 1) * DIGEST_BLOCK_NBYTES, BLOCK_NBYTES)
 
 

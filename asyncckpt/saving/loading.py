@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -21,9 +21,10 @@ from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, read_targets
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
+from asyncckpt.memory import aligned_array
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
-from asyncckpt.state.index import Index, Segment, decode_index
+from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
 
 ResultT = TypeVar("ResultT")
+
+_ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapping of their own would cost more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,8 +189,7 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         for number in read:
             places = survey.destinations.get(number)
             meta = index.arrays[number]
-            # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
-            arrays[number] = places[0] if places else np.ndarray(meta.shape, meta.dtype)
+            arrays[number] = places[0] if places else _fresh_array(meta)
         targets = _targets(segments, {number: arrays[number] for number in read})
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
@@ -213,6 +215,12 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         return arrays
     finally:
         os.close(fd)
+
+
+def _fresh_array(meta: ArrayMeta) -> NDArray[Any]:
+    if meta.nbytes >= _ALIGNED_MIN_NBYTES:
+        return aligned_array(meta.shape, meta.dtype)
+    return np.ndarray(meta.shape, meta.dtype)  # unlike np.empty, it leaves a dtype of no bytes ("<U0") as it is
 
 
 def _targets(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
