@@ -61,7 +61,7 @@ def file_of(state: object) -> bytes:
     """Return the bytes of the file that a state becomes."""
     flat = flatten(state, pacer=Pacer())
     plan = hdf5.FORMAT.plan(flat.index(), Pacer())
-    return filled(plan, [np.ascontiguousarray(source.data).tobytes() for source in flat.sources])
+    return filled(plan, [np.ascontiguousarray(source).tobytes() for source in flat.sources])
 
 
 def filled(plan: FilePlan, arrays: list[bytes]) -> bytes:

@@ -17,7 +17,7 @@ from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.plan import FilePlan, Span
 from asyncckpt.formats import msgpack as form
 from asyncckpt.formats.base import find_format
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.saving import commit
 from asyncckpt.state.index import ArrayMeta, Index, decode_index
 from asyncckpt.workers import Pacer
@@ -42,6 +42,19 @@ class SmallExtents:
         return form.FORMAT.plan(index, pacer, extent_nbytes=2 * PAGE_NBYTES)
 
 
+def span_bytes(sizes: list[int], span: Span, nbytes: int) -> bytes:
+    """Return what a span stands for: part of an array, or small arrays in a row."""
+    if span.start + nbytes <= sizes[span.array]:
+        return bytes([span.array + 1]) * nbytes
+    content, array = b"", span.array
+    while len(content) < span.start + nbytes:
+        assert sizes[array] < PAGE_NBYTES, "only small arrays are moved together"
+        content += bytes([array + 1]) * sizes[array]
+        content += bytes(-len(content) % SMALL_BOUNDARY)
+        array += 1
+    return content[span.start : span.start + nbytes]
+
+
 def render(plan: FilePlan, sizes: list[int]) -> bytes:
     """Put a plan's bytes together; array n is made of the byte n + 1."""
     data = bytearray(plan.nbytes)
@@ -50,8 +63,7 @@ def render(plan: FilePlan, sizes: list[int]) -> bytes:
         assert offset >= end, "pieces overlap"
         end = offset + nbytes
         if isinstance(source, Span):
-            assert source.start + nbytes <= sizes[source.array]
-            data[offset:end] = bytes([source.array + 1]) * nbytes
+            data[offset:end] = span_bytes(sizes, source, nbytes)
         else:
             assert len(source) == nbytes
             data[offset:end] = source
