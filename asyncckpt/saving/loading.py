@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from asyncckpt.state.index import Index, Segment, decode_index
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.workers import Pacer, paused_gc
+from asyncckpt.workers import Pacer, age_objects, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 
 ResultT = TypeVar("ResultT")
+
+_MANY_REFERENCES: Final = 1 << 16  # a collector walks so many in less than a millisecond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,8 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
                 survey = builder.survey()
             arrays = _read_arrays(reader, index, segments, survey, request, crew, stop)
             state = builder.build(arrays)
+            if builder.made > _MANY_REFERENCES:
+                age_objects()
     checkpoint = LoadedCheckpoint(step=step, path=path, training_info=info, state=state)
     return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types)
 
@@ -163,7 +167,7 @@ def _read_index(reader: CheckpointReader, pacer: Pacer) -> tuple[Index, list[Seg
     place = reader.manifest.index
     assert place is not None  # noqa: S101 - both callers have looked
     data = reader.read_range(place.file, place.offset, place.nbytes)
-    return decode_index(memoryview(data), file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
+    return decode_index(data, file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
 
 
 def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has them all

@@ -72,7 +72,10 @@ class FlatState:
 
     def release(self) -> None:
         """Let go of the arrays: freeing large ones takes its time, which the thread that calls this pays."""
-        self.pieces = []
+        pacer = Pacer()
+        while self.pieces:
+            self.pieces.pop()
+            pacer.pause()
         self.arrays = []
         self.sources = []
 
