@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import assert_same, load_from, save_to
+from support import assert_same, load_from, save_to, span_bytes
 
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.plan import FilePlan, Span
 from asyncckpt.formats import msgpack as form
 from asyncckpt.formats.base import find_format
-from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.memory import PAGE_NBYTES
 from asyncckpt.saving import commit
 from asyncckpt.state.index import ArrayMeta, Index, decode_index
 from asyncckpt.workers import Pacer
@@ -42,28 +42,16 @@ class SmallExtents:
         return form.FORMAT.plan(index, pacer, extent_nbytes=2 * PAGE_NBYTES)
 
 
-def span_bytes(sizes: list[int], span: Span, nbytes: int) -> bytes:
-    """Return what a span stands for: part of an array, or small arrays in a row."""
-    if span.start + nbytes <= sizes[span.array]:
-        return bytes([span.array + 1]) * nbytes
-    content, array = b"", span.array
-    while len(content) < span.start + nbytes:
-        assert sizes[array] < PAGE_NBYTES, "only small arrays are moved together"
-        content += bytes([array + 1]) * sizes[array]
-        content += bytes(-len(content) % SMALL_BOUNDARY)
-        array += 1
-    return content[span.start : span.start + nbytes]
-
-
 def render(plan: FilePlan, sizes: list[int]) -> bytes:
     """Put a plan's bytes together; array n is made of the byte n + 1."""
     data = bytearray(plan.nbytes)
+    contents = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
     end = 0
     for offset, nbytes, source in plan.pieces:
         assert offset >= end, "pieces overlap"
         end = offset + nbytes
         if isinstance(source, Span):
-            data[offset:end] = span_bytes(sizes, source, nbytes)
+            data[offset:end] = span_bytes(contents, source, nbytes)
         else:
             assert len(source) == nbytes
             data[offset:end] = source
