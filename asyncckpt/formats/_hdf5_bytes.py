@@ -222,7 +222,7 @@ def _name_of(body: bytes) -> bytes:
 
 
 def checksums(rows: NDArray[np.uint8], pacer: Pacer) -> Words:
-    """Return Bob Jenkins's lookup3 of each row of bytes, as HDF5 computes it (initial value 0)."""
+    """Return Bob Jenkins's lookup3 of each row of bytes, at least one byte long, as HDF5 computes it (from 0)."""
     count, nbytes = rows.shape
     padded = np.zeros((count, max(12, -(-nbytes // 12) * 12)), np.uint8)
     padded[:, :nbytes] = rows
@@ -232,7 +232,7 @@ def checksums(rows: NDArray[np.uint8], pacer: Pacer) -> Words:
     for at in range(0, len(words) - 3, 3):
         pacer.pause()
         a, b, c = _mix(a + words[at], b + words[at + 1], c + words[at + 2])
-    found: Words = c if nbytes == 0 else _finish(a + words[-3], b + words[-2], c + words[-1])
+    found: Words = _finish(a + words[-3], b + words[-2], c + words[-1])
     return found
 
 

@@ -27,6 +27,7 @@ from hypothesis.extra import numpy as hnp
 from support import span_bytes
 
 from asyncckpt.disk.plan import Span
+from asyncckpt.formats import _hdf5_bytes as hb
 from asyncckpt.formats import _hdf5_names as names
 from asyncckpt.formats import hdf5
 from asyncckpt.state import index as ix
@@ -688,6 +689,25 @@ def test_huge_arrays_cost_nothing_to_plan(tmp_path: Path) -> None:
         os.close(descriptor)
     with h5py.File(tmp_path / "state.h5") as file:
         assert [file[f"w{number}"][-1, -1] for number in range(count)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 370, 371, 372, 743, 744, 745, 5000])
+def test_every_link_of_a_group_is_found(count: int) -> None:
+    """However many there are, and so however they are stored: by name, in their order, and none that is not there."""
+    state = {f"é{number}" if number % 3 else f"{number}" * 60: np.full(2, number) for number in range(count)}
+    with opened({"group": state}) as file:
+        group = file["group"]
+        assert list(group) == list(state)
+        assert all(group[key][1] == value[1] for key, value in state.items())
+        assert "absent" not in group
+
+
+def test_checksums_are_lookup3() -> None:
+    """The value that Bob Jenkins gives for his example, of each row and of names among others."""
+    text = b"Four score and seven years ago"
+    rows = np.frombuffer(text * 2, np.uint8).reshape(2, -1)
+    assert hb.checksums(rows, Pacer()).tolist() == [0x17770551] * 2
+    assert hb.hashes([text, b"x", text], Pacer())[::2] == [0x17770551] * 2
 
 
 def test_many_arrays_take_little_metadata() -> None:
