@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 PAGE_NBYTES: Final = 4096
 """Direct I/O moves whole pages of this size, from and to multiples of it."""
+SMALL_BOUNDARY: Final = 64
+"""Arrays smaller than a page lie on multiples of this, so that those in a row can be moved together."""
 
 
 def aligned_buffer(nbytes: int) -> NDArray[np.uint8]:

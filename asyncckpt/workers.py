@@ -5,7 +5,8 @@
 2. Python work in a thread goes in pieces of at most about half a millisecond (`Pacer`), so that the loop's thread gets
    the GIL between them.
 3. While a job makes or walks many objects, automatic garbage collection is paused (`paused_gc`): each run would walk
-   the whole heap, holding the GIL.
+   the whole heap, holding the GIL. Many objects that last are then counted as old (`age_objects`), or the first run
+   after the pause would walk all of them.
 4. A job looks at its `StopFlag` between pieces and ends within one of them.
 """
 
@@ -163,3 +164,14 @@ def paused_gc() -> Iterator[None]:
             _gc_pauses -= 1
             if _gc_pauses == 0 and _gc_was_enabled:
                 gc.enable()
+
+
+def age_objects() -> None:
+    """Move all objects to the collector's oldest generation, as a few collections would, but without walking them.
+
+    What an automatic collection finds among the old ones it finds later; no setting of the collector changes. Where the
+    program itself has frozen objects (`gc.freeze`), nothing is done: they would be thawed.
+    """
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+        gc.unfreeze()

@@ -16,8 +16,6 @@ import stat
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import numpy as np
-
 from asyncckpt.disk.blocks import Part, digest_parts
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord, Manifest, decode_manifest
 from asyncckpt.disk.mapping import MappedFile
@@ -30,6 +28,7 @@ from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from asyncckpt.workers import Crew, StopFlag
@@ -85,17 +84,17 @@ class CheckpointReader:
 
     def read_small(self, name: str) -> bytes:
         """Read and verify a whole file."""
-        return self.read_range(name, 0, self._record(name).nbytes)
+        return bytes(self.read_range(name, 0, self._record(name).nbytes))
 
-    def read_range(self, name: str, offset: int, nbytes: int) -> bytes:
+    def read_range(self, name: str, offset: int, nbytes: int) -> memoryview:
         """Read bytes of a file, from verified blocks."""
-        data = np.empty(nbytes, np.uint8)
+        data = aligned_buffer(nbytes)
         fd = self.open(name)
         try:
             read_targets(self, fd, name, [Target(offset, nbytes, data)] if nbytes else [])
         finally:
             os.close(fd)
-        return data.tobytes()
+        return data.data  # without a copy: an index may be large
 
     def verify(self, name: str, crew: Crew, stop: StopFlag | None) -> None:
         """Read a whole file and verify it."""

@@ -71,7 +71,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         Stopped: `stop` was set. In each case what was written is discarded, unless its name could not be made durable:
             then it is left to the next save of the step, or to the next start.
     """
-    pending = None
+    pending = plan = None
     try:
         form = find_format(request.format_name)
         with paused_gc():
@@ -101,6 +101,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
             _discard(ops, pending, error)
         raise
     finally:
+        plan = None  # holds the encoded nodes too, which `release` frees piece by piece
         request.snapshot.release()
         request.flat.release()
     trash = publish.make_durable(ops, moved)

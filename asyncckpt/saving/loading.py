@@ -28,7 +28,7 @@ from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.workers import Pacer, paused_gc
+from asyncckpt.workers import Pacer, age_objects, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapping of their own would cost more
+_MANY_REFERENCES: Final = 1 << 16  # a collector walks so many in less than a millisecond
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +150,8 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
                 survey = builder.survey()
             arrays = _read_arrays(reader, index, segments, survey, request, crew, stop)
             state = builder.build(arrays)
+            if builder.made > _MANY_REFERENCES:
+                age_objects()
     checkpoint = LoadedCheckpoint(step=step, path=path, training_info=info, state=state)
     return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types)
 
@@ -166,7 +169,7 @@ def _read_index(reader: CheckpointReader, pacer: Pacer) -> tuple[Index, list[Seg
     place = reader.manifest.index
     assert place is not None  # noqa: S101 - both callers have looked
     data = reader.read_range(place.file, place.offset, place.nbytes)
-    return decode_index(memoryview(data), file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
+    return decode_index(data, file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
 
 
 def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has them all
