@@ -33,6 +33,7 @@ from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
 from asyncckpt.errors import CheckpointError
+from asyncckpt.workers import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 # A directory above ours may be unreadable for us, or on a file system that syncs no directories.
 _NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})
+
+_STAT_BLOCK_NBYTES: Final = 512  # the unit of st_blocks
 
 
 class UnsyncedError(OSError):
@@ -276,12 +279,16 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
     return [trash for _, trash in retired]
 
 
-def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> None:
-    """Delete trash."""
+def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> int:
+    """Delete trash, file by file; return how many of the directories are gone: all of them, unless `stop` was set."""
     if trash:
         ops.sync_directory(root)  # a victim's new name must be durable before its first file goes
-    for path in trash:
-        discard(ops, path, stop)
+    for number, path in enumerate(trash):
+        try:
+            discard(ops, path, stop)
+        except Stopped:
+            return number
+    return len(trash)
 
 
 def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
@@ -299,6 +306,15 @@ def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
         else:
             ops.unlink(Path(entry.path))
     ops.rmdir(path)
+
+
+def nbytes_of(path: Path) -> int:
+    """Return what the files below a directory take on the disk, in bytes."""
+    return sum(
+        os.lstat(Path(folder, name)).st_blocks * _STAT_BLOCK_NBYTES
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
 
 
 def _entries(root: Path) -> list[tuple[Kind, int, Path]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk import publish
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
@@ -18,7 +19,7 @@ from asyncckpt.saving.catalog import CheckpointRecord
 from asyncckpt.workers import Pacer, paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
@@ -45,13 +46,23 @@ class WriteRequest:
     on_copied: Callable[[], None]
 
 
+class Trash(NamedTuple):
+    """A checkpoint that was retired, or overwritten, and is to be deleted."""
+
+    path: Path
+    nbytes: int
+    """What its files take on the disk, in bytes."""
+    free_nbytes: int
+    """What the disk had left, in bytes, when it was retired."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """What came of it."""
 
     record: CheckpointRecord
-    trash: Path | None
-    """What had the name before, for `publish.sweep`."""
+    trash: tuple[Trash, ...]
+    """What had the name before."""
     written_at: float
     """When the bytes were on the disk, by `time.perf_counter`."""
 
@@ -103,11 +114,11 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
     finally:
         request.snapshot.release()
         request.flat.release()
-    trash = publish.make_durable(ops, moved)
+    old = publish.make_durable(ops, moved)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
     path = request.root / name_of(Kind.COMMITTED, request.step)
     record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(path))
-    return Written(record=record, trash=trash, written_at=written_at)
+    return Written(record=record, trash=_weigh(request.root, old), written_at=written_at)
 
 
 def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) -> Written:
@@ -135,8 +146,8 @@ def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) ->
     except publish.UnsyncedError as error:
         _discard(ops, pending, error)
         raise
-    trash = publish.publish(ops, root, step)
-    return Written(record=read_record(root, step), trash=trash, written_at=written_at)
+    old = publish.publish(ops, root, step)
+    return Written(record=read_record(root, step), trash=_weigh(root, old), written_at=written_at)
 
 
 def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes]) -> Path:
@@ -149,6 +160,26 @@ def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, b
         _discard(ops, pending, error)
         raise
     return pending
+
+
+def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[Trash, ...]:
+    """Take away the committed names of steps, durably.
+
+    Raises:
+        OSError: The disk failed. The names were given back, if that could be done.
+    """
+    return _weigh(root, *publish.retire(ops, root, steps))
+
+
+def free_nbytes(root: Path) -> int:
+    """Return how much the disk has left, in bytes."""
+    disk = os.statvfs(root)
+    return disk.f_bavail * disk.f_frsize
+
+
+def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
+    """Look how much room trash takes, and how much is left."""
+    return tuple(Trash(path, publish.nbytes_of(path), free_nbytes(root)) for path in paths if path is not None)
 
 
 def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[CheckpointRecord]]:

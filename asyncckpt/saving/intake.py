@@ -104,7 +104,7 @@ class Intake:
             message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
             raise StepExistsError(message, step=step)
         self._check_absent(step, overwrite=overwrite)
-        self._writer.in_flight[step] += 1
+        self._writer.reserve_step(step)
         return max(self._writer.in_flight)
 
     async def save(  # noqa: PLR0913 - those of the public method

@@ -114,7 +114,7 @@ class Session:
         here = self._here(is_closing=True)
         here.writer.close()
         if error is not None and not isinstance(error, Exception):
-            here.writer.hasten(error)
+            here.writer.grace.hasten(error)
         if self._closing is None:
             self._closing = asyncio.Task(here.close(), loop=here.loop)
         cancelled: asyncio.CancelledError | None = None
@@ -123,7 +123,7 @@ class Session:
                 await asyncio.wait((self._closing,))
             except asyncio.CancelledError as again:
                 cancelled = again
-                here.writer.hasten(again)
+                here.writer.grace.hasten(again)
         if cancelled is not None:
             raise cancelled
         self._closing.result()
@@ -170,7 +170,9 @@ class OpenSession:
         """Wait for the writer, then end the threads, then let go of the lock."""
         is_stuck = await self.writer.wait_closed()
         if not is_stuck:
-            await self.jobs.run_stoppable(self.writer.hasten, self.pool.close)  # giving memory back takes its time
+            await self.jobs.run_stoppable(
+                self.writer.grace.hasten, self.pool.close
+            )  # giving memory back takes its time
         await self.jobs.close(is_stuck=is_stuck)
         self.writer.give_lock_back()
 
