@@ -11,7 +11,7 @@ from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, LeafErr
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.intake import check_step
 from asyncckpt.saving.loading import LoadRequest
-from asyncckpt.saving.primitives import Primitives
+from asyncckpt.saving.primitives import Primitives, _load_checkpoint_history  # noqa: F401 - offered here, too
 from asyncckpt.saving.session import raise_failures
 from asyncckpt.state.leaves import ABSENT
 

@@ -16,6 +16,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from operator import length_hint
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -94,6 +95,8 @@ class Crew:
             Stopped: `stop` was set; items not yet claimed were left out.
             BaseException: The first exception of a call; no item is claimed after it.
         """
+        # Nobody is woken for nothing: with a single item the helper would only take the GIL away.
+        helpers = min(self._helpers, length_hint(items, _MANY) - 1)
         source = iter(items)
         claim = threading.Lock()
         failures: list[BaseException] = []
@@ -114,7 +117,7 @@ class Crew:
         helping = []
         if self._executor is not None:
             try:
-                helping = [self._executor.submit(labour) for _ in range(self._helpers)]
+                helping = [self._executor.submit(labour) for _ in range(helpers)]
             except RuntimeError:  # the executor is shutting down: this thread works alone
                 helping = []
         labour()
@@ -124,6 +127,7 @@ class Crew:
 
 
 _NOTHING: Final = object()
+_MANY: Final = 1 << 30
 
 _gc_lock = threading.Lock()
 _gc_pauses = 0

@@ -38,6 +38,7 @@ from asyncckpt.workers import Stopped
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.workers import StopFlag
 
@@ -55,8 +56,10 @@ class UnsyncedError(OSError):
 class Moved:
     """Names that were moved, and are not durable yet."""
 
-    root: Path
     step: int
+    pending: Path
+    committed: Path
+    """What the pending directory is called now."""
     old: Path | None
     """Where the step's former directory is now, if there was one."""
 
@@ -128,7 +131,7 @@ def recover(ops: DiskOps, root: Path) -> None:
         ops.sync_directory(root)
     swapped = [step for kind, step, _ in entries if kind is Kind.SWAPPED]
     for step in swapped:
-        _settle(ops, root, step)
+        _settle(ops, root / name_of(Kind.SWAPPED, step), root / name_of(Kind.COMMITTED, step), step)
     if swapped:
         ops.sync_directory(root)
     for kind, _, path in entries:
@@ -140,24 +143,35 @@ def recover(ops: DiskOps, root: Path) -> None:
 def stage(ops: DiskOps, root: Path, step: int) -> Path:
     """Make an empty pending directory for a step, clearing a stale one first."""
     path = root / name_of(Kind.PENDING, step)
-    if path.exists():
+    try:
+        ops.mkdir(path)
+    except FileExistsError:
         ops.sync_directory(root)
         discard(ops, path)
-    ops.mkdir(path)
+        ops.mkdir(path)
     return path
 
 
-def seal(
-    ops: DiskOps, pending: Path, step: int, files: Mapping[str, FileRecord], index: IndexPlace | None = None
+def seal(  # noqa: PLR0913, PLR0917 - what a manifest says, and where it goes
+    ops: DiskOps,
+    pending: Path,
+    step: int,
+    files: Mapping[str, FileRecord],
+    index: IndexPlace | None = None,
+    batch: SyncBatch | None = None,
 ) -> Manifest:
-    """Write the manifest of a pending directory whose files are durable, and make its entries durable.
+    """Write the manifest of a pending directory, and make it, the files of a batch and all entries durable.
+
+    What is not in the batch is durable already.
 
     Raises:
         UnsyncedError: The directory could not be synced.
-        OSError: The manifest could not be written.
+        OSError: The manifest could not be written, or a file of the batch not be synced.
     """
     manifest = Manifest(step=step, created=time.time(), files=files, index=index)
-    write_bytes(ops, pending / MANIFEST_NAME, manifest.encode())
+    write_bytes(ops, pending / MANIFEST_NAME, manifest.encode(), batch)
+    if batch is not None:
+        batch.sync()
     with _syncing():
         ops.sync_directory(pending)
     return manifest
@@ -200,19 +214,19 @@ def move(ops: DiskOps, root: Path, step: int) -> Moved:
     pending = root / name_of(Kind.PENDING, step)
     committed = root / name_of(Kind.COMMITTED, step)
     swapped = root / name_of(Kind.SWAPPED, step)
-    _settle(ops, root, step)
+    _settle(ops, swapped, committed, step)
     if not committed.exists():
         ops.rename(pending, committed)
-        return Moved(root=root, step=step, old=None)
+        return Moved(step=step, pending=pending, committed=committed, old=None)
     if ops.exchange(pending, committed):
-        return Moved(root=root, step=step, old=pending)
+        return Moved(step=step, pending=pending, committed=committed, old=pending)
     ops.rename(committed, swapped)
     try:
         ops.rename(pending, committed)
     except OSError as error:
         _undo(error, lambda: ops.rename(swapped, committed))
         raise
-    return Moved(root=root, step=step, old=swapped)
+    return Moved(step=step, pending=pending, committed=committed, old=swapped)
 
 
 def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
@@ -222,17 +236,15 @@ def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
         OSError: The disk failed. The names were moved back, if that could be done, and nothing was deleted: nobody
             knows which of them would survive a power cut.
     """
-    root, step, old = moved.root, moved.step, moved.old
-    pending = root / name_of(Kind.PENDING, step)
-    committed = root / name_of(Kind.COMMITTED, step)
+    root, old = moved.committed.parent, moved.old
 
     def move_back() -> None:
-        if old == pending:
-            ops.exchange(pending, committed)
+        if old == moved.pending:
+            ops.exchange(moved.pending, moved.committed)
             return
-        ops.rename(committed, pending)
+        ops.rename(moved.committed, moved.pending)
         if old is not None:
-            ops.rename(old, committed)
+            ops.rename(old, moved.committed)
 
     try:
         ops.sync_directory(root)
@@ -241,7 +253,7 @@ def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
         raise
     if old is None:
         return None
-    trash = _trash_name(root, step)
+    trash = _trash_name(root, moved.step)
     try:
         ops.rename(old, trash)
     except OSError:  # the new one is durable, so the old one may as well be deleted where it is
@@ -336,15 +348,14 @@ def _syncing() -> Iterator[None]:
         raise UnsyncedError(error.errno, error.strerror, error.filename) from error
 
 
-def _settle(ops: DiskOps, root: Path, step: int) -> None:
+def _settle(ops: DiskOps, swapped: Path, committed: Path, step: int) -> None:
     """Undo or complete an overwrite that stopped half-way, if there was one."""
-    swapped = root / name_of(Kind.SWAPPED, step)
-    committed = root / name_of(Kind.COMMITTED, step)
     if not swapped.is_dir():
         return
     if not committed.exists():
         ops.rename(swapped, committed)
         return
+    root = committed.parent
     ops.sync_directory(root)  # it takes the old one's place for good
     ops.rename(swapped, _trash_name(root, step))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk import publish
+from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
@@ -90,21 +91,23 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         request.on_planned(plan.nbytes)
         stop.check()
         pending = publish.stage(ops, request.root, request.step)
-        files = {name: write_bytes(ops, pending / name, data) for name, data in request.documents.items()}
-        files[form.file_name] = write_plan(
-            ops,
-            pending / form.file_name,
-            plan,
-            request.snapshot,
-            crew=crew,
-            stop=stop,
-            block_nbytes=request.block_nbytes,
-            on_copied=request.on_copied,
-            on_written=request.on_written,
-        )
-        written_at = time.perf_counter()
-        place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
-        publish.seal(ops, pending, request.step, files, place)
+        with SyncBatch(ops) as batch:
+            files = {name: write_bytes(ops, pending / name, data, batch) for name, data in request.documents.items()}
+            files[form.file_name] = write_plan(
+                ops,
+                pending / form.file_name,
+                plan,
+                request.snapshot,
+                crew=crew,
+                stop=stop,
+                batch=batch,
+                block_nbytes=request.block_nbytes,
+                on_copied=request.on_copied,
+                on_written=request.on_written,
+            )
+            written_at = time.perf_counter()
+            place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
+            publish.seal(ops, pending, request.step, files, place, batch)
         stop.check()
         moved = publish.move(ops, request.root, request.step)
     except BaseException as error:
@@ -116,7 +119,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         request.flat.release()
     old = publish.make_durable(ops, moved)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
-    path = request.root / name_of(Kind.COMMITTED, request.step)
+    path = moved.committed
     record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(path))
     return Written(record=record, trash=_weigh(request.root, old), written_at=written_at)
 

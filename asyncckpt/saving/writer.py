@@ -19,8 +19,6 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
-
 from asyncckpt.disk.blocks import BLOCK_NBYTES
 from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError
 from asyncckpt.saving import commit
@@ -55,7 +53,7 @@ class QueuedSave:
     documents: Mapping[str, bytes]
     streams: bool = False
     """Whether the state is copied only while it is written, because the budget does not hold it."""
-    captured: anyio.Event = field(default_factory=anyio.Event)
+    captured: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a streaming save has copied its last block."""
     stop: StopFlag = field(default_factory=StopFlag)
 
