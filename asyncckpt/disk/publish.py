@@ -118,7 +118,7 @@ def missing(root: Path, steps: Iterable[int]) -> list[int]:
 
 def has_leftovers(root: Path) -> bool:
     """Whether there is something for `recover` to do."""
-    return any(kind is not Kind.COMMITTED for kind, _, _ in _entries(root))
+    return any(kind is not Kind.COMMITTED for kind, _, _ in _names(root))
 
 
 def recover(ops: DiskOps, root: Path) -> None:
@@ -329,15 +329,20 @@ def nbytes_of(path: Path) -> int:
     )
 
 
-def _entries(root: Path) -> list[tuple[Kind, int, Path]]:
-    """List what is ours, committed names first; none if the directory does not exist."""
+def _names(root: Path) -> list[tuple[Kind, int, str]]:
+    """List the names that are ours, committed ones first; none if the directory does not exist."""
     try:
         with os.scandir(root) as found:
             names = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    parsed = [(*place, root / name) for name in names if (place := parse_name(name)) is not None]
+    parsed = [(*place, name) for name in names if (place := parse_name(name)) is not None]
     return sorted(parsed, key=lambda each: (each[0] is not Kind.COMMITTED, each[1]))
+
+
+def _entries(root: Path) -> list[tuple[Kind, int, Path]]:
+    """List what is ours, as `_names` does."""
+    return [(kind, step, root / name) for kind, step, name in _names(root)]
 
 
 @contextlib.contextmanager

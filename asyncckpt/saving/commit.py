@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from asyncckpt.disk import publish
 from asyncckpt.disk.batch import SyncBatch
@@ -45,6 +44,9 @@ class WriteRequest:
     """Called with the size of the state file."""
     on_written: Callable[[int], None]
     on_copied: Callable[[], None]
+
+
+_READ_NBYTES: Final = 64 << 10
 
 
 class Trash(NamedTuple):
@@ -120,7 +122,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
     old = publish.make_durable(ops, moved)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
     path = moved.committed
-    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(path))
+    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(str(path)))
     return Written(record=record, trash=_weigh(request.root, old), written_at=written_at)
 
 
@@ -229,7 +231,14 @@ def read_records(root: Path) -> list[CheckpointRecord]:
     if root.exists() and not root.is_dir():
         message = f"{root} is a file: a checkpoint directory is needed"
         raise NotADirectoryError(message)
-    return [_record(step, path) for step, path in sorted(publish.scan(root).items())]
+    found = publish.scan(root)
+    if not found:
+        return []
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
+        return [_record(step, path, at) for step, path in sorted(found.items())]
+    finally:
+        os.close(at)
 
 
 def read_record(root: Path, step: int) -> CheckpointRecord:
@@ -237,23 +246,32 @@ def read_record(root: Path, step: int) -> CheckpointRecord:
     return _record(step, root / name_of(Kind.COMMITTED, step))
 
 
-def _record(step: int, path: Path) -> CheckpointRecord:
-    return CheckpointRecord(step=step, path=path, training_info=_read_info(path), identity=_identity(path))
+def _record(step: int, path: Path, at: int | None = None) -> CheckpointRecord:
+    """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
+    place = path.name if at is not None else str(path)
+    return CheckpointRecord(step=step, path=path, training_info=_read_info(place, at), identity=_identity(place, at))
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(place: str, at: int | None = None) -> tuple[int, int]:
     try:
-        found = path.stat()
+        found = os.stat(place, dir_fd=at)
     except OSError:  # gone meanwhile: `load` will say so
         return 0, 0
     return found.st_ino, found.st_mtime_ns
 
 
-def _read_info(path: Path) -> dict[str, Any]:
+def _read_info(place: str, at: int | None) -> dict[str, Any]:
     """Read a training_info, or nothing where it is missing or damaged: `load` will say what is wrong."""
+    data = b""
     try:
-        return parse_training_info((path / TRAINING_INFO_NAME).read_bytes())
-    except (OSError, ValueError, json.JSONDecodeError, RecursionError):
+        fd = os.open(f"{place}/{TRAINING_INFO_NAME}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
+        try:
+            while more := os.read(fd, _READ_NBYTES):
+                data += more
+        finally:
+            os.close(fd)
+        return parse_training_info(data)
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.ops import DiskOps
+
+IDLE_SECONDS: Final = 60.0
+"""Buffers that no save has used for this long, and at most for twice as long, go back to the system."""
 
 
 class Session:
@@ -164,10 +167,17 @@ class OpenSession:
         self.intake = Intake(settings, self.writer, jobs, catalog, pool)
         self.loader = Loader(settings, self.writer, jobs, catalog)
         self.pool = pool
+        self._trimming = self.loop.call_later(IDLE_SECONDS, self.trim)
         self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog)
+
+    def trim(self) -> None:
+        """Give back the buffers that have lain idle since the last time, in a thread; called by a timer."""
+        self.jobs.executor.submit(self.pool.trim)
+        self._trimming = self.loop.call_later(IDLE_SECONDS, self.trim)
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then let go of the lock."""
+        self._trimming.cancel()
         is_stuck = await self.writer.wait_closed()
         if not is_stuck:
             await self.jobs.run_stoppable(
