@@ -12,6 +12,7 @@ import asyncio
 import os
 import sys
 import warnings
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
@@ -167,13 +168,22 @@ class OpenSession:
         self.intake = Intake(settings, self.writer, jobs, catalog, pool)
         self.loader = Loader(settings, self.writer, jobs, catalog)
         self.pool = pool
-        self._trimming = self.loop.call_later(IDLE_SECONDS, self.trim)
+        self._trim_later()
         self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog)
 
     def trim(self) -> None:
         """Give back the buffers that have lain idle since the last time, in a thread; called by a timer."""
         self.jobs.executor.submit(self.pool.trim)
-        self._trimming = self.loop.call_later(IDLE_SECONDS, self.trim)
+        self._trim_later()
+
+    def _trim_later(self) -> None:
+        method = weakref.WeakMethod(self.trim)  # the timer must not keep a manager that was never closed
+
+        def tick() -> None:
+            if (trim := method()) is not None:
+                trim()
+
+        self._trimming = self.loop.call_later(IDLE_SECONDS, tick)
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then let go of the lock."""
