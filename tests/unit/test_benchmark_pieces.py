@@ -54,7 +54,7 @@ def test_peers_have_several_rounds_on_the_main_row_and_as_many_as_asked_for_else
     from benchmarks.workloads import WORKLOADS
 
     main, *others = WORKLOADS
-    assert sum(turn.system == "Orbax" for turn in main.turns(SCALES["full"])) >= 3
+    assert sum(turn.system == "Orbax" for turn in main.turns(SCALES["full"])) >= 2
     many = next(workload for workload in others if workload.name == "many")
     assert sum(turn.system == "Orbax" for turn in many.turns(SCALES["full"], 4)) == 4
 
