@@ -49,8 +49,6 @@ class Workload:
     """With fields of the scale in braces."""
     measure: Callable[[Context, type[System]], Coroutine[Any, Any, None]]
     floors: Callable[[Context], Iterable[tuple[str, float]]] | None = None
-    floors_before: tuple[str, ...] = OURS
-    """The systems before which the floors are measured."""
     systems: tuple[str, ...] = NAMES
     quick_systems: tuple[str, ...] | None = None
     """Those that a quick run measures, if not all."""
@@ -67,9 +65,9 @@ class Workload:
         return self.title.format(scale=scale)
 
     def systems_at(self, scale: Scale) -> tuple[str, ...]:
-        """Name the systems to measure, with the floors right before ours: they meet the same machine."""
+        """Name the systems to measure, with the floors before each of ours: they meet the same machine."""
         chosen = self.systems if scale.name == "full" or self.quick_systems is None else self.quick_systems
-        turns = [(FLOORS, name) if self.floors and name in self.floors_before else (name,) for name in chosen]
+        turns = [(FLOORS, name) if self.floors and name in OURS else (name,) for name in chosen]
         return tuple(name for turn in turns for name in turn)
 
     def turns(self, scale: Scale, rounds: int | None = None) -> Iterator[Turn]:
@@ -334,7 +332,6 @@ WORKLOADS: Final = (
         title="one array of 4 GiB + 1",
         measure=_measure_huge,
         floors=_huge_floors,
-        floors_before=(MSGPACK,),
         systems=(*OURS, "torch DCP", "safetensors"),
         rounds=1,
         needs=lambda scale: scale.huge_nbytes is not None,
