@@ -262,7 +262,7 @@ def _checksum(data: bytes) -> int:
     """Return the lookup3 of one run of bytes: with numbers, which for a few runs are ten times as quick as arrays."""
     full = 0xFFFFFFFF
     count = max(3, -(-len(data) // 12) * 3)
-    words = struct.unpack(f"<{count}I", data.ljust(4 * count, b"\0"))
+    words: tuple[int, ...] = struct.unpack(f"<{count}I", data.ljust(4 * count, b"\0"))
     a = b = c = (0xDEADBEEF + len(data)) & full
     for at in range(0, count - 3, 3):
         a, b, c = (a + words[at]) & full, (b + words[at + 1]) & full, (c + words[at + 2]) & full
