@@ -33,8 +33,12 @@ class ReadOnlyError(ManagerUsageError):
     """A manager with ``read_only=True`` was asked to save, delete or prune."""
 
 
+class CheckpointerUsageError(CheckpointError, RuntimeError):
+    """A Checkpointer was used as it cannot be: blocking on a running loop, in both modes at once, after a fork."""
+
+
 class QueueFullError(CheckpointError):
-    """``save_nowait`` would have to wait: for room in the budget, in the queue, or behind another save."""
+    """What cannot wait would have to: for room in the budget, in the queue, or behind another save."""
 
 
 class StepExistsError(CheckpointError, FileExistsError):
@@ -135,6 +139,18 @@ class StateChangedError(LeafError, RuntimeError):
 
 class DirectoryLockedError(CheckpointError):
     """Another writer holds the checkpoint directory's lock."""
+
+
+class FileLockedError(CheckpointError):
+    """Another Checkpointer is writing to the file.
+
+    Attributes:
+        file: The file.
+    """
+
+    def __init__(self, message: str, *, file: str) -> None:
+        super().__init__(message)
+        self.file = file
 
 
 class CorruptCheckpointError(CheckpointError):
