@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5fd, h5g, h5p, h5s, h5t
+from h5py import h5a, h5d, h5f, h5fd, h5g, h5o, h5p, h5s, h5t
 
 from asyncckpt.memory import PAGE_NBYTES
 
@@ -20,6 +20,8 @@ VALUE_MAX_NBYTES: Final = 1 << 15
 """Larger values are contiguous datasets: what lies in an object header ends at 64 KiB."""
 _CACHE_NBYTES: Final = 1 << 18  # HDF5 writes out what is beyond it on the way, not all at once at the end
 
+_ALIGNED_MIN_NBYTES: Final = 1 << 16  # what the block engine writes from where it lies
+
 TEXT: Final = h5t.py_create(h5py.string_dtype(), logical=True)
 """Strings of any length, in UTF-8; as h5py writes a str."""
 _TEXT_IN_MEMORY: Final = h5t.py_create(h5py.string_dtype())
@@ -29,7 +31,15 @@ SCALAR: Final = h5s.create(h5s.SCALAR)
 class MetadataFile:
     """An HDF5 file being made. Links and attributes keep the order in which they were made."""
 
-    def __init__(self, file: SparseFile) -> None:
+    def __init__(self, file: SparseFile, *, begin: int | None = None) -> None:
+        """Make the file.
+
+        Args:
+            file: What HDF5 writes to.
+            begin: Where, at the earliest, everything but the root group's own header lies, a multiple of
+                `asyncckpt.memory.PAGE_NBYTES` and at least two of them; then each object is placed behind the one that
+                was made before, and arrays of 64 KiB or more on pages. None leaves the placing to HDF5.
+        """
         self._spaces: dict[tuple[int, ...], Any] = {(): SCALAR}
         self._utf8_link = h5p.create(h5p.LINK_CREATE)
         self._utf8_link.set_char_encoding(h5t.CSET_UTF8)
@@ -43,8 +53,23 @@ class MetadataFile:
         self._inline = h5p.create(h5p.DATASET_CREATE)
         self._inline.set_layout(h5d.COMPACT)
         self._inline.set_obj_track_times(False)
-        self._file = _create(file)
+        self._file = _create(file, is_sequential=begin is not None)
         self.root = h5g.open(self._file, b"/")
+        if begin is not None:
+            self._reserve(begin)
+
+    @property
+    def end(self) -> int:
+        """Where the space that HDF5 has given away ends."""
+        found: int = self._file.get_filesize()
+        return found
+
+    def address_of(self, path: bytes) -> int | None:
+        """Return where the object that a path leads to lies, or None if there is none."""
+        if path not in self.root.links:
+            return None
+        found: int = h5o.get_info(self.root, path).addr
+        return found
 
     def close(self) -> None:
         """Write out what HDF5 still holds."""
@@ -97,6 +122,14 @@ class MetadataFile:
             space = self._spaces[shape] = h5s.create_simple(shape)
         return space
 
+    def _reserve(self, begin: int) -> None:
+        """Take the space before `begin`, which is somebody else's."""
+        is_aligned = begin - PAGE_NBYTES >= _ALIGNED_MIN_NBYTES
+        self.early_dataset(self.root, b"reserve", h5t.STD_U8LE, (begin - (PAGE_NBYTES if is_aligned else 512),))
+        if self.end < begin:
+            message = f"HDF5 placed {begin} reserved bytes before {self.end}"
+            raise AssertionError(message)
+
     def _leaf_space(self, leaf: Leaf) -> Any:
         return h5s.create(h5s.NULL) if leaf.data is None else self.space(leaf.data.shape)
 
@@ -115,7 +148,7 @@ def _in_memory(type_id: Any) -> Any:
     return _TEXT_IN_MEMORY if type_id is TEXT else type_id
 
 
-def _create(file: SparseFile) -> Any:
+def _create(file: SparseFile, *, is_sequential: bool) -> Any:
     access = h5p.create(h5p.FILE_ACCESS)
     access.set_fileobj_driver(h5fd.fileobj_driver, file)
     access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
@@ -126,8 +159,12 @@ def _create(file: SparseFile) -> Any:
     cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0
     access.set_mdc_config(cache)
     creation = h5p.create(h5p.FILE_CREATE)
-    creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_PAGE, False, 1)  # noqa: FBT003 - h5py takes it by position
-    creation.set_file_space_page_size(PAGE_NBYTES)
+    if is_sequential:
+        access.set_alignment(_ALIGNED_MIN_NBYTES, PAGE_NBYTES)
+        creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_NONE, False, 1)  # noqa: FBT003 - h5py takes it by position
+    else:
+        creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_PAGE, False, 1)  # noqa: FBT003 - as above
+        creation.set_file_space_page_size(PAGE_NBYTES)
     _keep_order(creation)
     return h5f.create(b"state.h5", h5f.ACC_TRUNC, fcpl=creation, fapl=access)
 

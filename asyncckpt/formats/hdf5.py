@@ -62,21 +62,22 @@ class _Hdf5:
     def plan(self, index: ix.Index, pacer: Pacer) -> FilePlan:
         """Lay out the file; see `asyncckpt.formats.base.Format`."""
         file = SparseFile(pacer)
-        mirror = _Mirror(file, index, pacer)
+        metadata = MetadataFile(file)
         try:
+            mirror = Mirror(metadata, index, pacer)
             mirror.write_tree()
             chunks = [chunk for chunk in index.encode(mirror.segments, pacer) if chunk]
             index_nbytes = sum(map(len, chunks))
             index_offset = mirror.write_index(index_nbytes)
         finally:
-            mirror.close()
+            metadata.close()
         pacer.pause()
         data, offset = mirror.spans, index_offset
         for chunk in chunks:
             data.append(Piece(offset, len(chunk), chunk))
             offset += len(chunk)
         data.sort(key=lambda piece: piece.offset)
-        pieces = list(_merge(file.runs(), data, pacer))
+        pieces = list(merge(file.runs(), data, pacer))
         return FilePlan(align(file.nbytes, PAGE_NBYTES), pieces, index_offset, index_nbytes)
 
 
@@ -113,22 +114,37 @@ class _Place:
     kind: str | None
 
 
-class _Mirror:
+class Mirror:
     """The tree of a state as groups, datasets and attributes. `segments` and `spans`: where the arrays lie."""
 
-    def __init__(self, file: SparseFile, index: ix.Index, pacer: Pacer) -> None:
+    def __init__(
+        self,
+        file: MetadataFile,
+        index: ix.Index,
+        pacer: Pacer,
+        *,
+        entry: bytes | None = None,
+        max_leaves: int = MAX_LEAVES,
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            file: The file.
+            index: The tree, and what its arrays are.
+            pacer: Paused between pieces.
+            entry: The name, below the root group, of what the state becomes; None if the state is the root group.
+            max_leaves: How many Python leaves, and containers for their own sake, are mirrored.
+        """
         self._index = index
         self._pacer = pacer
         self.segments: list[ix.Segment] = []
         self.spans: list[Piece] = []
+        self.leaves_left = max_leaves
         self._places: dict[int, _Place] = {}
-        self._leaves_left = MAX_LEAVES
         self._elements = ElementTypes()
-        self._file = MetadataFile(file)
-
-    def close(self) -> None:
-        """Write out what HDF5 still holds."""
-        self._file.close()
+        self._file = file
+        self._entry = entry
+        self._top: Any = None  # the group of the state, once it is complete
 
     def write_index(self, nbytes: int) -> int:
         """Make the dataset of the index; return its offset."""
@@ -178,13 +194,13 @@ class _Mirror:
         argument = ix.argument_of(node)
         count, maxlen = argument if node.code == ix.DEQUE else (argument, None)
         depth = parent.depth + 1
-        is_shown = parent.mirrors and self._leaves_left > 0
+        is_shown = parent.mirrors and self.leaves_left > 0
         mirrors = is_shown and count <= MAX_ENTRIES and depth < MAX_DEPTH
         frame = _Frame(parent, node.code, count, depth, is_shown, mirrors, tags, maxlen)
-        if depth == 0:  # the state itself is the root group
+        if depth == 0 and self._entry is None:  # the state itself is the root group
             frame.group, parent.group = parent.group, None
         elif is_shown:
-            self._leaves_left -= 1
+            self.leaves_left -= 1
             self._group(frame)
         return frame
 
@@ -196,7 +212,12 @@ class _Mirror:
         group, frame.group = frame.group, None
         if group is None:
             return
+        is_top = frame.depth == 0
+        if is_top:
+            self._top = group
         if frame.parent is None:
+            if self._entry is not None:
+                return
             self._file.attach_text(group, _KIND, "leaf")
         elif frame.code != ix.DICT:
             self._file.attach_text(group, _KIND, names.container_name(frame.code))
@@ -205,7 +226,7 @@ class _Mirror:
             self._file.attach_text(group, _KEYS, "int")
         if frame.maxlen is not None:
             self._file.attach_int(group, _MAXLEN, frame.maxlen)
-        if is_partial and frame.is_shown:
+        if is_partial and (frame.is_shown or is_top):
             self._file.attach_leaf(group, _PARTIAL, make_leaf(True, self._elements))  # noqa: FBT003 - the value itself
 
     def _group(self, frame: _Frame) -> Any:
@@ -223,6 +244,8 @@ class _Mirror:
         """Return the name of the current entry. To be called once for an entry, since it makes names different."""
         key = frame.key
         if frame.parent is None:
+            if self._entry is not None:
+                return self._entry
             key = _VALUE
         name = names.spell(key, among_ints=frame.among_ints)
         if type(key) is names.Literal:
@@ -282,20 +305,23 @@ class _Mirror:
         for number in range(len(self._index.arrays)):
             if number not in self._places:
                 if group is None:
-                    group = self._file.group(self._file.root, _ARRAYS)
+                    if self._top is None:
+                        self._top = self._file.group(self._file.root, self._entry)
+                    group = self._file.group(self._top, _ARRAYS)
                 self._place(group, str(number).encode(), number, (), None)
 
     # --- leaves -------------------------------------------------------------------------------------------------------
 
     def _add_leaf(self, frame: _Frame, node: ix.Node, tags: tuple[str, ...]) -> None:
-        if not frame.mirrors or self._leaves_left == 0:
+        if not frame.mirrors or self.leaves_left == 0:
             frame.is_partial = True
             return
         self._pacer.pause()
-        self._leaves_left -= 1
+        self.leaves_left -= 1
         name = self._name(frame)
         leaf = make_leaf(node, self._elements)
-        if leaf.is_attribute and not tags:
+        is_entry = frame.parent is None and self._entry is not None
+        if leaf.is_attribute and not tags and not is_entry:
             self._file.attach_leaf(frame.group, name, leaf)
             return
         dataset = self._file.leaf_dataset(frame.group, name, leaf)
@@ -324,7 +350,7 @@ def _read_key(frame: _Frame, nodes: Iterator[ix.Node]) -> None:
         frame.among_ints = type(frame.key) is int
 
 
-def _merge(runs: Iterable[tuple[int, bytes]], data: list[Piece], pacer: Pacer) -> Iterator[Piece]:
+def merge(runs: Iterable[tuple[int, bytes]], data: list[Piece], pacer: Pacer) -> Iterator[Piece]:
     """Yield the data, and the metadata wherever no data lies; both come sorted."""
     following = iter(data)
     piece = next(following, None)

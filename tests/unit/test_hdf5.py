@@ -841,7 +841,7 @@ def test_data_take_precedence_over_metadata(stretches: list[tuple[str, int]]) ->
         if what == "run":  # two runs that meet within the data
             runs += [(place, b"m" * (2 * size)), (place + 2 * size, b"m" * (size + 1))]
         place += 3 * size + 1
-    merged = list(hdf5._merge(runs, data, Pacer()))
+    merged = list(hdf5.merge(runs, data, Pacer()))
     covered = [byte for piece in merged for byte in range(piece.offset, piece.offset + piece.nbytes)]
     wanted = {byte for start, blob in runs for byte in range(start, start + len(blob))}
     wanted |= {byte for piece in data for byte in range(piece.offset, piece.offset + piece.nbytes)}
