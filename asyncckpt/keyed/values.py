@@ -7,12 +7,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgpack
 import numpy as np
 
+from asyncckpt.errors import CheckpointWarning
 from asyncckpt.keyed.base import Found
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
@@ -81,8 +84,23 @@ def refer(value: object, key: str, work: Work) -> Captured:
         UnsupportedLeafError: It cannot be saved; names the path.
     """
     with paused_gc():
-        flat = flatten(value, root=key, pacer=work.pacer())
-        return Captured(flat, LiveSnapshot(flat, is_frozen=True), names_of(flat.pieces))
+        return refer_flat(flatten(value, root=key, pacer=work.pacer()))
+
+
+def refer_flat(flat: FlatState) -> Captured:
+    """Take a flattened value, as `refer` does."""
+    return Captured(flat, LiveSnapshot(flat, is_frozen=True), names_of(flat.pieces))
+
+
+def receive(found: Found, key: str, *, stacklevel: int) -> Any:
+    """Return a value that was read, and warn of what is in it and came back as plain data."""
+    for name, path in found.unknown_types.items():
+        message = (
+            f"{key!r}: {path or 'the value'} was saved as {name}, which is not registered here, and comes back as plain"
+            " data: use asyncckpt.register_type"
+        )
+        warnings.warn(message, CheckpointWarning, stacklevel=stacklevel + 1)
+    return found.value
 
 
 def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pacer) -> Found:
@@ -140,6 +158,25 @@ def names_of(pieces: list[bytes]) -> Names:
     try:
         return _Names(nodes).read(0)
     except (StopIteration, _UnknownError):
+        return False
+
+
+def plain_names(value: object) -> Names:
+    """Return the keys of the dicts in a value of the same depth and number that `names_of` would tell."""
+    left = _MAX_NAMES
+
+    def read(value: object, depth: int) -> Names:
+        nonlocal left
+        if type(value) not in (dict, OrderedDict):
+            return None
+        left -= len(value)  # type: ignore[arg-type]
+        if left < 0 or depth > _MAX_DEPTH:
+            raise _UnknownError
+        return {key: read(child, depth + 1) for key, child in value.items()}  # type: ignore[attr-defined]
+
+    try:
+        return read(value, 0)
+    except _UnknownError:
         return False
 
 
