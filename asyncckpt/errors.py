@@ -18,7 +18,7 @@ class CheckpointError(Exception):
 
 
 class ConfigError(CheckpointError, ValueError, TypeError):
-    """A configuration has unknown or ill-typed keys; the message lists every one of them and the known keys."""
+    """An option is unknown or ill-typed, or a file none that can be used; the message says what there could be."""
 
 
 class ManagerUsageError(CheckpointError, RuntimeError):
@@ -167,6 +167,13 @@ class CorruptCheckpointError(CheckpointError):
         self.step = step
         self.file = file
         self.overwritten: tuple[str, ...] = ()
+
+
+class UntrustedFileError(CheckpointError):
+    """A file that only a parser of native code can read, which hostile bytes can mislead, was opened as if trusted.
+
+    ``trusted=True`` says that its origin is known.
+    """
 
 
 class UnsupportedFormatError(CheckpointError):

@@ -66,7 +66,7 @@ class MetadataFile:
 
     def address_of(self, path: bytes) -> int | None:
         """Return where the object that a path leads to lies, or None if there is none."""
-        if path not in self.root.links:
+        if not self.root.links.exists(path):
             return None
         found: int = h5o.get_info(self.root, path).addr
         return found

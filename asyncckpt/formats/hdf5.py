@@ -306,7 +306,8 @@ class Mirror:
             if number not in self._places:
                 if group is None:
                     if self._top is None:
-                        self._top = self._file.group(self._file.root, self._entry)
+                        root = self._file.root
+                        self._top = root if self._entry is None else self._file.group(root, self._entry)
                     group = self._file.group(self._top, _ARRAYS)
                 self._place(group, str(number).encode(), number, (), None)
 
