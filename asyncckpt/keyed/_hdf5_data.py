@@ -287,8 +287,8 @@ class DataFile:
     def _corrupt(self, key: str) -> Callable[[str], CorruptCheckpointError]:
         def corrupt(reason: str) -> CorruptCheckpointError:
             message = (
-                f"{self.path}: the value of {key!r} {reason}: it is damaged, or was changed by another program after"
-                " asyncckpt wrote it"
+                f"{self.path}: the value of {key!r} {reason}: something damaged or another program changed it after"
+                " asyncckpt wrote it. Replace or delete the key"
             )
             return CorruptCheckpointError(message, file=self.path.name)
 

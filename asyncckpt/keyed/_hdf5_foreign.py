@@ -111,6 +111,8 @@ class ForeignFile:
         """
         reading = _Reading(self._path, pacer, is_ours=self._is_ours)
         try:
+            if key not in self._names:
+                raise KeyError(key)  # noqa: TRY301 - as libhdf5 would
             value = reading.entry(self._file, self._names[key], "")
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, (UnsupportedFormatError, CorruptCheckpointError)):

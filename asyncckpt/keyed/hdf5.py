@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from types import MappingProxyType
+import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from asyncckpt.errors import UntrustedFileError
+from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
 from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
 from asyncckpt.keyed._hdf5_region import Value
 from asyncckpt.keyed.base import Entry, Found, Store
@@ -132,8 +132,8 @@ class HDF5Store(Store):
         self._sources: dict[str, _Source] = {}
         self._entries: dict[str, Entry] = {}
         self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
-        self._identity = self._home.identity()
         fd = self._home.open()
+        self._identity = self._home.identity_of(fd)
         if fd is None:
             return
         try:
@@ -170,17 +170,35 @@ class HDF5Store(Store):
     @property
     def entries(self) -> Mapping[str, Entry]:
         """The keys in their order, staged changes included."""
-        return MappingProxyType(self._entries)
+        return self._entries
 
     def read(self, key: str, work: Work) -> Found:
         """Read a value; see `Store.read`."""
         source = self._sources[key]
         if isinstance(source, _Placed):
-            return build_value(*source.file.read(key, source.place, work), work.pacer())
+            try:
+                found = source.file.read(key, source.place, work)
+            except CorruptCheckpointError as error:
+                if not self._trusted or source.file is not self._main:
+                    raise
+                return self._read_changed(key, error, work)
+            return build_value(*found, work.pacer())
         if isinstance(source, _Held):
             return build_value(source.value.index, source.arrays(), work.pacer())
         assert self._foreign is not None  # noqa: S101 - it is where this source comes from
         return self._foreign.read(key, work.pacer())
+
+    def _read_changed(self, key: str, error: CorruptCheckpointError, work: Work) -> Found:
+        """Read a value that another program changed in its place, so that only its digest tells."""
+        from asyncckpt.keyed._hdf5_foreign import ForeignFile
+
+        file = ForeignFile(self._home.path)
+        try:
+            found = file.read(key, work.pacer())
+        finally:
+            file.close()
+        warnings.warn(f"{error}. It is read as it is now, because the file is trusted", CheckpointWarning, stacklevel=2)
+        return found
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """Stage a value; see `Store.put`."""
@@ -340,7 +358,6 @@ class HDF5Store(Store):
             self._is_tainted = False
             self._close_files(but=target)
             self._foreign = None
-        self._identity = self._home.identity()
 
     def _taint(self) -> None:
         """Write to none of the files again: the next commit makes another. What is in them can still be read."""
