@@ -46,6 +46,14 @@ class Home:
             return None
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
+    @staticmethod
+    def identity_of(fd: int | None) -> tuple[int, ...] | None:
+        """Return the identity of a file that `open` has opened, to be compared with that of the name later."""
+        if fd is None:
+            return None
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
     def open(self) -> int | None:
         """Open the file for reading, or return None if there is none.
 

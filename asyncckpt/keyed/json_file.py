@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Names
 
 _READ_NBYTES: Final = 4 << 20
 _NAMED_NBYTES: Final = 1 << 20  # of files whose values are looked into for their keys, as soon as they are opened
@@ -114,7 +114,7 @@ class JSONStore(Store):
     def _load(self, work: Work) -> None:
         self._texts, self._entries = {}, {}
         fd = self._home.open()
-        self._seen = self._home.identity()
+        self._seen = self._home.identity_of(fd)
         if fd is None:
             return
         try:
@@ -129,7 +129,7 @@ class JSONStore(Store):
                 self._texts[key] = [value]
                 self._entries[key] = Entry(len(value), _names(value, work) if is_small else False)
         except (ValueError, RecursionError) as error:
-            raise self._corrupt(f"it is not a JSON object in UTF-8: {error or 'it is nested too deeply'}") from error
+            raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
 
     def _corrupt(self, reason: str, error: Exception | None = None) -> CorruptCheckpointError:
         if isinstance(error, CorruptCheckpointError):
@@ -147,7 +147,7 @@ def _read_all(fd: int) -> bytes:
     return bytes(text).decode(encoding).encode()
 
 
-def _names(text: bytes, work: Work) -> object:
+def _names(text: bytes, work: Work) -> Names:
     try:
         return plain_names(decode_value(text, work.pacer()).value)
     except (ValueError, CorruptCheckpointError):

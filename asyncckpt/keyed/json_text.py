@@ -28,7 +28,7 @@ from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer, paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -116,7 +116,8 @@ class _Encoder:
             if frame.is_mapping:
                 yield self._key()
 
-    def _frame(self, node: msgpack.ExtType) -> _Frame | None:
+    @staticmethod
+    def _frame(node: msgpack.ExtType) -> _Frame | None:
         if node.code == ix.OBJECT:
             return _Frame(1, "}", is_mapping=False)
         if node.code not in ix.CONTAINERS:
@@ -147,7 +148,7 @@ class _Encoder:
         if type(node) is not msgpack.ExtType:
             yield _plain(node)
             return
-        argument = None if node.code == ix.INTEGER else ix.argument_of(node)
+        argument: Any = None if node.code == ix.INTEGER else ix.argument_of(node)
         if node.code == ix.INTEGER:
             number = int.from_bytes(node.data, "little", signed=True)
             is_long = number.bit_length() > 3 * _MAX_DIGITS
@@ -286,7 +287,7 @@ def decode_value(text: bytes, pacer: Pacer) -> Found:
     with paused_gc():
         is_plain = _OURS not in text
         try:
-            plain = _parse(text, None if is_plain else _Pairs, pacer, 0)
+            plain = _Parser(None if is_plain else _Pairs, pacer).parse(text)
             return Found(plain, {}) if is_plain else _Decoder(pacer).run(plain)
         except RecursionError as error:
             message = f"containers are nested more than {MAX_DEPTH} deep"
@@ -309,50 +310,73 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _parse(text: bytes, pairs: type[_Pairs] | None, pacer: Pacer, depth: int) -> Any:
-    """Parse JSON, in pieces where it is long."""
-    pacer.pause()
-    if len(text) <= _BATCH_NBYTES:
-        return _loads(text, pairs)
-    begin = len(text) - len(text.lstrip(_BLANK))
-    bracket = text[begin : begin + 1]
-    if bracket not in (b"[", b"{"):
-        return _loads(text, pairs)
-    if depth > MAX_DEPTH:
-        raise RecursionError
-    items: list[Any] = []
-    low = high = -1
+class _Parser:
+    """Parses JSON, in pieces where it is long."""
 
-    def take() -> None:
-        if low >= 0:
-            pacer.pause()
-            batch = _loads(bracket + text[low:high] + (b"]" if bracket == b"[" else b"}"), pairs)
-            items.extend(batch.items() if type(batch) is dict else batch)
+    def __init__(self, pairs: type[_Pairs] | None, pacer: Pacer) -> None:
+        self._pairs = pairs
+        self._pacer = pacer
 
-    for start, end in _elements(text, begin, pacer):
-        if end - start > _BATCH_NBYTES:
-            take()
-            low = -1
-            if bracket == b"[":
-                items.append(_parse(text[start:end], pairs, pacer, depth + 1))
+    def parse(self, text: bytes, depth: int = 0) -> Any:
+        """Parse a value."""
+        self._pacer.pause()
+        begin = len(text) - len(text.lstrip(_BLANK))
+        if len(text) <= _BATCH_NBYTES or text[begin : begin + 1] not in (b"[", b"{"):
+            return _loads(text, self._pairs)
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        is_list = text[begin : begin + 1] == b"["
+        items: list[Any] = []
+        low = high = 0  # of the elements that are parsed by one call
+        for start, end in _elements(text, begin, self._pacer):
+            if low < high and end - low > _BATCH_NBYTES:
+                items += self._batch(text[low:high], is_list=is_list)
+                low = high
+            if end - start > _BATCH_NBYTES:
+                items.append(self._long(text, start, end, depth, is_list=is_list))
+                low = high = end
             else:
-                key, at = _split_entry(text, start, end)
-                items.append((json.loads(key), _parse(text[at:end], pairs, pacer, depth + 1)))
-            continue
-        if low >= 0 and end - low > _BATCH_NBYTES:
-            take()
-            low = -1
-        low, high = start if low < 0 else low, end
-    take()
-    if bracket == b"[":
-        return items
-    return pairs(items) if pairs is not None else _unique(items)
+                low, high = start if low == high else low, end
+        if low < high:
+            items += self._batch(text[low:high], is_list=is_list)
+        if is_list:
+            return items
+        return self._pairs(items) if self._pairs is not None else _unique(items)
+
+    def _batch(self, text: bytes, *, is_list: bool) -> Iterable[Any]:
+        self._pacer.pause()
+        found = _loads(b"[" + text + b"]" if is_list else b"{" + text + b"}", self._pairs)
+        return found.items() if type(found) is dict else found
+
+    def _long(self, text: bytes, start: int, end: int, depth: int, *, is_list: bool) -> Any:
+        if is_list:
+            return self.parse(text[start:end], depth + 1)
+        key, at = _split_entry(text, start, end)
+        return json.loads(key), self.parse(text[at:end], depth + 1)
 
 
 def _elements(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[int, int]]:
     """Yield where the elements of the container that begins here lie; the text must end with it."""
+    start = begin + 1
+    mark, at = b"", start
+    for mark, at in _marks(text, begin, pacer):
+        if mark == b",":
+            yield start, at
+            start = at + 1
+    if text[start:at].strip(_BLANK):
+        yield start, at
+    elif start != begin + 1:
+        message = f"the comma at byte {start - 1} has nothing behind it"
+        raise ValueError(message)
+    if text[at + 1 :].strip(_BLANK):
+        message = f"something follows its end at byte {at + 1}"
+        raise ValueError(message)
+
+
+def _marks(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[bytes, int]]:
+    """Yield the commas between the elements of the container that begins here, and the bracket that ends it."""
     closers = [b"]" if text[begin : begin + 1] == b"[" else b"}"]
-    at = start = begin + 1
+    at = begin + 1
     count = 0
     while closers:
         found = (_AT_TOP if len(closers) == 1 else _STRUCTURE).search(text, at)
@@ -364,30 +388,25 @@ def _elements(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[int, int]
         if not count % PIECE_ELEMENTS:
             pacer.pause()
         if mark == b'"':
-            string = _STRING.match(text, found.start())
-            if string is None:
-                message = "it ends in the middle of a string"
-                raise ValueError(message)
-            at = string.end()
+            at = _end_of_string(text, found.start())
         elif mark in (b"[", b"{"):
             closers.append(b"]" if mark == b"[" else b"}")
             if len(closers) > MAX_DEPTH * 8:  # a bomb; what is merely too deep is told when it is parsed
                 raise RecursionError
         elif mark == b",":
-            yield start, found.start()
-            start = at
+            yield mark, found.start()
         elif mark != closers.pop():
             message = f"the bracket at byte {found.start()} does not match"
             raise ValueError(message)
-    last = text[start : at - 1].strip(_BLANK)
-    if last:
-        yield start, at - 1
-    elif start != begin + 1:
-        message = f"a comma at byte {start - 1} has nothing behind it"
+    yield mark, at - 1
+
+
+def _end_of_string(text: bytes, start: int) -> int:
+    string = _STRING.match(text, start)
+    if string is None:
+        message = "it ends in the middle of a string"
         raise ValueError(message)
-    if text[at:].strip(_BLANK):
-        message = f"something follows its end at byte {at}"
-        raise ValueError(message)
+    return string.end()
 
 
 def _split_entry(text: bytes, low: int, high: int) -> tuple[bytes, int]:

@@ -180,6 +180,23 @@ def plain_names(value: object) -> Names:
         return False
 
 
+def flat_names(names: Names) -> object:
+    """Return names as arrays of keys and their names: stock readers take no map whose keys are not str."""
+    if not isinstance(names, dict):
+        return names
+    return [each for key, below in names.items() for each in (key, flat_names(below))]
+
+
+def nested_names(flat: Any) -> Names:
+    """Return what `flat_names` was given; False if that is not to be had."""
+    if flat is None or type(flat) is not list:
+        return None if flat is None else False
+    try:
+        return {key: nested_names(below) for key, below in zip(flat[::2], flat[1::2], strict=True)}
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
 class _UnknownError(Exception):
     pass
 

@@ -188,7 +188,7 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
             meta = index.arrays[number]
             # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
             arrays[number] = places[0] if places else np.ndarray(meta.shape, meta.dtype)
-        targets = _targets(segments, {number: arrays[number] for number in read})
+        targets = targets_of(segments, {number: arrays[number] for number in read})
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
         try:
@@ -215,8 +215,8 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         os.close(fd)
 
 
-def _targets(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
-    """Say where each segment goes."""
+def targets_of(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
+    """Say where each segment of these arrays goes."""
     memories = {number: flat_bytes(array) for number, array in arrays.items()}
     filled = dict.fromkeys(arrays, 0)
     targets = []
