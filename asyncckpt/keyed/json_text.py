@@ -376,7 +376,7 @@ def _elements(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[int, int]
 def _marks(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[bytes, int]]:
     """Yield the commas between the elements of the container that begins here, and the bracket that ends it."""
     closers = [b"]" if text[begin : begin + 1] == b"[" else b"}"]
-    at = begin + 1
+    mark, at = b"", begin + 1
     count = 0
     while closers:
         found = (_AT_TOP if len(closers) == 1 else _STRUCTURE).search(text, at)
