@@ -1,4 +1,4 @@
-"""The one table that the tests of `Checkpointer` run over: every kind, and how a file of it is made and opened again."""
+"""The one table that the tests of `Checkpointer` run over: every kind, and how a file of it is made and opened."""
 
 from __future__ import annotations
 

@@ -89,7 +89,11 @@ class Home:
 
     def create_sibling(self) -> int:
         """Create the sibling, with the file's permissions, and return a descriptor to read and write it."""
-        fd = self.ops.create(self.sibling)
+        try:
+            fd = self.ops.create(self.sibling)
+        except FileExistsError:  # one that could not be removed
+            self.ops.unlink(self.sibling)
+            fd = self.ops.create(self.sibling)
         try:
             with suppress(FileNotFoundError):
                 mode = stat.S_IMODE(self.path.stat().st_mode)
@@ -102,8 +106,12 @@ class Home:
         return fd
 
     def publish_sibling(self) -> None:
-        """Give the sibling, which is complete and synced, the file's name, durably."""
-        self.ops.rename(self.sibling, self.path)
+        """Give the sibling, which is complete and synced, the file's name, durably; if that fails, it is gone."""
+        try:
+            self.ops.rename(self.sibling, self.path)
+        except BaseException:
+            self.discard_sibling()
+            raise
         self.ops.sync_directory(self.path.parent)
 
     def discard_sibling(self) -> None:

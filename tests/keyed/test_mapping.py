@@ -243,7 +243,7 @@ def test_allowed_and_omitted_keys(place: Place) -> None:
             assert "b" not in chk
             chk.check_allowed_key(("a", "x"))
             for key in ("b", ("b", "x")):
-                with pytest.raises(asyncckpt.CheckpointKeyError, match="'b'.*'a'"):
+                with pytest.raises(asyncckpt.CheckpointKeyError, match=r"'b'.*'a'"):
                     chk.check_allowed_key(key)
                 with pytest.raises(asyncckpt.CheckpointKeyError):
                     chk[key] = 1
