@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
@@ -21,7 +20,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5o, h5t
 
-from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed._hdf5_root import SIGNATURE
 from asyncckpt.keyed.base import Found
 from asyncckpt.state.dtypes import dtype_from_plain
@@ -84,7 +83,7 @@ class ForeignFile:
             message = f"{path} cannot be read as HDF5: {error}"
             raise CorruptCheckpointError(message, file=path.name) from error
         self._is_ours = f"{_MARK}__" in self._file
-        self._names = {_key(name) if self._is_ours else name: name for name in self._links(self._file)}
+        self._names = {_key(name) if self._is_ours else name: name for name in self._entries()}
 
     def close(self) -> None:
         """Close it."""
@@ -113,7 +112,9 @@ class ForeignFile:
         try:
             if key not in self._names:
                 raise KeyError(key)  # noqa: TRY301 - as libhdf5 would
-            value = reading.entry(self._file, self._names[key], "")
+            name = self._names[key]
+            is_leaf = self._is_ours and name in self._file.attrs
+            value = reading.attribute(self._file, name, "") if is_leaf else reading.entry(self._file, name, "")
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             if isinstance(error, (UnsupportedFormatError, CorruptCheckpointError)):
                 raise
@@ -121,22 +122,21 @@ class ForeignFile:
             raise CorruptCheckpointError(message, file=self._path.name) from error
         return Found(value, reading.unknown_types)
 
-    def warn_of_losses(self) -> None:
-        """Say what a rewritten file no longer has."""
-        if self._is_ours:
-            return
-        count = len(self._file.attrs)
-        message = f"{self._path} was made by another program: it has been written anew, without its attributes"
-        if count or any(len(each.attrs) for each in self._hard_items()):
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+    def losses(self) -> str | None:
+        """Say what a rewritten file no longer has, or nothing."""
+        if self._is_ours or not (len(self._file.attrs) or any(len(each.attrs) for each in self._hard_items())):
+            return None
+        return f"{self._path} was made by another program, and is written anew without its attributes"
 
     def _hard_items(self) -> Iterator[h5py.HLObject]:
         for name in self._names.values():
             if self._is_hard(self._file, name):
                 yield self._file[name]
 
-    def _links(self, group: h5py.Group) -> list[str]:
-        return [name for name in group if not (self._is_ours and name.startswith(_MARK))]
+    def _entries(self) -> list[str]:
+        if not self._is_ours:
+            return list(self._file)
+        return [name for name in (*self._file.attrs, *self._file) if not name.startswith(_MARK)]
 
     @staticmethod
     def _is_hard(group: h5py.Group, name: str) -> bool:
@@ -233,7 +233,7 @@ class _Reading:
         for name in [*group.attrs, *group]:
             if name.startswith(_MARK):
                 continue
-            found[name] = self._attribute(group, name, path) if name in group.attrs else self.entry(group, name, path)
+            found[name] = self.attribute(group, name, path) if name in group.attrs else self.entry(group, name, path)
         if kind in ("dict", "OrderedDict"):
             is_among_ints = f"{_MARK}_keys__" in group.attrs
             made = {int(name) if is_among_ints and name[0] != "%" else _key(name): found[name] for name in found}
@@ -246,7 +246,7 @@ class _Reading:
             raise self._refuse(path, f"is a {kind}, which is not known here")
         return _CONTAINERS[kind](values)
 
-    def _attribute(self, group: h5py.Group, name: str, path: str) -> Any:
+    def attribute(self, group: h5py.Group, name: str, path: str) -> Any:
         """Return a small leaf as what it was."""
         attribute = group.attrs.get_id(name)
         space = attribute.get_space()
@@ -340,12 +340,11 @@ class _Reading:
     def _array(self, dataset: h5py.Dataset) -> NDArray[Any]:
         """Read in pieces: one call into libhdf5 holds the GIL for its whole length."""
         array: NDArray[Any] = np.empty(dataset.shape, dataset.dtype)
-        if array.shape == () or array.size == 0:
-            if array.size:
-                dataset.read_direct(array)
+        if dataset.shape == ():
+            dataset.read_direct(array)
             return array
-        for place in _slabs(array.shape, array.dtype.itemsize, (dataset.chunks or (1,))[0]):
-            dataset.read_direct(array, place, place)
+        for place in _slabs(dataset.shape, dataset.dtype.itemsize, (dataset.chunks or (1,))[0]):
+            array[place] = dataset[place]
             self._pacer.pause()
         return array
 

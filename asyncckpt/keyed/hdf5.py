@@ -233,8 +233,11 @@ class HDF5Store(Store):
         if target is self._fresh:
             self._move_all(target, work)
         places = {key: source.place for key, source in self._sources.items() if isinstance(source, _Placed)}
+        losses = None if self._foreign is None else self._foreign.losses()
         self._commit(target, places, work)
         self._is_dirty = False
+        if losses is not None:
+            warnings.warn(losses, CheckpointWarning, stacklevel=2)
 
     def close(self) -> None:
         """Drop what is staged and close the file; see `Store.close`."""
@@ -329,8 +332,6 @@ class HDF5Store(Store):
                 batch, nbytes = [], 0
         if batch:
             self._append(target, batch, work)
-        if self._foreign is not None:
-            self._foreign.warn_of_losses()
 
     def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:
         for key, source in list(self._sources.items()):
@@ -357,7 +358,6 @@ class HDF5Store(Store):
             self._main, self._fresh = target, None
             self._is_tainted = False
             self._close_files(but=target)
-            self._foreign = None
 
     def _taint(self) -> None:
         """Write to none of the files again: the next commit makes another. What is in them can still be read."""
@@ -373,6 +373,7 @@ class HDF5Store(Store):
         self._files = [] if but is None else [but]
         if self._foreign is not None:
             self._foreign.close()
+            self._foreign = None
 
 
 def _payload_nbytes(value: Captured) -> int:
