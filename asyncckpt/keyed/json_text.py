@@ -529,6 +529,8 @@ class _Decoder:
 
     def _complex(self, found: dict[str, Any]) -> None:
         parts = [float(part) if type(part) in (int, float) else _float_of(dict(part)) for part in found["parts"]]
+        if len(parts) != 2:  # noqa: PLR2004 - real and imaginary
+            _damaged(f"a complex number of {len(parts)} parts")
         self._add(ix.ext(ix.COMPLEX, parts))
 
     def _scalar(self, found: dict[str, Any]) -> None:

@@ -44,14 +44,18 @@ _COPY_NBYTES: Final = 1 << 20
 class Captured:
     """A value as a store takes it."""
 
-    flat: FlatState
+    index: ix.Index
+    """Its nodes, and what its arrays are."""
     snapshot: Snapshot
+    """The bytes of the arrays."""
     names: Names
+    flat: FlatState
+    """What it was made from."""
 
-    @property
-    def index(self) -> ix.Index:
-        """Its nodes, and what its arrays are."""
-        return self.flat.index()
+    @classmethod
+    def of(cls, flat: FlatState, snapshot: Snapshot) -> Captured:
+        """Put the parts together."""
+        return cls(flat.index(), snapshot, names_of(flat.pieces), flat)
 
     def release(self) -> None:
         """Give the memory back; more than once does no harm."""
@@ -66,15 +70,14 @@ def capture(flat: FlatState, pool: BufferPool | None, crew: Crew, stop: StopFlag
         Stopped: `stop` was set.
     """
     with paused_gc():
-        names = names_of(flat.pieces)
         snapshot = StagedSnapshot(flat, pool)
         try:
             snapshot.capture(crew, stop)
         except BaseException:
             snapshot.release()
             raise
-    flat.detach()
-    return Captured(flat, snapshot, names)
+        flat.detach()
+        return Captured.of(flat, snapshot)
 
 
 def refer(value: object, key: str, work: Work) -> Captured:
@@ -89,7 +92,7 @@ def refer(value: object, key: str, work: Work) -> Captured:
 
 def refer_flat(flat: FlatState) -> Captured:
     """Take a flattened value, as `refer` does."""
-    return Captured(flat, LiveSnapshot(flat, is_frozen=True), names_of(flat.pieces))
+    return Captured.of(flat, LiveSnapshot(flat, is_frozen=True))
 
 
 def receive(found: Found, key: str, *, stacklevel: int) -> Any:
