@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 HEAD_NBYTES: Final = 3 * PAGE_NBYTES
 """The superblock and the two slots, a page each."""
-CATALOG_NAME: Final = b"__asyncckpt__"
 _MAGIC: Final = b"asyncckpt keyed\n"
 _SLOT: Final = struct.Struct("<16sIIQQQQQQ16s")
 _ROWS: Final = 1024
@@ -110,7 +109,7 @@ class Place:
     begin: int
     """Where its HDF5 objects begin,"""
     end: int
-    """and where they end, in the file; its arrays lie between."""
+    """and where they end, in the file; the index says where its arrays lie."""
     index_offset: int
     index_nbytes: int
     address: int | None
@@ -122,7 +121,7 @@ class Place:
     @property
     def nbytes(self) -> int:
         """What the value takes in the file."""
-        return self.end - self.begin + self.index_nbytes + _ROW_NBYTES
+        return self.end - self.begin + self.index_nbytes + self.array_nbytes + _ROW_NBYTES
 
     @property
     def payload_nbytes(self) -> int:

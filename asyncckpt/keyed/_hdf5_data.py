@@ -25,7 +25,6 @@ from asyncckpt.disk.reading import Target, read_record
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed import _hdf5_root as root
 from asyncckpt.keyed._hdf5_catalog import (
-    CATALOG_NAME,
     HEAD_NBYTES,
     Place,
     Region,
@@ -37,8 +36,8 @@ from asyncckpt.keyed._hdf5_catalog import (
 )
 from asyncckpt.keyed._hdf5_region import RegionPlan, Value
 from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.saving.loading import fresh_array, targets_of
 from asyncckpt.state.index import Index, Segment, decode_index
-from asyncckpt.state.strided import flat_bytes, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -165,20 +164,10 @@ class DataFile:
         """
         offset = self.tail
         catalog = encode_catalog(places, pacer)
-        shown_at = align(offset + len(catalog), 8)
-        shown = root.byte_dataset(offset, len(catalog))
         links = [(link_name(key), place.address) for key, place in places.items() if place.address is not None]
-        links.append((CATALOG_NAME, shown_at))
-        root_at = align(shown_at + len(shown), 8)
-        data = b"".join(
-            (
-                catalog,
-                bytes(shown_at - offset - len(catalog)),
-                shown,
-                bytes(root_at - shown_at - len(shown)),
-                root.group(links, pacer),
-            )
-        )
+        begin = align(offset + len(catalog), 8)
+        root_at, group = root.root_group(begin, links, (offset, len(catalog)), pacer)
+        data = catalog.ljust(begin - offset, b"\0") + group
         data = data.ljust(align(len(data), PAGE_NBYTES), b"\0")
         end = offset + len(data)
         slot = Slot(self._number + 1, end, offset, len(data), len(catalog), root_at, xxh3_128_digest(data))
@@ -219,21 +208,10 @@ class DataFile:
             Stopped: `work.stop` was set.
         """
         index, segments = self.read_index(key, place, work.pacer())
-        arrays: dict[int, NDArray[Any]] = {
-            number: np.ndarray(meta.shape, meta.dtype) for number, meta in enumerate(index.arrays)
-        }
+        arrays = {number: fresh_array(meta) for number, meta in enumerate(index.arrays)}
         base = place.region.offset
-        targets = []
-        filled: dict[int, int] = {}
-        at = place.begin
-        for segment in segments:
-            if segment.offset > at:  # HDF5's own, which is only verified
-                targets.append(Target(at - base, segment.offset - at, None))
-            targets.append(_target(arrays[segment.array], segment, filled.get(segment.array, 0), base))
-            filled[segment.array] = filled.get(segment.array, 0) + segment.nbytes
-            at = segment.offset + segment.nbytes
-        if at < place.end:
-            targets.append(Target(at - base, place.end - at, None))
+        targets = [Target(place.begin - base, place.end - place.begin, None)]  # HDF5's own, which is only verified
+        targets += [each._replace(offset=each.offset - base) for each in targets_of(segments, arrays)]
         self._read(key, place.region, targets, work)
         return index, arrays
 
@@ -241,8 +219,8 @@ class DataFile:
         """Read the nodes of a value, and where its arrays lie."""
         data: Bytes = np.empty(place.index_nbytes, np.uint8)
         self._read(key, place.region, [Target(place.index_offset - place.region.offset, len(data), data)], None)
-        index, segments = decode_index(memoryview(data.tobytes()), file_nbytes=place.end, pacer=pacer)
-        if segments and segments[0].offset < place.begin:
+        index, segments = decode_index(data.data, file_nbytes=place.region.end, pacer=pacer)
+        if segments and segments[0].offset < place.end:
             raise self._corrupt(key)("has an index that leads elsewhere")
         return index, segments
 
@@ -293,13 +271,6 @@ class DataFile:
             return CorruptCheckpointError(message, file=self.path.name)
 
         return corrupt
-
-
-def _target(array: NDArray[Any], segment: Segment, start: int, base: int) -> Target:
-    memory = flat_bytes(array)
-    if memory is None:
-        return Target(segment.offset - base, segment.nbytes, None, lambda at, data: scatter(array, start + at, data))
-    return Target(segment.offset - base, segment.nbytes, memory[start : start + segment.nbytes])
 
 
 class _StoredArrays:

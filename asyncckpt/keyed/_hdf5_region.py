@@ -1,20 +1,18 @@
-"""A region: values as HDF5 objects at their places in a file, their indexes, and the bytes of their arrays.
-
-libhdf5 writes the objects into memory, at the addresses that they will have in the file; it never sees the file itself.
-"""
+"""A region: values as HDF5 objects, the bytes of their arrays, and their indexes, each of the three together."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.plan import FilePlan, Piece, Span, align
 from asyncckpt.formats._hdf5_file import MetadataFile
-from asyncckpt.formats._sparse import SparseFile
-from asyncckpt.formats.hdf5 import Mirror, merge
+from asyncckpt.formats.hdf5 import Mirror
 from asyncckpt.keyed._hdf5_catalog import Place, Region, link_name
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.state import index as ix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -25,10 +23,12 @@ if TYPE_CHECKING:
     from asyncckpt.disk.blocks import ArrayBytes
     from asyncckpt.disk.manifest import FileRecord
     from asyncckpt.keyed.values import Names
-    from asyncckpt.state.index import Index
     from asyncckpt.workers import Pacer
 
     Bytes = NDArray[np.uint8]
+
+
+_ON_PAGES_NBYTES: Final = 1 << 16  # what the block engine writes from where it lies
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +36,9 @@ class Value:
     """A value to be written."""
 
     key: str
-    index: Index
+    index: ix.Index
     arrays: ArrayBytes
     names: Names
-
-
-class _Extent(NamedTuple):
-    begin: int
-    end: int
-    index_offset: int
-    index_nbytes: int
-    address: int | None
 
 
 class RegionPlan:
@@ -66,67 +58,66 @@ class RegionPlan:
         """
         self._values = values
         self._base = base
-        self._pacer = pacer
         self.leaves_left = max_leaves
-        self._pieces: list[Piece] = []
-        self._extents: list[_Extent] = []
-        file = SparseFile(pacer)
-        indexes = self._mirror(file)
-        offset = file.nbytes
-        for number, (extent, index) in enumerate(zip(self._extents, indexes, strict=True)):
-            offset = align(offset, 8)
-            nbytes = len(index)
-            self._extents[number] = extent._replace(index_offset=offset, index_nbytes=nbytes)
-            self._pieces.append(Piece(offset, nbytes, index))
-            offset += nbytes
-        self._pieces.sort(key=lambda piece: piece.offset)
-        merged = merge(self._runs(file), self._pieces, pacer)
-        pieces = [piece._replace(offset=piece.offset - base) for piece in merged]
-        self.plan = FilePlan(align(offset, PAGE_NBYTES) - base, pieces, 0, 0)
+        file = MetadataFile(pacer, has_root=False)
+        starts, mirrors, firsts = [0], [], []
+        first = 0
+        for value in values:
+            name = link_name(value.key)
+            mirror = Mirror(file, value.index, pacer, entry=name, max_leaves=self.leaves_left)
+            mirror.write_tree()
+            self.leaves_left = mirror.leaves_left
+            mirrors.append(mirror)
+            starts.append(file.count)
+            firsts.append(first)
+            first += len(value.index.arrays)
+        end = file.arrange(base)
+        self._extents = [(file.address(begin), file.address(stop)) for begin, stop in pairwise(starts)]
+        linked = {name: node.address for name, node in file.root.links or ()}
+        self._addresses = [linked.get(link_name(value.key)) for value in values]
+        spans: list[Piece] = []
+        indexes = []
+        for value, mirror, number in zip(values, mirrors, firsts, strict=True):
+            segments = []
+            for array, meta in enumerate(value.index.arrays):
+                if not meta.nbytes:
+                    continue
+                end = align(end, PAGE_NBYTES if meta.nbytes >= _ON_PAGES_NBYTES else SMALL_BOUNDARY)
+                mirror.datasets[array].place = end
+                segments.append(ix.Segment(array, end, meta.nbytes))
+                spans.append(Piece(end, meta.nbytes, Span(number + array, 0)))
+                end += meta.nbytes
+                pacer.pause()
+            indexes.append(b"".join(value.index.encode(segments, pacer)))
+        pieces = [*file.render(None), *spans]
+        self._indexes = []
+        for index in indexes:
+            end = align(end, 8)
+            self._indexes.append((end, len(index)))
+            pieces.append(Piece(end, len(index), index))
+            end += len(index)
+        pieces = [piece._replace(offset=piece.offset - base) for piece in pieces]
+        self.plan = FilePlan(align(end, PAGE_NBYTES) - base, pieces, 0, 0)
         """The layout, counted from `base`."""
-        self.arrays: ArrayBytes = _Together([value.arrays for value in values], self._firsts)
+        self.arrays: ArrayBytes = _Together([value.arrays for value in values], firsts)
         """The bytes of all arrays, by their number in the plan."""
 
     def places(self, record: FileRecord) -> Iterator[tuple[str, Place]]:
         """Yield each key and where its value lies, once the region has been written."""
         region = Region(self._base, record)
-        for value, extent in zip(self._values, self._extents, strict=True):
-            array_nbytes = sum(meta.nbytes for meta in value.index.arrays)
-            yield (
-                value.key,
-                Place(region=region, array_nbytes=array_nbytes, names=value.names, **extent._asdict()),
+        columns = zip(self._values, self._extents, self._indexes, self._addresses, strict=True)
+        for value, (begin, end), (index_offset, index_nbytes), address in columns:
+            place = Place(
+                region=region,
+                begin=begin,
+                end=end,
+                index_offset=index_offset,
+                index_nbytes=index_nbytes,
+                address=address,
+                array_nbytes=sum(meta.nbytes for meta in value.index.arrays),
+                names=value.names,
             )
-
-    def _mirror(self, file: SparseFile) -> list[bytes]:
-        """Write the HDF5 objects; return the encoded indexes."""
-        indexes = []
-        self._firsts = []
-        first = 0
-        metadata = MetadataFile(file, begin=self._base)
-        try:
-            for value in self._values:
-                begin = metadata.end
-                name = link_name(value.key)
-                mirror = Mirror(metadata, value.index, self._pacer, entry=name, max_leaves=self.leaves_left)
-                mirror.write_tree()
-                self.leaves_left = mirror.leaves_left
-                self._extents.append(_Extent(begin, metadata.end, 0, 0, metadata.address_of(name)))
-                self._firsts.append(first)
-                for piece in mirror.spans:
-                    assert isinstance(piece.source, Span)  # noqa: S101 - a mirror's spans are
-                    self._pieces.append(piece._replace(source=Span(first + piece.source.array, piece.source.start)))
-                first += len(value.index.arrays)
-                indexes.append(b"".join(value.index.encode(mirror.segments, self._pacer)))
-        finally:
-            metadata.close()
-        return indexes
-
-    def _runs(self, file: SparseFile) -> Iterator[tuple[int, bytes]]:
-        """Yield what HDF5 wrote into the region; the rest is only its own idea of the head."""
-        for start, data in file.runs():
-            skipped = max(self._base - start, 0)
-            if skipped < len(data):
-                yield start + skipped, data[skipped:]
+            yield value.key, place
 
 
 class _Together:

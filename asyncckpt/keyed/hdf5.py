@@ -22,6 +22,7 @@ from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
 from asyncckpt.keyed._hdf5_region import Value
 from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.values import build_value, refer, runs_of
+from asyncckpt.state.index import Index
 from asyncckpt.state.strided import flat_bytes, scatter
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ class _Held:
     """A small value in memory."""
 
     def __init__(self, key: str, captured: Captured) -> None:
-        index = captured.index
+        # Copied: the captured one's lists are emptied when it is released.
+        index = Index(pieces=tuple(captured.index.pieces), arrays=tuple(captured.index.arrays))
         self._data: list[Bytes] = []
         for number, meta in enumerate(index.arrays):
             data = np.empty(meta.nbytes, np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from support import Params, assert_same
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError, FileLockedError, UnsupportedFormatError
-from asyncckpt.keyed import _hdf5_data, _hdf5_root
+from asyncckpt.keyed import _hdf5_data
 from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, find_slots
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.values import refer
@@ -493,25 +492,3 @@ def test_a_later_version(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(UnsupportedFormatError, match="version 2"), opened(path):
         pass
-
-
-# --- the part written by hand -----------------------------------------------------------------------------------------
-
-
-@given(st.binary(max_size=100))
-def test_the_checksum_is_that_of_hdf5(name: bytes) -> None:
-    """For every length: libhdf5 wrote a header with such an attribute."""
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w", libver="latest") as file:
-        file.attrs["name"] = np.void(name or b"-")
-        end = file.id.get_filesize()
-    data = buffer.getvalue()
-    assert end <= len(data)
-    header = data[48:]
-    assert header.startswith(b"OHDR")
-    flags = header[5]
-    size_at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
-    width = 1 << (flags & 3)
-    length = size_at + width + int.from_bytes(header[size_at : size_at + width], "little")
-    assert int.from_bytes(header[length : length + 4], "little") == _hdf5_root.checksum(header[:length])
-    assert int.from_bytes(data[44:48], "little") == _hdf5_root.checksum(data[:44])
