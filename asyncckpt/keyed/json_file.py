@@ -38,7 +38,7 @@ class JSONStore(Store):
             OSError: It cannot be read.
         """
         self._home = home
-        self._texts: dict[str, list[bytes]] = {}
+        self._texts: dict[str, _Text] = {}
         self._entries: dict[str, Entry] = {}
         self._is_changed = False
         self._load(work)
@@ -51,7 +51,8 @@ class JSONStore(Store):
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""
         try:
-            return decode_value(b"".join(self._texts[key]), work.pacer())
+            text, low, high = self._texts[key].joined()
+            return decode_value(text, low, high, work.pacer())
         except CorruptCheckpointError as error:
             raise self._corrupt(f"the value of {key!r}: {error}", error) from error
         except ValueError as error:
@@ -61,7 +62,7 @@ class JSONStore(Store):
         """See `Store`."""
         self._begin(work)
         text = encode_value(value, work.pacer())
-        self._texts[key] = text
+        self._texts[key] = _Text(text)
         self._entries[key] = Entry(sum(map(len, text)), value.names)
         self._is_changed = True
 
@@ -83,7 +84,7 @@ class JSONStore(Store):
             separator = b"\n"
             for key, text in self._texts.items():
                 out.write(separator + encode_key(key) + b": ")
-                for piece in text:
+                for piece in text.pieces():
                     out.write(piece)
                 separator = b",\n"
                 pacer.pause()
@@ -119,17 +120,16 @@ class JSONStore(Store):
             return
         try:
             text = _read_all(fd)
-        finally:
-            os.close(fd)
-        is_small = len(text) <= _NAMED_NBYTES
-        try:
-            for key, value in split_object(text, work.pacer()) if text else ():
+            is_small = len(text) <= _NAMED_NBYTES
+            for key, low, high in split_object(text, work.pacer()) if text else ():
                 if key in self._texts:
                     raise self._corrupt(f"the key {key!r} stands twice")
-                self._texts[key] = [value]
-                self._entries[key] = Entry(len(value), _names(value, work) if is_small else False)
+                self._texts[key] = _Text(text, low, high)
+                self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
         except (ValueError, RecursionError) as error:
             raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
+        finally:
+            os.close(fd)
 
     def _corrupt(self, reason: str, error: Exception | None = None) -> CorruptCheckpointError:
         if isinstance(error, CorruptCheckpointError):
@@ -137,18 +137,43 @@ class JSONStore(Store):
         return CorruptCheckpointError(f"{self._home.path}: {reason}", file=str(self._home.path))
 
 
-def _read_all(fd: int) -> bytes:
-    text = bytearray()
-    while chunk := os.read(fd, _READ_NBYTES):
-        text += chunk
+class _Text:
+    """The text of a value: pieces, or a part of the file that was read."""
+
+    __slots__ = ("_high", "_low", "_text")
+
+    def __init__(self, text: list[bytes] | bytes | bytearray, low: int = 0, high: int = 0) -> None:
+        self._text = text
+        self._low = low
+        self._high = high
+
+    def pieces(self) -> list[bytes] | list[memoryview]:
+        return self._text if isinstance(self._text, list) else [memoryview(self._text)[self._low : self._high]]
+
+    def joined(self) -> tuple[bytes | bytearray, int, int]:
+        """Return a text, and where in it the value lies."""
+        if isinstance(self._text, list):
+            text = b"".join(self._text)
+            return text, 0, len(text)
+        return self._text, self._low, self._high
+
+
+def _read_all(fd: int) -> bytes | bytearray:
+    text = bytearray(os.fstat(fd).st_size)
+    view = memoryview(text)
+    at = 0
+    while at < len(text):
+        count = os.preadv(fd, [view[at : at + _READ_NBYTES]], at)
+        if count == 0:
+            message = "it ended while it was read"
+            raise ValueError(message)
+        at += count
     encoding = json.detect_encoding(bytes(text[:4]))
-    if encoding == "utf-8":
-        return bytes(text)
-    return bytes(text).decode(encoding).encode()
+    return text if encoding == "utf-8" else text.decode(encoding).encode()
 
 
-def _names(text: bytes, work: Work) -> Names:
+def _names(text: bytes | bytearray, low: int, high: int, work: Work) -> Names:
     try:
-        return plain_names(decode_value(text, work.pacer()).value)
+        return plain_names(decode_value(text, low, high, work.pacer()).value)
     except (ValueError, CorruptCheckpointError):
         return False

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import msgpack
 import numpy as np
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 TAG: Final = "__asyncckpt__"
 KEY_TAG: Final = "__asyncckpt_key__"
 MAX_DEPTH: Final = 200
+Text: TypeAlias = "bytes | bytearray"
 _OURS: Final = b"__asyncckpt"
 _DATA_NBYTES: Final = 196_608  # bytes in one base64 string: a multiple of 3
 _BATCH_NBYTES: Final = 1 << 16  # of JSON, parsed by one call
@@ -46,7 +47,9 @@ _STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _STRUCTURE: Final = re.compile(rb'["\[\]{}]')
 _AT_TOP: Final = re.compile(rb'["\[\]{},]')
 _COLON: Final = re.compile(rb"[ \t\r\n]*:")
-_BLANK: Final = b" \t\r\n"
+_BLANKS: Final = re.compile(rb"[ \t\r\n]*")
+_SEARCH_NBYTES: Final = 1 << 20
+_MARKS_PER_PAUSE: Final = 256
 _KINDS: Final = {
     ix.TUPLE: "tuple",
     ix.SET: "set",
@@ -262,36 +265,49 @@ def _base64(data: bytes) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def split_object(text: bytes, pacer: Pacer) -> Iterator[tuple[str, bytes]]:
-    """Yield the entries of a JSON object: the key, and the text of the value, which may be no JSON.
+def split_object(text: Text, pacer: Pacer) -> Iterator[tuple[str, int, int]]:
+    """Yield the entries of a JSON object: the key, and where the text of the value lies, which may be no JSON.
 
     Raises:
         ValueError: It is none.
     """
-    begin = len(text) - len(text.lstrip(_BLANK))
+    begin = _skip_blanks(text, 0, len(text))
     if text[begin : begin + 1] != b"{":
         message = "it is no JSON object"
         raise ValueError(message)
-    for low, high in _elements(text, begin, pacer):
+    for low, high in _elements(text, begin, len(text), pacer):
         key, at = _split_entry(text, low, high)
-        yield _decode_key(key), text[at:high].strip(_BLANK)
+        yield _decode_key(key), _skip_blanks(text, at, high), high
 
 
-def decode_value(text: bytes, pacer: Pacer) -> Found:
-    """Make the value of its JSON.
+def decode_value(text: Text, low: int, high: int, pacer: Pacer) -> Found:
+    """Make the value of its JSON, which lies at these bytes of a text.
 
     Raises:
         ValueError: The text is no JSON.
         CorruptCheckpointError: An object of ours in it is not as it should be.
     """
     with paused_gc():
-        is_plain = _OURS not in text
         try:
-            plain = _Parser(None if is_plain else _Pairs, pacer).parse(text)
-            return Found(plain, {}) if is_plain else _Decoder(pacer).run(plain)
+            if not _holds_ours(text, low, high, pacer):
+                return Found(_Parser(None, pacer).parse(text, low, high), {})
+            return _Decoder(pacer).run(_Parser(_Pairs, pacer).parse(text, low, high))
         except RecursionError as error:
             message = f"containers are nested more than {MAX_DEPTH} deep"
             raise ValueError(message) from error
+
+
+def _holds_ours(text: Text, low: int, high: int, pacer: Pacer) -> bool:
+    for start in range(low, high, _SEARCH_NBYTES):
+        if text.find(_OURS, start, min(start + _SEARCH_NBYTES + len(_OURS), high)) >= 0:
+            return True
+        pacer.pause()
+    return False
+
+
+def _skip_blanks(text: Text, low: int, high: int) -> int:
+    found = _BLANKS.match(text, low, high)
+    return found.end() if found is not None else low
 
 
 class _Pairs(list[Any]):
@@ -317,28 +333,28 @@ class _Parser:
         self._pairs = pairs
         self._pacer = pacer
 
-    def parse(self, text: bytes, depth: int = 0) -> Any:
+    def parse(self, text: Text, low: int, high: int, depth: int = 0) -> Any:
         """Parse a value."""
         self._pacer.pause()
-        begin = len(text) - len(text.lstrip(_BLANK))
-        if len(text) <= _BATCH_NBYTES or text[begin : begin + 1] not in (b"[", b"{"):
-            return _loads(text, self._pairs)
+        begin = _skip_blanks(text, low, high)
+        if high - begin <= _BATCH_NBYTES or text[begin : begin + 1] not in (b"[", b"{"):
+            return _loads(bytes(text[begin:high]), self._pairs)
         if depth > MAX_DEPTH:
             raise RecursionError
         is_list = text[begin : begin + 1] == b"["
         items: list[Any] = []
-        low = high = 0  # of the elements that are parsed by one call
-        for start, end in _elements(text, begin, self._pacer):
-            if low < high and end - low > _BATCH_NBYTES:
-                items += self._batch(text[low:high], is_list=is_list)
-                low = high
+        first = last = 0  # of the elements that are parsed by one call
+        for start, end in _elements(text, begin, high, self._pacer):
+            if first < last and end - first > _BATCH_NBYTES:
+                items += self._batch(bytes(text[first:last]), is_list=is_list)
+                first = last
             if end - start > _BATCH_NBYTES:
                 items.append(self._long(text, start, end, depth, is_list=is_list))
-                low = high = end
+                first = last = end
             else:
-                low, high = start if low == high else low, end
-        if low < high:
-            items += self._batch(text[low:high], is_list=is_list)
+                first, last = start if first == last else first, end
+        if first < last:
+            items += self._batch(bytes(text[first:last]), is_list=is_list)
         if is_list:
             return items
         return self._pairs(items) if self._pairs is not None else _unique(items)
@@ -348,47 +364,47 @@ class _Parser:
         found = _loads(b"[" + text + b"]" if is_list else b"{" + text + b"}", self._pairs)
         return found.items() if type(found) is dict else found
 
-    def _long(self, text: bytes, start: int, end: int, depth: int, *, is_list: bool) -> Any:
+    def _long(self, text: Text, start: int, end: int, depth: int, *, is_list: bool) -> Any:
         if is_list:
-            return self.parse(text[start:end], depth + 1)
+            return self.parse(text, start, end, depth + 1)
         key, at = _split_entry(text, start, end)
-        return json.loads(key), self.parse(text[at:end], depth + 1)
+        return json.loads(key), self.parse(text, at, end, depth + 1)
 
 
-def _elements(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[int, int]]:
-    """Yield where the elements of the container that begins here lie; the text must end with it."""
+def _elements(text: Text, begin: int, high: int, pacer: Pacer) -> Iterator[tuple[int, int]]:
+    """Yield where the elements of the container that begins here lie; nothing may follow it up to `high`."""
     start = begin + 1
-    mark, at = b"", start
-    for mark, at in _marks(text, begin, pacer):
+    for mark, at in _marks(text, begin, high, pacer):
         if mark == b",":
             yield start, at
             start = at + 1
-    if text[start:at].strip(_BLANK):
-        yield start, at
-    elif start != begin + 1:
-        message = f"the comma at byte {start - 1} has nothing behind it"
-        raise ValueError(message)
-    if text[at + 1 :].strip(_BLANK):
-        message = f"something follows its end at byte {at + 1}"
-        raise ValueError(message)
+            continue
+        if _skip_blanks(text, start, at) < at:
+            yield start, at
+        elif start != begin + 1:
+            message = f"the comma at byte {start - 1} has nothing behind it"
+            raise ValueError(message)
+        if _skip_blanks(text, at + 1, high) < high:
+            message = f"something follows its end at byte {at + 1}"
+            raise ValueError(message)
 
 
-def _marks(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[bytes, int]]:
+def _marks(text: Text, begin: int, high: int, pacer: Pacer) -> Iterator[tuple[bytes, int]]:
     """Yield the commas between the elements of the container that begins here, and the bracket that ends it."""
     closers = [b"]" if text[begin : begin + 1] == b"[" else b"}"]
     mark, at = b"", begin + 1
     count = 0
     while closers:
-        found = (_AT_TOP if len(closers) == 1 else _STRUCTURE).search(text, at)
+        found = (_AT_TOP if len(closers) == 1 else _STRUCTURE).search(text, at, high)
         if found is None:
             message = "it ends early"
             raise ValueError(message)
-        mark, at = found.group(), found.end()
+        mark, at = bytes(found.group()), found.end()
         count += 1
-        if not count % PIECE_ELEMENTS:
+        if not count % _MARKS_PER_PAUSE:
             pacer.pause()
         if mark == b'"':
-            at = _end_of_string(text, found.start())
+            at = _end_of_string(text, found.start(), high)
         elif mark in (b"[", b"{"):
             closers.append(b"]" if mark == b"[" else b"}")
             if len(closers) > MAX_DEPTH * 8:  # a bomb; what is merely too deep is told when it is parsed
@@ -401,29 +417,33 @@ def _marks(text: bytes, begin: int, pacer: Pacer) -> Iterator[tuple[bytes, int]]
     yield mark, at - 1
 
 
-def _end_of_string(text: bytes, start: int) -> int:
-    string = _STRING.match(text, start)
+def _end_of_string(text: Text, start: int, high: int) -> int:
+    quote = text.find(b'"', start + 1, high)
+    if quote >= 0 and text.find(b"\\", start + 1, quote) < 0:
+        return quote + 1
+    string = _STRING.match(text, start, high)
     if string is None:
         message = "it ends in the middle of a string"
         raise ValueError(message)
     return string.end()
 
 
-def _split_entry(text: bytes, low: int, high: int) -> tuple[bytes, int]:
+def _split_entry(text: Text, low: int, high: int) -> tuple[bytes, int]:
     """Return the key of an entry of an object, as JSON, and where its value begins."""
-    low += len(text[low:high]) - len(text[low:high].lstrip(_BLANK))
+    low = _skip_blanks(text, low, high)
     key = _STRING.match(text, low, high)
     colon = _COLON.match(text, key.end(), high) if key is not None else None
     if key is None or colon is None:
         message = f"there is no key at byte {low}"
         raise ValueError(message)
-    return key.group(), colon.end()
+    return bytes(key.group()), colon.end()
 
 
 def _decode_key(text: bytes) -> str:
     key = json.loads(text)
     if key.startswith(KEY_TAG):
-        key = decode_value(key.removeprefix(KEY_TAG).encode(), Pacer(yields=False)).value
+        encoded = key.removeprefix(KEY_TAG).encode()
+        key = decode_value(encoded, 0, len(encoded), Pacer(yields=False)).value
     if not isinstance(key, str):
         message = f"{key!r} is no key of a file"
         raise ValueError(message)  # noqa: TRY004 - of the text

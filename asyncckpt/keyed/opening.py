@@ -196,20 +196,30 @@ class Opening(ABC):
         if self._mode == "blocking":
             message = f"{self!r} is open in blocking mode: leave its `with` before entering `async with`"
             raise CheckpointerUsageError(message)
-        if self._session is None:
-            self._mode = "async"
-            self._session = Session(
-                lambda work: Engine(self._open_store(self.checkpoint_file, work), self.place, self._serializer),
-                self.place,
-                self._max_staged_nbytes,
-            )
-        session = self._session
+        while True:
+            session = self._session
+            if session is None:
+                self._mode = "async"
+                session = self._session = self._new_session()
+            try:
+                is_entered = await session.enter()
+            finally:
+                self._forget(session)
+            if is_entered:
+                return AsyncCheckpointer(repr(self), self.rules, session)
+
+    def _new_session(self) -> Session:
         try:
-            await session.enter()
-        except BaseException:
-            self._forget(session)
-            raise
-        return AsyncCheckpointer(repr(self), self.rules, session)
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._mode = None
+            message = f"{self!r}: the asynchronous view runs on asyncio (stock or uvloop) only"
+            raise CheckpointerUsageError(message) from None
+        return Session(
+            lambda work: Engine(self._open_store(self.checkpoint_file, work), self.place, self._serializer),
+            self.place,
+            self._max_staged_nbytes,
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -65,6 +65,7 @@ class Session:
         self._max_staged_nbytes = max_staged_nbytes
         self._jobs = Jobs(self._loop)
         self._pool = BufferPool()
+        self._opened: Engine | None = None
         self._engine: Engine | None = None
         self._gate = asyncio.Lock()  # opening and closing
         self._turn = asyncio.Lock()  # jobs, in the order of the calls
@@ -81,25 +82,28 @@ class Session:
 
     # --- opening and closing ------------------------------------------------------------------------------------------
 
-    async def enter(self) -> None:
-        """Open the file, if this is the outermost block."""
+    async def enter(self) -> bool:
+        """Open the file, if this is the outermost block; return False if it has been closed for good meanwhile."""
         self._check(is_opening=True)
         async with self._gate:
-            if self._engine is None and not self.is_over:
+            if self.is_over:
+                return False
+            if self._engine is None:
                 try:
-                    self._engine = await self._jobs.run(self._open)
+                    await self._jobs.run(self._open)
                 except BaseException:
                     self.is_over = True
+                    if self._opened is not None:  # by a job whose caller was cancelled
+                        await self._jobs.run(self._opened.store.close)
                     await self._jobs.close(is_stuck=False)
                     raise
+                self._engine = self._opened
                 self._read_names()
-            if self.is_over:
-                message = f"{self._place} was being closed: enter `async with` again"
-                raise CheckpointerUsageError(message)
             self._depth += 1
+            return True
 
-    def _open(self) -> Engine:
-        return self._open_engine(Work(Crew()))
+    def _open(self) -> None:
+        self._opened = self._open_engine(Work(Crew()))
 
     async def leave(self, error: BaseException | None) -> None:
         """Flush and close the file, if this is the outermost block, whoever cancels."""
@@ -131,7 +135,7 @@ class Session:
 
     async def _close(self) -> None:
         async with self._gate:
-            if self._depth:  # entered again meanwhile
+            if self._depth or self.is_over:  # entered again meanwhile, and maybe closed by that block
                 return
             self.is_over = True
             try:

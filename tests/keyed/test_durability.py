@@ -108,8 +108,7 @@ def test_killed_before_any_operation(file: Place) -> None:
     assert count > 20
 
 
-@pytest.mark.parametrize("lasting", [False, True])
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize(("code", "lasting"), [(errno.EIO, False), (errno.ENOSPC, True)])
 def test_a_fault_at_any_operation(file: Place, code: int, lasting: bool) -> None:
     """Each reaches the caller, or is harmless; nothing that was flushed is lost; a healthy disk is written to again."""
     for count in itertools.count():

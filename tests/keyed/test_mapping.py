@@ -92,7 +92,7 @@ def test_values_come_back_as_they_were(place: Place) -> None:
 
 
 @given(state=states, key=texts)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_value_comes_back(kind: str, tmp_path_factory: pytest.TempPathFactory, state: Any, key: str) -> None:
     """Whatever can be saved comes back the same, under any key."""

@@ -331,6 +331,31 @@ async def test_blocks_may_be_nested_and_shared_by_tasks(place: Place) -> None:
     assert sorted(await contents(place)) == [*(f"k{n}" for n in range(8)), "k9"]
 
 
+async def test_a_block_entered_while_another_is_being_left(place: Place) -> None:
+    """It waits for the file to be closed, and opens it again."""
+    chk = place.open()
+
+    async def task(n: int) -> None:
+        for _ in range(n):
+            await asyncio.to_thread(int)
+        async with chk as view:
+            view[f"k{n}"] = n
+
+    await asyncio.gather(*map(task, range(12)))
+    assert len(await contents(place)) == 12
+
+
+async def test_a_file_that_cannot_be_opened(file: Place) -> None:
+    """The error comes out, whoever enters, and nothing stays open."""
+    file.path.write_bytes(b"garbage")
+    chk = file.open()
+    for result in await asyncio.gather(*(chk.__aenter__() for _ in range(3)), return_exceptions=True):
+        assert isinstance(result, asyncckpt.CheckpointError)
+    assert not chk.is_open
+    with pytest.raises(asyncckpt.CheckpointError):
+        await contents(file)
+
+
 async def test_the_bodys_exception_comes_out_and_what_was_saved_is_kept(place: Place) -> None:
     """Leaving flushes, however the block is left."""
     with pytest.raises(ZeroDivisionError):
@@ -353,7 +378,7 @@ async def test_nothing_is_left_running(file: Place) -> None:
 
 async def test_a_cancelled_task_still_closes(file: Place) -> None:
     """A task cancelled at any of its awaits leaves a file that holds what was saved before, and no lock."""
-    for steps in range(30):
+    for steps in range(16):
         file.name = f"cancelled{steps}"
         reached = []
 
@@ -361,7 +386,7 @@ async def test_a_cancelled_task_still_closes(file: Place) -> None:
             async with file.open() as chk:
                 chk["a"] = 1
                 reached.append("a")
-                await chk.save_parameter("b", np.ones(1 << 18))
+                await chk.save_parameter("b", np.ones(1 << 17))
                 reached.append("b")
                 await chk.flush()
                 await chk["b"]
