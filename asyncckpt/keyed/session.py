@@ -98,12 +98,12 @@ class Session:
                     await self._jobs.close(is_stuck=False)
                     raise
                 self._engine = self._opened
-                self._read_names()
             self._depth += 1
             return True
 
     def _open(self) -> None:
         self._opened = self._open_engine(Work(Crew()))
+        self._names = {key: entry.names for key, entry in self._opened.store.entries.items()}
 
     async def leave(self, error: BaseException | None) -> None:
         """Flush and close the file, if this is the outermost block, whoever cancels."""
@@ -175,7 +175,8 @@ class Session:
     # --- the index ----------------------------------------------------------------------------------------------------
 
     def _read_names(self) -> None:
-        assert self._engine is not None  # noqa: S101 - read after opening, and after failures
+        """Read the index again, after a failure."""
+        assert self._engine is not None  # noqa: S101 - it is open
         self._names = {key: entry.names for key, entry in self._engine.store.entries.items()}
         for write in self._queue:
             self._note(write.path, write.captured)
