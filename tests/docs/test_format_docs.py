@@ -221,6 +221,23 @@ def test_the_log_is_read_with_the_page_alone(tmp_path: Path) -> None:
     assert_same(np.frombuffer(found["small"][offset : offset + nbytes], "<i8"), np.arange(3))
 
 
+def test_the_page_reads_keyed_hdf5(tmp_path: Path) -> None:
+    """The page's reader of slots, catalog and indexes finds the arrays of every key."""
+    import asyncckpt
+
+    path = tmp_path / "a.h5"
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["large"] = np.arange(100_000.0)
+        chk.flush()
+        chk["small"] = [np.arange(3), 1]
+        chk["large"] = np.arange(90_000.0)
+    found = program("keyed_hdf5")["read_keyed_hdf5"](path)
+    assert list(found) == ["large", "small"]
+    assert [index["asyncckpt"] for index, _ in found.values()] == [1, 1]
+    assert_same(np.frombuffer(found["large"][1][0], "<f8"), np.arange(90_000.0))
+    assert_same(np.frombuffer(found["small"][1][0], "<i8"), np.arange(3))
+
+
 def test_the_tags_of_json_are_those_of_the_page() -> None:
     """Each kind of object that the reader knows has its row, and no row is left over."""
     from asyncckpt.keyed import json_text

@@ -18,7 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Params, assert_same
 
-from asyncckpt.errors import CheckpointError, CorruptCheckpointError, FileLockedError, UnsupportedFormatError
+from asyncckpt.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    FileLockedError,
+    UnsupportedFormatError,
+    UntrustedFileError,
+)
 from asyncckpt.keyed import _hdf5_data
 from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, find_slots
 from asyncckpt.keyed.base import Work
@@ -404,6 +410,18 @@ def test_changes_by_another_program(change: str, tmp_path: Path) -> None:
             assert_same(found[key], value)
     with opened(path) as store:
         assert read(store, "large") == 1
+
+
+def test_a_longer_file_is_told_at_once(tmp_path: Path) -> None:
+    """Whatever moves the end of the file is seen when it is opened, before a value is read."""
+    path = tmp_path / "a.h5"
+    with opened(path) as store:
+        put(store, "a", {"x": 1})
+        store.commit(WORK)
+    with h5py.File(path, "r+") as file:
+        file["a"].attrs["new"] = 1
+    with pytest.raises(UntrustedFileError, match="changed by another program"), opened(path):
+        pass
 
 
 def test_opening_without_changes_is_no_change(tmp_path: Path) -> None:
