@@ -16,7 +16,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import importlib.util
+import importlib
 import os
 import shutil
 import signal
@@ -24,7 +24,7 @@ import stat
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 IMAGE: Final = "image"
 CONTROL: Final = "control"
 
-_HEADER: Final = struct.Struct("<cQQ")  # kind, offset, nbytes of what follows
-_WRITE, _FLUSH, _MARK = b"w", b"f", b"m"
+HEADER: Final = struct.Struct("<cQQ")  # kind, offset, nbytes of what follows
+WRITE, FLUSH, MARK = b"w", b"f", b"m"
 
 _CLONE_NEWNS: Final = 0x20000
 _MS_PRIVATE_ALL: Final = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
@@ -55,8 +55,10 @@ def why_unavailable(*tools: str) -> str | None:
     for device in ("/dev/fuse", "/dev/loop-control"):
         if not Path(device).exists():
             return f"needs {device}"
-    if importlib.util.find_spec("mfusepy") is None:
-        return "needs the package mfusepy"
+    try:
+        importlib.import_module("mfusepy")
+    except (ImportError, OSError) as error:  # it looks for libfuse at once
+        return f"needs the package mfusepy, and libfuse 3: {error}"
     for tool in tools:
         if shutil.which(tool) is None:
             return f"needs {tool}"
@@ -102,12 +104,12 @@ Record = Write | Flush | Mark
 def read_log(path: Path) -> Iterator[Record]:
     """Read the log of a disk."""
     with path.open("rb") as file:
-        while len(header := file.read(_HEADER.size)) == _HEADER.size:
-            kind, offset, nbytes = _HEADER.unpack(header)
+        while len(header := file.read(HEADER.size)) == HEADER.size:
+            kind, offset, nbytes = HEADER.unpack(header)
             data = file.read(nbytes)
-            if kind == _WRITE:
+            if kind == WRITE:
                 yield Write(offset, data)
-            elif kind == _FLUSH:
+            elif kind == FLUSH:
                 yield Flush()
             else:
                 yield Mark(data.decode())
@@ -189,85 +191,12 @@ def _serve(mount_point: Path, backing: Path, log: Path) -> None:
     try:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         os.closerange(3, 4096)
-        import mfusepy
+        from .fuse_server import serve
 
-        mfusepy.FUSE(
-            _make_operations(mfusepy, backing, log), str(mount_point), foreground=True, nothreads=True, fsname="fusedisk"
-        )
+        serve(mount_point, backing, log)
     except BaseException:  # noqa: BLE001 - nothing of the parent's may run here
         os._exit(1)
     os._exit(0)
-
-
-def _make_operations(mfusepy: Any, backing: Path, log: Path) -> Any:
-    class Served(mfusepy.Operations):  # type: ignore[misc] # known at run time only
-        """The two files. One request at a time."""
-
-        use_ns = True
-
-        def __init__(self) -> None:
-            self._data = os.open(backing, os.O_RDWR)
-            self._nbytes = os.fstat(self._data).st_size
-            self._log = os.open(log, os.O_WRONLY | os.O_APPEND)
-            self._failure: tuple[int, int, bool] | None = None
-
-        def getattr(self, path: str, fh: int | None = None) -> dict[str, int]:
-            del fh
-            if path == "/":
-                return {"st_mode": stat.S_IFDIR | 0o700, "st_nlink": 2}
-            if path == f"/{IMAGE}":
-                return {"st_mode": stat.S_IFREG | 0o600, "st_nlink": 1, "st_size": self._nbytes}
-            if path == f"/{CONTROL}":
-                return {"st_mode": stat.S_IFREG | 0o600, "st_nlink": 1, "st_size": 0}
-            raise mfusepy.FuseOSError(errno.ENOENT)
-
-        def open(self, path: str, flags: int) -> int:
-            del flags
-            return int(path == f"/{CONTROL}")
-
-        def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            del fh
-            return os.pread(self._data, size, offset) if path == f"/{IMAGE}" else b""
-
-        def write(self, path: str, data: bytes, offset: int, fh: int) -> int:
-            del fh
-            if path == f"/{CONTROL}":
-                self._obey(data.decode())
-                return len(data)
-            self._note(_WRITE, offset, data)
-            return os.pwrite(self._data, data, offset)
-
-        def fsync(self, path: str, datasync: int, fh: int) -> int:
-            del datasync, fh
-            if path == f"/{CONTROL}":
-                return 0
-            if self._failure is not None:
-                left, code, is_lasting = self._failure
-                if left == 0:
-                    self._failure = self._failure if is_lasting else None
-                    raise mfusepy.FuseOSError(code)
-                self._failure = (left - 1, code, is_lasting)
-            self._note(_FLUSH, 0, b"")
-            return 0
-
-        def truncate(self, path: str, length: int, fh: int | None = None) -> int:
-            del path, length, fh
-            return 0
-
-        def _obey(self, command: str) -> None:
-            word, _, rest = command.partition(" ")
-            if word == "mark":
-                self._note(_MARK, 0, rest.encode())
-            elif word == "fail":
-                after, code, is_lasting = map(int, rest.split())
-                self._failure = (after, code, bool(is_lasting))
-            else:
-                self._failure = None
-
-        def _note(self, kind: bytes, offset: int, data: bytes) -> None:
-            os.writev(self._log, [_HEADER.pack(kind, offset, len(data)), data])
-
-    return Served()
 
 
 # --- mounts and loop devices ------------------------------------------------------------------------------------------
