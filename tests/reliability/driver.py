@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -50,12 +51,12 @@ class Running:
 class Plan:
     """Which units of a rig come next."""
 
-    def __init__(self, rig: Rig, ledger: Ledger, seed: int, wanted: int) -> None:
+    def __init__(self, rig: Rig, ledger: Ledger, seed: int, wanted: int, units: list[str] | None) -> None:
         self.rig = rig
         self.wanted = wanted
         self._ledger = ledger
         self._given: set[str] = set()
-        self._units = self._walk(seed)
+        self._units = self._walk(seed) if units is None else iter(units)
         self.is_exhausted = False
 
     def _walk(self, seed: int) -> Iterator[str]:
@@ -81,6 +82,7 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run rigs as the command line says; return the exit status."""
     options = parse(arguments)
+    warnings.simplefilter("ignore", asyncckpt.CheckpointWarning)  # a rig that wants them catches them
     chosen = [rig for rig in RIGS if options.rigs is None or rig.name in options.rigs.split(",")]
     if options.replay is not None:
         rig = next(rig for rig in RIGS if rig.name == options.replay[0] and rig.subject == options.subject)
@@ -100,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ledger.skip(rig, why)
                 print(f"{rig.name} ({rig.subject}): SKIPPED: {why}")
                 is_well = is_well and not options.require
-        plans = [Plan(rig, ledger, options.seed, wanted(rig, options)) for rig in able]
-        work_off(plans, ledger, time.monotonic() + 60 * options.minutes, options.jobs)
+        plans = [Plan(rig, ledger, options.seed, wanted(rig, options), options.units) for rig in able]
+        work_off(plans, ledger, time.monotonic() + 60 * options.minutes, options.jobs, is_patient=not options.until_lost)
         for plan in plans:
             is_well = tell(plan, ledger, must_reach=options.quick) and is_well
     if options.report is not None:
@@ -121,6 +123,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="what is remembered, and added to")
     parser.add_argument("--quick", action="store_true", help="a fresh ledger, and the goals of CI, to be reached")
     parser.add_argument("--require", action="store_true", help="a rig that cannot run here is a failure")
+    parser.add_argument("--units", nargs="+", help="only these units of the rigs")
+    parser.add_argument("--until-lost", action="store_true", help="stop at the first loss")
     parser.add_argument("--report", type=Path, help="write the report of the ledger here")
     parser.add_argument("--replay", nargs=2, metavar=("RIG", "UNIT"), help="run one unit here, and print what it says")
     parser.add_argument("--subject", default=OURS, help="whose unit to replay")
@@ -134,7 +138,7 @@ def wanted(rig: Rig, options: argparse.Namespace) -> int:
     return rig.quick if options.quick else rig.goal
 
 
-def work_off(plans: list[Plan], ledger: Ledger, deadline: float, jobs: int) -> None:
+def work_off(plans: list[Plan], ledger: Ledger, deadline: float, jobs: int, *, is_patient: bool) -> None:
     """Run units, always of the rig that is furthest from its goal, until all have enough or time is up."""
     running: dict[int, Running] = {}
     selector = selectors.DefaultSelector()
@@ -164,6 +168,8 @@ def work_off(plans: list[Plan], ledger: Ledger, deadline: float, jobs: int) -> N
                     ledger.add(each.rig, each.unit, result, time.monotonic() - each.begun)
                     for loss in result.losses[:5]:
                         print(f"LOST: {each.rig.name} {each.unit}: {loss}", flush=True)
+                    if result.losses and not is_patient:
+                        return
     finally:
         for each in running.values():
             finish(each, is_late=True)

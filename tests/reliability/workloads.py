@@ -19,7 +19,7 @@ import asyncckpt
 from .history import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
     from .disks import ShimDisk
@@ -185,7 +185,15 @@ async def fill(workload: Workload, root: Path) -> None:
         (root / "step_3").rename(root / "old_step_3")
 
 
-async def play(workload: Workload, root: Path, disk: ShimDisk, log: Any, *, is_patient: bool = False) -> list[Exception]:
+async def play(  # noqa: PLR0913
+    workload: Workload,
+    root: Path,
+    disk: ShimDisk,
+    log: Any,
+    *,
+    is_patient: bool = False,
+    before_closing: Callable[[Player, asyncckpt.CheckpointManager], Awaitable[None]] | None = None,
+) -> list[Exception]:
     """Play a workload.
 
     Args:
@@ -194,17 +202,24 @@ async def play(workload: Workload, root: Path, disk: ShimDisk, log: Any, *, is_p
         disk: What changes the disk.
         log: Called with each `Event` when it happens.
         is_patient: Whether to go on with the next action when one fails.
+        before_closing: Called at the end of each session.
 
     Returns:
         The errors of actions that failed, if patient.
     """
-    player = _Player(workload, root / workload.below, disk, log, is_patient=is_patient)
+    player = Player(workload, root / workload.below, disk, log, is_patient=is_patient)
     for session in workload.sessions:
-        await player.play(session)
+        await player.play(session, before_closing)
     return player.errors
 
 
-class _Player:
+class Player:
+    """Plays sessions.
+
+    Attributes:
+        versions: The last version of each step whose save was begun.
+    """
+
     def __init__(self, workload: Workload, root: Path, disk: ShimDisk, log: Any, *, is_patient: bool) -> None:
         self.workload = workload
         self.root = root
@@ -214,7 +229,11 @@ class _Player:
         self.errors: list[Exception] = []
         self.versions = dict.fromkeys(workload.steps, 0)
 
-    async def play(self, session: tuple[Action, ...]) -> None:
+    async def play(
+        self,
+        session: tuple[Action, ...],
+        before_closing: Callable[[Player, asyncckpt.CheckpointManager], Awaitable[None]] | None,
+    ) -> None:
         """Play a session."""
         retention: Any = {"keep_latest_k": self.workload.keep_latest}
         if self.workload.keep_latest is not None:
@@ -231,6 +250,8 @@ class _Player:
                         self.log(Event("deleted", *steps))
                     except (OSError, asyncckpt.CheckpointError) as error:
                         self._fail(error)
+                if before_closing is not None:
+                    await before_closing(self, manager)
         except (OSError, asyncckpt.CheckpointError, ExceptionGroup) as error:
             self._fail(error)
 
