@@ -100,7 +100,7 @@ def locate(root: Path, step: int) -> Path | None:
     # The last look is for an overwrite that went on between the first two.
     for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.COMMITTED):
         path = root / name_of(kind, step)
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():  # as `scan`
             return path
     return None
 
@@ -137,7 +137,7 @@ def recover(ops: DiskOps, root: Path) -> None:
 def stage(ops: DiskOps, root: Path, step: int) -> Path:
     """Make an empty pending directory for a step, clearing a stale one first."""
     path = root / name_of(Kind.PENDING, step)
-    if path.exists():
+    if os.path.lexists(path):
         ops.sync_directory(root)
         discard(ops, path)
     ops.mkdir(path)
@@ -285,7 +285,10 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
 
 
 def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
-    """Delete a directory that has no committed name, if it exists."""
+    """Delete a directory that has no committed name, if it exists. Of a symbolic link, only the link goes."""
+    if path.is_symlink():
+        ops.unlink(path)
+        return
     try:
         with os.scandir(path) as found:
             entries = list(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
+from asyncckpt.disk.reading import read_unverified
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import CheckpointRecord
@@ -218,8 +218,8 @@ def _identity(path: Path) -> tuple[int, int]:
 def _read_info(path: Path) -> dict[str, Any]:
     """Read a training_info, or nothing where it is missing or damaged: `load` will say what is wrong."""
     try:
-        return parse_training_info((path / TRAINING_INFO_NAME).read_bytes())
-    except (OSError, ValueError, json.JSONDecodeError, RecursionError):
+        return parse_training_info(read_unverified(path, TRAINING_INFO_NAME))
+    except (OSError, ValueError):
         return {}
 
 
