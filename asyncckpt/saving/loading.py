@@ -247,7 +247,13 @@ def _map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]
     for number, runs in places.items():
         meta = index.arrays[number]
         if runs:
-            arrays[number] = file.array(runs).view(meta.dtype).reshape(meta.shape)
+            try:
+                found = file.array(runs)
+            except ValueError as error:
+                raise CorruptCheckpointError(f"the index is damaged: array {number}: {error}") from error
+            except OSError as error:
+                raise CheckpointError(f"array {number} cannot be mapped: {error}: load it without lazy") from error
+            arrays[number] = found.view(meta.dtype).reshape(meta.shape)
         else:
             arrays[number] = np.ndarray(meta.shape, meta.dtype)
             arrays[number].flags.writeable = False
