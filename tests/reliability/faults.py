@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncckpt
@@ -20,13 +21,13 @@ from .rig import Result, Rig
 from .workloads import FORMATS, KINDS, Workload, fill, make_workload, play
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _RANDOM_A_SEED = 20
 _POINTS_MAX = 300
 _CODES = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")
-_HARMLESS = ("unlink", "rmdir", "sync_directory", "rename", "open_lock", "mkdir", "exchange")
+_NEVER_HARMLESS = ("create", "write", "sync", "pwrite64", "pwritev", "pwritev2")
 
 
 class Fault(NamedTuple):
@@ -134,14 +135,58 @@ def play_with_fault(
 
     model = CrashModel(root)
     disk = ShimDisk(before, exchanges=workload.exchanges, keeps_data=True)
-    events = list(workload.before())
-    problem = None
 
-    async def heal(player: Player, manager: asyncckpt.CheckpointManager) -> None:
-        nonlocal is_healed, problem
-        if not failed or is_healed:
-            return
+    def heal() -> None:
+        nonlocal is_healed
         is_healed = True
+
+    played = play_patiently(workload, root, disk, lambda _: bool(failed) and not is_healed, heal)
+    if not failed:
+        return (None if len(disk.record) <= fault.number else "later"), "nothing", None, played.events
+    problem = (
+        played.problem
+        or _why_silent(fault, failed[0], played.errors, played.outcome)
+        or _after_power_cut(model, disk.record, played.events, workload, scratch)
+    )
+    return str(failed[0]), played.outcome, problem, played.events
+
+
+@dataclass(slots=True)
+class Played:
+    """What came of a workload on a disk that fails."""
+
+    errors: list[Exception]
+    outcome: str
+    """`told` to an awaiter, `warned`, or `harmless`."""
+    problem: str | None
+    """What is wrong with what was found there and then, or with the next save."""
+    events: list[Event]
+
+
+def play_patiently(
+    workload: Workload,
+    root: Path,
+    disk: ShimDisk,
+    is_due: Callable[[Player], bool],
+    heal: Callable[[], object],
+) -> Played:
+    """Play a workload on a disk that fails; heal the disk at the end of a session, look at all there is, and save.
+
+    Args:
+        workload: What.
+        root: Where.
+        disk: The disk.
+        is_due: Whether the disk has failed, and is to be healed.
+        heal: Heals it.
+    """
+    problem = None
+    events = list(workload.before())
+
+    async def look_and_save(player: Player, manager: asyncckpt.CheckpointManager) -> None:
+        nonlocal problem
+        if not is_due(player):
+            return
+        heal()
         await manager.refresh()
         found = {step: await version_of(manager, step, workload.seed) for step in manager.steps()}
         problem = History.of(events).judge(found)
@@ -153,21 +198,14 @@ def play_with_fault(
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", asyncckpt.CheckpointWarning)
-        errors = asyncio.run(play(workload, root, disk, events.append, is_patient=True, before_closing=heal))
-    warned = [str(each.message) for each in caught if "below the latest" not in str(each.message)]
-    if not failed:
-        return (None if len(disk.record) <= fault.number else "later"), "nothing", None, events
+        errors = asyncio.run(play(workload, root, disk, events.append, is_patient=True, before_closing=look_and_save))
+    warned = [each for each in caught if "below the latest" not in str(each.message)]
     outcome = "told" if errors else "warned" if warned else "harmless"
-    problem = (
-        problem
-        or _silent(fault, failed[0], errors, outcome)
-        or _after_power_cut(model, disk.record, events, workload, scratch)
-    )
-    return str(failed[0]), outcome, problem, events
+    return Played(errors, outcome, problem, events)
 
 
-def _silent(fault: Fault, failed: Change, errors: list[Exception], outcome: str) -> str | None:
-    """Say what is wrong with how a failure was told."""
+def why_silent(failed: str, errors: list[Exception], outcome: str) -> str | None:
+    """Say what is wrong with how a failure was told: of which change, with which errors, and what came of it."""
     for error in errors:
         cause: Any = error
         while isinstance(cause, ExceptionGroup):
@@ -176,10 +214,8 @@ def _silent(fault: Fault, failed: Change, errors: list[Exception], outcome: str)
             cause = cause.__cause__
         if not isinstance(cause, OSError):
             return f"what was told is no OSError, nor comes from one: {error!r}"
-    if fault.kind == "short" and not fault.is_lasting:
-        return None if outcome == "harmless" else f"a short write is no failure, but {outcome}: {errors}"
-    if outcome == "harmless" and fault.kind not in ("short", "EINTR") and failed.name not in _HARMLESS:
-        return "a failed write or sync of a file went by in silence"
+    if outcome == "harmless" and failed in _NEVER_HARMLESS:
+        return f"a failed {failed} of a file went by in silence"
     return None
 
 
@@ -196,3 +232,11 @@ def _after_power_cut(
     loss = check_now(root / workload.below, History.of(events), workload.seed, workload.form)
     shutil.rmtree(root)
     return None if loss is None else f"false acknowledgment: {loss}, if the power is cut then"
+
+
+def _why_silent(fault: Fault, failed: Change, errors: list[Exception], outcome: str) -> str | None:
+    if fault.kind != "short":
+        return why_silent(failed.name, errors, outcome)
+    if not fault.is_lasting:
+        return None if outcome == "harmless" else f"a short write is no failure, but was {outcome}: {errors}"
+    return why_silent("short", errors, outcome)

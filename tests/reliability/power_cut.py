@@ -73,6 +73,7 @@ class Cuts:
         self.scratch = scratch
         self.chance = chance
         self.store: dict[bytes, bytes] = {}
+        self.names: set[tuple[str, ...]] = set()
         self.shelf = Shelf(scratch / "shelf", self.store)
 
     def try_all(
@@ -118,8 +119,12 @@ class Cuts:
     async def _look(self, state: State) -> tuple[dict[int, int], str | None]:
         root = self.scratch / "state"
         self.shelf.make(state, root)
+        # A save sees names and nothing else of what is there: one for each set of names.
+        names = tuple(path for path, _ in state)
+        saves = names not in self.names
+        self.names.add(names)
         try:
-            return await survey(root / self.workload.below, self.workload.seed, self.workload.form)
+            return await survey(root / self.workload.below, self.workload.seed, self.workload.form, saves=saves)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
             return {}, f"the start after the power cut failed: {error!r}"
         finally:

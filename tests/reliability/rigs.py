@@ -5,11 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .faults import Faults
+from .full_disk import FullDisk
 from .kill import Kill
 from .power_cut import PowerCut
 from .seeded import SeededBugs
+from .syscalls import Record, SyscallFault, SyscallKill
 
 if TYPE_CHECKING:
     from .rig import Rig
 
-RIGS: tuple[Rig, ...] = (Kill(), Faults(), PowerCut(), SeededBugs())
+RIGS: tuple[Rig, ...] = (
+    Kill(),
+    SyscallKill(),
+    Faults(),
+    SyscallFault(),
+    FullDisk(),
+    PowerCut(),
+    Record(),
+    SeededBugs(),
+)

@@ -306,9 +306,8 @@ class Player:
     async def finalize(self, manager: asyncckpt.CheckpointManager, step: int) -> None:
         """Commit a directory that the user has filled."""
         version = self._next(step)
-        path = await manager.init_tmp_checkpoint(step, {"version": version}, {"lr": 0.1})
-        await asyncio.to_thread(self._write_users_files, path, step, version)
-        await manager.finalize_checkpoint(path)
+        async with manager.checkpoint(step, {"version": version}, {"lr": 0.1}) as path:
+            await asyncio.to_thread(self._write_users_files, path, step, version)
         self.log(Event("ack", step, version))
 
     async def discard(self, manager: asyncckpt.CheckpointManager, step: int) -> None:
