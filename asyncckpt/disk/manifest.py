@@ -131,7 +131,9 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
         if place is not None and place.offset + place.nbytes > manifest.files[place.file].nbytes:
             raise _damaged(step, "the index lies outside its file")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise _damaged(step, f"{type(error).__name__}: {reprlib.repr(str(error))}") from error
+        reason = f"{type(error).__name__}: {reprlib.repr(str(error))}"
+        # Without the traceback, whose frames would keep all that was decoded.
+        raise _damaged(step, reason) from error.with_traceback(None)
     return manifest
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 CHUNK_NBYTES: Final = 8 << 20
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
+_SHOWN_NAME: Final = 255
 
 
 class Target(NamedTuple):
@@ -100,7 +101,8 @@ class CheckpointReader:
     def corrupt(self, name: str, reason: str) -> CorruptCheckpointError:
         """Make the error that says what is wrong with a file."""
         step = self.manifest.step
-        return CorruptCheckpointError(f"step {step}: {name} {reason}", step=step, file=name)
+        shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}..."
+        return CorruptCheckpointError(f"step {step}: {shown} {reason}", step=step, file=name)
 
     def _record(self, name: str) -> FileRecord:
         record = self.manifest.files.get(name)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.errors import CheckpointError
+from asyncckpt.errors import CheckpointError, brief
 from asyncckpt.state import index as ix
 from asyncckpt.state.leaves import (
     ABSENT,
@@ -138,8 +138,8 @@ class Builder(LeafReader):
             if isinstance(error, CheckpointError):
                 raise
             if self.unknown_types:
-                self._refuse_plain_keys(str(error), error)
-            damaged(f"at {self._path() or 'the root'}: {error!r}", error)
+                self._refuse_plain_keys(brief(error), error)
+            damaged(f"at {self._path() or 'the root'}: {brief(repr(error))}", error)
         if not is_done:
             damaged("the tree ends early")
         return result
@@ -174,7 +174,7 @@ class Builder(LeafReader):
             argument = ix.argument_of(node)
             count, maxlen = argument if code == ix.DEQUE else (argument, None)
             if type(count) is not int or count < 0:
-                damaged(f"a container of {count!r} children")
+                damaged(f"a container of {brief(repr(count))} children")
             return self._open_container(code, count, maxlen, place)
         return self._leaf_ext(node, place.template, place.selection)
 
@@ -309,7 +309,7 @@ class Builder(LeafReader):
         except Exception as error:
             if isinstance(error, MemoryError):
                 raise
-            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {error}"
+            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {brief(error)}"
             raise CheckpointError(message) from error
 
     def _refuse_plain_keys(self, reason: str, cause: Exception | None = None) -> NoReturn:

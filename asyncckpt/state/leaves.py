@@ -210,7 +210,8 @@ class LeafReader:
             value = np.bytes_(data)
         else:
             dtype = dtype_from_plain(name)
-            if dtype.subdtype is not None or type(data) is not bytes or dtype.itemsize != len(data):
+            is_foreign = dtype.subdtype is not None or dtype.kind in "US"  # those are str_ and bytes_
+            if is_foreign or type(data) is not bytes or dtype.itemsize != len(data):
                 damaged(f"a scalar of {dtype} in {reprlib.repr(data)}")
             value = np.frombuffer(bytearray(data), dtype)[0] if data else np.zeros((), dtype)[()]
         if template is not ABSENT:
