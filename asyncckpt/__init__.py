@@ -27,6 +27,7 @@ from asyncckpt.errors import (
 from asyncckpt.manager import CheckpointManager, ManagerStatistics, _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.catalog import CheckpointRecord, LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle, SaveProgress, SaveState, SaveTimings
+from asyncckpt.saving.leaving import leave_on_sigterm
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
 from asyncckpt.state.types import register_type
 
@@ -62,6 +63,7 @@ __all__ = [
     "UnsupportedFormatError",
     "UnsupportedLeafError",
     "Verdict",
+    "leave_on_sigterm",
     "plan_prune",
     "register_type",
 ]

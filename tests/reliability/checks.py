@@ -51,7 +51,7 @@ async def survey(root: Path, seed: int, form: str, *, saves: bool = True) -> tup
                     problem = "the next save does not load"
     strange = [
         path.name
-        for path in root.iterdir()  # noqa: ASYNC240 - small, in memory, and no one waits
+        for path in root.iterdir()
         if path.name != ".lock" and (not path.name.startswith("step_") or not path.name[5:].isdigit())
     ]
     if strange:

@@ -263,4 +263,4 @@ class Shelf:
             if digest not in self._made:
                 self._made.add(digest)
                 Path(source).write_bytes(self._store[digest])
-            os.link(source, target)  # noqa: PTH200
+            os.link(source, target)

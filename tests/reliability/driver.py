@@ -103,7 +103,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{rig.name} ({rig.subject}): SKIPPED: {why}")
                 is_well = is_well and not options.require
         plans = [Plan(rig, ledger, options.seed, wanted(rig, options), options.units) for rig in able]
-        work_off(plans, ledger, time.monotonic() + 60 * options.minutes, options.jobs, is_patient=not options.until_lost)
+        work_off(
+            plans, ledger, time.monotonic() + 60 * options.minutes, options.jobs, is_patient=not options.until_lost
+        )
         for plan in plans:
             is_well = tell(plan, ledger, must_reach=options.quick) and is_well
     if options.report is not None:

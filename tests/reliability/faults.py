@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from .workloads import Player
+
 _RANDOM_A_SEED = 20
 _POINTS_MAX = 300
 _CODES = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")
@@ -123,7 +125,7 @@ def play_with_fault(
         if is_healed or change.number < fault.number or (failed and not fault.is_lasting):
             return None
         if fault.kind == "short":
-            if change.name != "write" or len(change.data) < 2:  # noqa: PLR2004
+            if change.name != "write" or len(change.data) < 2:
                 return None
             failed.append(change)
             return max(1, len(change.data) * 2 // 3)

@@ -78,7 +78,7 @@ class FullDisk(Rig):
                     break
         return result
 
-    def _try(  # noqa: PLR0913
+    def _try(  # noqa: PLR0913, PLR0917
         self, what: str, workload: Workload, scratch: Path, source: Path, result: Result, trouble: _Limit | _Small
     ) -> bool:
         """Try one size; return whether anything failed."""
@@ -110,7 +110,7 @@ class FullDisk(Rig):
             trouble.clear(root)
             shutil.rmtree(root)
 
-    def _judge(
+    def _judge(  # noqa: PLR0913, PLR0917
         self, played: Played | None, error: str, what: str, workload: Workload, root: Path, result: Result
     ) -> None:
         if played is None:

@@ -91,5 +91,7 @@ class History:
                 return f"step {step} has version {version}, which nobody saved"
         present = found.keys() | self.acknowledged.keys()
         for step in sorted(self._kept(present) & self.acknowledged.keys() - self.may_be_gone - found.keys()):
-            return f"step {step} is lost: its version {self.acknowledged[step]} was acknowledged, and retention keeps it"
+            return (
+                f"step {step} is lost: its version {self.acknowledged[step]} was acknowledged, and retention keeps it"
+            )
         return None

@@ -60,7 +60,7 @@ class Kill(Rig):
                 self._kill_at(workload, scratch, source, result, number, tear, chance)
         return result
 
-    def _kill_at(  # noqa: PLR0913
+    def _kill_at(  # noqa: PLR0913, PLR0917
         self,
         workload: Workload,
         scratch: Path,
@@ -104,10 +104,10 @@ class Kill(Rig):
             log.unlink(missing_ok=True)
 
 
-def killer(number: int, tear: int | None) -> Callable[[Change, ShimDisk], int | None]:
+def killer(number: int, tear: int | None) -> Callable[[Change], int | None]:
     """Return what kills at a change: before it, or in the middle of a write."""
 
-    def kill(change: Change, disk: ShimDisk) -> int | None:
+    def kill(change: Change) -> int | None:
         if change.number == number:
             if tear is None:
                 die()
@@ -121,17 +121,10 @@ def killer(number: int, tear: int | None) -> Callable[[Change, ShimDisk], int | 
     return kill
 
 
-def play_to_log(
-    workload: Workload, root: Path, log: Path, hook: Callable[[Change, ShimDisk], int | None] | None
-) -> int:
+def play_to_log(workload: Workload, root: Path, log: Path, hook: Callable[[Change], int | None] | None) -> int:
     """Play a workload; its events go to a file as they happen, one write each. Return the number of changes."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    disk: ShimDisk
-
-    def before(change: Change) -> int | None:
-        return None if hook is None else hook(change, disk)
-
-    disk = ShimDisk(before, exchanges=workload.exchanges, keeps_data=True)
+    disk = ShimDisk(hook, exchanges=workload.exchanges, keeps_data=True)
     asyncio.run(play(workload, root, disk, lambda event: os.write(fd, f"{' '.join(map(str, event))}\n".encode())))
     return len(disk.record)
 

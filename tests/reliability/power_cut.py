@@ -29,8 +29,8 @@ class PowerCut(Rig):
     name = "power-cut"
     tries = (
         "Every disk operation of a workload is recorded; from the record, what a power cut may leave at each moment is"
-        " made as a directory, and a program starts on it: unsynced data absent, whole, torn at 512 B or 4 KiB, or zeros"
-        " with the size advanced; unsynced directory entries in any subset, in ext4's order and in any other."
+        " made as a directory, and a program starts on it: unsynced data absent, whole, torn at 512 B or 4 KiB, or"
+        " zeros with the size advanced; unsynced directory entries in any subset, in ext4's order and in any other."
     )
     cases = "distinct directories"
     quick = 20_000
@@ -55,7 +55,9 @@ class PowerCut(Rig):
         cuts = Cuts(workload, scratch, chance)
         found = cuts.try_all(home, workload, workload.before(), result, seen=set())
         # The power fails again while the first start after a power cut recovers.
-        again = Workload(form=workload.form, seed=workload.seed, sessions=((("save", (NEXT_STEP - 1,)),),), below=workload.below)
+        again = Workload(
+            form=workload.form, seed=workload.seed, sessions=((("save", (NEXT_STEP - 1,)),),), below=workload.below
+        )
         seen = set(found)
         for number, state in enumerate(chance.sample(sorted(found, key=repr), min(2, len(found)))):
             home = scratch / f"home-{number}"

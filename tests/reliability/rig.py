@@ -53,6 +53,8 @@ class Rig(ABC):
     """A unit that takes longer hangs, which is a loss."""
     subject: str = OURS
     """Whose promise is tried: ours, or a peer's."""
+    promise: str = ""
+    """What a peer promises, for the report."""
 
     def missing(self) -> str | None:
         """Return what this machine lacks to run it, or None."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .cancel import Cancel
+from .concurrency import Concurrency
+from .corrupt import CorruptRig
 from .faults import Faults
 from .full_disk import FullDisk
+from .kernel import KernelRig
 from .kill import Kill
 from .power_cut import PowerCut
 from .seeded import SeededBugs
@@ -22,5 +26,9 @@ RIGS: tuple[Rig, ...] = (
     FullDisk(),
     PowerCut(),
     Record(),
+    KernelRig(),
+    CorruptRig(),
+    Cancel(),
+    Concurrency(),
     SeededBugs(),
 )

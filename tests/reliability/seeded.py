@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _OTHERS = ("kill", "fault", "power-cut", "concurrency")
 _BUDGET = {"kill": 600, "fault": 800, "power-cut": 6000, "concurrency": 60}
-_SEPARATOR = " | "
+SEPARATOR = " | "
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +50,11 @@ BUGS = (
             (
                 "disk/publish.py",
                 "    write_bytes(ops, pending / MANIFEST_NAME, manifest.encode())\n",
-                "    fd = ops.create(pending / MANIFEST_NAME)\n"
-                "    ops.write(fd, [manifest.encode()], 0)\n"
-                "    os.close(fd)\n",
+                (
+                    "    fd = ops.create(pending / MANIFEST_NAME)\n"
+                    "    ops.write(fd, [manifest.encode()], 0)\n"
+                    "    os.close(fd)\n"
+                ),
             ),
         ),
         (("power-cut", "msgpack/save/1"),),
@@ -89,8 +91,10 @@ BUGS = (
             (
                 "saving/commit.py",
                 "    trash = publish.make_durable(ops, moved)\n",
-                "    trash = None\n"
-                "    __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n",
+                (
+                    "    trash = None\n"
+                    "    __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
+                ),
             ),
         ),
         (("power-cut", "msgpack/save/1"),),
@@ -101,9 +105,11 @@ BUGS = (
             (
                 "saving/writer.py",
                 "            self._catalog.begin(handle.step)\n",
-                "            self._catalog.begin(handle.step)\n"
-                "            most = self._settings.keep_latest_k\n"
-                "            await self.retire(self._catalog.steps()[: 1 - most] if most else [])\n",
+                (
+                    "            self._catalog.begin(handle.step)\n"
+                    "            most = self._settings.keep_latest_k\n"
+                    "            await self.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
+                ),
             ),
         ),
         (("kill", "msgpack/prune/1"), ("power-cut", "msgpack/prune/1"), ("fault", "msgpack/prune/1")),
@@ -137,9 +143,12 @@ BUGS = (
             (
                 "saving/commit.py",
                 "        moved = publish.move(ops, request.root, request.step)\n",
-                "        moved = publish.move(ops, request.root, request.step)\n"
-                "        with (request.root / name_of(Kind.COMMITTED, request.step) / form.file_name).open() as file:\n"
-                "            ops.sync(file.fileno())\n",
+                (
+                    "        moved = publish.move(ops, request.root, request.step)\n"
+                    "        final = request.root / name_of(Kind.COMMITTED, request.step)\n"
+                    "        with (final / form.file_name).open() as file:\n"
+                    "            ops.sync(file.fileno())\n"
+                ),
             ),
         ),
         (("power-cut", "msgpack/save/1"),),
@@ -150,7 +159,10 @@ BUGS = (
             (
                 "disk/blocks.py",
                 "stop=stop)\n        ops.sync(fd)\n",
-                "stop=stop)\n        try:\n            ops.sync(fd)\n        except OSError:\n            ops.sync(fd)\n",
+                (
+                    "stop=stop)\n        try:\n            ops.sync(fd)\n"
+                    "        except OSError:\n            ops.sync(fd)\n"
+                ),
             ),
         ),
         (("fault", "msgpack/save/1"),),
@@ -178,7 +190,13 @@ BUGS = (
     ),
     Bug(
         "a stale pending directory is used again",
-        (("disk/publish.py", "        discard(ops, path)\n    ops.mkdir(path)\n", "        return path\n    ops.mkdir(path)\n"),),
+        (
+            (
+                "disk/publish.py",
+                "        discard(ops, path)\n    ops.mkdir(path)\n",
+                "        return path\n    ops.mkdir(path)\n",
+            ),
+        ),
         (("fault", "msgpack/save/1"),),
     ),
     Bug(
@@ -203,8 +221,10 @@ BUGS = (
             (
                 "saving/commit.py",
                 "        pending = publish.stage(ops, request.root, request.step)\n        files",
-                "        pending = publish.stage(ops, request.root, request.step)\n"
-                "        request.snapshot.release()\n        files",
+                (
+                    "        pending = publish.stage(ops, request.root, request.step)\n"
+                    "        request.snapshot.release()\n        files"
+                ),
             ),
         ),
         (("concurrency", "pipeline/1"),),
@@ -225,15 +245,15 @@ class SeededBugs(Rig):
     def units(self, seed: int) -> Iterator[str]:  # noqa: ARG002 - the same for all seeds
         """Give each mistake with the quickest rig that must see it; then with all others."""
         for bug in BUGS:
-            yield f"{bug.name}{_SEPARATOR}{bug.seen_by[0][0]}"
+            yield f"{bug.name}{SEPARATOR}{bug.seen_by[0][0]}"
         for bug in BUGS:
             for rig in _OTHERS:
                 if rig != bug.seen_by[0][0]:
-                    yield f"{bug.name}{_SEPARATOR}{rig}"
+                    yield f"{bug.name}{SEPARATOR}{rig}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Make a mistake, and let a rig look."""
-        name, rig = unit.split(_SEPARATOR)
+        name, rig = unit.split(SEPARATOR)
         bug = next(bug for bug in BUGS if bug.name == name)
         result = Result(tried=1)
         tree = scratch / "tree"
@@ -260,7 +280,9 @@ def seed(bug: Bug, package: Path) -> None:
     for file, right, wrong in bug.edits:
         text = (package / file).read_text()
         if text.count(right) != 1:
-            message = f"the patch for {bug.name!r} no longer applies: {file} has this {text.count(right)} times: {right!r}"
+            message = (
+                f"the patch for {bug.name!r} no longer applies: {file} has this {text.count(right)} times: {right!r}"
+            )
             raise ValueError(message)
         (package / file).write_text(text.replace(right, wrong))
 
@@ -270,7 +292,19 @@ def look(tree: Path, rig: str, unit: str | None) -> str | None:
     ledger = tree / "ledger.jsonl"
     what = ["--units", unit] if unit else ["--cases", str(_BUDGET[rig]), "--minutes", "4"]
     subprocess.run(  # noqa: S603 - our own interpreter
-        [sys.executable, "-m", "tests.reliability", "--rigs", rig, "--jobs", "1", "--until-lost", "--ledger", ledger, *what],
+        [
+            sys.executable,
+            "-m",
+            "tests.reliability",
+            "--rigs",
+            rig,
+            "--jobs",
+            "1",
+            "--until-lost",
+            "--ledger",
+            ledger,
+            *what,
+        ],
         cwd=tree,
         env={**os.environ, "PYTHONPATH": str(tree)},
         stdout=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """strace(1): the system calls of a process, recorded; and one of them failed or made deadly.
 
-`-e inject=CALL:...:when=N` counts in each thread for itself. So a workload is played with one worker thread, and the N of
-a call is told from a recording of the same workload.
+`-e inject=CALL:...:when=N` counts in each thread for itself. So a workload is played with one worker thread, and the N
+of a call is told from a recording of the same workload.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncckpt.saving.jobs as jobs_module
 
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-CHANGING = (
-    "mkdir mkdirat open openat creat write pwrite64 writev pwritev pwritev2 fsync fdatasync sync_file_range syncfs rename"
-    " renameat renameat2 unlink unlinkat rmdir truncate ftruncate fallocate link linkat symlink symlinkat mknod mknodat"
-    " copy_file_range sendfile splice msync chmod fchmod fchmodat utimensat setxattr fsetxattr"
-).split()
+CHANGING = tuple(
+    re.split(
+        " ",
+        "mkdir mkdirat open openat creat write pwrite64 writev pwritev pwritev2 fsync fdatasync "
+        "sync_file_range syncfs rename renameat renameat2 unlink unlinkat rmdir truncate ftruncate fallocate "
+        "link linkat symlink symlinkat mknod mknodat copy_file_range sendfile splice msync chmod fchmod "
+        "fchmodat utimensat setxattr fsetxattr",
+    )
+)
 """Every call that can change a directory or a file in it."""
 _OPENING = ("open", "openat")
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)$")
@@ -114,7 +117,5 @@ def _parse(text: str) -> Iterator[Call]:
 def changes_below(calls: list[Call], root: Path) -> list[Call]:
     """Return those that change something at or below a directory."""
     return [
-        call
-        for call in calls
-        if call.is_changing and any(path == root or root in path.parents for path in call.paths)
+        call for call in calls if call.is_changing and any(path == root or root in path.parents for path in call.paths)
     ]

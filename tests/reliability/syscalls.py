@@ -66,7 +66,9 @@ class _Traced(Rig):
             return traced(function, scratch, inject=inject)
 
         shutil.copytree(source, root)
-        asyncio.run(play(workload, root, ShimDisk(exchanges=workload.exchanges), lambda _: None))  # imports what it needs
+        asyncio.run(
+            play(workload, root, ShimDisk(exchanges=workload.exchanges), lambda _: None)
+        )  # imports what it needs
         self.sweep(workload, root, scratch, again, result)
         return result
 
@@ -154,7 +156,11 @@ class SyscallFault(_Traced):
         log = scratch / "log"
         for at, point in enumerate(points(again, workload, root, log)):
             code = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")[at % 4]
-            for how in (f"error={code}:when={point.number}", f"error={code}:when={point.number}+", f"error=EINTR:when={point.number}"):
+            for how in (
+                f"error={code}:when={point.number}",
+                f"error={code}:when={point.number}+",
+                f"error=EINTR:when={point.number}",
+            ):
                 told = scratch / "told"
                 with told.open("wb", buffering=0) as file:
                     status, calls = again(lambda t=file: play_and_tell(workload, root, t), f"{point.call}:{how}")
@@ -264,5 +270,3 @@ def _of_call(call: Call) -> tuple[str, Path]:
     if call.name in ("openat", "mkdirat", "unlinkat", "renameat", "renameat2"):
         paths = paths[1:]  # behind the descriptor of the working directory
     return _CALLED.get(call.name, call.name), paths[0]
-
-

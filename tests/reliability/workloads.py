@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .disks import ShimDisk
 
 FORMATS = ("msgpack", "hdf5")
+LARGE_EVERY = 50
 Log = "Callable[[Event], object]"
 Action = tuple[str, tuple[int, ...]]
 
@@ -131,15 +132,20 @@ def random_sessions(chance: random.Random, there: set[int]) -> tuple[tuple[Actio
 
 
 def content(seed: int, step: int, version: int) -> dict[str, Any]:
-    """Make a state that nobody else has: of sizes that fall on and beside the boundaries of pages and sectors."""
+    """Make a state that nobody else has: of sizes that fall on and beside the boundaries of pages and sectors.
+
+    Those of every `LARGE_EVERY`th seed are large enough to be captured in threads and written past the page cache.
+    """
     chance = np.random.default_rng([seed, step, version])
-    sizes = chance.choice([0, 1, 511, 512, 513, 4095, 4096, 4097, 9000], 3)
+    sizes = [int(each) for each in chance.choice([0, 1, 511, 512, 513, 4095, 4096, 4097, 9000], 3)]
+    if seed and seed % LARGE_EVERY == 0:
+        sizes[1] = 1_300_000
     return {
         "step": step,
         "version": version,
         "arrays": [chance.integers(0, 256, size, np.uint8) for size in sizes],
         "matrix": chance.standard_normal((3, int(chance.integers(1, 40)))),
-        "words": ["%x" % each for each in chance.integers(0, 1 << 60, int(chance.integers(0, 40)))],
+        "words": [f"{each:x}" for each in chance.integers(0, 1 << 60, int(chance.integers(0, 40)))],
         "big": int(chance.integers(0, 1 << 62)) ** 3,
     }
 
@@ -153,9 +159,7 @@ def same(found: Any, expected: Any) -> bool:
     if isinstance(expected, list):
         return len(found) == len(expected) and all(map(same, found, expected))
     if isinstance(expected, np.ndarray):
-        return (
-            found.dtype == expected.dtype and found.shape == expected.shape and found.tobytes() == expected.tobytes()
-        )
+        return found.dtype == expected.dtype and found.shape == expected.shape and found.tobytes() == expected.tobytes()
     return bool(found == expected)
 
 
