@@ -5,7 +5,8 @@
 2. Python work in a thread goes in pieces of at most about half a millisecond (`Pacer`), so that the loop's thread gets
    the GIL between them.
 3. While a job makes or walks many objects, automatic garbage collection is paused (`paused_gc`): each run would walk
-   the whole heap, holding the GIL.
+   the whole heap, holding the GIL. Many objects that last are then counted as old (`age_objects`), or the first run
+   after the pause would walk all of them.
 4. A job looks at its `StopFlag` between pieces and ends within one of them.
 """
 
@@ -87,8 +88,21 @@ class Crew:
         self._executor = executor
         self._helpers = helpers if executor is not None else 0
 
-    def run(self, work: Callable[[ItemT], None], items: Iterable[ItemT], *, stop: StopFlag | None = None) -> None:
+    def run(
+        self,
+        work: Callable[[ItemT], None],
+        items: Iterable[ItemT],
+        *,
+        stop: StopFlag | None = None,
+        threads: int | None = None,
+    ) -> None:
         """Call `work(item)` for each item and return when all calls have ended.
+
+        Args:
+            work: Called from several threads.
+            items: Claimed by one thread at a time.
+            stop: Looked at before each item is claimed.
+            threads: At most so many work at the same time; None for as many as there are.
 
         Raises:
             Stopped: `stop` was set; items not yet claimed were left out.
@@ -111,10 +125,11 @@ class Crew:
             except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
                 failures.append(error)
 
+        helpers = self._helpers if threads is None else min(self._helpers, threads - 1)
         helping = []
         if self._executor is not None:
             try:
-                helping = [self._executor.submit(labour) for _ in range(self._helpers)]
+                helping = [self._executor.submit(labour) for _ in range(helpers)]
             except RuntimeError:  # the executor is shutting down: this thread works alone
                 helping = []
         labour()
@@ -149,3 +164,14 @@ def paused_gc() -> Iterator[None]:
             _gc_pauses -= 1
             if _gc_pauses == 0 and _gc_was_enabled:
                 gc.enable()
+
+
+def age_objects() -> None:
+    """Move all objects to the collector's oldest generation, as a few collections would, but without walking them.
+
+    What an automatic collection finds among the old ones it finds later; no setting of the collector changes. Where the
+    program itself has frozen objects (`gc.freeze`), nothing is done: they would be thawed.
+    """
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
+        gc.unfreeze()

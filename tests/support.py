@@ -15,6 +15,7 @@ import numpy as np
 
 from asyncckpt import register_type
 from asyncckpt.disk.ops import DiskOps
+from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
 from asyncckpt.state.capture import LiveSnapshot, StagedSnapshot
@@ -23,6 +24,8 @@ from asyncckpt.workers import Crew, Pacer, StopFlag
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from asyncckpt.disk.plan import Span
 
 FORMATS = ("msgpack", "hdf5")
 
@@ -124,6 +127,20 @@ def round_trip(root: Path, state: object, form: str = "msgpack", **request: Any)
     save_to(root, step, state, form=form)
     verify(root, step)
     return load_from(root, step, **request)
+
+
+def span_bytes(arrays: list[bytes], span: Span, nbytes: int) -> bytes:
+    """Return what a span of a plan stands for: part of an array, or small arrays in a row."""
+    end = span.start + nbytes
+    if end <= len(arrays[span.array]):
+        return arrays[span.array][span.start : end]
+    content, array = b"", span.array
+    while len(content) < end:
+        assert len(arrays[array]) < PAGE_NBYTES, "only small arrays are moved together"
+        content += arrays[array]
+        content += bytes(-len(content) % SMALL_BOUNDARY)
+        array += 1
+    return content[span.start : end]
 
 
 def assert_same(found: object, expected: object) -> None:

@@ -1,4 +1,4 @@
-"""Files mapped into memory, for arrays that are read when they are touched."""
+"""Files mapped into memory: for arrays that are read when they are touched, and to ask what the page cache holds."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _PROT_NONE: Final = 0
+_SAMPLES: Final = 64
 _MAP_FIXED: Final = 0x10  # Linux and macOS alike; `mmap` does not name them
 
 
@@ -50,6 +51,18 @@ class MappedFile:
             message = "segments of one array lie on no page boundaries"
             raise ValueError(message)
         return np.asarray(_JoinedMapping(self._fd, segments)) if segments else _NONE
+
+    def is_cached(self) -> bool:
+        """Return whether most of the file lies in the page cache, by a sample; True where the system does not say."""
+        pages = range(0, len(self._whole), mmap.PAGESIZE)
+        sample = pages[:: -(-len(pages) // _SAMPLES) or 1]
+        found = ctypes.c_ubyte()
+        cached = 0
+        for offset in sample:
+            if _libc().mincore(self._whole.ctypes.data + offset, 1, ctypes.byref(found)) != 0:
+                return True
+            cached += found.value & 1
+        return 2 * cached >= len(sample)
 
 
 _NONE: Final = np.empty(0, np.uint8)
@@ -103,4 +116,5 @@ def _libc() -> Any:
         ctypes.c_longlong,
     )
     library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    library.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
     return library

@@ -14,7 +14,8 @@ class Span(NamedTuple):
     array: int
     """The array's number in the index."""
     start: int
-    """The first of the bytes."""
+    """The first of the bytes. They may go on behind the end of an array smaller than a page: there are zeros up to
+    the next multiple of `asyncckpt.memory.SMALL_BOUNDARY`, and then the next array, if that is as small."""
 
 
 class Piece(NamedTuple):

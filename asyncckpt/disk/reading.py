@@ -1,7 +1,7 @@
 """Files become arrays: read into place in large chunks, verified before use.
 
 1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through
-   a scratch buffer where they are small or wanted by nobody.
+   a scratch buffer where they are small or wanted by nobody. A file that is not in the page cache is read past it.
 2. Every digest block that holds a wanted byte is read whole and verified; a block that fails ends the reading.
 3. All files of a checkpoint are opened through the descriptor of its directory, opened once: if it is swapped or
    deleted meanwhile, the reader still sees one checkpoint. A path's parts are never followed out of the directory.
@@ -10,21 +10,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import numpy as np
-
 from asyncckpt.disk.blocks import Part, digest_parts
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord, Manifest, decode_manifest
+from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.names import MANIFEST_NAME
+from asyncckpt.disk.ops import O_DIRECT
+from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from asyncckpt.workers import Crew, StopFlag
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 CHUNK_NBYTES: Final = 8 << 20
+READS_IN_FLIGHT: Final = 4
+_COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the memory's bandwidth
+_DIRECT_MIN_CHUNKS: Final = 2  # to ask for less costs as much as the page cache does
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
 _SHOWN_NAME: Final = 255
 
@@ -78,17 +85,17 @@ class CheckpointReader:
 
     def read_small(self, name: str) -> bytes:
         """Read and verify a whole file."""
-        return self.read_range(name, 0, self._record(name).nbytes)
+        return bytes(self.read_range(name, 0, self._record(name).nbytes))
 
-    def read_range(self, name: str, offset: int, nbytes: int) -> bytes:
+    def read_range(self, name: str, offset: int, nbytes: int) -> memoryview:
         """Read bytes of a file, from verified blocks."""
         fd = self.open(name)  # first: the size claimed is a file's size
         try:
-            data = np.empty(nbytes, np.uint8)
+            data = aligned_buffer(nbytes)
             read_targets(self, fd, name, [Target(offset, nbytes, data)] if nbytes else [])
         finally:
             os.close(fd)
-        return data.tobytes()
+        return data.data  # without a copy: an index may be large
 
     def verify(self, name: str, crew: Crew, stop: StopFlag | None) -> None:
         """Read a whole file and verify it."""
@@ -198,7 +205,7 @@ def read_targets(  # noqa: PLR0913
         fd: The file, open for reading.
         name: Its name in the manifest.
         targets: What is wanted, sorted by offset, without overlaps.
-        crew: Who helps.
+        crew: Who helps; without one, this thread reads alone.
         stop: Looked at before every chunk.
         is_whole: Whether to read and verify the rest of the file too.
         on_begin: Called with the range of each chunk before it is read, from any thread.
@@ -208,7 +215,10 @@ def read_targets(  # noqa: PLR0913
         Stopped: `stop` was set.
     """
     record = reader.manifest.files[name]
+    chunks = _whole_chunks(record.nbytes) if is_whole else _chunks_of(targets, record.nbytes)
     reading = _Reading(reader, fd, name, record, targets)
+    if len(chunks) >= _DIRECT_MIN_CHUNKS and record.nbytes % PAGE_NBYTES == 0 and not MappedFile(fd).is_cached():
+        reading.go_direct()
 
     def work(chunk: tuple[int, int]) -> None:
         if stop is not None:
@@ -217,12 +227,11 @@ def read_targets(  # noqa: PLR0913
             on_begin(*chunk)
         reading.read(*chunk)
 
-    chunks = _whole_chunks(record.nbytes) if is_whole else _chunks_of(targets, record.nbytes)
     if crew is None or len(chunks) == 1:
         for chunk in chunks:
             work(chunk)
     else:
-        crew.run(work, chunks, stop=stop)
+        crew.run(work, chunks, stop=stop, threads=READS_IN_FLIGHT if reading.is_direct else _COPIES_IN_FLIGHT)
 
 
 def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:
@@ -263,6 +272,19 @@ class _Reading:
         self._targets = targets
         self._offsets = [target.offset for target in targets]
         self._spare: list[Bytes] = []
+        self.is_direct = False
+
+    def go_direct(self) -> None:
+        """Read past the page cache from now on, if the file system can."""
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | O_DIRECT)
+        except OSError:
+            return
+        self.is_direct = bool(O_DIRECT)
+
+    def _go_buffered(self) -> None:
+        self.is_direct = False
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
 
     def read(self, begin: int, end: int) -> None:
         """Read a chunk, verify it, and hand out what did not go straight into place."""
@@ -276,14 +298,15 @@ class _Reading:
             low, high = max(target.offset, begin), min(target.offset + target.nbytes, end)
             if low >= high:
                 continue
-            if target.memory is not None and high - low >= _IN_PLACE_MIN_NBYTES:
-                if low > at:
+            first, last = self._in_place(target, low, high)
+            if first < last:
+                if first > at:
                     scratch = self._take(scratch)
-                    parts.append(Part(at, scratch[at - begin : low - begin]))
-                parts.append(Part(low, target.memory[low - target.offset : high - target.offset]))
-                at = high
-            else:
-                copies.append((target, low, high))
+                    parts.append(Part(at, scratch[at - begin : first - begin]))
+                assert target.memory is not None  # noqa: S101 - else nothing could be in place
+                parts.append(Part(first, target.memory[first - target.offset : last - target.offset]))
+                at = last
+            copies += [(target, *edge) for edge in ((low, first), (last, high)) if edge[0] < edge[1]]
         if at < end:
             scratch = self._take(scratch)
             parts.append(Part(at, scratch[at - begin : end - begin]))
@@ -299,23 +322,43 @@ class _Reading:
         if scratch is not None:
             self._spare.append(scratch)
 
+    def _in_place(self, target: Target, low: int, high: int) -> tuple[int, int]:
+        """Return which of the bytes from `low` to `high` can be read to where they belong: (first, last + 1)."""
+        if target.memory is None or high - low < _IN_PLACE_MIN_NBYTES:
+            return low, low
+        if not self.is_direct:
+            return low, high
+        first, last = align(low, PAGE_NBYTES), high - high % PAGE_NBYTES
+        address = target.memory.ctypes.data + first - target.offset
+        return (low, low) if address % PAGE_NBYTES or first >= last else (first, last)
+
     def _take(self, scratch: Bytes | None) -> Bytes:
         if scratch is not None:
             return scratch
         try:
             return self._spare.pop()
         except IndexError:
-            return np.empty(min(CHUNK_NBYTES, self._record.nbytes), np.uint8)
+            return aligned_buffer(min(CHUNK_NBYTES, self._record.nbytes))
 
     def _read_parts(self, parts: list[Part]) -> None:
         while parts:
             offset = parts[0].offset
-            count = os.preadv(self._fd, [part.data for part in parts], offset)  # type: ignore[misc] # arrays are buffers
-            if count == 0:
-                raise self._reader.corrupt(self._name, f"ends at byte {offset} instead of {self._record.nbytes}")
+            try:
+                count = os.preadv(self._fd, [part.data for part in parts], offset)  # type: ignore[misc] # arrays are buffers
+            except OSError as error:
+                if not self.is_direct or error.errno != errno.EINVAL:
+                    raise
+                self._go_buffered()  # some file systems take the flag and refuse the read
+                continue
             end = offset + count
             if end == parts[-1].offset + len(parts[-1].data):
                 return
+            if self.is_direct:
+                end -= end % PAGE_NBYTES
+            if end <= offset:
+                raise self._reader.corrupt(
+                    self._name, f"ends at byte {offset + count} instead of {self._record.nbytes}"
+                )
             parts = [Part(max(p.offset, end), p.data[max(0, end - p.offset) :]) for p in parts]
             parts = [part for part in parts if len(part.data)]
 

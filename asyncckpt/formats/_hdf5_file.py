@@ -1,139 +1,278 @@
-"""The metadata of one HDF5 file, written by h5py's low-level interface, which costs a third of the high-level one."""
+"""The metadata of one HDF5 file: groups, datasets and attributes, first as objects, then as bytes.
+
+1. How long a structure is does not depend on the addresses in it. So `arrange` gives every object its address, and
+   `render` makes the bytes once the data have theirs.
+2. Links and attributes keep the order in which they were made.
+3. Two files of the same content are the same bytes: no times are kept.
+"""
 
 from __future__ import annotations
 
+import struct
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import h5py
 import numpy as np
-from h5py import h5a, h5d, h5f, h5fd, h5g, h5p, h5s, h5t
+from h5py import h5t
 
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.disk.plan import Piece, align
+from asyncckpt.formats import _hdf5_bytes as hb
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from asyncckpt.formats._hdf5_leaves import Leaf
-    from asyncckpt.formats._sparse import SparseFile
+    from asyncckpt.workers import Pacer
 
 VALUE_MAX_NBYTES: Final = 1 << 15
 """Larger values are contiguous datasets: what lies in an object header ends at 64 KiB."""
-_CACHE_NBYTES: Final = 1 << 18  # HDF5 writes out what is beyond it on the way, not all at once at the end
-
 TEXT: Final = h5t.py_create(h5py.string_dtype(), logical=True)
 """Strings of any length, in UTF-8; as h5py writes a str."""
-_TEXT_IN_MEMORY: Final = h5t.py_create(h5py.string_dtype())
-SCALAR: Final = h5s.create(h5s.SCALAR)
+
+_COMPACT_LINKS: Final = 8  # more of them are stored where they are found by name
+_COLLECTION: Final = 4096  # texts stored together
+_REFERENCE_NBYTES: Final = 16  # to a text
+_PIECE_NBYTES: Final = 1 << 18
+
+Data = bytes | list[int]
+"""Bytes, or the numbers of texts."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A group or a dataset."""
+
+    description: bytes
+    """The messages of its header that do not depend on where anything lies."""
+    links: list[tuple[bytes, Node]] | None = None
+    """Those of a group."""
+    data: Data | None = None
+    """What a small dataset holds."""
+    nbytes: int = 0
+    """Size of the data of a dataset that are elsewhere, and"""
+    place: int = hb.NOWHERE
+    """where they are."""
+    attributes: list[tuple[bytes, bytes, bytes, Data]] = field(default_factory=list)
+    """Their names, datatypes, dataspaces and values."""
+    references: int = 0
+    address: int = 0
+    dense: hb.DenseLinks | None = None
+    parts: list[int] = field(default_factory=list)
+    """Addresses of the parts of `dense`."""
 
 
 class MetadataFile:
-    """An HDF5 file being made. Links and attributes keep the order in which they were made."""
+    """An HDF5 file being made."""
 
-    def __init__(self, file: SparseFile) -> None:
-        self._spaces: dict[tuple[int, ...], Any] = {(): SCALAR}
-        self._utf8_link = h5p.create(h5p.LINK_CREATE)
-        self._utf8_link.set_char_encoding(h5t.CSET_UTF8)
-        self._group_creation = h5p.create(h5p.GROUP_CREATE)
-        _keep_order(self._group_creation)
-        self._early = h5p.create(h5p.DATASET_CREATE)
-        self._early.set_layout(h5d.CONTIGUOUS)
-        self._early.set_alloc_time(h5d.ALLOC_TIME_EARLY)
-        self._early.set_fill_time(h5d.FILL_TIME_NEVER)
-        self._early.set_obj_track_times(False)
-        self._inline = h5p.create(h5p.DATASET_CREATE)
-        self._inline.set_layout(h5d.COMPACT)
-        self._inline.set_obj_track_times(False)
-        self._file = _create(file)
-        self.root = h5g.open(self._file, b"/")
+    def __init__(self, pacer: Pacer) -> None:
+        self._pacer = pacer
+        self._types: dict[int, tuple[Any, bytes]] = {}
+        self._descriptions: dict[tuple[int, tuple[int, ...]], bytes] = {}
+        self._nodes: list[Node] = []
+        self._texts: list[bytes] = []
+        self._collections: list[tuple[int, bytes]] = []
+        self.nbytes = 0
+        """Size of the metadata, once it is arranged."""
+        self.root = self._add(Node(b"", links=[]))
 
-    def close(self) -> None:
-        """Write out what HDF5 still holds."""
-        self._file.close()
+    # --- making objects -----------------------------------------------------------------------------------------------
 
-    def group(self, holder: Any, name: bytes) -> Any:
+    def group(self, holder: Node, name: bytes) -> Node:
         """Make a group."""
-        return h5g.create(holder, name, lcpl=self._link(name), gcpl=self._group_creation)
+        return self.link(holder, name, self._add(Node(b"", links=[])))
 
-    def early_dataset(self, holder: Any, name: bytes, type_id: Any, shape: tuple[int, ...]) -> Any:
-        """Make a dataset whose place in the file is chosen now and whose bytes are left alone."""
-        return h5d.create(holder, name, type_id, self.space(shape), dcpl=self._early, lcpl=self._link(name))
+    def dataset(self, holder: Node, name: bytes, type_id: Any, shape: tuple[int, ...], nbytes: int) -> Node:
+        """Make a dataset whose data have their place outside the metadata; its `place` is to be set."""
+        return self.link(holder, name, self._add(Node(self._described(type_id, shape), nbytes=nbytes)))
 
-    def leaf_dataset(self, holder: Any, name: bytes, leaf: Leaf) -> Any:
+    def leaf_dataset(self, holder: Node, name: bytes, leaf: Leaf) -> Node:
         """Make a dataset of a small value."""
-        layout = self._inline if leaf.nbytes <= VALUE_MAX_NBYTES else self._early
-        dataset = h5d.create(holder, name, leaf.type_id, self._leaf_space(leaf), dcpl=layout, lcpl=self._link(name))
-        if leaf.data is not None and leaf.data.size:
-            dataset.write(h5s.ALL, h5s.ALL, leaf.data, _in_memory(leaf.type_id))
-        return dataset
+        messages = (
+            hb.message(hb.DATASPACE, _space_of(leaf)),
+            hb.message(hb.DATATYPE, self._type(leaf.type_id), is_constant=True),
+            hb.message(hb.FILL_VALUE, hb.FILL_IF_SET if leaf.nbytes <= VALUE_MAX_NBYTES else hb.FILL_NEVER),
+        )
+        return self.link(holder, name, self._add(Node(b"".join(messages), data=self._data_of(leaf))))
 
-    def hard_link(self, holder: Any, name: bytes, path: bytes) -> None:
-        """Give what lies at a path, from the root, one more name."""
-        holder.links.create_hard(name, self.root, path, lcpl=self._link(name))
+    def link(self, holder: Node, name: bytes, node: Node) -> Node:
+        """Give an object one more name."""
+        holder.links.append((name, node))  # type: ignore[union-attr] # holders are groups
+        node.references += 1
+        return node
 
-    def attach_leaf(self, target: Any, name: bytes, leaf: Leaf) -> None:
+    def attach_leaf(self, target: Node, name: bytes, leaf: Leaf) -> None:
         """Make an attribute of a small value."""
-        _attach(target, name, leaf.data, leaf.type_id, self._leaf_space(leaf))
+        target.attributes.append((name, self._type(leaf.type_id), _space_of(leaf), self._data_of(leaf)))
 
-    def attach_text(self, target: Any, name: bytes, text: str) -> None:
+    def attach_text(self, target: Node, name: bytes, text: str) -> None:
         """Make an attribute of a text."""
-        _attach(target, name, np.array(text, object), TEXT, SCALAR)
+        target.attributes.append((name, self._type(TEXT), hb.dataspace(()), [self._text(text)]))
 
-    def attach_texts(self, target: Any, name: bytes, texts: tuple[str, ...]) -> None:
+    def attach_texts(self, target: Node, name: bytes, texts: tuple[str, ...]) -> None:
         """Make an attribute of a row of texts."""
-        _attach(target, name, np.array(texts, object), TEXT, self.space((len(texts),)))
+        data = [self._text(text) for text in texts]
+        target.attributes.append((name, self._type(TEXT), hb.dataspace((len(texts),)), data))
 
-    def attach_int(self, target: Any, name: bytes, value: int) -> None:
+    def attach_int(self, target: Node, name: bytes, value: int) -> None:
         """Make an attribute of an int."""
-        _attach(target, name, np.array(value, np.int64), h5t.NATIVE_INT64, SCALAR)
+        data = value.to_bytes(8, "little", signed=True)
+        target.attributes.append((name, self._type(h5t.STD_I64LE), hb.dataspace(()), data))
 
-    def attach_ints(self, target: Any, name: bytes, values: tuple[int, ...]) -> None:
+    def attach_ints(self, target: Node, name: bytes, values: tuple[int, ...]) -> None:
         """Make an attribute of a row of ints."""
-        _attach(target, name, np.array(values, np.int64), h5t.NATIVE_INT64, self.space((len(values),)))
+        data = np.array(values, "<i8").tobytes()
+        target.attributes.append((name, self._type(h5t.STD_I64LE), hb.dataspace((len(values),)), data))
 
-    def space(self, shape: tuple[int, ...]) -> Any:
-        """Return the dataspace of a shape."""
-        space = self._spaces.get(shape)
-        if space is None:
-            space = self._spaces[shape] = h5s.create_simple(shape)
-        return space
+    def _add(self, node: Node) -> Node:
+        self._nodes.append(node)
+        return node
 
-    def _leaf_space(self, leaf: Leaf) -> Any:
-        return h5s.create(h5s.NULL) if leaf.data is None else self.space(leaf.data.shape)
+    def _described(self, type_id: Any, shape: tuple[int, ...]) -> bytes:
+        """Return the messages of a dataset, which are made once for all of one type and shape."""
+        key = (id(type_id), shape)
+        found = self._descriptions.get(key)
+        if found is None:
+            messages = (
+                hb.message(hb.DATASPACE, hb.dataspace(shape)),
+                hb.message(hb.DATATYPE, self._type(type_id), is_constant=True),
+                hb.message(hb.FILL_VALUE, hb.FILL_NEVER),
+            )
+            found = self._descriptions[key] = b"".join(messages)
+        return found
 
-    def _link(self, name: bytes) -> Any:
-        return None if name.isascii() else self._utf8_link  # a list of properties costs a tenth of a dataset
+    def _type(self, type_id: Any) -> bytes:
+        """Return the message of a datatype; the type is kept with it, so that its id stays its own."""
+        found = self._types.get(id(type_id))
+        if found is None:
+            encoded = type_id.encode()[2:]
+            if type_id is TEXT:  # here as large as a pointer, in the file as a reference
+                encoded = encoded[:4] + _REFERENCE_NBYTES.to_bytes(4, "little") + encoded[8:]
+            found = self._types[id(type_id)] = (type_id, encoded)
+        return found[1]
+
+    def _data_of(self, leaf: Leaf) -> Data:
+        if leaf.data is None:
+            return b""
+        if leaf.type_id is TEXT:
+            return [self._text(leaf.data.item())]
+        return leaf.data.tobytes()
+
+    def _text(self, text: str) -> int:
+        self._texts.append(text.encode())
+        return len(self._texts) - 1
+
+    # --- making bytes -------------------------------------------------------------------------------------------------
+
+    def arrange(self) -> int:
+        """Give every object its address; return the size of the metadata."""
+        end = hb.SUPERBLOCK_NBYTES
+        for first in range(0, len(self._texts), _COLLECTION):
+            collection = hb.text_collection(self._texts[first : first + _COLLECTION])
+            end = align(end, 8)
+            self._collections.append((end, collection))
+            end += len(collection)
+            self._pacer.pause()
+        for node in self._nodes:
+            self._pacer.pause()
+            if node.links is not None and len(node.links) > _COMPACT_LINKS:
+                names = [name for name, _ in node.links]
+                node.dense = hb.DenseLinks.of(len(names), sum(len(hb.link(name, 0, 0)) for name in names))
+                node.parts = [0, 0, 0]
+            node.address = end = align(end, 8)
+            end += len(self._header(node))
+            if node.dense is not None:
+                node.parts = []
+                for nbytes in node.dense.parts():
+                    end = align(end, 8)
+                    node.parts.append(end)
+                    end += nbytes
+            if self._is_apart(node):
+                node.place = end = align(end, 8)
+                end += len(node.data)  # type: ignore[arg-type]
+        self.nbytes = end
+        return end
+
+    def render(self, file_nbytes: int) -> list[Piece]:
+        """Return the metadata of a file of this size as pieces of a plan."""
+        image = bytearray(self.nbytes)
+        sealed: list[tuple[int, int]] = []
+
+        def put(address: int, data: bytes) -> None:
+            image[address : address + len(data)] = data
+            sealed.append((address, len(data)))
+
+        put(0, hb.superblock(file_nbytes, self.root.address))
+        for address, collection in self._collections:
+            image[address : address + len(collection)] = collection
+        for node in self._nodes:
+            self._pacer.pause()
+            put(node.address, self._header(node))
+            if node.dense is not None:
+                links = [hb.link(name, order, child.address) for order, (name, child) in enumerate(node.links or ())]
+                self._pacer.pause()
+                hashes = hb.hashes([name for name, _ in node.links or ()], self._pacer)
+                parts = node.dense.render(node.parts, links, hashes)
+                heap_block = node.parts[1]
+                for address, part in zip(node.parts, parts, strict=True):
+                    if address == heap_block:  # has no checksum
+                        image[address : address + len(part)] = part
+                    else:
+                        put(address, part)
+            if self._is_apart(node):
+                image[node.place : node.place + len(node.data)] = node.data  # type: ignore[arg-type, assignment]
+        hb.seal(np.frombuffer(image, np.uint8), sealed, self._pacer)
+        view = memoryview(image)
+        pieces = []
+        for begin in range(0, len(view), _PIECE_NBYTES):
+            data = bytes(view[begin : begin + _PIECE_NBYTES])
+            pieces.append(Piece(begin, len(data), data))
+        return pieces
+
+    def _header(self, node: Node) -> bytes:
+        messages = [node.description]
+        if node.links is None:
+            if node.data is None:
+                layout = hb.contiguous(node.place, node.nbytes)
+            elif self._is_apart(node):
+                layout = hb.contiguous(node.place, len(node.data))
+            else:
+                layout = hb.compact(self._encoded(node.data))
+            messages.append(hb.message(hb.LAYOUT, layout))
+        else:
+            heap, tree = (node.parts[0], node.parts[2]) if node.dense is not None else (hb.NOWHERE, hb.NOWHERE)
+            messages.append(hb.message(hb.LINK_INFO, hb.link_info(len(node.links), heap, tree)))
+            messages.append(hb.message(hb.GROUP_INFO, hb.GROUP_DEFAULTS))
+            if node.dense is None:
+                for order, (name, child) in enumerate(node.links):
+                    messages.append(hb.message(hb.LINK, hb.link(name, order, child.address)))
+        if node.attributes:
+            messages.append(hb.message(hb.ATTRIBUTE_INFO, hb.attribute_info(len(node.attributes))))
+            for order, (name, datatype, space, data) in enumerate(node.attributes):
+                body = hb.attribute(name, datatype, space, self._encoded(data))
+                messages.append(hb.message(hb.ATTRIBUTE, body, order=order))
+        if node.references > 1:
+            messages.append(hb.message(hb.REFERENCE_COUNT, struct.pack("<BI", 0, node.references)))
+        return hb.object_header(b"".join(messages), len(node.attributes))
+
+    def _encoded(self, data: Data) -> bytes:
+        """Return data as they are in the file: texts as references to where they lie."""
+        if isinstance(data, bytes):
+            return data
+        references = []
+        for number in data:
+            collection, position = divmod(number, _COLLECTION)
+            nbytes = len(self._texts[number])
+            references.append(
+                struct.pack("<IQI", nbytes, self._collections[collection][0], position + 1)
+                if nbytes
+                else bytes(_REFERENCE_NBYTES)
+            )
+        return b"".join(references)
+
+    @staticmethod
+    def _is_apart(node: Node) -> bool:
+        """Whether a small dataset is too large for its header."""
+        return isinstance(node.data, bytes) and len(node.data) > VALUE_MAX_NBYTES
 
 
-def _attach(target: Any, name: bytes, data: NDArray[Any] | None, type_id: Any, space: Any) -> None:
-    attribute = h5a.create(target, name, type_id, space)
-    if data is not None and data.size:
-        attribute.write(data, _in_memory(type_id))
-
-
-def _in_memory(type_id: Any) -> Any:
-    """Return the type of data here for a type in the file: the same, but that texts are objects."""
-    return _TEXT_IN_MEMORY if type_id is TEXT else type_id
-
-
-def _create(file: SparseFile) -> Any:
-    access = h5p.create(h5p.FILE_ACCESS)
-    access.set_fileobj_driver(h5fd.fileobj_driver, file)
-    access.set_libver_bounds(h5f.LIBVER_V110, h5f.LIBVER_V110)
-    access.set_fclose_degree(h5f.CLOSE_STRONG)
-    cache = access.get_mdc_config()
-    cache.set_initial_size = True
-    cache.initial_size = cache.min_size = cache.max_size = _CACHE_NBYTES
-    cache.incr_mode = cache.flash_incr_mode = cache.decr_mode = 0
-    access.set_mdc_config(cache)
-    creation = h5p.create(h5p.FILE_CREATE)
-    creation.set_file_space_strategy(h5f.FSPACE_STRATEGY_PAGE, False, 1)  # noqa: FBT003 - h5py takes it by position
-    creation.set_file_space_page_size(PAGE_NBYTES)
-    _keep_order(creation)
-    return h5f.create(b"state.h5", h5f.ACC_TRUNC, fcpl=creation, fapl=access)
-
-
-def _keep_order(creation: Any) -> None:
-    """Let readers see entries in the order in which they were made; save the room that times would take."""
-    creation.set_link_creation_order(h5p.CRT_ORDER_TRACKED)
-    creation.set_attr_creation_order(h5p.CRT_ORDER_TRACKED)
-    creation.set_obj_track_times(False)
+def _space_of(leaf: Leaf) -> bytes:
+    return hb.NULL_SPACE if leaf.data is None else hb.dataspace(leaf.data.shape)

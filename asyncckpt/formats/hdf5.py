@@ -1,7 +1,7 @@
 """state.h5: an ordinary HDF5 file, for every HDF5 reader there is (docs/format.md has the mapping).
 
-1. h5py writes metadata only, into a `SparseFile`. Datasets are allocated early and never filled; the arrays' bytes are
-   placed by the plan at the offsets that HDF5 chose. So an array has one segment, of any size.
+1. The metadata is made here, byte by byte (`_hdf5_file`): through libhdf5 each dataset would cost fifty microseconds.
+   h5py only describes datatypes. An array has one segment, of any size.
 2. Every array is a dataset and every key a name. Python leaves are mirrored as attributes or small datasets, up to
    `MAX_LEAVES` in a file; the index, which is the dataset `/__asyncckpt__`, has them all.
 3. Below `MAX_DEPTH` and where no name leads, arrays lie in the group `/__asyncckpt_arrays__`, by number.
@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 from h5py import h5t
 from msgpack import ExtType
 
-from asyncckpt.disk.plan import FilePlan, Piece, Span, align
+from asyncckpt.disk.plan import FilePlan, Piece, align
 from asyncckpt.formats import _hdf5_names as names
-from asyncckpt.formats._hdf5_file import MetadataFile
+from asyncckpt.formats._hdf5_file import MetadataFile, Node
 from asyncckpt.formats._hdf5_leaves import make_leaf
 from asyncckpt.formats._hdf5_types import ElementTypes
-from asyncckpt.formats._sparse import SparseFile
+from asyncckpt.formats._payload import Payload
 from asyncckpt.memory import PAGE_NBYTES
 from asyncckpt.state import index as ix
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from asyncckpt.workers import Pacer
 
@@ -52,6 +52,7 @@ _FORMAT: Final = b"__asyncckpt_format__"
 _LONG_NAME: Final = "__asyncckpt_name_{}__"
 
 _MAX_RANK: Final = 32
+_UNBOUNDED: Final = 1 << 62
 _ARRAY_KINDS: Final = {ix.ARRAY: None, ix.BYTES: "bytes", ix.STRING: "str"}
 _NODES_PER_PAUSE: Final = 256
 
@@ -61,23 +62,27 @@ class _Hdf5:
 
     def plan(self, index: ix.Index, pacer: Pacer) -> FilePlan:
         """Lay out the file; see `asyncckpt.formats.base.Format`."""
-        file = SparseFile(pacer)
+        file = MetadataFile(pacer)
         mirror = _Mirror(file, index, pacer)
-        try:
-            mirror.write_tree()
-            chunks = [chunk for chunk in index.encode(mirror.segments, pacer) if chunk]
-            index_nbytes = sum(map(len, chunks))
-            index_offset = mirror.write_index(index_nbytes)
-        finally:
-            mirror.close()
-        pacer.pause()
-        data, offset = mirror.spans, index_offset
-        for chunk in chunks:
-            data.append(Piece(offset, len(chunk), chunk))
+        mirror.write_tree()
+        encoder = ix.IndexEncoder(index, pacer)
+        sizes = [meta.nbytes for meta in index.arrays]
+        index_nbytes = encoder.nbytes(sum(nbytes > 0 for nbytes in sizes))
+        index_dataset = mirror.add_index(index_nbytes)
+        payload = Payload(align(file.arrange(), PAGE_NBYTES), _UNBOUNDED)
+        payload.place(sizes, pacer)
+        segments = payload.segments()
+        for number, offset, _ in segments.tolist():
+            mirror.datasets[number].place = offset
+        spans = [piece for _, _, pieces in payload.extents for piece in pieces]
+        end = payload.extents[-1][1] if payload.extents else align(file.nbytes, PAGE_NBYTES)
+        index_dataset.place = offset = end
+        nbytes = align(end + index_nbytes, PAGE_NBYTES)
+        pieces = [*file.render(nbytes), *spans]
+        for chunk in encoder.encode(segments):
+            pieces.append(Piece(offset, len(chunk), chunk))
             offset += len(chunk)
-        data.sort(key=lambda piece: piece.offset)
-        pieces = list(_merge(file.runs(), data, pacer))
-        return FilePlan(align(file.nbytes, PAGE_NBYTES), pieces, index_offset, index_nbytes)
+        return FilePlan(nbytes, pieces, index_offset=end, index_nbytes=index_nbytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -95,8 +100,7 @@ class _Frame:
     """Whether its Python leaves become attributes and datasets."""
     tags: tuple[str, ...] = ()
     maxlen: int | None = None
-    group: Any = None
-    path: bytes = b""
+    group: Node | None = None
     key: names.Key = -1
     among_ints: bool = True
     is_partial: bool = False
@@ -108,34 +112,29 @@ class _Frame:
 class _Place:
     """Where an array lies, and what is said of it there."""
 
-    path: bytes
+    dataset: Node
     tags: tuple[str, ...]
     kind: str | None
 
 
 class _Mirror:
-    """The tree of a state as groups, datasets and attributes. `segments` and `spans`: where the arrays lie."""
+    """The tree of a state as groups, datasets and attributes."""
 
-    def __init__(self, file: SparseFile, index: ix.Index, pacer: Pacer) -> None:
+    def __init__(self, file: MetadataFile, index: ix.Index, pacer: Pacer) -> None:
         self._index = index
         self._pacer = pacer
-        self.segments: list[ix.Segment] = []
-        self.spans: list[Piece] = []
         self._places: dict[int, _Place] = {}
         self._leaves_left = MAX_LEAVES
         self._elements = ElementTypes()
-        self._file = MetadataFile(file)
+        self._file = file
+        self.datasets: dict[int, Node] = {}
+        """Those of the arrays, by their number."""
 
-    def close(self) -> None:
-        """Write out what HDF5 still holds."""
-        self._file.close()
-
-    def write_index(self, nbytes: int) -> int:
-        """Make the dataset of the index; return its offset."""
-        dataset = self._file.early_dataset(self._file.root, _INDEX, h5t.STD_U8LE, (nbytes,))
+    def add_index(self, nbytes: int) -> Node:
+        """Make the dataset of the index."""
+        dataset = self._file.dataset(self._file.root, _INDEX, h5t.STD_U8LE, (nbytes,), nbytes)
         self._file.attach_int(dataset, _FORMAT, ix.FORMAT_VERSION)
-        offset: int = dataset.get_offset()
-        return offset
+        return dataset
 
     def write_tree(self) -> None:
         """Mirror the tree, and place every array."""
@@ -208,7 +207,7 @@ class _Mirror:
         if is_partial and frame.is_shown:
             self._file.attach_leaf(group, _PARTIAL, make_leaf(True, self._elements))  # noqa: FBT003 - the value itself
 
-    def _group(self, frame: _Frame) -> Any:
+    def _group(self, frame: _Frame) -> Node:
         """Return the container's group, which is made when it is first needed. `MAX_DEPTH` bounds the recursion."""
         if frame.group is None:
             self._pacer.pause()
@@ -216,7 +215,6 @@ class _Mirror:
             holder = self._group(parent)
             name = self._name(parent)
             frame.group = self._file.group(holder, name)
-            frame.path = parent.path + b"/" + name
         return frame.group
 
     def _name(self, frame: _Frame) -> bytes:
@@ -233,7 +231,7 @@ class _Mirror:
         encoded = name.encode()
         if len(encoded) > names.NAME_MAX_NBYTES:
             short = names.shorten(name)
-            self._file.attach_text(frame.group, _LONG_NAME.format(short[-32:]).encode(), name)
+            self._file.attach_text(self._group(frame), _LONG_NAME.format(short[-32:]).encode(), name)
             return short.encode()
         return encoded
 
@@ -246,16 +244,15 @@ class _Mirror:
         name = self._name(frame)
         place = self._places.get(number)
         if place is None:
-            self._place(group, name, number, tags, kind)
-            self._places[number] = _Place(frame.path + b"/" + name, tags, kind)
+            self._places[number] = _Place(self._place(group, name, number, tags, kind), tags, kind)
             return
         if (place.tags, place.kind) != (tags, kind):  # what is said of a dataset is said at all its places
             group = self._file.group(group, name)
             self._tag(group, tags, "reference" if kind is None else f"reference {kind}")
             name = _VALUE.encode()
-        self._file.hard_link(group, name, place.path)
+        self._file.link(group, name, place.dataset)
 
-    def _place(self, group: Any, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> None:
+    def _place(self, group: Node, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> Node:
         self._pacer.pause()
         meta = self._index.arrays[number]
         element = self._elements.of(meta.dtype)
@@ -265,16 +262,13 @@ class _Mirror:
             shape = (math.prod(shape),)
         if not element.has_size:
             shape = (*shape, 0)
-        dataset = self._file.early_dataset(group, name, element.type_id, shape)
-        if nbytes := meta.nbytes:
-            offset = dataset.get_offset()
-            self.segments.append(ix.Segment(number, offset, nbytes))
-            self.spans.append(Piece(offset, nbytes, Span(number, 0)))
+        dataset = self.datasets[number] = self._file.dataset(group, name, element.type_id, shape, meta.nbytes)
         self._tag(dataset, tags, kind)
         if element.note is not None:
             self._file.attach_text(dataset, _DTYPE, element.note)
         if is_flat:
             self._file.attach_ints(dataset, _SHAPE, meta.shape)
+        return dataset
 
     def _place_the_rest(self) -> None:
         """Give datasets to the arrays that lie deeper than groups do, and to those in keys."""
@@ -296,14 +290,14 @@ class _Mirror:
         name = self._name(frame)
         leaf = make_leaf(node, self._elements)
         if leaf.is_attribute and not tags:
-            self._file.attach_leaf(frame.group, name, leaf)
+            self._file.attach_leaf(self._group(frame), name, leaf)
             return
-        dataset = self._file.leaf_dataset(frame.group, name, leaf)
+        dataset = self._file.leaf_dataset(self._group(frame), name, leaf)
         self._tag(dataset, tags, leaf.kind)
         if leaf.note is not None:
             self._file.attach_text(dataset, _DTYPE, leaf.note)
 
-    def _tag(self, target: Any, tags: tuple[str, ...], kind: str | None) -> None:
+    def _tag(self, target: Node, tags: tuple[str, ...], kind: str | None) -> None:
         """Say what kind of value, and what type of object, a dataset or group stands for."""
         if kind is not None:
             self._file.attach_text(target, _KIND, kind)
@@ -322,28 +316,6 @@ def _read_key(frame: _Frame, nodes: Iterator[ix.Node]) -> None:
     if frame.literals is None:
         frame.literals = set()
         frame.among_ints = type(frame.key) is int
-
-
-def _merge(runs: Iterable[tuple[int, bytes]], data: list[Piece], pacer: Pacer) -> Iterator[Piece]:
-    """Yield the data, and the metadata wherever no data lies; both come sorted."""
-    following = iter(data)
-    piece = next(following, None)
-    begin = 0
-    for start, blob in runs:
-        pacer.pause()
-        end = start + len(blob)
-        begin = max(begin, start)
-        while piece is not None and piece.offset < end:
-            if piece.offset > begin:
-                yield Piece(begin, piece.offset - begin, blob[begin - start : piece.offset - start])
-            yield piece
-            begin = max(begin, piece.offset + piece.nbytes)
-            piece = next(following, None)
-        if begin < end:
-            yield Piece(begin, end - begin, blob[begin - start :])
-    while piece is not None:
-        yield piece
-        piece = next(following, None)
 
 
 FORMAT: Final = _Hdf5()

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.plan import FilePlan, Piece, Span, align
-from asyncckpt.memory import PAGE_NBYTES
-from asyncckpt.state.index import IndexEncoder, Segment
+from asyncckpt.disk.plan import FilePlan, Piece
+from asyncckpt.formats._payload import EXTENT_HEADER_NBYTES, Payload, extent_start
+from asyncckpt.state.index import IndexEncoder
 
 if TYPE_CHECKING:
     from asyncckpt.state.index import Index
     from asyncckpt.workers import Pacer
 
 EXTENT_NBYTES: Final = 1 << 30
-_SMALL_BOUNDARY: Final = 64
-_BIN_HEADER_NBYTES: Final = 5  # a bin32
 
 
 class _Msgpack:
@@ -31,73 +29,26 @@ class _Msgpack:
         """Lay out the file; see `asyncckpt.formats.base.Format`."""
         encoder = IndexEncoder(index, pacer)
         sizes = [meta.nbytes for meta in index.arrays]
+        pacer.pause()
         # An array has as many segments as it fills extents: known before any of them has its place.
-        index_nbytes = encoder.nbytes(sum(-(-nbytes // extent_nbytes) for nbytes in sizes))
-        base = _extent_start(index_nbytes)
-        segments, extents = _lay_out(sizes, base, extent_nbytes, pacer)
+        index_nbytes = encoder.nbytes(sum(-(-nbytes // extent_nbytes) for nbytes in sizes if nbytes))
+        base = extent_start(index_nbytes)
+        payload = Payload(base, extent_nbytes)
+        payload.place(sizes, pacer)
         pieces, offset = [], 0
-        for chunk in encoder.encode(segments):
+        for chunk in encoder.encode(payload.segments()):
             pieces.append(Piece(offset, len(chunk), chunk))
             offset += len(chunk)
-        starts: dict[int, int] = {}  # bytes placed so far of the arrays in more than one segment
-        following = iter(segments)
-        segment = next(following, None)
-        for begin, end in extents:
-            header = _padding(begin - _BIN_HEADER_NBYTES - offset) + _bin_header(end - begin)
+        for begin, end, runs in payload.extents:
+            header = _padding(begin - EXTENT_HEADER_NBYTES - offset) + _bin_header(end - begin)
             pieces.append(Piece(offset, len(header), header))
-            while segment is not None and segment.offset < end:
-                start = starts.get(segment.array, 0)
-                pieces.append(Piece(segment.offset, segment.nbytes, Span(segment.array, start)))
-                starts[segment.array] = start + segment.nbytes
-                segment = next(following, None)
+            pieces += runs
             offset = end
-            pacer.pause()
-        if not extents:
+        if not payload.extents:
             tail = _padding(base - offset)  # the base leaves room for a header, and so for a bin
             pieces.append(Piece(offset, len(tail), tail))
             offset = base
         return FilePlan(nbytes=offset, pieces=pieces, index_offset=0, index_nbytes=index_nbytes)
-
-
-def _lay_out(
-    sizes: list[int], base: int, extent_nbytes: int, pacer: Pacer
-) -> tuple[list[Segment], list[tuple[int, int]]]:
-    """Place arrays of these sizes, in bytes, from the page boundary `base` on.
-
-    Returns:
-        The segments, and the extents as (begin, end).
-    """
-    segments: list[Segment] = []
-    extents: list[tuple[int, int]] = []
-    begin = end = base
-    for array, nbytes in enumerate(sizes):
-        if nbytes == 0:
-            continue
-        if not array % 4096:
-            pacer.pause()
-        place = align(end, PAGE_NBYTES if nbytes >= PAGE_NBYTES else _SMALL_BOUNDARY)
-        left = nbytes
-        if place > begin and place + nbytes > begin + extent_nbytes:
-            extents.append((begin, end))
-            place = begin = _extent_start(end)
-        while left > extent_nbytes:
-            segments.append(Segment(array, place, extent_nbytes))
-            extents.append((begin, place + extent_nbytes))
-            left -= extent_nbytes
-            place = begin = _extent_start(place + extent_nbytes)
-        segments.append(Segment(array, place, left))
-        end = place + left
-    if end > begin:
-        # The last page is filled inside the extent, so that a file of a single extent needs no padding behind it.
-        end = align(end, PAGE_NBYTES)
-        extents.append((begin, end))
-    return segments, extents
-
-
-def _extent_start(offset: int) -> int:
-    """Return the first page boundary before which the header of an extent and its padding fit, from `offset` on."""
-    start = align(offset + _BIN_HEADER_NBYTES, PAGE_NBYTES)
-    return start + PAGE_NBYTES if start - _BIN_HEADER_NBYTES - offset == 1 else start  # a bin has two bytes or more
 
 
 def _padding(nbytes: int) -> bytes:

@@ -56,9 +56,9 @@ class Written:
     """When the bytes were on the disk, by `time.perf_counter`."""
 
 
-def block_nbytes_within(budget_nbytes: int) -> int:
-    """Return the largest block size of which two fit into a budget, but at least a digest block."""
-    blocks = budget_nbytes // 2 // DIGEST_BLOCK_NBYTES
+def block_nbytes_within(nbytes: int) -> int:
+    """Return the largest block size that fits into so much memory, but at least a digest block."""
+    blocks = nbytes // DIGEST_BLOCK_NBYTES
     return min(max(blocks, 1) * DIGEST_BLOCK_NBYTES, BLOCK_NBYTES)
 
 
@@ -71,7 +71,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         Stopped: `stop` was set. In each case what was written is discarded, unless its name could not be made durable:
             then it is left to the next save of the step, or to the next start.
     """
-    pending = None
+    pending = plan = None
     try:
         form = find_format(request.format_name)
         with paused_gc():
@@ -101,6 +101,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
             _discard(ops, pending, error)
         raise
     finally:
+        plan = None  # holds the encoded nodes too, which `release` frees piece by piece
         request.snapshot.release()
         request.flat.release()
     trash = publish.make_durable(ops, moved)

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, ParamSpec, TypeVar
 
+from asyncckpt.disk.reading import READS_IN_FLIGHT
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
@@ -29,7 +30,7 @@ Params = ParamSpec("Params")
 
 Choice = Literal["latest", "best"]
 
-_HELPERS = 3  # four reads in flight
+_HELPERS: Final = READS_IN_FLIGHT - 1
 
 
 class Loader:

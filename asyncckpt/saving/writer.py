@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from asyncckpt.state.tree import FlatState
 
 MAX_WAITING_SAVES: Final = 64
+_WRITE_THREADS: Final = 4  # two keep the disk busy; more of them wait for the GIL of a busy loop at the same time
 _POLL_SECONDS: Final = 0.5  # between two looks at whether a thread is stuck
 _STUCK_SECONDS: Final = 5.0  # how long a job may take to stop before its thread counts as stuck in a system call
 
@@ -370,7 +371,7 @@ class Writer:
                 commit.write_checkpoint,
                 self._ops,
                 self._request(item),
-                self._jobs.crew(),
+                self._jobs.crew(_WRITE_THREADS - 1),
                 item.stop,
             )
         except Exception as error:  # noqa: BLE001 - it becomes the handle's
@@ -407,7 +408,7 @@ class Writer:
             snapshot=item.snapshot,
             documents=item.documents,
             format_name=self._settings.format,
-            block_nbytes=commit.block_nbytes_within(budget) if item.streams else BLOCK_NBYTES,
+            block_nbytes=commit.block_nbytes_within(budget // _WRITE_THREADS) if item.streams else BLOCK_NBYTES,
             on_planned=plan_known,
             on_written=handle._add_written,  # noqa: SLF001
             on_copied=copied,

@@ -268,6 +268,7 @@ class Builder(LeafReader):
         if frame.code == ix.OBJECT:
             return self._close_object(frame)
         items = frame.items
+        self.made += len(items)
         if frame.selection is not None and not frame.selection.is_whole:
             items = _selected(frame)
             if not items:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state.staging import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 from asyncckpt.state.strided import flat_bytes, gather
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-_SMALL_BOUNDARY: Final = 64
 _RUN: Final = 256  # small arrays copied between two looks at the stop flag
 
 
 class Snapshot(Protocol):
-    """The bytes of a state's arrays, by their number."""
+    """The bytes of a state's arrays, by their number.
+
+    A range of bytes may go on behind an array of less than a page: there are zeros up to the next multiple of
+    `SMALL_BOUNDARY`, and then the following array, if that is as small.
+    """
 
     nbytes: int
     """Memory held, in bytes: buffers, encoded nodes and frozen arrays together."""
@@ -52,20 +55,29 @@ class LiveSnapshot:
     """Arrays used where they are: frozen ones, or ones that are copied block by block while the caller waits."""
 
     def __init__(self, flat: FlatState, *, is_frozen: bool) -> None:
-        self._sources = [source.data for source in flat.sources]
-        self._is_used_in_place = [is_frozen or source.is_stable for source in flat.sources]
+        self._sources = flat.sources
+        self._stable = flat.stable
+        self._is_frozen = is_frozen
         self.nbytes = flat.encoded_nbytes + (flat.array_nbytes if is_frozen else 0)
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
         """Return the array's own memory if it may be used and is one run."""
-        if not self._is_used_in_place[array]:
+        if not self._is_frozen and array not in self._stable:
             return None
         data = flat_bytes(self._sources[array])
-        return None if data is None else [data[start : start + nbytes]]
+        return None if data is None or start + nbytes > len(data) else [data[start : start + nbytes]]
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
-        """Copy from the array."""
-        copy_bytes(self._sources[array], start, target)
+        """Copy from the array, and from those behind it."""
+        end = start + len(target)
+        if end <= self._sources[array].nbytes:
+            copy_bytes(self._sources[array], start, target)
+            return
+        stop, found = array, 0
+        while found < end:
+            found += _padded(self._sources[stop].nbytes)
+            stop += 1
+        target[:] = _joined(self._sources[array:stop])[start:end]
 
     def release(self) -> None:
         """Let go of the arrays."""
@@ -77,8 +89,8 @@ class StagedSnapshot:
 
     def __init__(self, flat: FlatState, pool: BufferPool | None) -> None:
         """Take the buffers; `capture` fills them. Without a pool they are plain memory, for small states."""
-        self._sources = [source.data for source in flat.sources]
-        self._is_stable = [source.is_stable for source in flat.sources]
+        self._sources: Mapping[int, NDArray[Any]] = dict(enumerate(flat.sources))
+        self._stable = flat.stable
         self._offsets, staged_nbytes = _lay_out(flat)
         self._pool = pool
         if pool is None:
@@ -100,13 +112,11 @@ class StagedSnapshot:
             Stopped: `stop` was set; the caller's arrays are no longer used.
         """
         crew.run(lambda copy: copy(), self._copies(), stop=stop)
-        self._sources = [
-            source if fixed else _NONE for source, fixed in zip(self._sources, self._is_stable, strict=True)
-        ]
+        self._sources = {array: self._sources[array] for array in self._stable}
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
         """Return the parts of the buffers that hold the bytes."""
-        if self._is_stable[array]:
+        if array in self._stable:
             data = flat_bytes(self._sources[array])
             return None if data is None else [data[start : start + nbytes]]
         return list(self._parts(self._offsets[array] + start, nbytes))
@@ -117,7 +127,7 @@ class StagedSnapshot:
 
     def release(self) -> None:
         """Give the buffers back to the pool."""
-        buffers, self._buffers, self._sources = self._buffers, [], []
+        buffers, self._buffers, self._sources = self._buffers, [], {}
         if self._pool is not None:
             self._pool.give(buffers)
 
@@ -135,48 +145,27 @@ class StagedSnapshot:
     def _copies(self) -> Iterator[Callable[[], None]]:
         """Yield the pieces of work: runs of small arrays, and parts of large ones."""
         small: list[int] = []
-        for array, data in enumerate(self._sources):
-            if self._is_stable[array] or data.nbytes == 0:
-                continue
+        for array, data in self._sources.items():
             if data.nbytes < PAGE_NBYTES:
                 small.append(array)
-                if len(small) == _RUN:
-                    yield partial(self._copy_small, small)
-                    small = []
-                continue
-            for start, target in self._targets(array):
-                yield partial(copy_bytes, data, start, target)
+                if len(small) < _RUN:
+                    continue
+            if small:
+                yield partial(self._copy_small, small)
+                small = []
+            if data.nbytes >= PAGE_NBYTES and array not in self._stable:
+                for start, target in self._targets(array):
+                    yield partial(copy_bytes, data, start, target)
         if small:
             yield partial(self._copy_small, small)
 
-    def _copy_small(self, arrays: list[int]) -> None:
-        """Copy arrays one by one, or those that lie behind each other all at once: a call for each would cost more."""
-        while arrays:
-            offset = end = self._offsets[arrays[0]]
-            pieces: list[Any] = []
-            count = 0
-            for array in arrays:
-                gap = self._offsets[array] - end
-                if gap >= _SMALL_BOUNDARY:  # a larger array lies between
-                    break
-                count += 1
-                pieces += (_ZEROS[:gap], self._sources[array]) if gap else (self._sources[array],)
-                end += gap + self._sources[array].nbytes
-            joined, arrays = arrays[:count], arrays[count:]
-            try:
-                data = np.frombuffer(b"".join(pieces), np.uint8)
-            except (ValueError, TypeError, BufferError):  # not one run of memory, or a dtype that is no plain buffer
-                for array in joined:
-                    self._copy_one(array)
-            else:
-                start = 0
-                for target in self._parts(offset, len(data)):
-                    np.copyto(target, data[start : start + len(target)])
-                    start += len(target)
-
-    def _copy_one(self, array: int) -> None:
-        for start, target in self._targets(array):
-            copy_bytes(self._sources[array], start, target)
+    def _copy_small(self, arrays: Sequence[int]) -> None:
+        """Copy small arrays in a row all at once: a call for each would cost more."""
+        data = _joined([self._sources[array] for array in arrays])
+        start = 0
+        for target in self._parts(self._offsets[arrays[0]], len(data)):
+            np.copyto(target, data[start : start + len(target)])
+            start += len(target)
 
     def _targets(self, array: int) -> Iterator[tuple[int, Bytes]]:
         """Yield the runs of memory for an array, each with the position of its first byte in the array."""
@@ -186,8 +175,34 @@ class StagedSnapshot:
             start += len(target)
 
 
-_ZEROS: Final = bytes(_SMALL_BOUNDARY)
-_NONE: Final = np.empty(0, np.uint8)
+_ZEROS: Final = bytes(SMALL_BOUNDARY)
+
+
+def _padded(nbytes: int) -> int:
+    """Return the room that a small array takes among others."""
+    return -(-nbytes // SMALL_BOUNDARY) * SMALL_BOUNDARY
+
+
+def _joined(arrays: Sequence[NDArray[Any]]) -> Bytes:
+    """Copy small arrays behind each other, each filled up with zeros to the next boundary."""
+    pieces: list[Any] = []
+    for array in arrays:
+        pieces.append(array)
+        if gap := -array.nbytes % SMALL_BOUNDARY:
+            pieces.append(_ZEROS[:gap])
+    try:
+        return np.frombuffer(b"".join(pieces), np.uint8)
+    except (
+        ValueError,
+        TypeError,
+        BufferError,
+    ):  # not one run of memory, a dtype that is no plain buffer, or nothing
+        data = np.zeros(sum(_padded(array.nbytes) for array in arrays), np.uint8)
+        end = 0
+        for array in arrays:
+            copy_bytes(array, 0, data[end : end + array.nbytes])
+            end += _padded(array.nbytes)
+        return data
 
 
 def copy_bytes(array: NDArray[np.generic], start: int, target: Bytes) -> None:
@@ -207,13 +222,17 @@ def staged_nbytes(flat: FlatState) -> int:
 def _lay_out(flat: FlatState) -> tuple[list[int], int]:
     """Place the arrays that are copied, one after the other: on pages, small ones on cache lines."""
     offsets, end = [], 0
-    for source in flat.sources:
-        nbytes = 0 if source.is_stable else source.data.nbytes
-        boundary = PAGE_NBYTES if nbytes >= PAGE_NBYTES else _SMALL_BOUNDARY
-        end = -(-end // boundary) * boundary
+    for array, meta in enumerate(flat.arrays):
+        nbytes = meta.nbytes
+        if nbytes < PAGE_NBYTES:
+            end = -(-end // SMALL_BOUNDARY) * SMALL_BOUNDARY
+        elif array in flat.stable:
+            nbytes = 0
+        else:
+            end = -(-end // PAGE_NBYTES) * PAGE_NBYTES
         offsets.append(end)
         end += nbytes
-    return offsets, end
+    return offsets, _padded(end)
 
 
 assert LARGE_NBYTES % SMALL_NBYTES == 0  # noqa: S101 - `take` relies on it

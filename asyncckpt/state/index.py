@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -28,6 +28,8 @@ from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
 
 FORMAT_VERSION: Final = 1
 FEATURES: Final[frozenset[str]] = frozenset()
@@ -59,6 +61,7 @@ _BIN_HEADER_NBYTES: Final = 5  # a bin32
 _MAX_DIMENSIONS: Final = 64
 _MAX_NBYTES: Final = (1 << 63) - 1
 _MAX_DTYPE_NBYTES: Final = 1 << 18
+_INTS: Final = {int}
 
 Node = Any
 """None, a bool, int, float, str, bytes, or a `msgpack.ExtType` with one of the codes above."""
@@ -119,11 +122,12 @@ class ArrayMeta:
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    nbytes: int = field(init=False)
+    """Its size in bytes, in C order."""
 
-    @property
-    def nbytes(self) -> int:
-        """Its size in bytes, in C order."""
-        return math.prod(self.shape) * self.dtype.itemsize
+    def __post_init__(self) -> None:
+        """Compute the size once: one of these stands for all arrays of a dtype and shape."""
+        object.__setattr__(self, "nbytes", math.prod(self.shape) * self.dtype.itemsize)
 
 
 class Segment(NamedTuple):
@@ -141,7 +145,7 @@ class Index:
     pieces: Sequence[bytes]
     arrays: Sequence[ArrayMeta]
 
-    def encode(self, segments: Sequence[Segment], pacer: Pacer) -> list[bytes]:
+    def encode(self, segments: Sequence[Segment] | NDArray[np.uint64], pacer: Pacer) -> list[bytes]:
         """Return the index as a list of chunks, which together are one msgpack map."""
         return IndexEncoder(self, pacer).encode(segments)
 
@@ -166,11 +170,14 @@ class IndexEncoder:
         header = len(self._pack.pack("segments")) + len(self._pack.pack_array_header(bins))
         return self._nbytes + header + bins * _BIN_HEADER_NBYTES + segments * _SEGMENT.itemsize
 
-    def encode(self, segments: Sequence[Segment]) -> list[bytes]:
-        """Return the index as a list of chunks, which together are one msgpack map."""
+    def encode(self, segments: Sequence[Segment] | NDArray[np.uint64]) -> list[bytes]:
+        """Return the index as a list of chunks, which together are one msgpack map.
+
+        Segments may also be the rows of an array of shape (count, 3).
+        """
         places = []
         for start in range(0, len(segments), _TABLE_ROWS):
-            places.append(np.array(segments[start : start + _TABLE_ROWS], "<u8").tobytes())
+            places.append(np.asarray(segments[start : start + _TABLE_ROWS], "<u8").tobytes())
             self._pacer.pause()
         count = len(self._chunks)
         self._add_bins("segments", places)
@@ -180,23 +187,22 @@ class IndexEncoder:
     def _encode_arrays(self, arrays: Sequence[ArrayMeta], dtypes: list[object]) -> list[bytes]:
         """Encode the table of arrays, and list the dtypes that it refers to."""
         known: dict[str, int] = {}
-        numbers: dict[np.dtype[Any], int] = {}  # of dtypes that are equal only if they are the same
+        rows: dict[int, tuple[int, ...]] = {}  # by the id of what says it, which many arrays share
         tables = []
         for start in range(0, len(arrays), _TABLE_ROWS):
-            rows = []
+            table = []
             for meta in arrays[start : start + _TABLE_ROWS]:
-                number = numbers.get(meta.dtype)
-                if number is None:
+                row = rows.get(id(meta))
+                if row is None:
                     plain = dtype_to_plain(meta.dtype)
                     if len(self._pack.pack(plain)) > _MAX_DTYPE_NBYTES:
                         raise UnsupportedLeafError(f"a dtype of {len(meta.dtype.names or ())} fields", path="")
                     number = known.setdefault(repr(plain), len(dtypes))
                     if number == len(dtypes):
                         dtypes.append(plain)
-                    if meta.dtype.names is None:
-                        numbers[meta.dtype] = number
-                rows.append((number, *meta.shape))
-            tables.append(msgpack.packb(rows))
+                    row = rows[id(meta)] = (number, *meta.shape)
+                table.append(row)
+            tables.append(msgpack.packb(table))
             self._pacer.pause()
         return tables
 
@@ -280,16 +286,26 @@ def _check_version(found: dict[str, Any]) -> None:
 
 def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pacer) -> list[ArrayMeta]:
     arrays: list[ArrayMeta] = []
+    known: dict[tuple[Any, ...], ArrayMeta] = {}
     for table in tables:
         pacer.pause()
-        for number, *shape in read_row(table, max_array_len=_MAX_DIMENSIONS + 1):
-            if any(type(n) is not int or n < 0 for n in (number, *shape)):
-                _refuse(f"array {len(arrays)} has the shape {reprlib.repr(shape)}")
-            # As numpy counts: an array without elements must not be one that is too large, either.
-            if math.prod(n or 1 for n in shape) * max(dtypes[number].itemsize, 1) > _MAX_NBYTES:
-                _refuse(f"array {len(arrays)} has the shape {reprlib.repr(shape)}, which is too large")
-            arrays.append(ArrayMeta(dtypes[number], tuple(shape)))
+        for row in map(tuple, read_row(table, max_array_len=_MAX_DIMENSIONS + 1)):
+            meta = known.get(row)
+            if meta is None or {*map(type, row)} != _INTS:  # since True and 1.0 equal 1
+                meta = known[row] = _array_meta(row, dtypes)
+            arrays.append(meta)
     return arrays
+
+
+def _array_meta(row: tuple[Any, ...], dtypes: list[np.dtype[Any]]) -> ArrayMeta:
+    number, *shape = row
+    if any(type(n) is not int or n < 0 for n in row):
+        _refuse(f"an array has the shape {reprlib.repr(shape)}")
+    dtype = dtypes[number]
+    # As numpy counts: an array without elements must not be one that is too large, either.
+    if math.prod(n or 1 for n in shape) * max(dtype.itemsize, 1) > _MAX_NBYTES:
+        _refuse(f"an array has the shape {reprlib.repr(shape)}, which is too large")
+    return ArrayMeta(dtype, tuple(shape))
 
 
 def _array_dtype(plain: Any) -> np.dtype[Any]:
@@ -302,20 +318,28 @@ def _array_dtype(plain: Any) -> np.dtype[Any]:
 def _decode_segments(chunks: list[bytes], arrays: list[ArrayMeta], file_nbytes: int, pacer: Pacer) -> list[Segment]:
     table = np.frombuffer(b"".join(chunks), _SEGMENT)
     table = table[np.argsort(table["offset"], kind="stable")]
-    segments: list[Segment] = []
+    pacer.pause()
+    array, offset, nbytes = (table[name] for name in ("array", "offset", "nbytes"))
+    size = np.uint64(file_nbytes)
+    is_wrong = (array >= len(arrays)) | (nbytes == 0) | (offset > size) | (nbytes > size - np.minimum(offset, size))
+    is_wrong[1:] |= offset[1:] < offset[:-1] + nbytes[:-1]  # sums beyond 64 bits are wrong before
+    if is_wrong.any():
+        number = int(is_wrong.argmax())
+        reason = f"at {offset[number]} with {nbytes[number]} bytes overlaps or leaves the file"
+        _refuse(f"a segment of array {array[number]} {reason}")
+    pacer.pause()
     held = [0] * len(arrays)
-    end = 0
-    for start in range(0, len(table), PIECE_ELEMENTS):
+    segments: list[Segment] = []
+    rows = np.stack((array, offset, nbytes), axis=1)
+    for start in range(0, len(rows), PIECE_ELEMENTS):
+        part = [*map(Segment._make, rows[start : start + PIECE_ELEMENTS].tolist())]
+        for segment in part:
+            held[segment.array] += segment.nbytes
+        segments += part
         pacer.pause()
-        for array, offset, nbytes in table[start : start + PIECE_ELEMENTS].tolist():
-            if array >= len(arrays) or nbytes == 0 or offset < end or offset + nbytes > file_nbytes:
-                _refuse(f"a segment of array {array} at {offset} with {nbytes} bytes overlaps or leaves the file")
-            end = offset + nbytes
-            held[array] += nbytes
-            segments.append(Segment(array, offset, nbytes))
-    for number, (meta, nbytes) in enumerate(zip(arrays, held, strict=True)):
-        if meta.nbytes != nbytes:
-            _refuse(f"array {number} of {meta.nbytes} bytes has segments of {nbytes} bytes")
+    for number, (meta, found) in enumerate(zip(arrays, held, strict=True)):
+        if meta.nbytes != found:
+            _refuse(f"array {number} of {meta.nbytes} bytes has segments of {found} bytes")
     return segments
 
 

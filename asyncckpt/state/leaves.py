@@ -92,6 +92,8 @@ class LeafReader:
         self._frames: list[Frame] = []
         self._found_any = False
         self._top_keys: list[Any] = []
+        self.made = 0
+        """References in the containers made so far: what a collector has to walk."""
 
     def _leaf(self, value: Any, template: Any, selection: Selection | None) -> Any:
         if selection is not None and not self._is_selected(selection):
@@ -232,6 +234,7 @@ class LeafReader:
             self._check_numbers(data, template)
         if self._arrays is None and not (self._frames and (self._frames[-1].awaits_key or self._frames[-1].is_made)):
             return None
+        self.made += len(data)
         if kind == ix.TUPLE and len(data) <= PIECE_ELEMENTS and template is ABSENT:
             return tuple(data.tolist())
         values: list[Any] = []

@@ -49,45 +49,39 @@ class TooLargeError(Exception):
     """The state is beyond the given limits; the caller takes another way."""
 
 
-@dataclass(frozen=True, slots=True)
-class ArraySource:
-    """An array to be captured."""
-
-    data: NDArray[Any]
-    is_stable: bool
-    """Whether nobody else can change it, so that it needs no copy: made from immutable leaves."""
-
-
 @dataclass(slots=True, kw_only=True)
 class FlatState:
     """A state as the nodes of its tree, encoded, and the arrays to be captured."""
 
     pieces: list[bytes] = field(default_factory=list)
-    sources: list[ArraySource] = field(default_factory=list)
+    arrays: list[ix.ArrayMeta] = field(default_factory=list)
+    """What the index says of each array; arrays of one dtype and shape share theirs."""
+    sources: list[NDArray[Any]] = field(default_factory=list)
+    """The arrays to be captured, until they have been."""
+    stable: set[int] = field(default_factory=set)
+    """Numbers of the arrays that nobody else can change, so that they need no copy: made from immutable leaves.
+    They are all longer than `INLINE_LEAF_NBYTES`."""
     encoded_nbytes: int = 0
     """Memory that the walk itself has taken: encoded nodes, and numbers and strings made into arrays."""
     array_nbytes: int = 0
     """Bytes of the arrays that are the caller's and still to be copied."""
-    _index: ix.Index | None = field(default=None, init=False)
 
     def detach(self) -> None:
         """Let go of the arrays, which have been copied: the caller's memory is the caller's again."""
-        self._index = self.index()
         self.sources = []
 
     def release(self) -> None:
         """Let go of the arrays: freeing large ones takes its time, which the thread that calls this pays."""
-        self.pieces = []
+        pacer = Pacer()
+        while self.pieces:
+            self.pieces.pop()
+            pacer.pause()
+        self.arrays = []
         self.sources = []
-        self._index = None
 
     def index(self) -> ix.Index:
         """Return the index of the state."""
-        if self._index is not None:
-            return self._index
-        return ix.Index(
-            pieces=self.pieces, arrays=[ix.ArrayMeta(each.data.dtype, each.data.shape) for each in self.sources]
-        )
+        return ix.Index(pieces=self.pieces, arrays=self.arrays)
 
 
 @dataclass(slots=True)
@@ -153,6 +147,7 @@ class _Flattener:
         self._stack: list[_Frame] = []
         self._open: set[int] = set()
         self._numbers: dict[int, int] = {}
+        self._metas: dict[tuple[int, tuple[int, ...]], ix.ArrayMeta] = {}  # by the dtype's id, which they keep alive
         self._packed_numbers = 0
         self._kept: list[object] = []  # an id is only an identity while its object lives
 
@@ -175,15 +170,34 @@ class _Flattener:
 
     def _enter(self, value: object) -> None:
         """Add the node of `value`; if it has children, they are walked next."""
+        if self._add_leaf(value):
+            return
         kind = type(value)
-        if value is None or kind is bool or kind is float:
-            self._nodes.append(value)
-        elif (add := _ADDERS.get(kind)) is not None:
-            add(self, value)
+        if kind in _CONTAINER_CODES:
+            self._add_container(value)
+        elif kind is np.ndarray or kind is np.memmap:
+            self._add_string_array(value)  # type: ignore[arg-type]
         elif isinstance(value, np.generic):
             self._nodes.append(self._scalar(value))
         else:
             self._add_object(value)
+        self._cut_if_due()
+
+    def _add_leaf(self, value: Any) -> bool:
+        """Add the node of a value of a common type that has no children; return False for any other.
+
+        Nothing in here raises a RuntimeError, so that containers may call it while they are being iterated over.
+        """
+        kind = type(value)
+        if value is None or kind is bool or kind is float:
+            self._nodes.append(value)
+        elif (add := _LEAF_ADDERS.get(kind)) is None or not add(self, value):
+            return False
+        if len(self._nodes) >= PIECE_ELEMENTS or self._nbytes >= _PIECE_NBYTES or self._max_nodes is not None:
+            self._cut_if_due()
+        return True
+
+    def _cut_if_due(self) -> None:
         if len(self._nodes) >= PIECE_ELEMENTS or self._nbytes >= _PIECE_NBYTES:
             self._cut()
         elif self._max_nodes is not None and len(self._nodes) + self._nodes_cut > self._max_nodes:
@@ -255,9 +269,11 @@ class _Flattener:
             if found > count:
                 break
             frame.key, frame.at_key = key, True
-            yield key
+            if not self._add_leaf(key):
+                yield key
             frame.at_key = False
-            yield child
+            if not self._add_leaf(child):
+                yield child
         _check_length(found, count, value)
 
     def _items(self, frame: _Frame, value: Sequence[object], count: int) -> Iterator[object]:
@@ -267,7 +283,8 @@ class _Flattener:
             position += 1
             if position > count:
                 break
-            yield child
+            if not self._add_leaf(child):
+                yield child
         _check_length(position, count, value)
 
     def _add_numbers(self, code: int, value: Sequence[Any]) -> bool:
@@ -306,14 +323,16 @@ class _Flattener:
 
     # --- leaves -------------------------------------------------------------------------------------------------------
 
-    def _add_int(self, value: int) -> None:
+    def _add_int(self, value: int) -> bool:
         is_small = -(1 << 63) <= value < (1 << 64)
         self._nodes.append(value if is_small else _big_integer(value))
+        return True
 
-    def _add_complex(self, value: complex) -> None:
+    def _add_complex(self, value: complex) -> bool:
         self._nodes.append(ix.ext(ix.COMPLEX, (value.real, value.imag)))
+        return True
 
-    def _add_string(self, value: str) -> None:
+    def _add_string(self, value: str) -> bool:
         if self._is_inline(value):
             self._nodes.append(value)
             self._nbytes += len(value)
@@ -321,13 +340,15 @@ class _Flattener:
             self._check_nbytes(len(value))
             encoded = value.encode("utf-8", "surrogatepass")
             self._nodes.append(ix.ext(ix.STRING, self._made_array(np.frombuffer(encoded, np.uint8))))
+        return True
 
-    def _add_bytes(self, value: bytes) -> None:
+    def _add_bytes(self, value: bytes) -> bool:
         if self._is_inline(value):
             self._nodes.append(value)
             self._nbytes += len(value)
         else:
             self._nodes.append(ix.ext(ix.BYTES, self._made_array(np.frombuffer(value, np.uint8))))
+        return True
 
     def _is_inline(self, value: str | bytes) -> bool:
         return len(value) <= INLINE_LEAF_NBYTES or self._is_in_key()
@@ -338,32 +359,52 @@ class _Flattener:
 
     def _made_array(self, data: NDArray[Any]) -> int:
         """List an array of our own making, which nobody can change."""
-        self._flat.sources.append(ArraySource(data, is_stable=True))
+        number = self._list_array(data, ix.ArrayMeta(data.dtype, data.shape))
+        self._flat.stable.add(number)
         self._flat.encoded_nbytes += data.nbytes
         self._check_nbytes()
-        return len(self._flat.sources) - 1
+        return number
 
-    def _add_array(self, value: NDArray[Any]) -> None:
+    def _add_array(self, value: NDArray[Any]) -> bool:
         number = self._numbers.get(id(value))
         if number is None:
-            if value.dtype.kind == "T":
-                self._add_string_array(value)
-                return
-            if value.dtype.hasobject:
-                message = (
-                    "an array of Python objects cannot be saved without running code on load: use a list, or a dtype of"
-                    " numbers, strings or records"
-                )
-                raise self._refuse(message)
-            number = self._numbers[id(value)] = len(self._flat.sources)
-            self._kept.append(value)
-            # Named here, so that a dtype which cannot be described is refused before anything is written.
-            self._describable(value.dtype)
-            data = value if type(value) is np.ndarray else value.view(np.ndarray)
-            self._flat.sources.append(ArraySource(data, is_stable=False))
-            self._flat.array_nbytes += value.nbytes
-            self._check_nbytes()
+            dtype, shape = value.dtype, value.shape
+            meta = self._metas.get((id(dtype), shape))
+            if meta is None:
+                if dtype.kind == "T":
+                    return False
+                meta = self._new_meta(dtype, shape)
+            if type(value) is np.ndarray:
+                number = self._list_array(value, meta)
+            else:
+                self._kept.append(value)
+                number = self._list_array(value.view(np.ndarray), meta)
+            self._numbers[id(value)] = number
+            self._flat.array_nbytes += meta.nbytes
+            if self._max_nbytes is not None:
+                self._check_nbytes()
         self._nodes.append(_array_node(number))
+        return True
+
+    def _list_array(self, data: NDArray[Any], meta: ix.ArrayMeta) -> int:
+        """List an array to be captured; return its number."""
+        number = len(self._flat.arrays)
+        self._flat.arrays.append(meta)
+        self._flat.sources.append(data)
+        return number
+
+    def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ix.ArrayMeta:
+        """Describe the arrays of a dtype and shape, once for all of them, or refuse them."""
+        if dtype.hasobject:
+            message = (
+                "an array of Python objects cannot be saved without running code on load: use a list, or a dtype of"
+                " numbers, strings or records"
+            )
+            raise self._refuse(message)
+        # Named here, so that a dtype which cannot be described is refused before anything is written.
+        self._describable(dtype)
+        meta = self._metas[id(dtype), shape] = ix.ArrayMeta(dtype, shape)
+        return meta
 
     def _add_string_array(self, value: NDArray[Any]) -> None:
         if value.dtype != np.dtypes.StringDType():
@@ -417,14 +458,13 @@ class _Flattener:
 
 
 _END: Final = object()
-_ADDERS: Final[dict[type, Callable[[_Flattener, Any], None]]] = {
+_LEAF_ADDERS: Final[dict[type, Callable[[_Flattener, Any], bool]]] = {
     int: _Flattener._add_int,  # noqa: SLF001 - the class's own table
     str: _Flattener._add_string,  # noqa: SLF001
     bytes: _Flattener._add_bytes,  # noqa: SLF001
-    complex: _Flattener._add_complex,  # noqa: SLF001
     np.ndarray: _Flattener._add_array,  # noqa: SLF001
     np.memmap: _Flattener._add_array,  # noqa: SLF001
-    **dict.fromkeys(_CONTAINER_CODES, _Flattener._add_container),  # noqa: SLF001
+    complex: _Flattener._add_complex,  # noqa: SLF001
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 from typing import TYPE_CHECKING, Any
@@ -419,6 +420,79 @@ def test_short_reads_go_on(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> 
     found = np.zeros(3 * MIB, np.uint8)
     read_targets(reader, fd, "data", [Target(77, len(found), found)])
     assert found.tobytes() == data[77 : 77 + len(found)]
+
+
+@pytest.fixture
+def cold_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Open a checkpoint with one file of whole pages, which the page cache is said not to hold."""
+    data = np.random.default_rng(2).bytes(20 * MIB + PAGE_NBYTES)
+    record = write_bytes(DiskOps(), tmp_path / "data", data)
+    (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
+    monkeypatch.setattr(reading.MappedFile, "is_cached", lambda _: False)
+    with open_checkpoint(tmp_path, 3) as reader:
+        fd = reader.open("data")
+        yield reader, fd, data
+        os.close(fd)
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_what_is_not_cached_is_read_directly(
+    cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch, is_refused: bool
+) -> None:
+    """A cold file is read past the page cache, in whole pages into page-aligned memory; refused, it is read through."""
+    reader, fd, data = cold_checkpoint
+    refused = []
+
+    def preadv(fd: int, buffers: Any, offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            if is_refused:
+                refused.append(offset)
+                raise OSError(errno.EINVAL, "no direct I/O after all")
+            places = [(buffer.ctypes.data, len(buffer)) for buffer in buffers]
+            assert all(number % PAGE_NBYTES == 0 for place in (*places, (offset,)) for number in place)
+        else:
+            assert refused
+        return _PREADV(fd, buffers, offset)
+
+    monkeypatch.setattr(reading.os, "preadv", preadv)
+    odd = aligned_buffer(5 * MIB)[7:]
+    wanted = [
+        (100, aligned_buffer(MIB)),  # its memory is aligned, its place in the file is not
+        (2 * MIB, aligned_buffer(6 * MIB + 17)),  # goes into place but for its end
+        (9 * MIB, odd),  # the other way round
+        (15 * MIB + 1, np.zeros(1000, np.uint8)),
+        (16 * MIB, aligned_buffer(4 * MIB + PAGE_NBYTES)),
+    ]
+    read_targets(reader, fd, "data", [Target(low, len(found), found) for low, found in wanted])
+    for low, found in wanted:
+        assert found.tobytes() == data[low : low + len(found)]
+
+
+def test_short_direct_reads_go_on_from_a_page(cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A direct read that stopped inside a page goes on from where that began."""
+    reader, fd, data = cold_checkpoint
+    monkeypatch.setattr(reading.os, "preadv", lambda fd, buffers, at: min(_PREADV(fd, buffers, at), MIB + 99))
+    ranges = []
+    read_targets(
+        reader,
+        fd,
+        "data",
+        [Target(0, len(data), found := aligned_buffer(len(data)))],
+        on_begin=lambda *r: ranges.append(r),
+    )
+    assert len(ranges) == 3
+    assert found.tobytes() == data
+
+
+@pytest.mark.parametrize(("written", "is_cached"), [(0, False), (4, False), (12, True), (16, True)])
+def test_a_file_is_cached_if_most_of_it_is(tmp_path: Path, written: int, is_cached: bool) -> None:
+    """The page cache is asked about a sample of the file's pages; one never read or written lies nowhere."""
+    with (tmp_path / "data").open("wb") as file:
+        file.write(bytes(written * MIB))
+        file.truncate(16 * MIB)
+    fd = os.open(tmp_path / "data", os.O_RDONLY)
+    assert reading.MappedFile(fd).is_cached() == is_cached
+    os.close(fd)
 
 
 @pytest.mark.parametrize("at", [0, MIB - 1, MIB, 8 * MIB, 20 * MIB + 1233])

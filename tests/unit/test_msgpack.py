@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import assert_same, load_from, save_to
+from support import assert_same, load_from, save_to, span_bytes
 
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.plan import FilePlan, Span
@@ -45,13 +45,13 @@ class SmallExtents:
 def render(plan: FilePlan, sizes: list[int]) -> bytes:
     """Put a plan's bytes together; array n is made of the byte n + 1."""
     data = bytearray(plan.nbytes)
+    contents = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
     end = 0
     for offset, nbytes, source in plan.pieces:
         assert offset >= end, "pieces overlap"
         end = offset + nbytes
         if isinstance(source, Span):
-            assert source.start + nbytes <= sizes[source.array]
-            data[offset:end] = bytes([source.array + 1]) * nbytes
+            data[offset:end] = span_bytes(contents, source, nbytes)
         else:
             assert len(source) == nbytes
             data[offset:end] = source
