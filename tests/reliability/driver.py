@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             else:
                 ledger.skip(rig, why)
                 print(f"{rig.name} ({rig.subject}): SKIPPED: {why}")
-                is_well = is_well and not options.require
+                is_well = is_well and not (options.require and rig.subject == OURS)
         plans = [Plan(rig, ledger, options.seed, wanted(rig, options), options.units) for rig in able]
         work_off(
             plans, ledger, time.monotonic() + 60 * options.minutes, options.jobs, is_patient=not options.until_lost

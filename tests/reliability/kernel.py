@@ -91,6 +91,7 @@ class KernelRig(Rig):
         self._disk = disk
         if subject != OURS:
             self.quick, self.goal = 100, 500  # type: ignore[misc] # enough to see it
+            self.promise = "nothing: it shows that the rig sees what is lost"
 
     def missing(self) -> str | None:
         """Look for root, FUSE, loop devices and the tools."""

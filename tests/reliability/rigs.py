@@ -9,8 +9,10 @@ from .concurrency import Concurrency
 from .corrupt import CorruptRig
 from .faults import Faults
 from .full_disk import FullDisk
-from .kernel import KernelRig
+from .hostile import HostileRig
+from .kernel import KernelRig, SkipsDirectorySync, SkipsFileSync
 from .kill import Kill
+from .peers import PEER_RIGS
 from .power_cut import PowerCut
 from .seeded import SeededBugs
 from .syscalls import Record, SyscallFault, SyscallKill
@@ -27,8 +29,12 @@ RIGS: tuple[Rig, ...] = (
     PowerCut(),
     Record(),
     KernelRig(),
+    KernelRig("a saver that syncs no file", SkipsFileSync),
+    KernelRig("a saver that syncs no directory", SkipsDirectorySync),
     CorruptRig(),
+    HostileRig(),
     Cancel(),
     Concurrency(),
     SeededBugs(),
+    *PEER_RIGS,
 )
