@@ -17,6 +17,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from operator import length_hint
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Crew:
             Stopped: `stop` was set; items not yet claimed were left out.
             BaseException: The first exception of a call; no item is claimed after it.
         """
+        # Nobody is woken for nothing: with a single item the helper would only take the GIL away.
+        helpers = min(self._helpers, length_hint(items, _MANY) - 1)
         source = iter(items)
         claim = threading.Lock()
         failures: list[BaseException] = []
@@ -139,6 +142,7 @@ class Crew:
 
 
 _NOTHING: Final = object()
+_MANY: Final = 1 << 30
 
 _gc_lock = threading.Lock()
 _gc_pauses = 0

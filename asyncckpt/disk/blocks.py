@@ -29,11 +29,12 @@ from asyncckpt.disk.plan import FilePlan, Span
 from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.workers import Crew, StopFlag
 
@@ -71,6 +72,7 @@ def write_plan(  # noqa: PLR0913
     *,
     crew: Crew,
     stop: StopFlag | None = None,
+    batch: SyncBatch | None = None,
     block_nbytes: int = BLOCK_NBYTES,
     on_copied: Callable[[], None] | None = None,
     on_written: Callable[[int], None] | None = None,
@@ -84,6 +86,7 @@ def write_plan(  # noqa: PLR0913
         arrays: The arrays' bytes.
         crew: Who helps.
         stop: Looked at before every block.
+        batch: Syncs a small file, and closes it. Without one it is durable when this returns, as large files are.
         block_nbytes: Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`.
         on_copied: Called when the last byte of the arrays has been read, from any thread.
         on_written: Called with the size of each block written, from any thread.
@@ -92,8 +95,9 @@ def write_plan(  # noqa: PLR0913
         OSError: The disk failed.
         Stopped: `stop` was set.
     """
-    fd, is_direct = _create(ops, path, want_direct=plan.nbytes >= DIRECT_MIN_NBYTES)
-    try:
+    is_large = plan.nbytes >= DIRECT_MIN_NBYTES
+    fd, is_direct = _create(ops, path, want_direct=is_large)
+    with _durable(ops, fd, None if is_large else batch):
         writer = _Writer(ops, fd, plan, arrays, block_nbytes, is_direct=is_direct)
         left = len(writer.begins)
         counting = threading.Lock()
@@ -111,21 +115,28 @@ def write_plan(  # noqa: PLR0913
                 on_written(sum(len(part.data) for part in gathering.parts))
 
         crew.run(work, range(len(writer.begins)), stop=stop)
-        ops.sync(fd)
-        return FileRecord(plan.nbytes, b"".join(writer.digests))
-    finally:
-        os.close(fd)
+    return FileRecord(plan.nbytes, b"".join(writer.digests))
 
 
-def write_bytes(ops: DiskOps, path: Path, data: bytes) -> FileRecord:
-    """Create a small file, which must not exist, and make it durable."""
-    fd = ops.create(path)
-    try:
+def write_bytes(ops: DiskOps, path: Path, data: bytes, batch: SyncBatch | None = None) -> FileRecord:
+    """Create a small file, which must not exist, and make it durable, or leave that to a batch."""
+    with _durable(ops, ops.create(path), batch) as fd:
         write_all(ops, fd, [Part(0, np.frombuffer(data, np.uint8))] if data else [])
+    return digest_bytes(data)
+
+
+@contextlib.contextmanager
+def _durable(ops: DiskOps, fd: int, batch: SyncBatch | None) -> Iterator[int]:
+    """Sync a file when it has been written, and close it, unless a batch does both."""
+    if batch is not None:
+        batch.add(fd)
+        yield fd
+        return
+    try:
+        yield fd
         ops.sync(fd)
     finally:
         os.close(fd)
-    return digest_bytes(data)
 
 
 def write_all(ops: DiskOps, fd: int, parts: Sequence[Part], *, granularity: int = 1) -> None:
@@ -239,7 +250,8 @@ class _Writer:
         try:
             return self._spare.pop()
         except IndexError:
-            return aligned_buffer(min(self._block_nbytes, self._plan.nbytes))
+            nbytes = min(self._block_nbytes, self._plan.nbytes)
+            return aligned_buffer(nbytes) if self._is_direct else np.empty(nbytes, np.uint8)
 
 
 class _Gathering:

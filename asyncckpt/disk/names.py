@@ -27,7 +27,7 @@ _NAME: Final = re.compile(r"(step_|tmp_step_|old_step_)(0|[1-9][0-9]*)|(trash_st
 
 def name_of(kind: Kind, step: int) -> str:
     """Return the directory's name."""
-    return f"{kind}{step}"
+    return f"{kind.value}{step}"
 
 
 def parse_name(name: str) -> tuple[Kind, int] | None:

@@ -33,15 +33,19 @@ from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
 from asyncckpt.errors import CheckpointError
+from asyncckpt.workers import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.workers import StopFlag
 
 # A directory above ours may be unreadable for us, or on a file system that syncs no directories.
 _NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})
+
+_STAT_BLOCK_NBYTES: Final = 512  # the unit of st_blocks
 
 
 class UnsyncedError(OSError):
@@ -52,8 +56,10 @@ class UnsyncedError(OSError):
 class Moved:
     """Names that were moved, and are not durable yet."""
 
-    root: Path
     step: int
+    pending: Path
+    committed: Path
+    """What the pending directory is called now."""
     old: Path | None
     """Where the step's former directory is now, if there was one."""
 
@@ -112,7 +118,7 @@ def missing(root: Path, steps: Iterable[int]) -> list[int]:
 
 def has_leftovers(root: Path) -> bool:
     """Whether there is something for `recover` to do."""
-    return any(kind is not Kind.COMMITTED for kind, _, _ in _entries(root))
+    return any(kind is not Kind.COMMITTED for kind, _, _ in _names(root))
 
 
 def recover(ops: DiskOps, root: Path) -> None:
@@ -125,7 +131,7 @@ def recover(ops: DiskOps, root: Path) -> None:
         ops.sync_directory(root)
     swapped = [step for kind, step, _ in entries if kind is Kind.SWAPPED]
     for step in swapped:
-        _settle(ops, root, step)
+        _settle(ops, root / name_of(Kind.SWAPPED, step), root / name_of(Kind.COMMITTED, step), step)
     if swapped:
         ops.sync_directory(root)
     for kind, _, path in entries:
@@ -137,24 +143,35 @@ def recover(ops: DiskOps, root: Path) -> None:
 def stage(ops: DiskOps, root: Path, step: int) -> Path:
     """Make an empty pending directory for a step, clearing a stale one first."""
     path = root / name_of(Kind.PENDING, step)
-    if os.path.lexists(path):
+    try:
+        ops.mkdir(path)
+    except FileExistsError:
         ops.sync_directory(root)
         discard(ops, path)
-    ops.mkdir(path)
+        ops.mkdir(path)
     return path
 
 
-def seal(
-    ops: DiskOps, pending: Path, step: int, files: Mapping[str, FileRecord], index: IndexPlace | None = None
+def seal(  # noqa: PLR0913, PLR0917 - what a manifest says, and where it goes
+    ops: DiskOps,
+    pending: Path,
+    step: int,
+    files: Mapping[str, FileRecord],
+    index: IndexPlace | None = None,
+    batch: SyncBatch | None = None,
 ) -> Manifest:
-    """Write the manifest of a pending directory whose files are durable, and make its entries durable.
+    """Write the manifest of a pending directory, and make it, the files of a batch and all entries durable.
+
+    What is not in the batch is durable already.
 
     Raises:
         UnsyncedError: The directory could not be synced.
-        OSError: The manifest could not be written.
+        OSError: The manifest could not be written, or a file of the batch not be synced.
     """
     manifest = Manifest(step=step, created=time.time(), files=files, index=index)
-    write_bytes(ops, pending / MANIFEST_NAME, manifest.encode())
+    write_bytes(ops, pending / MANIFEST_NAME, manifest.encode(), batch)
+    if batch is not None:
+        batch.sync()
     with _syncing():
         ops.sync_directory(pending)
     return manifest
@@ -197,19 +214,19 @@ def move(ops: DiskOps, root: Path, step: int) -> Moved:
     pending = root / name_of(Kind.PENDING, step)
     committed = root / name_of(Kind.COMMITTED, step)
     swapped = root / name_of(Kind.SWAPPED, step)
-    _settle(ops, root, step)
+    _settle(ops, swapped, committed, step)
     if not committed.exists():
         ops.rename(pending, committed)
-        return Moved(root=root, step=step, old=None)
+        return Moved(step=step, pending=pending, committed=committed, old=None)
     if ops.exchange(pending, committed):
-        return Moved(root=root, step=step, old=pending)
+        return Moved(step=step, pending=pending, committed=committed, old=pending)
     ops.rename(committed, swapped)
     try:
         ops.rename(pending, committed)
     except OSError as error:
         _undo(error, lambda: ops.rename(swapped, committed))
         raise
-    return Moved(root=root, step=step, old=swapped)
+    return Moved(step=step, pending=pending, committed=committed, old=swapped)
 
 
 def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
@@ -219,17 +236,15 @@ def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
         OSError: The disk failed. The names were moved back, if that could be done, and nothing was deleted: nobody
             knows which of them would survive a power cut.
     """
-    root, step, old = moved.root, moved.step, moved.old
-    pending = root / name_of(Kind.PENDING, step)
-    committed = root / name_of(Kind.COMMITTED, step)
+    root, old = moved.committed.parent, moved.old
 
     def move_back() -> None:
-        if old == pending:
-            ops.exchange(pending, committed)
+        if old == moved.pending:
+            ops.exchange(moved.pending, moved.committed)
             return
-        ops.rename(committed, pending)
+        ops.rename(moved.committed, moved.pending)
         if old is not None:
-            ops.rename(old, committed)
+            ops.rename(old, moved.committed)
 
     try:
         ops.sync_directory(root)
@@ -238,7 +253,7 @@ def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
         raise
     if old is None:
         return None
-    trash = _trash_name(root, step)
+    trash = _trash_name(root, moved.step)
     try:
         ops.rename(old, trash)
     except OSError:  # the new one is durable, so the old one may as well be deleted where it is
@@ -276,12 +291,16 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
     return [trash for _, trash in retired]
 
 
-def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> None:
-    """Delete trash."""
+def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> int:
+    """Delete trash, file by file; return how many of the directories are gone: all of them, unless `stop` was set."""
     if trash:
         ops.sync_directory(root)  # a victim's new name must be durable before its first file goes
-    for path in trash:
-        discard(ops, path, stop)
+    for number, path in enumerate(trash):
+        try:
+            discard(ops, path, stop)
+        except Stopped:
+            return number
+    return len(trash)
 
 
 def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
@@ -304,15 +323,29 @@ def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
     ops.rmdir(path)
 
 
-def _entries(root: Path) -> list[tuple[Kind, int, Path]]:
-    """List what is ours, committed names first; none if the directory does not exist."""
+def nbytes_of(path: Path) -> int:
+    """Return what the files below a directory take on the disk, in bytes."""
+    return sum(
+        os.lstat(Path(folder, name)).st_blocks * _STAT_BLOCK_NBYTES
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
+
+
+def _names(root: Path) -> list[tuple[Kind, int, str]]:
+    """List the names that are ours, committed ones first; none if the directory does not exist."""
     try:
         with os.scandir(root) as found:
             names = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
     except FileNotFoundError:
         return []
-    parsed = [(*place, root / name) for name in names if (place := parse_name(name)) is not None]
+    parsed = [(*place, name) for name in names if (place := parse_name(name)) is not None]
     return sorted(parsed, key=lambda each: (each[0] is not Kind.COMMITTED, each[1]))
+
+
+def _entries(root: Path) -> list[tuple[Kind, int, Path]]:
+    """List what is ours, as `_names` does."""
+    return [(kind, step, root / name) for kind, step, name in _names(root)]
 
 
 @contextlib.contextmanager
@@ -323,15 +356,14 @@ def _syncing() -> Iterator[None]:
         raise UnsyncedError(error.errno, error.strerror, error.filename) from error
 
 
-def _settle(ops: DiskOps, root: Path, step: int) -> None:
+def _settle(ops: DiskOps, swapped: Path, committed: Path, step: int) -> None:
     """Undo or complete an overwrite that stopped half-way, if there was one."""
-    swapped = root / name_of(Kind.SWAPPED, step)
-    committed = root / name_of(Kind.COMMITTED, step)
     if not swapped.is_dir():
         return
     if not committed.exists():
         ops.rename(swapped, committed)
         return
+    root = committed.parent
     ops.sync_directory(root)  # it takes the old one's place for good
     ops.rename(swapped, _trash_name(root, step))
 

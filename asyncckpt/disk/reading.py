@@ -126,13 +126,13 @@ class CheckpointReader:
             raise self.corrupt(name, f"cannot be opened: {error}") from error
 
 
-def read_unverified(path: str | os.PathLike[str], name: str) -> bytes:
-    """Read a small file of a checkpoint as it is.
+def read_unverified(path: str | os.PathLike[str], name: str, at: int | None = None) -> bytes:
+    """Read a small file of a checkpoint as it is; `at` is a descriptor of the directory that `path` is relative to.
 
     Raises:
         OSError: It is missing, or not a regular file.
     """
-    directory = _open_directory(path)
+    directory = _open_directory(path, at)
     try:
         with os.fdopen(_open_below(directory, name), "rb") as file:
             return file.read()
@@ -140,8 +140,8 @@ def read_unverified(path: str | os.PathLike[str], name: str) -> bytes:
         os.close(directory)
 
 
-def _open_directory(path: str | os.PathLike[str]) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+def _open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
 
 
 def _open_below(directory: int, name: str) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk import publish
+from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
@@ -18,7 +20,7 @@ from asyncckpt.saving.catalog import CheckpointRecord
 from asyncckpt.workers import Pacer, paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
@@ -45,13 +47,23 @@ class WriteRequest:
     on_copied: Callable[[], None]
 
 
+class Trash(NamedTuple):
+    """A checkpoint that was retired, or overwritten, and is to be deleted."""
+
+    path: Path
+    nbytes: int
+    """What its files take on the disk, in bytes."""
+    free_nbytes: int
+    """What the disk had left, in bytes, when it was retired."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
     """What came of it."""
 
     record: CheckpointRecord
-    trash: Path | None
-    """What had the name before, for `publish.sweep`."""
+    trash: tuple[Trash, ...]
+    """What had the name before."""
     written_at: float
     """When the bytes were on the disk, by `time.perf_counter`."""
 
@@ -79,21 +91,23 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         request.on_planned(plan.nbytes)
         stop.check()
         pending = publish.stage(ops, request.root, request.step)
-        files = {name: write_bytes(ops, pending / name, data) for name, data in request.documents.items()}
-        files[form.file_name] = write_plan(
-            ops,
-            pending / form.file_name,
-            plan,
-            request.snapshot,
-            crew=crew,
-            stop=stop,
-            block_nbytes=request.block_nbytes,
-            on_copied=request.on_copied,
-            on_written=request.on_written,
-        )
-        written_at = time.perf_counter()
-        place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
-        publish.seal(ops, pending, request.step, files, place)
+        with SyncBatch(ops) as batch:
+            files = {name: write_bytes(ops, pending / name, data, batch) for name, data in request.documents.items()}
+            files[form.file_name] = write_plan(
+                ops,
+                pending / form.file_name,
+                plan,
+                request.snapshot,
+                crew=crew,
+                stop=stop,
+                batch=batch,
+                block_nbytes=request.block_nbytes,
+                on_copied=request.on_copied,
+                on_written=request.on_written,
+            )
+            written_at = time.perf_counter()
+            place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
+            publish.seal(ops, pending, request.step, files, place, batch)
         stop.check()
         moved = publish.move(ops, request.root, request.step)
     except BaseException as error:
@@ -104,11 +118,11 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         plan = None  # holds the encoded nodes too, which `release` frees piece by piece
         request.snapshot.release()
         request.flat.release()
-    trash = publish.make_durable(ops, moved)
+    old = publish.make_durable(ops, moved)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
-    path = request.root / name_of(Kind.COMMITTED, request.step)
-    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(path))
-    return Written(record=record, trash=trash, written_at=written_at)
+    path = moved.committed
+    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(str(path)))
+    return Written(record=record, trash=_weigh(request.root, old), written_at=written_at)
 
 
 def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) -> Written:
@@ -136,8 +150,8 @@ def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) ->
     except publish.UnsyncedError as error:
         _discard(ops, pending, error)
         raise
-    trash = publish.publish(ops, root, step)
-    return Written(record=read_record(root, step), trash=trash, written_at=written_at)
+    old = publish.publish(ops, root, step)
+    return Written(record=read_record(root, step), trash=_weigh(root, old), written_at=written_at)
 
 
 def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes]) -> Path:
@@ -150,6 +164,26 @@ def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, b
         _discard(ops, pending, error)
         raise
     return pending
+
+
+def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[Trash, ...]:
+    """Take away the committed names of steps, durably.
+
+    Raises:
+        OSError: The disk failed. The names were given back, if that could be done.
+    """
+    return _weigh(root, *publish.retire(ops, root, steps))
+
+
+def free_nbytes(root: Path) -> int:
+    """Return how much the disk has left, in bytes."""
+    disk = os.statvfs(root)
+    return disk.f_bavail * disk.f_frsize
+
+
+def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
+    """Look how much room trash takes, and how much is left."""
+    return tuple(Trash(path, publish.nbytes_of(path), free_nbytes(root)) for path in paths if path is not None)
 
 
 def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[CheckpointRecord]]:
@@ -196,7 +230,14 @@ def read_records(root: Path) -> list[CheckpointRecord]:
     if root.exists() and not root.is_dir():
         message = f"{root} is a file: a checkpoint directory is needed"
         raise NotADirectoryError(message)
-    return [_record(step, path) for step, path in sorted(publish.scan(root).items())]
+    found = publish.scan(root)
+    if not found:
+        return []
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
+        return [_record(step, path, at) for step, path in sorted(found.items())]
+    finally:
+        os.close(at)
 
 
 def read_record(root: Path, step: int) -> CheckpointRecord:
@@ -204,23 +245,25 @@ def read_record(root: Path, step: int) -> CheckpointRecord:
     return _record(step, root / name_of(Kind.COMMITTED, step))
 
 
-def _record(step: int, path: Path) -> CheckpointRecord:
-    return CheckpointRecord(step=step, path=path, training_info=_read_info(path), identity=_identity(path))
+def _record(step: int, path: Path, at: int | None = None) -> CheckpointRecord:
+    """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
+    place = path.name if at is not None else str(path)
+    return CheckpointRecord(step=step, path=path, training_info=_read_info(place, at), identity=_identity(place, at))
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(place: str, at: int | None = None) -> tuple[int, int]:
     try:
-        found = path.stat()
+        found = os.stat(place, dir_fd=at)
     except OSError:  # gone meanwhile: `load` will say so
         return 0, 0
     return found.st_ino, found.st_mtime_ns
 
 
-def _read_info(path: Path) -> dict[str, Any]:
+def _read_info(place: str, at: int | None) -> dict[str, Any]:
     """Read a training_info, or nothing where it is missing or damaged: `load` will say what is wrong."""
     try:
-        return parse_training_info(read_unverified(path, TRAINING_INFO_NAME))
-    except (OSError, ValueError):
+        return parse_training_info(read_unverified(place, TRAINING_INFO_NAME, at))
+    except (OSError, ValueError, RecursionError):
         return {}
 
 

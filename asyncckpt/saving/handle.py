@@ -11,12 +11,11 @@ A save that was skipped never was anything else.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
-
-import anyio
 
 from asyncckpt.errors import SaveFailedError
 
@@ -93,7 +92,7 @@ class SaveHandle:
         self._state = state
         self._record: CheckpointRecord | None = None
         self._cause: BaseException | None = None
-        self._ended = anyio.Event()
+        self._ended = asyncio.Event()
         self._counting = threading.Lock()
         self._written_nbytes = 0
         self._total_nbytes = 0

@@ -13,10 +13,7 @@ from __future__ import annotations
 import asyncio
 import operator
 import warnings
-from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, TypeVar
-
-import anyio
 
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import run_config_bytes, training_info_bytes
@@ -87,7 +84,7 @@ class Intake:
         self._jobs = jobs
         self._catalog = catalog
         self._pool = pool
-        self._turn = anyio.Lock(fast_acquire=True)
+        self._turn = asyncio.Lock()
         self._is_streaming = False
 
     def reserve(self, step: int, *, overwrite: bool) -> int:
@@ -104,7 +101,7 @@ class Intake:
             message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
             raise StepExistsError(message, step=step)
         self._check_absent(step, overwrite=overwrite)
-        self._writer.in_flight[step] += 1
+        self._writer.reserve_step(step)
         return max(self._writer.in_flight)
 
     async def save(  # noqa: PLR0913 - those of the public method
@@ -124,22 +121,21 @@ class Intake:
         if self._is_streaming and self._settings.overflow == "skip":
             self._writer.free_step(step)
             return SaveHandle(step, state=SaveState.SKIPPED)
-        async with AsyncExitStack() as turn:
-            try:
-                await turn.enter_async_context(self._turn)
+        item = None
+        try:
+            async with self._turn:
                 self._writer.check_open()
                 await self._writer.take_directory()
                 self._check_absent(step, overwrite=overwrite)
                 self._warn_if_below(step, latest)
                 item = await self._capture(handle, state, documents, frozen=frozen)
-            except BaseException:
-                self._writer.free_step(step)
-                raise
+                if item is not None and item.streams:
+                    await self._stream(item)
+        finally:
             if item is None:
                 self._writer.free_step(step)
-                return SaveHandle(step, state=SaveState.SKIPPED)
-            if item.streams:
-                await self._stream(item)
+        if item is None:
+            return SaveHandle(step, state=SaveState.SKIPPED)
         handle._time("blocked")  # noqa: SLF001 - handles are made here
         return handle
 

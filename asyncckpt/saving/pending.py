@@ -9,6 +9,7 @@ from asyncckpt.disk import publish
 from asyncckpt.disk.names import Kind, name_of, parse_name
 from asyncckpt.errors import StepExistsError
 from asyncckpt.saving import commit
+from asyncckpt.workers import StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +40,7 @@ class PendingDirectories:
         if step in self._writer.in_flight:
             message = f"step {step} is being saved: await its handle first"
             raise StepExistsError(message, step=step)
-        self._writer.in_flight[step] += 1
+        self._writer.reserve_step(step)
         try:
             await self._writer.take_directory()
             try:
@@ -67,11 +68,11 @@ class PendingDirectories:
         async def action() -> None:
             await self._writer.take_directory()
             self._catalog.begin(step)
-            written = await self._writer.run_job(commit.finalize, self._ops, self._root, path, step)
+            stop = StopFlag()
+            written = await self._writer.grace.run(stop, commit.finalize, self._ops, self._root, path, step, stop)
             self._catalog.add(written.record)
-            if written.trash is not None:
-                self._writer.sweep(written.trash)
-            await self._writer.prune_after(step)
+            self._writer.retirement.sweep(written.trash)
+            await self._writer.retirement.prune_after(step)
 
         async def freeing() -> None:
             try:
@@ -80,7 +81,7 @@ class PendingDirectories:
                 self._writer.begun.discard(step)  # if it failed, it may be tried again, or the step saved instead
                 self._writer.free_step(step)
 
-        self._writer.in_flight[step] += 1
+        self._writer.reserve_step(step)
         await self._writer.perform(freeing)
 
     async def discard(self, path: Path, error: BaseException) -> None:

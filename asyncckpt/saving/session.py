@@ -12,8 +12,9 @@ import asyncio
 import os
 import sys
 import warnings
+import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.ops import DiskOps
+
+IDLE_SECONDS: Final = 60.0
+"""Buffers that no save has used for this long, and at most for twice as long, go back to the system."""
 
 
 class Session:
@@ -114,7 +118,7 @@ class Session:
         here = self._here(is_closing=True)
         here.writer.close()
         if error is not None and not isinstance(error, Exception):
-            here.writer.hasten(error)
+            here.writer.grace.hasten(error)
         if self._closing is None:
             self._closing = asyncio.Task(here.close(), loop=here.loop)
         cancelled: asyncio.CancelledError | None = None
@@ -123,7 +127,7 @@ class Session:
                 await asyncio.wait((self._closing,))
             except asyncio.CancelledError as again:
                 cancelled = again
-                here.writer.hasten(again)
+                here.writer.grace.hasten(again)
         if cancelled is not None:
             raise cancelled
         self._closing.result()
@@ -164,13 +168,31 @@ class OpenSession:
         self.intake = Intake(settings, self.writer, jobs, catalog, pool)
         self.loader = Loader(settings, self.writer, jobs, catalog)
         self.pool = pool
+        self._trim_later()
         self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog)
+
+    def trim(self) -> None:
+        """Give back the buffers that have lain idle since the last time, in a thread; called by a timer."""
+        self.jobs.executor.submit(self.pool.trim)
+        self._trim_later()
+
+    def _trim_later(self) -> None:
+        method = weakref.WeakMethod(self.trim)  # the timer must not keep a manager that was never closed
+
+        def tick() -> None:
+            if (trim := method()) is not None:
+                trim()
+
+        self._trimming = self.loop.call_later(IDLE_SECONDS, tick)
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then let go of the lock."""
+        self._trimming.cancel()
         is_stuck = await self.writer.wait_closed()
         if not is_stuck:
-            await self.jobs.run_stoppable(self.writer.hasten, self.pool.close)  # giving memory back takes its time
+            await self.jobs.run_stoppable(
+                self.writer.grace.hasten, self.pool.close
+            )  # giving memory back takes its time
         await self.jobs.close(is_stuck=is_stuck)
         self.writer.give_lock_back()
 

@@ -3,10 +3,9 @@
 1. It is one plain asyncio task in an empty context. It owns the queue, the catalog and retention; worker threads get
    immutable requests and return values.
 2. Saves, finalizes, deletes and prunes happen in the order in which they were asked for. Only the unlinking of what
-   has been retired runs beside them.
-3. What was captured is written, unless it is cancelled, replaced, or the time for it runs out: on a cancellation the
-   writer has `grace` seconds left, and a second one ends it. What it leaves unwritten fails, and is reported like any
-   failure.
+   has been retired runs beside them, while no step is in flight (`retirement.py`).
+3. What was captured is written, unless it is cancelled, replaced, or the time for it runs out (`grace.py`). What is
+   left unwritten then fails, and is reported like any failure.
 4. Every failed save reaches somebody: its handle, or else the next `save`, `flush` or `aclose`.
 5. A step is in flight from the moment it is reserved until its save has come to an end.
 """
@@ -15,26 +14,21 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import math
 import warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
-import anyio
-
-from asyncckpt.disk import publish
 from asyncckpt.disk.blocks import BLOCK_NBYTES
 from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError
 from asyncckpt.saving import commit
+from asyncckpt.saving.grace import Grace
 from asyncckpt.saving.handle import SaveHandle, SaveState
-from asyncckpt.saving.retention import RetentionPolicy, plan_prune
+from asyncckpt.saving.retirement import Retirement
 from asyncckpt.workers import StopFlag, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
-    from pathlib import Path
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.lock import DirectoryLock
@@ -60,7 +54,7 @@ class QueuedSave:
     documents: Mapping[str, bytes]
     streams: bool = False
     """Whether the state is copied only while it is written, because the budget does not hold it."""
-    captured: anyio.Event = field(default_factory=anyio.Event)
+    captured: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when a streaming save has copied its last block."""
     stop: StopFlag = field(default_factory=StopFlag)
 
@@ -83,23 +77,15 @@ class Writer:
         self._ops = ops
         self._jobs = jobs
         self._catalog = catalog
-        self._policy = RetentionPolicy.from_settings(settings)
         self._root = settings.checkpoint_dir
         self._loop = asyncio.get_running_loop()
         self._queue: deque[QueuedSave | _Command] = deque()
         self._changed = asyncio.Event()  # something for the task to look at
         self._room = asyncio.Event()  # something for a waiting save to look at
         self._writing: QueuedSave | None = None
-        self._stop = StopFlag()  # of the job that is not a save
         self._lock: DirectoryLock | None = None
         self._taking: asyncio.Task[None] | None = None
         self._failed: list[SaveHandle] = []
-        self._sweeping: asyncio.Task[None] | None = None
-        self._trash: list[Path] = []  # for the sweeping task to delete
-        self._sweep_stop = StopFlag()
-        self._abandoned_at: float | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of the grace
-        self._cancellations: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
         self.in_flight: Counter[int] = Counter()
         self.begun: set[int] = set()
         """Steps whose pending directory a caller is filling; no save may clear it."""
@@ -107,6 +93,9 @@ class Writer:
         """Steps being loaded in this process; they are not pruned."""
         self.staged_nbytes = 0
         self.is_closing = False
+        self.grace = Grace(jobs, settings.grace)
+        self.grace.on_ending = self.close
+        self.retirement = Retirement(settings, ops, self.grace, catalog, self.loading, self._warn)
         self.task = asyncio.Task(
             self._run(), loop=self._loop, name=f"asyncckpt writer {self._root}", context=contextvars.Context()
         )
@@ -158,11 +147,11 @@ class Writer:
         except asyncio.CancelledError as error:
             if asyncio.current_task() is not self.task:
                 raise
-            self.hasten(error)
+            self.grace.hasten(error)
             await self.take_directory()
 
     async def _take_directory(self) -> None:
-        lock, records = await self._jobs.run_stoppable(self.hasten, commit.take_directory, self._ops, self._root)
+        lock, records = await self._jobs.run_stoppable(self.grace.hasten, commit.take_directory, self._ops, self._root)
         self._lock = lock
         self._catalog.replace(records)
         if not lock.is_supported:
@@ -202,11 +191,6 @@ class Writer:
             command.is_forsaken = True
             raise
 
-    async def run_job(self, job: Callable[..., Any], *args: Any) -> Any:
-        """Run a job for an action, which stops when the writer is abandoned."""
-        self._stop = StopFlag()
-        return await self._jobs.run_stoppable(self.hasten, job, *args, self._stop)
-
     def unreceived_failures(self) -> list[Exception]:
         """Return the errors of failed saves that nobody has received, which thereby counts as done."""
         errors: list[Exception] = []
@@ -217,37 +201,6 @@ class Writer:
         self._failed = [handle for handle in self._failed if not handle._is_received]  # noqa: SLF001
         return errors
 
-    async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
-        """Apply the retention policy."""
-        if self._policy.keeps_all:
-            return
-        verdicts = plan_prune(
-            self._catalog.candidates(),
-            self._policy,
-            exclude_latest=exclude_latest,
-            protect={step for step, count in self.loading.items() if count},
-            committed=committed,
-        )
-        await self.retire([verdict.step for verdict in verdicts if not verdict.is_kept])
-
-    async def retire(self, steps: list[int]) -> None:
-        """Take steps away: their names durably, then their files behind the saves."""
-        if not steps:
-            return
-        try:
-            trash = await self.run_job(lambda _: publish.retire(self._ops, self._root, steps))
-        except OSError:
-            self._catalog.remove(await self.run_job(lambda _: publish.missing(self._root, steps)))
-            raise
-        self._catalog.remove(steps)
-        self.sweep(*trash)
-
-    def sweep(self, *trash: Path) -> None:
-        """Delete what has been retired, beside the saves."""
-        self._trash += trash
-        if self._trash and (self._sweeping is None or self._sweeping.done()):
-            self._sweeping = asyncio.Task(self._sweep(), loop=self._loop, context=contextvars.Context())
-
     # --- closing ------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
@@ -256,61 +209,25 @@ class Writer:
         self._changed.set()
         self._room.set()
 
-    def hasten(self, error: BaseException) -> None:
-        """Deal with what has cancelled the current task: the first leaves `grace` seconds, a task's second none.
-
-        Counted by task, because one ending loop cancels every task at once: the writer, and whoever closes it.
-        """
-        self.close()
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a cancellation is met in a task
-        first = self._cancellations.get(task)
-        self._cancellations.setdefault(task, str(error))
-        if self._abandoned_at is None:
-            self._abandoned_at = math.inf
-            if self._settings.grace < math.inf:
-                self._timer = self._loop.call_later(self._settings.grace, self.abandon)
-        elif first is not None and not ("cancel scope" in first and first == str(error)):
-            self.abandon()  # anyio's scopes alone cancel on and on, and mean it once
-
-    def abandon(self) -> None:
-        """Write no more: what is being written stops within one block, what waits fails."""
-        if self._abandoned_at in (None, math.inf):
-            self._abandoned_at = self._loop.time()
-            self.close()
-            self._stop.set()
-            self._sweep_stop.set()
-            if self._writing is not None:
-                self._writing.stop.set()
-
-    @property
-    def is_abandoned(self) -> bool:
-        """Whether time has run out."""
-        return self._abandoned_at is not None and self._abandoned_at < math.inf
-
     async def wait_closed(self) -> bool:
         """Wait for the tasks, whoever cancels; return whether a thread is stuck in a system call."""
         is_stuck = False
-        while tasks := [task for task in (self.task, self._taking, self._sweeping) if task and not task.done()]:
+        while tasks := [each for each in (self.task, self._taking, self.retirement.task) if each and not each.done()]:
             try:
                 await asyncio.wait(tasks, timeout=_POLL_SECONDS)
             except asyncio.CancelledError as error:
-                self.hasten(error)
-            if not is_stuck and self._is_stuck():
+                self.grace.hasten(error)
+            if not is_stuck and self.grace.is_over_since(_STUCK_SECONDS):
                 is_stuck = any(not task.done() for task in tasks)
                 self._jobs.give_up()
         return is_stuck
 
     def give_lock_back(self) -> None:
         """Release the directory when the last job has ended; a thread that is stuck keeps it until then."""
-        if self._timer is not None:
-            self._timer.cancel()
+        self.grace.forget()
         lock, self._lock = self._lock, None
         if lock is not None:
             self._jobs.when_idle(lock.release)
-
-    def _is_stuck(self) -> bool:
-        return self.is_abandoned and self._loop.time() > self._abandoned_at + _STUCK_SECONDS  # type: ignore[operator]
 
     # --- the task -----------------------------------------------------------------------------------------------------
 
@@ -323,8 +240,9 @@ class Writer:
         self._fail_all(ManagerClosedError(f"the manager of {self._root} ran out of time while closing"))
 
     async def _work(self) -> None:
-        while not self.is_abandoned:
-            if self._queue:
+        while not self.grace.is_over:
+            await self.retirement.catch_up()
+            if self._queue and not self.grace.is_over:
                 item = self._queue.popleft()
                 if isinstance(item, QueuedSave):
                     await self._save(item)
@@ -337,12 +255,8 @@ class Writer:
             try:
                 await self._changed.wait()
             except asyncio.CancelledError as error:  # asyncio.run is ending: what was captured is written in the grace
-                self.hasten(error)
-        while self._sweeping is not None and not self._sweeping.done():
-            try:
-                await asyncio.wait((self._sweeping,))
-            except asyncio.CancelledError as error:
-                self.hasten(error)
+                self.grace.hasten(error)
+        await self.retirement.finish()
 
     async def _act(self, command: _Command) -> None:
         try:
@@ -366,8 +280,8 @@ class Writer:
         try:
             await self.take_directory()
             self._catalog.begin(handle.step)
-            written = await self._jobs.run_stoppable(
-                self.hasten,
+            written = await self.grace.run(
+                item.stop,
                 commit.write_checkpoint,
                 self._ops,
                 self._request(item),
@@ -381,12 +295,11 @@ class Writer:
             self._end(item, SaveState.FAILED, cause=cause)
         else:
             self._catalog.add(written.record)
-            if written.trash is not None:
-                self.sweep(written.trash)
+            self.retirement.sweep(written.trash)
             handle._time("written", written.written_at)  # noqa: SLF001
             handle._time("committed")  # noqa: SLF001
             self._end(item, SaveState.COMMITTED, record=written.record)
-            await self.prune_after(item.handle.step)
+            await self.retirement.prune_after(item.handle.step)
         finally:
             self._writing = None
 
@@ -414,24 +327,6 @@ class Writer:
             on_copied=copied,
         )
 
-    async def prune_after(self, step: int) -> None:
-        """Apply the retention policy after a commit, which a failure does not undo: it warns."""
-        try:
-            await self.prune(committed=step)
-        except Exception as error:  # noqa: BLE001 - the save itself is safe
-            self._warn(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
-
-    async def _sweep(self) -> None:
-        while self._trash and not self.is_abandoned:
-            trash, self._trash = self._trash, []
-            try:
-                await self._jobs.run_stoppable(
-                    self.hasten, publish.sweep, self._ops, self._root, trash, self._sweep_stop
-                )
-            except Exception as error:  # noqa: BLE001 - retired checkpoints are out of everybody's way
-                if not self._sweep_stop.is_set:
-                    self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")
-
     # --- endings ------------------------------------------------------------------------------------------------------
 
     def _drop(self, item: QueuedSave, state: SaveState) -> None:
@@ -456,11 +351,18 @@ class Writer:
         item.captured.set()
         self._room.set()
 
+    def reserve_step(self, step: int) -> None:
+        """Note that a save of a step is on its way."""
+        self.in_flight[step] += 1
+        self.retirement.hold()
+
     def free_step(self, step: int) -> None:
         """Let go of a reserved step."""
         self.in_flight[step] -= 1
         if not self.in_flight[step]:
             del self.in_flight[step]
+        if not self.in_flight:
+            self.retirement.resume()
 
     def _fail_all(self, error: BaseException) -> None:
         while self._queue:

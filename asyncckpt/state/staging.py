@@ -3,6 +3,8 @@
 1. Fresh pages cost three to four times what warm ones do, so buffers are kept and used again.
 2. A buffer belongs to one snapshot at a time, from `take` until that snapshot gives it back.
 3. The pool may be used from any thread.
+4. What has lain free from one `trim` to the next goes back to the system: a burst of saves does not hold its memory for
+   ever.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class BufferPool:
         self._lock = threading.Lock()
         self._is_closed = False
         self._free: dict[int, list[Bytes]] = {LARGE_NBYTES: [], SMALL_NBYTES: []}
+        self._idle = {LARGE_NBYTES: 0, SMALL_NBYTES: 0}  # how many were free all the time since the last trim
 
     def take(self, nbytes: int) -> list[Bytes]:
         """Return buffers that hold `nbytes` together: large ones first, then small ones."""
@@ -48,6 +51,18 @@ class BufferPool:
             self._is_closed = True
             for free in self._free.values():
                 free.clear()
+            self._idle = dict.fromkeys(self._idle, 0)
+
+    def trim(self) -> None:
+        """Return the memory to the system that nobody has used since the last call."""
+        with self._lock:
+            unused = []
+            for size, free in self._free.items():
+                count = self._idle[size]
+                unused.append(free[:count])  # the oldest: `_one` takes the others first
+                del free[:count]
+                self._idle[size] = len(free)
+        del unused  # outside the lock: it takes its time
 
     @property
     def free_nbytes(self) -> int:
@@ -57,6 +72,8 @@ class BufferPool:
 
     def _one(self, size: int) -> Bytes:
         with self._lock:
-            if self._free[size]:
-                return self._free[size].pop()
+            if free := self._free[size]:
+                buffer = free.pop()
+                self._idle[size] = min(self._idle[size], len(free))
+                return buffer
         return aligned_buffer(size)

@@ -36,27 +36,22 @@ class Bug:
 BUGS = (
     Bug(
         "the state file is not synced",
-        (("disk/blocks.py", "stop=stop)\n        ops.sync(fd)\n", "stop=stop)\n"),),
+        (("saving/commit.py", "                batch=batch,\n", "                batch=SyncBatch(ops),\n"),),
         (("power-cut", "msgpack/save/1"), ("fault", "msgpack/save/1")),
     ),
     Bug(
+        "a large state file is not synced",
+        (("disk/blocks.py", "        yield fd\n        ops.sync(fd)\n", "        yield fd\n"),),
+        (("power-cut", "msgpack/save/50"),),
+    ),
+    Bug(
         "small files are not synced",
-        (("disk/blocks.py", "if data else [])\n        ops.sync(fd)\n", "if data else [])\n"),),
+        (("saving/commit.py", "pending / name, data, batch)", "pending / name, data, SyncBatch(ops))"),),
         (("power-cut", "msgpack/save/1"),),
     ),
     Bug(
         "the manifest is not synced",
-        (
-            (
-                "disk/publish.py",
-                "    write_bytes(ops, pending / MANIFEST_NAME, manifest.encode())\n",
-                (
-                    "    fd = ops.create(pending / MANIFEST_NAME)\n"
-                    "    ops.write(fd, [manifest.encode()], 0)\n"
-                    "    os.close(fd)\n"
-                ),
-            ),
-        ),
+        (("disk/publish.py", "manifest.encode(), batch)", "manifest.encode(), batch and type(batch)(ops))"),),
         (("power-cut", "msgpack/save/1"),),
     ),
     Bug(
@@ -90,9 +85,9 @@ BUGS = (
         (
             (
                 "saving/commit.py",
-                "    trash = publish.make_durable(ops, moved)\n",
+                "    old = publish.make_durable(ops, moved)\n",
                 (
-                    "    trash = None\n"
+                    "    old = None\n"
                     "    __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
                 ),
             ),
@@ -139,15 +134,16 @@ BUGS = (
     Bug(
         "renamed before the files' sync",
         (
-            ("disk/blocks.py", "stop=stop)\n        ops.sync(fd)\n", "stop=stop)\n"),
+            ("disk/publish.py", "    if batch is not None:\n        batch.sync()\n", ""),
             (
                 "saving/commit.py",
-                "        moved = publish.move(ops, request.root, request.step)\n",
                 (
+                    "place, batch)\n        stop.check()\n"
                     "        moved = publish.move(ops, request.root, request.step)\n"
-                    "        final = request.root / name_of(Kind.COMMITTED, request.step)\n"
-                    "        with (final / form.file_name).open() as file:\n"
-                    "            ops.sync(file.fileno())\n"
+                ),
+                (
+                    "place, batch)\n            moved = publish.move(ops, request.root, request.step)\n"
+                    "            batch.sync()\n"
                 ),
             ),
         ),
@@ -157,11 +153,11 @@ BUGS = (
         "a failed fsync is tried again",
         (
             (
-                "disk/blocks.py",
-                "stop=stop)\n        ops.sync(fd)\n",
+                "disk/batch.py",
+                "            self._ops.sync(fd)\n",
                 (
-                    "stop=stop)\n        try:\n            ops.sync(fd)\n"
-                    "        except OSError:\n            ops.sync(fd)\n"
+                    "            try:\n                self._ops.sync(fd)\n"
+                    "            except OSError:\n                self._ops.sync(fd)\n"
                 ),
             ),
         ),
@@ -171,9 +167,9 @@ BUGS = (
         "a failed fsync is ignored",
         (
             (
-                "disk/blocks.py",
-                "stop=stop)\n        ops.sync(fd)\n",
-                "stop=stop)\n        with contextlib.suppress(OSError):\n            ops.sync(fd)\n",
+                "disk/batch.py",
+                "            self._ops.sync(fd)\n",
+                "            with contextlib.suppress(OSError):\n                self._ops.sync(fd)\n",
             ),
         ),
         (("fault", "msgpack/save/1"),),
@@ -193,8 +189,8 @@ BUGS = (
         (
             (
                 "disk/publish.py",
-                "        discard(ops, path)\n    ops.mkdir(path)\n",
-                "        return path\n    ops.mkdir(path)\n",
+                "        ops.sync_directory(root)\n        discard(ops, path)\n        ops.mkdir(path)\n",
+                "        pass\n",
             ),
         ),
         (("fault", "msgpack/save/1"),),
@@ -220,10 +216,10 @@ BUGS = (
         (
             (
                 "saving/commit.py",
-                "        pending = publish.stage(ops, request.root, request.step)\n        files",
+                "        pending = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
                 (
                     "        pending = publish.stage(ops, request.root, request.step)\n"
-                    "        request.snapshot.release()\n        files"
+                    "        request.snapshot.release()\n        with SyncBatch"
                 ),
             ),
         ),

@@ -1,0 +1,55 @@
+"""Small files that become durable together.
+
+1. All are written first, and only then is each synced, once, through the descriptor that wrote it.
+2. Before the first sync the system is told to begin to write all of them. So each has its place on the disk by then,
+   and one commit of the file system's journal takes them all, instead of one for each.
+3. If anything fails, the files are closed, and none is synced again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncckpt.disk.ops import DiskOps
+
+
+class SyncBatch:
+    """Open files that wait to be synced; closed when its block is left."""
+
+    def __init__(self, ops: DiskOps) -> None:
+        self._ops = ops
+        self._fds: list[int] = []
+
+    def add(self, fd: int) -> None:
+        """Take over a file that is about to be written."""
+        self._fds.append(fd)
+
+    def sync(self) -> None:
+        """Make all files durable.
+
+        Raises:
+            OSError: A sync failed; nobody knows what of that file is on the disk.
+        """
+        if hasattr(os, "posix_fadvise"):
+            for fd in self._fds:
+                with contextlib.suppress(OSError):  # a hint, not a need
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for fd in self._fds:
+            self._ops.sync(fd)
+
+    def __enter__(self) -> Self:
+        """Return the batch."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the files."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)

@@ -1,0 +1,95 @@
+"""How long a manager that is ending may still write.
+
+1. On a normal exit what was captured is written, however long it takes.
+2. On a cancellation the writer has `grace` seconds left; a task's second cancellation leaves none.
+3. When time has run out, every job of the writer's stops within one block.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.workers import StopFlag
+
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
+
+
+class Grace:
+    """The time that is left, and the jobs that it ends. Used on the loop's thread only."""
+
+    def __init__(self, jobs: Jobs, seconds: float) -> None:
+        self._jobs = jobs
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._stops: set[StopFlag] = set()
+        self._over_at: float | None = None  # inf: counting
+        self._timer: asyncio.TimerHandle | None = None
+        self._cancellations: WeakKeyDictionary[asyncio.Task[Any], str] = WeakKeyDictionary()
+        self.on_ending: Callable[[], None] = lambda: None
+        """Called when the end has begun, and when it is over."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether time has run out."""
+        return self._over_at is not None and self._over_at < math.inf
+
+    def is_over_since(self, seconds: float) -> bool:
+        """Whether time ran out more than so many seconds ago."""
+        return self._over_at is not None and self._loop.time() > self._over_at + seconds
+
+    async def run(
+        self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
+    ) -> ResultT:
+        """Run a job of the writer's to its end; `stop`, which is among its arguments, is set when time runs out."""
+        if self.is_over:
+            stop.set()
+        self._stops.add(stop)
+        try:
+            return await self._jobs.run_stoppable(self.hasten, job, *args, **kwargs)
+        finally:
+            self._stops.discard(stop)
+
+    async def wait_for(self, wait: Callable[[], Awaitable[object]]) -> None:
+        """Wait once, in a task that must not end by its cancellation, which is dealt with."""
+        try:
+            await wait()
+        except asyncio.CancelledError as error:
+            self.hasten(error)
+
+    def hasten(self, error: BaseException) -> None:
+        """Deal with what has cancelled the current task: the first leaves `grace` seconds, a task's second none.
+
+        Counted by task, because one ending loop cancels every task at once: the writer, and whoever closes it.
+        """
+        self.on_ending()
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a cancellation is met in a task
+        first = self._cancellations.get(task)
+        self._cancellations.setdefault(task, str(error))
+        if self._over_at is None:
+            self._over_at = math.inf
+            if self._seconds < math.inf:
+                self._timer = self._loop.call_later(self._seconds, self.end)
+        elif first is not None and not ("cancel scope" in first and first == str(error)):
+            self.end()  # anyio's scopes alone cancel on and on, and mean it once
+
+    def end(self) -> None:
+        """Write no more: what is being written stops within one block, what waits fails."""
+        if self._over_at in (None, math.inf):
+            self._over_at = self._loop.time()
+            for stop in self._stops:
+                stop.set()
+            self.on_ending()
+
+    def forget(self) -> None:
+        """Let go of the timer: everything has ended."""
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,157 @@
+"""Checkpoints that go: chosen, taken away durably, and deleted while nobody waits for the disk.
+
+1. A victim loses its name, durably, in the writer's order (it is retired); its files are deleted later (swept), beside
+   whatever the writer does.
+2. While a save is on its way, from its call to its end, no file is begun to be unlinked: unlinking a large one takes as
+   long as writing it, and slows down who writes meanwhile. A save that comes in the middle of an unlink is not held up:
+   it goes on beside.
+3. What waits is bounded, or back-to-back saves would fill the disk: while more than `MAX_WAITING` retired checkpoints
+   wait, or while they hold more than half as much as the disk has left, the writer takes no save.
+4. Closing deletes what is left, unless time runs out. A failed deletion warns, and the next start tries again: what was
+   retired is out of everybody's way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from typing import TYPE_CHECKING, Final
+
+from asyncckpt.disk import publish
+from asyncckpt.saving import commit
+from asyncckpt.saving.retention import RetentionPolicy, plan_prune
+from asyncckpt.workers import StopFlag
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Iterable
+
+    from asyncckpt.config import Settings
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.commit import Trash
+    from asyncckpt.saving.grace import Grace
+
+MAX_WAITING: Final = 4
+"""Retired checkpoints that may wait to be deleted while saves are on their way."""
+
+
+class Retirement:
+    """Applies the retention policy. Used on the loop's thread only."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
+        self,
+        settings: Settings,
+        ops: DiskOps,
+        grace: Grace,
+        catalog: Catalog,
+        loading: Counter[int],
+        warn: Callable[[str], None],
+    ) -> None:
+        self._root = settings.checkpoint_dir
+        self._policy = RetentionPolicy.from_settings(settings)
+        self._ops = ops
+        self._grace = grace
+        self._catalog = catalog
+        self._loading = loading
+        self._warn = warn
+        self._trash: list[Trash] = []
+        self._stop = StopFlag()  # of the deletion that is under way
+        self._is_held = False
+        self._is_closing = False
+        self.task: asyncio.Task[None] | None = None
+        """Deletes, while there is something to delete and nothing forbids it."""
+
+    async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
+        """Apply the retention policy."""
+        if self._policy.keeps_all:
+            return
+        verdicts = plan_prune(
+            self._catalog.candidates(),
+            self._policy,
+            exclude_latest=exclude_latest,
+            protect={step for step, count in self._loading.items() if count},
+            committed=committed,
+        )
+        await self.retire([verdict.step for verdict in verdicts if not verdict.is_kept])
+
+    async def prune_after(self, step: int) -> None:
+        """Apply the retention policy after a commit, which a failure does not undo: it warns."""
+        try:
+            await self.prune(committed=step)
+        except Exception as error:  # noqa: BLE001 - the save itself is safe
+            self._warn(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
+
+    async def retire(self, steps: list[int]) -> None:
+        """Take steps away: their names durably, then their files when there is time."""
+        if not steps:
+            return
+        try:
+            trash = await self._grace.run(StopFlag(), commit.retire, self._ops, self._root, steps)
+        except OSError:
+            self._catalog.remove(await self._grace.run(StopFlag(), publish.missing, self._root, steps))
+            raise
+        self._catalog.remove(steps)
+        self.sweep(trash)
+
+    def sweep(self, trash: Iterable[Trash]) -> None:
+        """Delete what has been retired, as soon as no save is on its way."""
+        self._trash += trash
+        self._go_on()
+
+    # --- beside the saves ---------------------------------------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Begin no more files: a save is on its way."""
+        if not self._is_held:
+            self._is_held = True
+            self._stop.set()
+
+    def resume(self) -> None:
+        """Go on deleting: no save is on its way."""
+        self._is_held = False
+        self._go_on()
+
+    async def catch_up(self) -> None:
+        """Wait until no more than what may wait is left; for the writer, before it takes a save."""
+        while self._is_held and self._allowance and not self._grace.is_over:
+            self._go_on()
+            await self._grace.wait_for(self._wait)
+
+    async def finish(self) -> None:
+        """Wait until everything is deleted, or time has run out; for the writer, when the manager closes."""
+        self._is_closing = True
+        self._go_on()
+        while self.task is not None and not self.task.done():
+            await self._grace.wait_for(self._wait)
+
+    @property
+    def _allowance(self) -> int:
+        """How many retired checkpoints, the oldest first, may be deleted now."""
+        count = len(self._trash)
+        if not self._is_held or self._is_closing:
+            return count
+        nbytes = sum(each.nbytes for each in self._trash)
+        surplus = 0
+        while surplus < count and (count - surplus > MAX_WAITING or nbytes > self._trash[-1].free_nbytes // 2):
+            nbytes -= self._trash[surplus].nbytes
+            surplus += 1
+        return surplus
+
+    async def _wait(self) -> None:
+        if self.task is not None:
+            await asyncio.wait((self.task,))
+
+    def _go_on(self) -> None:
+        if self._allowance and not self._grace.is_over and (self.task is None or self.task.done()):
+            self.task = asyncio.Task(self._sweep(), loop=asyncio.get_running_loop(), context=contextvars.Context())
+
+    async def _sweep(self) -> None:
+        while (count := self._allowance) and not self._grace.is_over:
+            paths = [each.path for each in self._trash[:count]]
+            self._stop = stop = StopFlag()
+            try:
+                count = await self._grace.run(stop, publish.sweep, self._ops, self._root, paths, stop)
+            except Exception as error:  # noqa: BLE001 - see 4
+                self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")
+            del self._trash[:count]
