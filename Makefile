@@ -37,9 +37,11 @@ bench-quick: $(BENCH_READY)
 rigs: $(READY)
 	$(BIN)/python -m tests.reliability --quick --minutes 9 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
 
-# Goes on where the last run stopped, for MINUTES, and writes the report of all runs.
+# Goes on where the last run stopped, for MINUTES, and writes the report of all runs. The peers are tried as well where
+# `make bench` has made their environment.
 torture: $(READY)
-	$(BIN)/python -m tests.reliability --minutes $(MINUTES) --report docs/reliability.md $(RIGS_ARGS)
+	$(or $(wildcard $(BENCH_BIN)/python),$(BIN)/python) -m tests.reliability --minutes $(MINUTES) \
+	  --report docs/reliability.md $(RIGS_ARGS)
 
 # The peers take gigabytes, so they have an environment of their own. One that cannot be installed is left out, and the
 # benchmark's table says so.

@@ -83,13 +83,12 @@ class Cuts:
     ) -> dict[State, dict[int, int]]:
         """Play a workload, and try what power cuts leave of it; give what was found in each new state."""
         model = CrashModel(home)
-        model.store = self.store
         events: list[tuple[int, Event]] = [(0, event) for event in before]
         disk = ShimDisk(exchanges=workload.exchanges, keeps_data=True)
         asyncio.run(play(workload, home, disk, lambda event: events.append((len(disk.record), event))))
-        return asyncio.run(self._try_states(model, disk.record, events, result, seen))
+        return asyncio.run(self.try_record(model, disk.record, events, result, seen))
 
-    async def _try_states(
+    async def try_record(
         self,
         model: CrashModel,
         record: list[Change],
@@ -97,6 +96,8 @@ class Cuts:
         result: Result,
         seen: set[State],
     ) -> dict[State, dict[int, int]]:
+        """Try what power cuts leave at each moment of a record, given how long it was at each event."""
+        model.store = self.store
         found: dict[State, tuple[dict[int, int], str | None]] = {}
         for moment in range(len(record) + 1):
             if moment:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +16,12 @@ from reliability.crash_model import CrashModel, torn
 from reliability.disks import Change, ShimDisk
 from reliability.history import Event, History
 from reliability.ledger import Ledger
+from reliability.power_cut import Cuts
+from reliability.report import GUARANTEE, lines
 from reliability.rig import Result
 from reliability.rigs import RIGS
 from reliability.seeded import BUGS, seed
+from reliability.workloads import fill, make_workload, play
 
 ROOT = Path(__file__).parents[2]
 UNITS = {
@@ -66,8 +72,6 @@ def test_a_mistake_is_seen(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_patch_applies(tmp_path: Path, bug: object) -> None:
     """What a seeded bug replaces stands in the library, exactly once."""
-    import shutil
-
     shutil.copytree(ROOT / "asyncckpt", tmp_path / "asyncckpt")
     seed(bug, tmp_path / "asyncckpt")  # type: ignore[arg-type]
 
@@ -85,8 +89,6 @@ def test_a_patch_that_does_not_apply_is_a_loss(tmp_path: Path) -> None:
 
 def states_of(model: CrashModel) -> set[tuple[tuple[str, bytes | None], ...]]:
     """Give all states, with contents in the place of digests."""
-    import random
-
     return {
         tuple((path, None if digest is None else model.store[digest]) for path, digest in state)
         for state in model.states(10_000, random.Random(0))  # noqa: S311 - seeded on purpose
@@ -107,6 +109,32 @@ def test_the_model_forgets_what_was_not_synced(tmp_path: Path) -> None:
     assert states_of(model) == {(), (("a", None), ("a/b", b"xy"))}
     model.apply(Change(5, "sync_directory", tmp_path))
     assert states_of(model) == {(("a", None), ("a/b", b"xy"))}
+
+
+def test_each_sync_of_a_save_is_needed(tmp_path: Path) -> None:
+    """The model tells a protocol that forgets one sync: each one left out of a save is a loss."""
+    workload = make_workload("msgpack/save/0")
+    source = tmp_path / "source"
+    asyncio.run(fill(workload, source))
+    events: list[tuple[int, Event]] = [(0, event) for event in workload.before()]
+    disk = ShimDisk(keeps_data=True)
+    root = tmp_path / "root"
+    shutil.copytree(source, root)
+    asyncio.run(play(workload, root, disk, lambda event: events.append((len(disk.record), event))))
+    names = [change.name for change in disk.record]
+    first, last = names.index("mkdir"), names.index("rename") + 1
+    syncs = [at for at in range(first, last + 1) if names[at].startswith("sync")]
+    assert len(syncs) == 6  # two small files, the state, the manifest; the directory; the parent
+    for left_out in [None, *syncs]:
+        shutil.rmtree(root)
+        shutil.copytree(source, root)
+        result = Result()
+        cuts = Cuts(workload, tmp_path / str(left_out), random.Random(0))  # noqa: S311 - seeded on purpose
+        record = [change for change in disk.record if change.number != left_out]
+        shifted = [(at - (left_out is not None and at > left_out), event) for at, event in events]
+        asyncio.run(cuts.try_record(CrashModel(root), record, shifted, result, set()))
+        assert result.tried > 50
+        assert bool(result.losses) == (left_out is not None), left_out
 
 
 def test_a_rename_is_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -159,6 +187,26 @@ def test_the_oracle() -> None:
     kept = History.of([Event("keep", 1), *events])
     assert kept.judge({2: 0}) is None
     assert kept.judge({1: 0}) is not None
+
+
+def test_the_guarantee_is_printed() -> None:
+    """The README and the report have the same sentence."""
+    assert GUARANTEE in " ".join((ROOT / "README.md").read_text().split())
+    assert GUARANTEE in (ROOT / "docs" / "reliability.md").read_text()
+
+
+def test_the_report_hides_nothing(tmp_path: Path) -> None:
+    """It says what was tried and lost, what was not run and why, and which mistakes nobody has seen."""
+    kill, fault = RIGS[0], next(rig for rig in RIGS if rig.name == "fault")
+    ledger = Ledger(tmp_path / "ledger", "one")
+    ledger.add(kill, "a", Result(tried=1234, losses=["step 3 is lost"], counts={"in mid-write": 7}), 1.0)
+    ledger.skip(fault, "no disk here")
+    text = "\n".join(lines(ledger))
+    assert "| kill | 1,234 kill points | 1,234 | 1 |" in text
+    assert "LOST in `a`: step 3 is lost" in text
+    assert "7 in mid-write" in text
+    assert "**not run: no disk here**" in text
+    assert f"| {BUGS[0].name} | **nobody** |" in text
 
 
 def test_the_ledger_counts_nothing_twice(tmp_path: Path) -> None:
