@@ -219,31 +219,40 @@ def _neighbour(path: Path) -> Iterator[None]:
 
 def choose_cuts(base: Disk, log: list[Record], chance: random.Random) -> Iterator[tuple[int, Disk]]:
     """Choose power cuts: where in the log, and what the disk holds then. None comes twice."""
-    ends = [number + 1 for number, each in enumerate(log) if isinstance(each, Write)]
-    chosen = sorted(chance.choices(ends, k=2 * STATES)) if ends else []
-    seen: set[int] = set()
-    given = durable_until = at = 0
-    durable, pending = base, list[Write]()
-    for cut in chosen:
-        for number, each in enumerate(log[at:cut], at):
+    durable, pending, at = base, list[Write](), 0
+    for cut, kept in _plan_cuts(log, chance):
+        for each in log[at:cut]:
             if isinstance(each, Write):
                 pending.extend(_pages(each))
             elif isinstance(each, Flush):
                 durable.apply(pending)
                 pending.clear()
-                durable_until = number
         at = cut
-        is_whole = chance.random() < 0.3
-        share = chance.choice((0.05, 0.3, 0.5, 0.7, 0.95))
-        kept = [is_whole or chance.random() < share for _ in pending]
-        key = hash((durable_until, tuple(kept) if not all(kept) else len(kept)))
-        if key in seen or given == STATES:
-            continue
-        seen.add(key)
-        given += 1
         left = durable.with_writes([each for each, is_kept in zip(pending, kept, strict=True) if is_kept])
         left.says = f"{sum(kept)} of {len(kept)} pages since the last flush"
         yield cut, left
+
+
+def _plan_cuts(log: list[Record], chance: random.Random) -> list[tuple[int, tuple[bool, ...]]]:
+    """Say of each cut which of the pages since the last flush are on the disk.
+
+    Two cuts are one case if the disk holds the same and the program knew the same.
+    """
+    pending: list[int] = [0]  # pages since the last flush, at each place
+    known: list[tuple[int, int]] = [(0, 0)]  # flushes and notes before it
+    for each in log:
+        flushes, notes = known[-1]
+        pending.append(0 if isinstance(each, Flush) else pending[-1])
+        pending[-1] += sum(1 for _ in _pages(each)) if isinstance(each, Write) else 0
+        known.append((flushes + isinstance(each, Flush), notes + isinstance(each, Mark)))
+    places = [number + 1 for number, each in enumerate(log) if isinstance(each, Mark)] + [len(log)]
+    places += chance.choices(range(1, len(log) + 1), k=4 * STATES)
+    cases: dict[object, tuple[int, tuple[bool, ...]]] = {}
+    for cut in places:
+        share = chance.choice((0.0, 0.05, 0.3, 0.5, 0.7, 0.95, 1.0, 1.0))
+        kept = tuple(chance.random() < share for _ in range(pending[cut]))
+        cases.setdefault((known[cut], kept), (cut, kept))
+    return sorted(chance.sample(list(cases.values()), min(STATES, len(cases))))
 
 
 def _pages(write: Write) -> Iterator[Write]:

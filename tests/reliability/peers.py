@@ -152,7 +152,28 @@ class Orbax(Peer):
             return found
 
 
-PEERS: Final[tuple[Peer, ...]] = (Orbax(), Safetensors(), TorchDcp(), PlainH5py())
+class WriteAndRename(Peer):
+    """What many programs do: write beside, rename, done. It shows that the rig sees a sync that is missing."""
+
+    name = "write and rename"
+    package = "numpy"
+    promise = "a name appears with its whole file behind it: true of a kill, not of a power cut"
+
+    def save(self, path: Path, arrays: Arrays) -> None:
+        """Write beside, and rename."""
+        beside = path.with_name(f"{path.name}.tmp")
+        with beside.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        beside.rename(path)
+
+    def load(self, path: Path, like: Arrays) -> Arrays:
+        """Read all arrays."""
+        del like
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+
+
+PEERS: Final[tuple[Peer, ...]] = (Orbax(), Safetensors(), TorchDcp(), PlainH5py(), WriteAndRename())
 
 
 def _is_missing(peer: Peer) -> str | None:
@@ -296,7 +317,8 @@ class PeerKernelRig(KernelRig):
         super().__init__(peer.name)
         self._peer = peer
         self.promise = peer.promise
-        self.quick, self.goal = 0, 500  # type: ignore[misc] # a peer's own
+        # One needs nothing that CI lacks, and shows there what the rig sees.
+        self.quick, self.goal = 100 * (peer.package == "numpy"), 500  # type: ignore[misc] # a peer's own
 
     def missing(self) -> str | None:
         """Look for the package, and for what the rig needs."""

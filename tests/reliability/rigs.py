@@ -9,6 +9,7 @@ from .concurrency import Concurrency
 from .corrupt import CorruptRig
 from .faults import Faults
 from .full_disk import FullDisk
+from .fuzz import FuzzRig
 from .hostile import HostileRig
 from .kernel import KernelRig, SkipsDirectorySync, SkipsFileSync
 from .kill import Kill
@@ -33,6 +34,7 @@ RIGS: tuple[Rig, ...] = (
     KernelRig("a saver that syncs no directory", SkipsDirectorySync),
     CorruptRig(),
     HostileRig(),
+    FuzzRig(),
     Cancel(),
     Concurrency(),
     SeededBugs(),
