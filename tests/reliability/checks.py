@@ -36,7 +36,7 @@ async def survey(root: Path, seed: int, form: str, *, saves: bool = True) -> tup
     found: dict[int, int] = {}
     problem = None
     # What a reader sees that changes nothing, before the recovery.
-    listed = [step for step, _, _ in asyncckpt._load_checkpoint_history(root)]
+    listed = [step for step, _, _ in await asyncio.to_thread(asyncckpt._load_checkpoint_history, root)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         async with asyncckpt.CheckpointManager(root, format=form) as manager:
@@ -89,4 +89,4 @@ def check_now(root: Path, history: History, seed: int, form: str) -> str | None:
 
 def judge(found: Mapping[int, int], problem: str | None, history: History) -> str | None:
     """Say what is wrong, if something is."""
-    return history.judge(found) or problem
+    return problem or history.judge(found)

@@ -15,12 +15,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .rig import ENOUGH_LOSSES
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from .rig import Result, Rig
-
-_LOSSES_KEPT = 20
 
 
 class Key(NamedTuple):
@@ -102,7 +102,7 @@ class Ledger:
                 "unit": unit,
                 "tried": result.tried,
                 "lost": len(result.losses),
-                "losses": result.losses[:_LOSSES_KEPT],
+                "losses": result.losses[:ENOUGH_LOSSES],
                 "counts": result.counts,
                 "seconds": round(seconds, 3),
                 "library": self.library,

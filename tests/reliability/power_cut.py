@@ -11,7 +11,7 @@ from .checks import NEXT_STEP, judge, survey
 from .crash_model import CrashModel, Shelf, State
 from .disks import Change, ShimDisk
 from .history import Event, History
-from .rig import Result, Rig
+from .rig import ENOUGH_LOSSES, Result, Rig
 from .workloads import FORMATS, KINDS, Workload, fill, make_workload, play
 
 if TYPE_CHECKING:
@@ -100,6 +100,8 @@ class Cuts:
         model.store = self.store
         found: dict[State, tuple[dict[int, int], str | None]] = {}
         for moment in range(len(record) + 1):
+            if len(result.losses) >= ENOUGH_LOSSES:
+                break
             if moment:
                 model.apply(record[moment - 1])
             history = History.of(event for at, event in events if at <= moment)

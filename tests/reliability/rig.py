@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 OURS = "asyncckpt"
 
 
+ENOUGH_LOSSES = 20
+"""After so many a unit may end: what is broken is broken."""
+
+
 @dataclass(slots=True)
 class Result:
     """What a unit has tried."""

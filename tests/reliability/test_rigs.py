@@ -78,8 +78,9 @@ def test_every_patch_applies(tmp_path: Path, bug: object) -> None:
 
 def test_a_patch_that_does_not_apply_is_a_loss(tmp_path: Path) -> None:
     """A mistake that cannot be made any more is an error that names it."""
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "disk" / "blocks.py").write_text("")
+    file = tmp_path / BUGS[0].edits[0][0]
+    file.parent.mkdir()
+    file.write_text("")
     with pytest.raises(ValueError, match="no longer applies"):
         seed(BUGS[0], tmp_path)
 
