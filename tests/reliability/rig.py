@@ -53,7 +53,7 @@ class Rig(ABC):
     """How many cases `make rigs` asks for."""
     goal: ClassVar[int]
     """How many cases `make torture` asks for, over all its runs."""
-    seconds: ClassVar[float] = 120.0
+    seconds: ClassVar[float] = 300.0
     """A unit that takes longer hangs, which is a loss."""
     subject: str = OURS
     """Whose promise is tried: ours, or a peer's."""
