@@ -54,9 +54,9 @@ def memory_bound(nbytes: int, *, is_refused: bool) -> int:
     """Return how much memory reading files of this size may take at its peak, in bytes.
 
     What loads is a state, and takes what such a state takes: 3 bytes of index may be an empty set of 216. What is
-    refused has no such excuse.
+    refused has no such excuse: the worst is JSON, whose three bytes may be a dict of 88 until it is looked at.
     """
-    return (64 << 20) + (32 if is_refused else 256) * nbytes
+    return (64 << 20) + (48 if is_refused else 256) * nbytes
 
 
 class HostileRig(Rig):
