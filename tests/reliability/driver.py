@@ -169,7 +169,7 @@ def work_off(plans: list[Plan], ledger: Ledger, deadline: float, jobs: int, *, i
                     result = finish(each, is_late=is_late and each.pipe not in ready)
                     ledger.add(each.rig, each.unit, result, time.monotonic() - each.begun)
                     for loss in result.losses[:5]:
-                        print(f"LOST: {each.rig.name} {each.unit}: {loss}", flush=True)
+                        print(f"LOST: {each.rig.name} ({each.rig.subject}) {each.unit}: {loss}", flush=True)
                     if result.losses and not is_patient:
                         return
     finally:
