@@ -8,7 +8,10 @@ BENCH_BIN := build/bench-venv/bin
 BENCH_READY := build/bench-venv/.asyncckpt-ready
 BENCH_ARGS ?=
 
-.PHONY: demo test lint bench bench-quick clean
+RIGS_ARGS ?=
+MINUTES ?= 60
+
+.PHONY: demo test lint bench bench-quick rigs torture clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -29,13 +32,24 @@ bench: $(BENCH_READY)
 bench-quick: $(BENCH_READY)
 	$(BENCH_BIN)/python -m benchmarks.run --quick $(BENCH_ARGS)
 
+# What CI tries of the reliability rigs, in a few minutes. A rig that cannot run here is skipped, visibly;
+# RIGS_ARGS=--require makes that a failure.
+rigs: $(READY)
+	$(BIN)/python -m tests.reliability --quick --minutes 9 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
+
+# Goes on where the last run stopped, for MINUTES, and writes the report of all runs. The peers are tried as well where
+# `make bench` has made their environment.
+torture: $(READY)
+	$(or $(wildcard $(BENCH_BIN)/python),$(BIN)/python) -m tests.reliability --minutes $(MINUTES) \
+	  --report docs/reliability.md $(RIGS_ARGS)
+
 # The peers take gigabytes, so they have an environment of their own. One that cannot be installed is left out, and the
 # benchmark's table says so.
 $(BENCH_READY): pyproject.toml
 	test -x $(BENCH_BIN)/python || $(PYTHON) -m venv build/bench-venv
 	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' \
 	|| { $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable . matplotlib && \
-	     for peer in torch==2.13.0 torch-checkpointing moonclip orbax-checkpoint safetensors; do \
+	     for peer in torch==2.13.0 torch-checkpointing moonclip orbax-checkpoint safetensors mfusepy; do \
 	       $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check $$peer || true; done; }
 	touch $@
 

@@ -40,6 +40,7 @@ from asyncckpt.keyed.view import AsyncCheckpointer
 from asyncckpt.manager import CheckpointManager, ManagerStatistics
 from asyncckpt.saving.catalog import CheckpointRecord, LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle, SaveProgress, SaveState, SaveTimings
+from asyncckpt.saving.leaving import leave_on_sigterm
 from asyncckpt.saving.primitives import _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
 from asyncckpt.state.types import register_type
@@ -87,6 +88,7 @@ __all__ = [
     "UnsupportedLeafError",
     "UntrustedFileError",
     "Verdict",
+    "leave_on_sigterm",
     "plan_prune",
     "register_type",
 ]

@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 
+_BRIEF_LENGTH = 500
+
+
+def brief(value: object) -> str:
+    """Return a value's text, cut where nobody reads on; what stands in a file may be as long as the file."""
+    text = str(value)
+    return text if len(text) <= _BRIEF_LENGTH else f"{text[:_BRIEF_LENGTH]}..."
+
+
 class CheckpointError(Exception):
     """Base of every error that asyncckpt raises."""
 
@@ -123,7 +132,8 @@ class StateMismatchError(LeafError, ValueError):
     """
 
     def __init__(self, path: str, field: str, expected: object, found: object) -> None:
-        super().__init__(f"{field} differs: the template has {expected}, the checkpoint has {found}", path=path)
+        message = f"{field} differs: the template has {brief(expected)}, the checkpoint has {brief(found)}"
+        super().__init__(message, path=path)
         self.field = field
         self.expected = expected
         self.found = found

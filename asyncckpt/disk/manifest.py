@@ -11,6 +11,7 @@ A digest detects damage. It is no signature: who can change a file can change it
 from __future__ import annotations
 
 import json
+import reprlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -107,15 +108,18 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
     if tail != _TAIL % xxh3_128_hexdigest(body).encode():
         raise _damaged(step, "its own digest does not match")
     try:
-        content = json.loads(body + b"}")
+        content = json.loads(body + b"}", object_pairs_hook=_object)
         if content["format_version"] != FORMAT_VERSION or content["block_nbytes"] != DIGEST_BLOCK_NBYTES:
             message = (
-                f"step {step}: the manifest has format version {content['format_version']!r}; this asyncckpt reads"
-                f" {FORMAT_VERSION}: use a later release"
+                f"step {step}: the manifest has format version {reprlib.repr(content['format_version'])};"
+                f" this asyncckpt reads {FORMAT_VERSION}: use a later release"
             )
             raise UnsupportedFormatError(message)
         if content["step"] != step:
-            raise _damaged(step, f"it is the manifest of step {content['step']}: was the directory renamed or copied?")
+            raise _damaged(
+                step,
+                f"it is the manifest of step {reprlib.repr(content['step'])}: was the directory renamed or copied?",
+            )
         place = content["index"]
         manifest = Manifest(
             step=step,
@@ -126,15 +130,25 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
         place = manifest.index
         if place is not None and place.offset + place.nbytes > manifest.files[place.file].nbytes:
             raise _damaged(step, "the index lies outside its file")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise _damaged(step, repr(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {reprlib.repr(str(error))}"
+        # Without the traceback, whose frames would keep all that was decoded.
+        raise _damaged(step, reason) from error.with_traceback(None)
     return manifest
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        message = "a key stands twice"
+        raise ValueError(message)
+    return made
 
 
 def _record(name: str, entry: dict[str, Any]) -> FileRecord:
     parts = name.split("/")
     if not all(parts) or "." in parts or ".." in parts or "\0" in name or name == MANIFEST_NAME:
-        message = f"the file name {name!r}"
+        message = f"the file name {reprlib.repr(name)}"
         raise ValueError(message)
     record = FileRecord(_count(entry["nbytes"]), bytes.fromhex(entry["xxh3_128"]))
     blocks = -(-record.nbytes // DIGEST_BLOCK_NBYTES)
@@ -146,7 +160,7 @@ def _record(name: str, entry: dict[str, Any]) -> FileRecord:
 
 def _count(value: object) -> int:
     if type(value) is not int or value < 0:
-        message = f"{value!r} is not a size"
+        message = f"{reprlib.repr(value)} is not a size"
         raise ValueError(message)
     return value
 

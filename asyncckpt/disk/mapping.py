@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from asyncckpt.memory import PAGE_NBYTES
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,11 +41,15 @@ class MappedFile:
         last fill whole pages.
 
         Raises:
+            ValueError: They do not lie so.
             OSError: The system refuses the mapping.
         """
         if len(segments) == 1:
             offset, nbytes = segments[0]
             return self._whole[offset : offset + nbytes]
+        if any(offset % PAGE_NBYTES for offset, _ in segments) or any(n % PAGE_NBYTES for _, n in segments[:-1]):
+            message = "segments of one array lie on no page boundaries"
+            raise ValueError(message)
         return np.asarray(_JoinedMapping(self._fd, segments)) if segments else _NONE
 
     def is_cached(self) -> bool:

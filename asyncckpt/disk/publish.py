@@ -106,7 +106,7 @@ def locate(root: Path, step: int) -> Path | None:
     # The last look is for an overwrite that went on between the first two.
     for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.COMMITTED):
         path = root / name_of(kind, step)
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():  # as `scan`
             return path
     return None
 
@@ -304,7 +304,10 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
 
 
 def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
-    """Delete a directory that has no committed name, if it exists."""
+    """Delete a directory that has no committed name, if it exists. Of a symbolic link, only the link goes."""
+    if path.is_symlink():
+        ops.unlink(path)
+        return
     try:
         with os.scandir(path) as found:
             entries = list(found)

@@ -40,6 +40,7 @@ READS_IN_FLIGHT: Final = 4
 _COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the memory's bandwidth
 _DIRECT_MIN_CHUNKS: Final = 2  # to ask for less costs as much as the page cache does
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
+_SHOWN_NAME: Final = 255
 
 
 class Target(NamedTuple):
@@ -88,9 +89,9 @@ class CheckpointReader:
 
     def read_range(self, name: str, offset: int, nbytes: int) -> memoryview:
         """Read bytes of a file, from verified blocks."""
-        data = aligned_buffer(nbytes)
-        fd = self.open(name)
+        fd = self.open(name)  # first: the size claimed is a file's size
         try:
+            data = aligned_buffer(nbytes)
             read_targets(self, fd, name, [Target(offset, nbytes, data)] if nbytes else [])
         finally:
             os.close(fd)
@@ -107,7 +108,8 @@ class CheckpointReader:
     def corrupt(self, name: str, reason: str) -> CorruptCheckpointError:
         """Make the error that says what is wrong with a file."""
         step = self.manifest.step
-        return CorruptCheckpointError(f"step {step}: {name} {reason}", step=step, file=name)
+        shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}..."
+        return CorruptCheckpointError(f"step {step}: {shown} {reason}", step=step, file=name)
 
     def _record(self, name: str) -> FileRecord:
         record = self.manifest.files.get(name)
@@ -116,23 +118,53 @@ class CheckpointReader:
         return record
 
     def _open_regular(self, name: str) -> int:
-        """Open a file below the directory without following symbolic links."""
-        *folders, last = name.split("/")
-        at, opened = self._directory, []
         try:
-            for folder in folders:
-                at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
-                opened.append(at)
-            fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+            return _open_below(self._directory, name)
         except OSError as error:
             raise self.corrupt(name, f"cannot be opened: {error.strerror}") from error
-        finally:
-            for each in opened:
-                os.close(each)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise self.corrupt(name, "is not a regular file")
-        return fd
+        except ValueError as error:  # a name that no file can have
+            raise self.corrupt(name, f"cannot be opened: {error}") from error
+
+
+def read_unverified(path: str | os.PathLike[str], name: str, at: int | None = None) -> bytes:
+    """Read a small file of a checkpoint as it is; `at` is a descriptor of the directory that `path` is relative to.
+
+    Raises:
+        OSError: It is missing, or not a regular file.
+    """
+    directory = _open_directory(path, at)
+    try:
+        with os.fdopen(_open_below(directory, name), "rb") as file:
+            return file.read()
+    finally:
+        os.close(directory)
+
+
+def _open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+
+
+def _open_below(directory: int, name: str) -> int:
+    """Open a regular file below a directory without following symbolic links, or waiting for anybody.
+
+    Raises:
+        OSError: It cannot be opened, or is something else.
+        ValueError: No file can have such a name.
+    """
+    *folders, last = name.split("/")
+    at, opened = directory, []
+    try:
+        for folder in folders:
+            at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            opened.append(at)
+        fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        for each in opened:
+            os.close(each)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return fd
 
 
 def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader:
@@ -143,7 +175,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader
         CorruptCheckpointError: The manifest is missing or damaged.
         UnsupportedFormatError: A later release wrote it.
     """
-    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = _open_directory(path)
     reader = CheckpointReader(directory, Manifest(step=step, created=0.0))
     try:
         fd = reader._open_regular(MANIFEST_NAME)  # noqa: SLF001 - the one file that no manifest lists

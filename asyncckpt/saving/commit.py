@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk import publish
 from asyncckpt.disk.batch import SyncBatch
@@ -13,6 +13,7 @@ from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
+from asyncckpt.disk.reading import read_unverified
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import CheckpointRecord
@@ -44,9 +45,6 @@ class WriteRequest:
     """Called with the size of the state file."""
     on_written: Callable[[int], None]
     on_copied: Callable[[], None]
-
-
-_READ_NBYTES: Final = 64 << 10
 
 
 class Trash(NamedTuple):
@@ -263,15 +261,8 @@ def _identity(place: str, at: int | None = None) -> tuple[int, int]:
 
 def _read_info(place: str, at: int | None) -> dict[str, Any]:
     """Read a training_info, or nothing where it is missing or damaged: `load` will say what is wrong."""
-    data = b""
     try:
-        fd = os.open(f"{place}/{TRAINING_INFO_NAME}", os.O_RDONLY | os.O_CLOEXEC, dir_fd=at)
-        try:
-            while more := os.read(fd, _READ_NBYTES):
-                data += more
-        finally:
-            os.close(fd)
-        return parse_training_info(data)
+        return parse_training_info(read_unverified(place, TRAINING_INFO_NAME, at))
     except (OSError, ValueError, RecursionError):
         return {}
 

@@ -3,7 +3,8 @@
 1. Everything is verified before it is used: the manifest by its own digest, then the blocks that hold the index, then
    those of the arrays while they are filled. Only a lazy load leaves the arrays' blocks to whoever touches them.
 2. A template is checked against the index before the first byte of an array is read.
-3. The directory is opened once. If another process swapped or deleted the checkpoint meanwhile, it is tried once more.
+3. The directory is opened once. If another process swapped or deleted the checkpoint meanwhile, it is tried again, as
+   often as that happens: what is said of a checkpoint is said of one that was there from beginning to end.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def verify_checkpoint(root: Path, step: int, crew: Crew, stop: StopFlag) -> None
 
 
 def _with_retry(root: Path, step: int, action: Callable[[Path], ResultT]) -> ResultT:
-    for is_last in (False, True):
+    while True:
         path = publish.locate(root, step)
         before = _identity(path)
         if path is None or before is None:
@@ -108,21 +109,21 @@ def _with_retry(root: Path, step: int, action: Callable[[Path], ResultT]) -> Res
         try:
             return action(path)
         except (FileNotFoundError, CorruptCheckpointError) as error:
-            if is_last or _identity(publish.locate(root, step)) == before:
+            if _identity(publish.locate(root, step)) == before:
                 if isinstance(error, FileNotFoundError):
                     raise CheckpointNotFoundError(f"step {step} is gone from {root}", step=step) from error
                 if error.step is None:
                     raise CorruptCheckpointError(f"step {step}: {error}", step=step) from error
                 raise
-    raise AssertionError
 
 
-def _identity(path: Path | None) -> tuple[int, int] | None:
+def _identity(path: Path | None) -> tuple[int, int, int] | None:
+    """Tell one directory from the next, which may get the inode of one that was deleted."""
     try:
         found = path.stat() if path is not None else None
     except FileNotFoundError:
         return None
-    return found and (found.st_dev, found.st_ino)
+    return found and (found.st_dev, found.st_ino, found.st_ctime_ns)
 
 
 def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
@@ -259,7 +260,13 @@ def _map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]
     for number, runs in places.items():
         meta = index.arrays[number]
         if runs:
-            arrays[number] = file.array(runs).view(meta.dtype).reshape(meta.shape)
+            try:
+                found = file.array(runs)
+            except ValueError as error:
+                raise CorruptCheckpointError(f"the index is damaged: array {number}: {error}") from error
+            except OSError as error:
+                raise CheckpointError(f"array {number} cannot be mapped: {error}: load it without lazy") from error
+            arrays[number] = found.view(meta.dtype).reshape(meta.shape)
         else:
             arrays[number] = np.ndarray(meta.shape, meta.dtype)
             arrays[number].flags.writeable = False

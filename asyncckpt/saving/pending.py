@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish
-from asyncckpt.disk.names import Kind, parse_name
+from asyncckpt.disk.names import Kind, name_of, parse_name
 from asyncckpt.errors import StepExistsError
 from asyncckpt.saving import commit
 from asyncckpt.workers import StopFlag
@@ -42,7 +43,11 @@ class PendingDirectories:
         self._writer.reserve_step(step)
         try:
             await self._writer.take_directory()
-            path = await self._jobs.run(commit.begin_pending, self._ops, self._root, step, documents)
+            try:
+                path = await self._jobs.run(commit.begin_pending, self._ops, self._root, step, documents)
+            except asyncio.CancelledError as error:  # it has been made, and nobody will ever know
+                await self.discard(self._root / name_of(Kind.PENDING, step), error)
+                raise
             self._writer.begun.add(step)
             return path
         finally:
@@ -85,6 +90,7 @@ class PendingDirectories:
             await self._jobs.run(publish.discard, self._ops, path)
         except OSError as second:
             error.add_note(f"{path.name} could not be removed: {second}")
-        place = parse_name(path.name)
-        if place is not None:
-            self._writer.begun.discard(place[1])
+        finally:
+            place = parse_name(path.name)
+            if place is not None:
+                self._writer.begun.discard(place[1])

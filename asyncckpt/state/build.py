@@ -4,19 +4,20 @@
    returns the arrays that are needed; `build` walks again with their contents.
 2. With a template, containers come back as the template's, and every leaf must have its type, dtype and shape. A
    template is only changed by `build`, after `survey` has found nothing wrong.
-3. Nothing in the nodes is believed: a wrong count, a duplicate key, an unknown code is a `CorruptCheckpointError`.
+3. Nothing in the nodes is believed: a wrong count, a duplicate key, an unknown code is a `CorruptCheckpointError`. So
+   are keys made to be slow: nested so deep that hashing them would overflow a stack, or all of one hash.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
 import numpy as np
 
-from asyncckpt.errors import CheckpointError
+from asyncckpt.errors import CheckpointError, brief
 from asyncckpt.state import index as ix
 from asyncckpt.state.leaves import (
     ABSENT,
@@ -32,6 +33,7 @@ from asyncckpt.state.leaves import (
     type_name,
 )
 from asyncckpt.state.selection import Selection
+from asyncckpt.state.tree import MAX_KEY_DEPTH
 from asyncckpt.state.types import Reduction, find_reduction, named_reduction
 
 if TYPE_CHECKING:
@@ -117,6 +119,7 @@ class Builder(LeafReader):
 
     def _walk(self) -> Any:
         self._frames = []
+        self._taken = set()
         self._found_any = self._selection is None
         result = ABSENT
         is_done = False
@@ -131,12 +134,12 @@ class Builder(LeafReader):
                         result, is_done = value, True
                         break
                     value = self._put(value)
-        except (ValueError, TypeError, IndexError, KeyError, OverflowError, UnicodeError) as error:
+        except (ValueError, TypeError, IndexError, KeyError, OverflowError, UnicodeError, RecursionError) as error:
             if isinstance(error, CheckpointError):
                 raise
             if self.unknown_types:
-                self._refuse_plain_keys(str(error), error)
-            damaged(f"at {self._path() or 'the root'}: {error!r}", error)
+                self._refuse_plain_keys(brief(error), error)
+            damaged(f"at {self._path() or 'the root'}: {brief(repr(error))}", error)
         if not is_done:
             damaged("the tree ends early")
         return result
@@ -171,7 +174,7 @@ class Builder(LeafReader):
             argument = ix.argument_of(node)
             count, maxlen = argument if code == ix.DEQUE else (argument, None)
             if type(count) is not int or count < 0:
-                damaged(f"a container of {count!r} children")
+                damaged(f"a container of {brief(repr(count))} children")
             return self._open_container(code, count, maxlen, place)
         return self._leaf_ext(node, place.template, place.selection)
 
@@ -205,7 +208,7 @@ class Builder(LeafReader):
             if reduction is not None and reduction.is_transparent:
                 # Saved as plain data, wanted as a dataclass or namedtuple.
                 frame = Frame(ix.OBJECT, 1, [], ABSENT, selection, is_made, reduction=reduction, target=template)
-                self._frames.append(frame)
+                self._push(frame)
                 template = reduction.to_state(template)
             if type(template) not in _FAMILY[code]:
                 self._mismatch("type", type_name(template), _MAKERS.get(code, deque).__name__)
@@ -215,7 +218,7 @@ class Builder(LeafReader):
             frame.awaits_key = True
         else:
             frame.key = 0
-        self._frames.append(frame)
+        self._push(frame)
         return self._close() if count == 0 else _OPEN
 
     def _open_object(self, name: str, place: Place) -> Any:
@@ -234,14 +237,27 @@ class Builder(LeafReader):
                 reduction = wanted
                 child = wanted.to_state(template) if wanted.is_transparent else ABSENT
         elif reduction is None and is_made:
-            self.unknown_types.setdefault(name, self._path())
+            self._note_unknown(name)
         # Where its state says whether it fits, that is made even while surveying.
         is_asked = self._arrays is None and template is not ABSENT and reduction is not None and reduction.differs
         frame = Frame(
             ix.OBJECT, 1, [], child, selection, is_made or bool(is_asked), reduction=reduction, target=template
         )
-        self._frames.append(frame)
+        self._push(frame)
         return _OPEN
+
+    def _note_unknown(self, name: str) -> None:
+        if name not in self.unknown_types and len(self.unknown_types) < _MAX_UNKNOWN_TYPES:
+            self.unknown_types[name] = self._path()
+
+    def _push(self, frame: Frame) -> None:
+        if self._frames:
+            parent = self._frames[-1]
+            if parent.awaits_key or parent.key_depth or parent.code in _HASHED:
+                frame.key_depth = parent.key_depth + 1
+                if frame.key_depth > MAX_KEY_DEPTH:
+                    damaged(f"a key or an element of a set is nested more than {MAX_KEY_DEPTH} deep")
+        self._frames.append(frame)
 
     def _close(self) -> Any:
         frame = self._frames.pop()
@@ -259,8 +275,15 @@ class Builder(LeafReader):
                 return ABSENT
         if frame.template is not ABSENT:
             return self._like(frame.template, items)
+        return self._made(frame, items)
+
+    def _made(self, frame: Frame, items: list[Any]) -> Any:
         if frame.code == ix.DEQUE:
             return deque(items, frame.maxlen)
+        if frame.code in ix.MAPPINGS:
+            self._check_hashes([key for key, _ in items])
+        elif frame.code in _HASHED:
+            self._check_hashes(items)
         made = _MAKERS[frame.code](items)
         if frame.code not in (ix.LIST, ix.TUPLE) and len(made) != len(items):
             if self.unknown_types:
@@ -287,7 +310,7 @@ class Builder(LeafReader):
         except Exception as error:
             if isinstance(error, MemoryError):
                 raise
-            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {error}"
+            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {brief(error)}"
             raise CheckpointError(message) from error
 
     def _refuse_plain_keys(self, reason: str, cause: Exception | None = None) -> NoReturn:
@@ -298,6 +321,7 @@ class Builder(LeafReader):
     def _check_keys(self, frame: Frame) -> None:
         if frame.template is ABSENT or frame.selection is not None:
             return
+        self._check_hashes(frame.keys)
         keys = set(frame.keys)
         missing = [key for key in frame.template if key not in keys]
         unknown = [key for key in frame.keys if key not in frame.template]
@@ -305,8 +329,24 @@ class Builder(LeafReader):
             found = [f"no {_some(missing)}"] * bool(missing) + [f"also {_some(unknown)}"] * bool(unknown)
             self._mismatch("keys", f"the keys {_some(frame.template)}", " and ".join(found))
 
+    def _check_hashes(self, keys: Sequence[object]) -> None:
+        """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
+        if len(keys) <= _MAX_SAME_HASH:
+            return
+        hashes = [hash(key) for key in keys]
+        if len(hashes) - len(set(hashes)) <= _MAX_SAME_HASH:
+            return
+        most = max(Counter(hashes).values())
+        if most > _MAX_SAME_HASH:
+            damaged(f"{most} keys or elements at {self._path() or 'the root'} have one hash")
+
 
 _OPEN: Final = object()
+_HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
+_MAX_SAME_HASH: Final = 256
+"""Keys of one hash that a container may have; int and tuple keys can be chosen so."""
+_MAX_UNKNOWN_TYPES: Final = 64
+"""Types that a warning names."""
 
 
 def _selected(frame: Frame) -> list[Any]:

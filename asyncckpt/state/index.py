@@ -7,19 +7,23 @@
 3. Plain scalars are msgpack's own; everything else is an ext node, whose code is one of those below and whose data is
    the msgpack of its arguments (of a large int: its bytes).
 4. The length of an index does not depend on the offsets in it, so it can be laid out before they are known.
+5. Nothing is made because a file claims it: what is decoded at once is flat, so that a count costs nothing before its
+   elements are there. Only the description of a dtype nests; it is bounded, and walked before it is made.
 """
 
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
+from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, read_row
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
@@ -54,9 +58,9 @@ MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
 _SEGMENT: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
 _TABLE_ROWS: Final = 2048
 _BIN_HEADER_NBYTES: Final = 5  # a bin32
-_MAX_PIECE_NODES: Final = 1 << 16
 _MAX_DIMENSIONS: Final = 64
-_ERRORS: Final = "surrogatepass"
+_MAX_NBYTES: Final = (1 << 63) - 1
+_MAX_DTYPE_NBYTES: Final = 1 << 18
 _INTS: Final = {int}
 
 Node = Any
@@ -65,7 +69,7 @@ Node = Any
 
 def ext(code: int, argument: object) -> msgpack.ExtType:
     """Make an ext node."""
-    return msgpack.ExtType(code, msgpack.packb(argument, unicode_errors=_ERRORS))
+    return msgpack.ExtType(code, msgpack.packb(argument, unicode_errors=TEXT_ERRORS))
 
 
 def argument_of(node: msgpack.ExtType) -> Any:
@@ -75,15 +79,24 @@ def argument_of(node: msgpack.ExtType) -> Any:
         CorruptCheckpointError: They cannot be decoded.
     """
     try:
-        return msgpack.unpackb(node.data, unicode_errors=_ERRORS, use_list=False)
+        if node.code == SCALAR:
+            return _scalar_argument(node.data)
+        return msgpack.unpackb(node.data, unicode_errors=TEXT_ERRORS, use_list=False, max_array_len=3, max_map_len=0)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         message = f"the index is damaged: node {node.code}: {error}"
         raise CorruptCheckpointError(message) from error
 
 
+def _scalar_argument(data: bytes) -> Any:
+    stream = MsgpackStream(memoryview(data))
+    if stream.read("read_array_header") != 2:  # noqa: PLR2004 - (dtype, bytes)
+        raise ValueError("a scalar is a dtype and bytes")
+    return stream.read_nested(_MAX_DTYPE_NBYTES), stream.read("unpack")
+
+
 def pack_piece(nodes: list[Node]) -> bytes:
     """Encode a run of nodes."""
-    packed: bytes = msgpack.packb(nodes, unicode_errors=_ERRORS)
+    packed: bytes = msgpack.packb(nodes, unicode_errors=TEXT_ERRORS)
     return packed
 
 
@@ -96,15 +109,10 @@ def read_nodes(pieces: Sequence[bytes], pacer: Pacer) -> Iterator[Node]:
     for piece in pieces:
         pacer.pause()
         try:
-            nodes = msgpack.unpackb(
-                piece, unicode_errors=_ERRORS, max_array_len=_MAX_PIECE_NODES, max_map_len=0, use_list=True
-            )
+            nodes = read_row(piece)
         except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
             message = f"the index is damaged: {error}"
             raise CorruptCheckpointError(message) from error
-        if type(nodes) is not list:
-            message = "the index is damaged: a piece of the tree is not an array"
-            raise CorruptCheckpointError(message)
         yield from nodes
 
 
@@ -147,7 +155,7 @@ class IndexEncoder:
 
     def __init__(self, index: Index, pacer: Pacer) -> None:
         self._pacer = pacer
-        self._pack = msgpack.Packer(unicode_errors=_ERRORS)
+        self._pack = msgpack.Packer(unicode_errors=TEXT_ERRORS)
         dtypes: list[object] = []
         tables = self._encode_arrays(index.arrays, dtypes)
         names: tuple[object, ...] = ("asyncckpt", FORMAT_VERSION, "features", [], "dtypes", dtypes)
@@ -187,6 +195,8 @@ class IndexEncoder:
                 row = rows.get(id(meta))
                 if row is None:
                     plain = dtype_to_plain(meta.dtype)
+                    if len(self._pack.pack(plain)) > _MAX_DTYPE_NBYTES:
+                        raise UnsupportedLeafError(f"a dtype of {len(meta.dtype.names or ())} fields", path="")
                     number = known.setdefault(repr(plain), len(dtypes))
                     if number == len(dtypes):
                         dtypes.append(plain)
@@ -228,41 +238,34 @@ def decode_index(data: memoryview, *, file_nbytes: int, pacer: Pacer) -> tuple[I
 
 
 def _decode_index(data: memoryview, file_nbytes: int, pacer: Pacer) -> tuple[Index, list[Segment]]:
-    unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, max_buffer_size=len(data) or 1)
-    fed = 0
-
-    def feed_more() -> bool:
-        nonlocal fed
-        chunk = data[fed : fed + (1 << 20)]
-        fed += len(chunk)
-        unpacker.feed(chunk)
-        pacer.pause()
-        return len(chunk) > 0
-
-    def read(what: str) -> Any:
-        while True:
-            try:
-                return getattr(unpacker, what)()
-            except msgpack.exceptions.OutOfData:
-                if not feed_more():
-                    raise
-
+    stream = MsgpackStream(data, pacer)
     found: dict[str, Any] = {}
-    for _ in range(read("read_map_header")):
-        key = read("unpack")
+    for _ in range(stream.read("read_map_header")):
+        key = _expect(str, stream.read("unpack"), "a key")
         if key in found:
-            _refuse(f"the key {key!r} stands twice")
-        if key in ("tree", "arrays", "segments"):
-            found[key] = [_expect(bytes, read("unpack"), key) for _ in range(read("read_array_header"))]
-        else:
-            found[key] = read("unpack")
+            _refuse(f"the key {reprlib.repr(key)} stands twice")
+        found[key] = _read_entry(stream, key)
         _check_version(found)
     if "features" not in found:
         _refuse("it does not say which features it needs")
-    dtypes = [dtype_from_plain(plain) for plain in found["dtypes"]]
-    arrays = _decode_arrays(found["arrays"], dtypes, pacer)
+    arrays = _decode_arrays(found["arrays"], found["dtypes"], pacer)
     segments = _decode_segments(found["segments"], arrays, file_nbytes, pacer)
     return Index(pieces=found["tree"], arrays=arrays), segments
+
+
+def _read_entry(stream: MsgpackStream, key: str) -> Any:
+    if key == "asyncckpt":
+        return stream.read("unpack")
+    if key not in _ENTRIES:
+        return stream.read("skip")
+    count = stream.read("read_array_header")
+    if key == "dtypes":
+        return [_array_dtype(stream.read_nested(_MAX_DTYPE_NBYTES)) for _ in range(count)]
+    return [_expect(_ENTRIES[key], stream.read("unpack"), key) for _ in range(count)]
+
+
+_ENTRIES: Final = {"features": str, "dtypes": object, "tree": bytes, "arrays": bytes, "segments": bytes}
+"""What the lists in an index hold."""
 
 
 def _check_version(found: dict[str, Any]) -> None:
@@ -270,12 +273,14 @@ def _check_version(found: dict[str, Any]) -> None:
     version = found.get("asyncckpt")
     if version != FORMAT_VERSION:
         message = (
-            f"the index has format version {version!r}; this asyncckpt reads {FORMAT_VERSION}: use a later release"
+            f"the index has format version {reprlib.repr(version)};"
+            f" this asyncckpt reads {FORMAT_VERSION}: use a later release"
         )
         raise UnsupportedFormatError(message)
-    missing = [str(name) for name in found.get("features", ()) if name not in FEATURES]
+    missing = [name for name in found.get("features", ()) if name not in FEATURES]
     if missing:
-        message = f"the state needs {', '.join(missing)}, which this asyncckpt cannot read: use a later release"
+        names = ", ".join(name[:40] for name in missing[:8])
+        message = f"the state needs {names}, which this asyncckpt cannot read: use a later release"
         raise UnsupportedFormatError(message)
 
 
@@ -284,15 +289,30 @@ def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pace
     known: dict[tuple[Any, ...], ArrayMeta] = {}
     for table in tables:
         pacer.pause()
-        for row in msgpack.unpackb(table, max_array_len=_MAX_PIECE_NODES, use_list=False):
+        for row in map(tuple, read_row(table, max_array_len=_MAX_DIMENSIONS + 1)):
             meta = known.get(row)
             if meta is None or {*map(type, row)} != _INTS:  # since True and 1.0 equal 1
-                number, *shape = row
-                if len(shape) > _MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in row):
-                    _refuse(f"array {len(arrays)} has the shape {shape!r}")
-                meta = known[row] = ArrayMeta(dtypes[number], tuple(shape))
+                meta = known[row] = _array_meta(row, dtypes)
             arrays.append(meta)
     return arrays
+
+
+def _array_meta(row: tuple[Any, ...], dtypes: list[np.dtype[Any]]) -> ArrayMeta:
+    number, *shape = row
+    if any(type(n) is not int or n < 0 for n in row):
+        _refuse(f"an array has the shape {reprlib.repr(shape)}")
+    dtype = dtypes[number]
+    # As numpy counts: an array without elements must not be one that is too large, either.
+    if math.prod(n or 1 for n in shape) * max(dtype.itemsize, 1) > _MAX_NBYTES:
+        _refuse(f"an array has the shape {reprlib.repr(shape)}, which is too large")
+    return ArrayMeta(dtype, tuple(shape))
+
+
+def _array_dtype(plain: Any) -> np.dtype[Any]:
+    dtype = dtype_from_plain(plain)
+    if dtype.subdtype is not None:
+        _refuse(f"an array of {dtype}: its dimensions stand in two places")
+    return dtype
 
 
 def _decode_segments(chunks: list[bytes], arrays: list[ArrayMeta], file_nbytes: int, pacer: Pacer) -> list[Segment]:

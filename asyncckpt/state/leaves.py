@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-import math
+import reprlib
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
@@ -63,6 +63,7 @@ class Frame:
     awaits_key: bool = False
     maxlen: int | None = None
     keys: list[Any] = field(default_factory=list)  # those read so far, where a template says which there should be
+    key_depth: int = 0  # how deep in a key, or in an element of a set
     reduction: Reduction | None = None
     target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
 
@@ -87,6 +88,7 @@ class LeafReader:
         self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while surveying
         self._survey = Survey()
         self._filled: dict[int, tuple[int, object]] = {}
+        self._taken: set[int] = set()  # arrays that leaves were made from in this walk
         self._frames: list[Frame] = []
         self._found_any = False
         self._top_keys: list[Any] = []
@@ -133,23 +135,35 @@ class LeafReader:
 
     def _array_numbers(self, argument: Any, template: Any) -> Any:
         kind, number = argument
-        meta = self._need(number)
+        meta = self._take(number)
         _number_dtype(meta.dtype.str)
         if self._arrays is None:
             self._survey.contents.add(number)
             return self._numbers(kind, np.empty(meta.shape, meta.dtype), template)
         return self._numbers(kind, self._arrays[number], template)
 
-    def _need(self, number: Any) -> ix.ArrayMeta:
+    def _meta(self, number: Any) -> ix.ArrayMeta:
         if type(number) is not int or not 0 <= number < len(self._index.arrays):
-            damaged(f"array {number!r} of {len(self._index.arrays)}")
+            damaged(f"array {reprlib.repr(number)} of {len(self._index.arrays)}")
+        return self._index.arrays[number]
+
+    def _need(self, number: Any) -> ix.ArrayMeta:
+        meta = self._meta(number)
         if self._arrays is None:
             self._survey.arrays.add(number)
-        return self._index.arrays[number]
+        return meta
+
+    def _take(self, number: Any) -> ix.ArrayMeta:
+        """Need an array that one leaf is made from: a copy of it. Two leaves of one array would be two copies."""
+        meta = self._need(number)
+        if number in self._taken:
+            damaged(f"array {number} is the contents of two leaves")
+        self._taken.add(number)
+        return meta
 
     def _contents(self, number: Any) -> NDArray[Any]:
         """Return the bytes of a long leaf; none of them while surveying."""
-        meta = self._need(number)
+        meta = self._take(number)
         if meta.dtype != np.uint8:
             damaged(f"array {number} should hold bytes")
         if self._arrays is None:
@@ -161,10 +175,10 @@ class LeafReader:
         meta = self._need(number)
         if self._arrays is not None:
             return template if self._in_place and template is not ABSENT else self._arrays[number]
-        path = self._path()
-        self._survey.paths.setdefault(number, path)
         if template is ABSENT:
             return None
+        path = self._path()
+        self._survey.paths.setdefault(number, path)
         if isinstance(template, np.generic) or not (hasattr(template, "dtype") and hasattr(template, "shape")):
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
         if template.dtype != meta.dtype:
@@ -193,11 +207,14 @@ class LeafReader:
         if name == "str_":
             value: Any = np.str_(text_of(data))
         elif name == "bytes_":
+            if type(data) is not bytes:  # of an int, it would be so many zeros
+                damaged(f"a bytes_ of type {type(data).__name__}")
             value = np.bytes_(data)
         else:
             dtype = dtype_from_plain(name)
-            if dtype.itemsize != len(data):
-                damaged(f"a scalar of {dtype} in {len(data)} bytes")
+            is_foreign = dtype.subdtype is not None or dtype.kind in "US"  # those are str_ and bytes_
+            if is_foreign or type(data) is not bytes or dtype.itemsize != len(data):
+                damaged(f"a scalar of {dtype} in {reprlib.repr(data)}")
             value = np.frombuffer(bytearray(data), dtype)[0] if data else np.zeros((), dtype)[()]
         if template is not ABSENT:
             if not isinstance(template, np.generic):
@@ -238,10 +255,12 @@ class LeafReader:
             positions = selection.positions(len(data))
         else:
             kind, number = argument
-            meta = self._index.arrays[number]
-            positions = selection.positions(math.prod(meta.shape))
+            meta = self._meta(number)
+            if len(meta.shape) != 1:
+                damaged("a run of numbers of several dimensions")
+            positions = selection.positions(meta.shape[0])
             if positions:
-                self._need(number)
+                self._take(number)
                 self._survey.contents.add(number)
             data = self._arrays[number] if positions and self._arrays is not None else np.zeros(meta.shape, meta.dtype)
         if not positions:

@@ -93,7 +93,12 @@ class _Frame:
     key: object = None
     at_key: bool = False  # whether the child at hand is a key
     in_key: bool = False  # whether all of this is part of a key
+    key_depth: int = 0  # how deep in a key, or in an element of a set
     has_keys: bool = True  # an object's plain state stands at the object's own path
+
+
+MAX_KEY_DEPTH: Final = 200
+"""Containers within containers that a key or an element of a set may be: to hash them takes a stack as deep."""
 
 
 def join_path(keys: Sequence[object]) -> str:
@@ -104,7 +109,7 @@ def join_path(keys: Sequence[object]) -> str:
 def _spell(key: object) -> str:
     try:
         text = repr(key) if not isinstance(key, str) else str(key)
-    except ValueError:  # an int of more digits than Python spells in decimal
+    except (ValueError, RecursionError):  # an int of more digits than Python spells in decimal
         text = hex(key) if isinstance(key, int) else f"<{type(key).__qualname__}>"
     return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - long enough to recognize a key
 
@@ -244,7 +249,18 @@ class _Flattener:
             raise self._refuse(message)
         self._open.add(id(container))
         in_key = self._is_in_key()
-        self._stack.append(_Frame(iter(()), container, in_key=in_key, has_keys=keyed))
+        self._stack.append(_Frame(iter(()), container, in_key=in_key, key_depth=self._key_depth(), has_keys=keyed))
+
+    def _key_depth(self) -> int:
+        """Return how deep in a key, or in an element of a set, the container at hand is."""
+        if not self._stack:
+            return 0
+        parent = self._stack[-1]
+        if not (parent.key_depth or self._is_in_key() or type(parent.container) in (set, frozenset)):
+            return 0
+        if parent.key_depth == MAX_KEY_DEPTH:
+            raise self._refuse(f"a key or an element of a set is nested more than {MAX_KEY_DEPTH} deep")
+        return parent.key_depth + 1
 
     def _pairs(self, frame: _Frame, value: dict[object, object], count: int) -> Iterator[object]:
         found = 0

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 import numpy as np
 
 from asyncckpt.errors import UnsupportedLeafError
+from asyncckpt.state import randomness as rnd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -249,84 +250,10 @@ def _time(state: Any) -> dt.time:
     return dt.time.fromisoformat(text).replace(fold=fold, tzinfo=_timezone(zone))
 
 
-_BIT_GENERATORS: Final = {
-    cls.__name__: cls
-    for cls in (np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
-}
-
-
-def _seed_sequence_state(value: np.random.SeedSequence) -> object:
-    return dict(value.state)
-
-
-def _seed_sequence(state: Any) -> np.random.SeedSequence:
-    return np.random.SeedSequence(**{**state, "spawn_key": tuple(state["spawn_key"])})
-
-
-def _bit_generator_state(value: np.random.BitGenerator) -> object:
-    if type(value) is not _BIT_GENERATORS.get(type(value).__name__):
-        message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(_BIT_GENERATORS)}"
-        raise UnsupportedLeafError(message, path="")
-    seed = getattr(value, "seed_seq", None)  # spawn() depends on it, so resuming exactly needs it
-    return {"state": value.state, "seed_seq": seed if type(seed) is np.random.SeedSequence else None}
-
-
-def _bit_generator(state: Any) -> np.random.BitGenerator:
-    made = _BIT_GENERATORS[state["state"]["bit_generator"]](state["seed_seq"] or 0)
-    made.state = state["state"]
-    return made
-
-
-def _update_bit_generator(value: np.random.BitGenerator, state: Any) -> None:
-    if state["seed_seq"] is None:
-        value.state = state["state"]
-    else:
-        value.__setstate__((state["state"], state["seed_seq"]))  # type: ignore[attr-defined]
-
-
-def _algorithm_differs(value: Any, state: Any) -> tuple[str, object, object] | None:
-    """Compare algorithms: a generator cannot change its own."""
-    own = _algorithm(value)
-    found = state["bit_generator"] if "bit_generator" in state else state["state"]["bit_generator"]
-    return None if own == found else ("type", f"{type(value).__qualname__} of {own}", found)
-
-
-def _algorithm(value: Any) -> object:
-    if isinstance(value, np.random.RandomState):
-        return value.get_state(legacy=False)["bit_generator"]
-    return type(value.bit_generator if isinstance(value, np.random.Generator) else value).__name__
-
-
-def _generator_state(value: np.random.Generator) -> object:
-    return _bit_generator_state(value.bit_generator)
-
-
-def _generator(state: Any) -> np.random.Generator:
-    return np.random.Generator(_bit_generator(state))
-
-
-def _update_generator(value: np.random.Generator, state: Any) -> None:
-    _update_bit_generator(value.bit_generator, state)
-
-
-def _random_state_state(value: np.random.RandomState) -> object:
-    state = value.get_state(legacy=False)
-    if state["bit_generator"] not in _BIT_GENERATORS:
-        message = f"the bit generator {state['bit_generator']} is not one of {', '.join(_BIT_GENERATORS)}"
-        raise UnsupportedLeafError(message, path="")
-    return state
-
-
-def _random_state(state: Any) -> np.random.RandomState:
-    made = np.random.RandomState(_BIT_GENERATORS[state["bit_generator"]]())
-    made.set_state(state)
-    return made
-
-
-def _python_random(state: Any) -> random.Random:
-    made = random.Random()  # noqa: S311 - a simulation's generator, not a secret
-    made.setstate(state)
-    return made
+def _bytearray(state: Any) -> bytearray:
+    if type(state) is not bytes:  # of an int, it would be so many zeros
+        raise TypeError(f"a bytearray of {type(state).__name__}")
+    return bytearray(state)
 
 
 def _string_array_state(value: np.ndarray) -> object:
@@ -364,7 +291,7 @@ def _builtin(
     from_state: Callable[[Any], object],
     update: Callable[[Any, Any], None] | None = None,
 ) -> Reduction:
-    differs = _algorithm_differs if name in ("bit_generator", "generator", "random_state") else None
+    differs = rnd.algorithm_differs if name in ("bit_generator", "generator", "random_state") else None
     return Reduction(name=name, type_=type_, to_state=to_state, from_state=from_state, update=update, differs=differs)
 
 
@@ -374,21 +301,21 @@ _BUILTINS: Final = (
     STRING_ARRAY,
     _builtin("pure_posix_path", pathlib.PurePosixPath, str, pathlib.PurePosixPath),
     _builtin("pure_windows_path", pathlib.PureWindowsPath, str, pathlib.PureWindowsPath),
-    _builtin("bytearray", bytearray, bytes, bytearray),
+    _builtin("bytearray", bytearray, bytes, _bytearray),
     _builtin("datetime", dt.datetime, _datetime_state, _datetime),
     _builtin("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
     _builtin("time", dt.time, _time_state, _time),
     _builtin("timedelta", dt.timedelta, lambda x: (x.days, x.seconds, x.microseconds), lambda s: dt.timedelta(*s)),
-    _builtin("seed_sequence", np.random.SeedSequence, _seed_sequence_state, _seed_sequence),
-    _builtin("bit_generator", np.random.BitGenerator, _bit_generator_state, _bit_generator, _update_bit_generator),
-    _builtin("generator", np.random.Generator, _generator_state, _generator, _update_generator),
+    _builtin("seed_sequence", np.random.SeedSequence, rnd.seed_sequence_state, rnd.seed_sequence),
     _builtin(
-        "random_state", np.random.RandomState, _random_state_state, _random_state, np.random.RandomState.set_state
+        "bit_generator", np.random.BitGenerator, rnd.bit_generator_state, rnd.bit_generator, rnd.update_bit_generator
     ),
-    _builtin("python_random", random.Random, random.Random.getstate, _python_random, random.Random.setstate),
+    _builtin("generator", np.random.Generator, rnd.generator_state, rnd.generator, rnd.update_generator),
+    _builtin("random_state", np.random.RandomState, rnd.random_state_state, rnd.random_state, rnd.update_random_state),
+    _builtin("python_random", random.Random, random.Random.getstate, rnd.python_random, random.Random.setstate),
 )
 _by_name: dict[str, Reduction] = {reduction.name: reduction for reduction in _BUILTINS}
 _by_type: dict[type, Reduction] = {r.type_: r for r in _BUILTINS if r.type_ is not np.ndarray}
 # Types whose instances are of a subclass (a Path is a PosixPath, a BitGenerator a PCG64).
 _by_type[type(pathlib.Path())] = _PATH
-_by_type.update(dict.fromkeys(_BIT_GENERATORS.values(), _by_name["bit_generator"]))
+_by_type.update(dict.fromkeys(rnd.BIT_GENERATORS.values(), _by_name["bit_generator"]))

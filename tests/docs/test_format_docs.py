@@ -17,7 +17,7 @@ from support import FORMATS, Color, Fixed, Params, Point, assert_same, canonical
 from asyncckpt.disk import manifest
 from asyncckpt.formats import msgpack as stream
 from asyncckpt.memory import PAGE_NBYTES
-from asyncckpt.state import index, types
+from asyncckpt.state import index, packed, types
 from asyncckpt.state import tree as trees
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -161,7 +161,9 @@ def test_the_numbers_are_the_codes() -> None:
     assert f"a whole page of {PAGE_NBYTES} bytes" in PAGE
     assert f"more than {trees.INLINE_LEAF_NBYTES} bytes or characters" in PAGE
     assert f"runs of {trees._NUMBERS_MIN} or more" in PAGE
-    assert f"at most {index._MAX_PIECE_NODES} in one" in PAGE
+    assert f"at most {packed.MAX_ROW} in one" in PAGE
+    assert f"in at most {index._MAX_DTYPE_NBYTES} bytes" in PAGE
+    assert f"at most {trees.MAX_KEY_DEPTH} deep" in PAGE
     assert f"`asyncckpt` | {index.FORMAT_VERSION}," in PAGE
     assert f"`format_version` | {manifest.FORMAT_VERSION} |" in PAGE
     assert re.search(r"on disk, version (\d+)", PAGE)[1] == str(index.FORMAT_VERSION)  # type: ignore[index]

@@ -26,6 +26,7 @@ from asyncckpt import (
 )
 from asyncckpt.disk import reading
 from asyncckpt.disk.manifest import decode_manifest, digest_bytes
+from asyncckpt.saving import loading
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -609,3 +610,21 @@ async def test_a_checkpoint_swapped_while_it_is_read_is_read_again(
                 loaded = await task
             assert loaded is not None
             assert set(np.unique(loaded.state["w"])) in ({1}, {2})
+
+
+def test_a_checkpoint_that_is_swapped_again_and_again_is_never_called_damaged(tmp_path: Path) -> None:
+    """What a reader met while a writer deleted the files under it says nothing, however often that happens."""
+    swaps = 0
+    save_to(tmp_path, 1, {"a": 1})
+
+    def swapped_under_us(path: Path) -> str:
+        nonlocal swaps
+        if swaps < 5:
+            swaps += 1
+            shutil.rmtree(path)
+            save_to(tmp_path, 1, {"a": swaps})
+            raise CorruptCheckpointError("its files were being deleted")
+        return "whole"
+
+    assert loading._with_retry(tmp_path, 1, swapped_under_us) == "whole"
+    assert swaps == 5

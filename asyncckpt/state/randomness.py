@@ -1,0 +1,153 @@
+"""Random generators as plain state, and back without trusting it.
+
+1. What is saved is all that a generator needs to go on with the same numbers, and to spawn the same children.
+2. numpy believes a state that it is given, and would read beyond its buffers: positions are checked here.
+3. What takes quadratic time to make is bounded, when saving and when loading.
+"""
+
+from __future__ import annotations
+
+import random
+import reprlib
+from typing import Any, Final
+
+import numpy as np
+
+from asyncckpt.errors import UnsupportedLeafError
+
+BIT_GENERATORS: Final = {
+    cls.__name__: cls
+    for cls in (np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
+}
+
+
+_MAX_POOL_SIZE: Final = 64
+_MAX_SEED_BITS: Final = 8192
+
+
+def seed_sequence_state(value: np.random.SeedSequence) -> object:
+    """Return the plain state of a SeedSequence."""
+    try:
+        _check_seed(value.state)
+    except ValueError as error:
+        raise UnsupportedLeafError(str(error), path="") from error
+    return dict(value.state)
+
+
+def seed_sequence(state: Any) -> np.random.SeedSequence:
+    """Make a SeedSequence."""
+    _check_seed(state)
+    return np.random.SeedSequence(**{**state, "spawn_key": tuple(state["spawn_key"])})
+
+
+def _check_seed(state: Any) -> None:
+    """Refuse what takes quadratic time to make: a file may hold thousands of them."""
+    if state["pool_size"] > _MAX_POOL_SIZE:
+        raise ValueError(f"a SeedSequence with a pool_size of {state['pool_size']}, of at most {_MAX_POOL_SIZE}")
+    for part in (state["entropy"], state["spawn_key"]):
+        words = part if isinstance(part, list | tuple) else [part]
+        if any(isinstance(word, int) and word.bit_length() > _MAX_SEED_BITS for word in words):
+            raise ValueError(f"a SeedSequence with a number of over {_MAX_SEED_BITS} bits: use a list of smaller ones")
+
+
+def bit_generator_state(value: np.random.BitGenerator) -> object:
+    """Return the plain state of a BitGenerator."""
+    if type(value) is not BIT_GENERATORS.get(type(value).__name__):
+        message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(BIT_GENERATORS)}"
+        raise UnsupportedLeafError(message, path="")
+    seed = getattr(value, "seed_seq", None)  # spawn() depends on it, so resuming exactly needs it
+    return {"state": value.state, "seed_seq": seed if type(seed) is np.random.SeedSequence else None}
+
+
+def bit_generator(state: Any) -> np.random.BitGenerator:
+    """Make a BitGenerator."""
+    algorithm = _checked_algorithm(state["state"])
+    made = BIT_GENERATORS[algorithm["bit_generator"]](_seed_of(state))
+    made.state = algorithm
+    return made
+
+
+def update_bit_generator(value: np.random.BitGenerator, state: Any) -> None:
+    """Let a BitGenerator go on from a state."""
+    algorithm, seed = _checked_algorithm(state["state"]), _seed_of(state)
+    if seed is None:
+        value.state = algorithm
+    else:
+        value.__setstate__((algorithm, seed))  # type: ignore[attr-defined]
+
+
+def _seed_of(state: Any) -> np.random.SeedSequence | None:
+    seed = state["seed_seq"]
+    if seed is not None and type(seed) is not np.random.SeedSequence:
+        raise ValueError(f"seed_seq is a {type(seed).__name__}")
+    return seed
+
+
+def _checked_algorithm(state: Any) -> Any:
+    """Return the state of an algorithm, in which numpy believes every position: it would read beyond its buffer."""
+    name = state["bit_generator"]
+    if name == "MT19937":
+        position, end = state["state"]["pos"], 624
+    elif name == "Philox":
+        position, end = state["buffer_pos"], 4
+    else:
+        return state
+    if type(position) is not int or not 0 <= position <= end:
+        raise ValueError(f"the position {reprlib.repr(position)} in a buffer of {end}")
+    return state
+
+
+def algorithm_differs(value: Any, state: Any) -> tuple[str, object, object] | None:
+    """Compare algorithms: a generator cannot change its own."""
+    own = _algorithm(value)
+    found = state["bit_generator"] if "bit_generator" in state else state["state"]["bit_generator"]
+    return None if own == found else ("type", f"{type(value).__qualname__} of {own}", found)
+
+
+def _algorithm(value: Any) -> object:
+    if isinstance(value, np.random.RandomState):
+        return value.get_state(legacy=False)["bit_generator"]
+    return type(value.bit_generator if isinstance(value, np.random.Generator) else value).__name__
+
+
+def generator_state(value: np.random.Generator) -> object:
+    """Return the plain state of a Generator."""
+    return bit_generator_state(value.bit_generator)
+
+
+def generator(state: Any) -> np.random.Generator:
+    """Make a Generator."""
+    return np.random.Generator(bit_generator(state))
+
+
+def update_generator(value: np.random.Generator, state: Any) -> None:
+    """Let a Generator go on from a state."""
+    update_bit_generator(value.bit_generator, state)
+
+
+def random_state_state(value: np.random.RandomState) -> object:
+    """Return the plain state of a RandomState."""
+    state = value.get_state(legacy=False)
+    if state["bit_generator"] not in BIT_GENERATORS:
+        message = f"the bit generator {state['bit_generator']} is not one of {', '.join(BIT_GENERATORS)}"
+        raise UnsupportedLeafError(message, path="")
+    return state
+
+
+def random_state(state: Any) -> np.random.RandomState:
+    """Make a RandomState."""
+    made = np.random.RandomState(BIT_GENERATORS[state["bit_generator"]](0))
+    update_random_state(made, state)
+    return made
+
+
+def update_random_state(value: np.random.RandomState, state: Any) -> None:
+    """Let a RandomState go on from a state."""
+    value.set_state(_checked_algorithm(state))
+
+
+def python_random(state: Any) -> random.Random:
+    """Make a `random.Random`."""
+    made = random.Random()  # noqa: S311 - a simulation's generator, not a secret
+    made.setstate(state)
+    return made

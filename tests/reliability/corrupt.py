@@ -1,0 +1,412 @@
+"""Rig 5: damage. Every bit flipped, every length cut, files missing, swapped, replaced; and what a load makes of it.
+
+A damaged checkpoint must be *detected*, or be *harmless*: what is loaded equals what was saved. The rest is silently
+wrong. Whatever is damaged, every damage but to a file that has none of the state's bytes is found by `verify`, and
+"latest" falls back to the checkpoint before.
+
+Peers go through the same (`peers.py`), each loaded as its documentation says; what they call an error is their matter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import shutil
+import warnings
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+
+import asyncckpt
+from asyncckpt.disk.manifest import decode_manifest
+
+from .rig import Result, Rig
+from .workloads import FORMATS, same
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+EQUAL: Final = "equal"
+DETECTED: Final = "detected"
+BEFORE, DAMAGED = 1, 2  # the steps: one that stays whole, and the one that is damaged
+_FALLBACK_EVERY: Final = 61  # how many flips there are to one look at "latest", which takes five times as long
+PARTS: Final = 32  # units that the bits of a checkpoint are shared out to
+
+SIZES: Final = {"smallest": 1, "16 KiB": 1200}
+"""How many numbers a state has."""
+
+
+def make_state(size: str, step: int) -> dict[str, Any]:
+    """Make a state, the bytes of whose arrays cannot be guessed."""
+    chance = np.random.default_rng([SIZES[size], step])
+    return {"numbers": chance.standard_normal(SIZES[size]), "step": step}
+
+
+class Subject(ABC):
+    """A saver whose files are damaged."""
+
+    @abstractmethod
+    def make(self, root: Path, size: str) -> Path:
+        """Save two checkpoints; return the directory or file of the damaged one."""
+
+    @abstractmethod
+    def look(self, root: Path) -> str:
+        """Load the damaged one: `EQUAL`, `DETECTED`, or what is wrong."""
+
+    def look_again(self, root: Path) -> str | None:
+        """Look at what else was promised; return what is wrong."""
+        del root
+        return None
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to do
+        """End."""
+
+
+class Ours(Subject):
+    """A reader, beside nobody."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+        self._runner = asyncio.Runner()
+        self._manager: asyncckpt.CheckpointManager | None = None
+        self._states: dict[int, dict[str, Any]] = {}
+
+    def make(self, root: Path, size: str) -> Path:
+        """Save steps 1 and 2."""
+
+        async def save() -> None:
+            async with asyncckpt.CheckpointManager(root, format=self._form) as manager:
+                for step in (BEFORE, DAMAGED):
+                    self._states[step] = make_state(size, step)
+                    await manager.save(step, self._states[step], training_info={"step": step}, run_config={"lr": step})
+
+        self._runner.run(save())
+        return root / f"step_{DAMAGED}"
+
+    def look(self, root: Path) -> str:
+        """Load, and verify if that finds nothing."""
+        return self._runner.run(self._look(root))
+
+    async def _look(self, root: Path) -> str:
+        if self._manager is None:
+            self._manager = asyncckpt.CheckpointManager(root, read_only=True)
+            await self._manager.__aenter__()
+        try:
+            loaded = await self._manager.load(DAMAGED)
+        except (asyncckpt.CorruptCheckpointError, asyncckpt.CheckpointNotFoundError):
+            return DETECTED
+        except Exception as error:  # noqa: BLE001 - any other is a loss
+            return f"load raised {error!r}"
+        if not self._is(loaded, DAMAGED):
+            return "load is silently wrong"
+        try:
+            await self._manager.verify(DAMAGED)
+        except asyncckpt.CorruptCheckpointError:
+            return EQUAL
+        except Exception as error:  # noqa: BLE001 - as above
+            return f"verify raised {error!r}"
+        return "verify found nothing"
+
+    def look_again(self, root: Path) -> str | None:
+        """Ask for the latest."""
+        return self._runner.run(self._latest(root))
+
+    async def _latest(self, root: Path) -> str | None:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            try:
+                async with asyncckpt.CheckpointManager(root, read_only=True) as manager:
+                    loaded = await manager.load("latest")
+            except Exception as error:  # noqa: BLE001 - as above
+                return f"load('latest') raised {error!r}"
+        if not self._is(loaded, loaded.step):
+            return "load('latest') is silently wrong"
+        is_listed = (root / f"step_{DAMAGED}").is_dir() and not (root / f"step_{DAMAGED}").is_symlink()
+        if loaded.step == BEFORE and is_listed and not told:
+            return "load('latest') fell back and told nobody"
+        return None
+
+    def _is(self, loaded: Any, step: int) -> bool:
+        return loaded.step == step and same(loaded.state, self._states[step]) and loaded.training_info == {"step": step}
+
+    def close(self) -> None:
+        """Close the manager and the loop."""
+        if self._manager is not None:
+            self._runner.run(self._manager.__aexit__(None, None, None))
+        self._runner.close()
+
+
+class CorruptRig(Rig):
+    """Ours."""
+
+    name: ClassVar[str] = "corrupt"
+    tries: ClassVar[str] = (
+        "every bit of every file flipped, each file cut at every byte, files missing, swapped, or replaced by others,"
+        " by a directory, a symbolic link, a FIFO; pages zeroed, moved, doubled"
+    )
+    cases: ClassVar[str] = "damaged checkpoints"
+    quick: ClassVar[int] = 155_400  # all of the smallest
+    goal: ClassVar[int] = 500_000
+
+    def units(self, seed: int) -> Iterator[str]:
+        """Give all bits and lengths of the smallest checkpoints, then of larger ones, then random damage."""
+        for size, form in itertools.product(SIZES, FORMATS):
+            yield f"{size}/{form}/files"
+            for part in range(PARTS):
+                yield f"{size}/{form}/bits/{part}"
+                yield f"{size}/{form}/cuts/{part}"
+        for form in FORMATS:
+            yield f"random/{form}/{seed}"
+
+    def run(self, unit: str, scratch: Path) -> Result:
+        """Run a unit."""
+        first, form, *rest = unit.split("/")
+        result, root = Result(), scratch / "checkpoints"
+        if first == "random":
+            asyncio.run(_random_damage(result, root, form, unit))
+            return result
+        subject = Ours(form)
+        try:
+            path = subject.make(root, first)
+            if rest[0] == "files":
+                _replace_files(result, subject, root, path)
+            elif rest[0] == "bits":
+                flip_bits(result, subject, root, path, range(int(rest[1]), 1 << 62, PARTS))
+            else:
+                cut_files(result, subject, root, path, range(int(rest[1]), 1 << 62, PARTS))
+        finally:
+            subject.close()
+        return result
+
+
+# --- bits and lengths, of any subject ---------------------------------------------------------------------------------
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return all files of a checkpoint, in order."""
+    return sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+
+
+def flip_bits(result: Result, subject: Subject, root: Path, path: Path, chosen: range | list[int]) -> None:
+    """Flip bits, one at a time, of those that all files together have."""
+    for file, number in _places(files_of(path), chosen, 8):
+        position, bit = divmod(number, 8)
+        with _patched(file, position, lambda byte, bit=bit: bytes([byte[0] ^ 1 << bit])):
+            _judge(result, subject, root, f"bit {bit} of byte {position} of {file.name}", result.tried)
+
+
+def cut_files(result: Result, subject: Subject, root: Path, path: Path, chosen: range | list[int]) -> None:
+    """Cut files, one at a time, to each length below their own."""
+    for file, length in _places(files_of(path), chosen, 1):
+        data = file.read_bytes()
+        os.truncate(file, length)
+        _judge(result, subject, root, f"{file.name} cut to {length} of {len(data)} bytes", result.tried)
+        with file.open("r+b") as writing:
+            writing.write(data)
+
+
+def _places(files: list[Path], chosen: range | list[int], each: int) -> Iterator[tuple[Path, int]]:
+    """Number the bits or bytes of all files; give the chosen ones."""
+    numbers = iter(chosen)
+    number = next(numbers, None)
+    begin = 0
+    for file in files:
+        end = begin + file.stat().st_size * each
+        while number is not None and number < end:
+            yield file, number - begin
+            number = next(numbers, None)
+        begin = end
+
+
+@contextmanager
+def _patched(file: Path, position: int, patch: Callable[[bytes], bytes]) -> Iterator[None]:
+    fd = os.open(file, os.O_RDWR)
+    try:
+        byte = os.pread(fd, 1, position)
+        os.pwrite(fd, patch(byte), position)
+        try:
+            yield
+        finally:
+            os.pwrite(fd, byte, position)
+    finally:
+        os.close(fd)
+
+
+def _judge(result: Result, subject: Subject, root: Path, says: str, number: int) -> None:
+    result.tried += 1
+    found = subject.look(root)
+    result.count(found if found in (EQUAL, DETECTED) else "lost")
+    if found not in (EQUAL, DETECTED):
+        result.losses.append(f"{says}: {found}")
+    if number % _FALLBACK_EVERY == 0 and (wrong := subject.look_again(root)) is not None:
+        result.losses.append(f"{says}: {wrong}")
+
+
+# --- whole files, of ours ---------------------------------------------------------------------------------------------
+
+
+def _replace_files(result: Result, subject: Subject, root: Path, path: Path) -> None:
+    """Do to each file, and to the whole checkpoint, what people and programs do to them."""
+    kept = root.parent / "kept"
+    shutil.copytree(root, kept, symlinks=True)
+    names = [file.name for file in files_of(path)]
+    whole = [("the checkpoint", path, how) for how in (*_REPLACEMENTS, "of the step before", "of another step")]
+    single = [(name, path / name, how) for name in names for how in (*_REPLACEMENTS, "of the step before")]
+    swaps = [(f"{one} and {two}", path / one, two) for one, two in itertools.combinations(names, 2)]
+    extras = [(name, path / name, f"with {count} bytes more") for name in names for count in (1, 4096)]
+    for says, place, how in [*whole, *single, *swaps, *extras]:
+        shutil.rmtree(root)
+        shutil.copytree(kept, root)
+        if how in _REPLACEMENTS:
+            _REPLACEMENTS[how](place)
+        elif how.startswith("of"):
+            _remove(place)
+            other = kept / f"step_{BEFORE}" / place.relative_to(path)
+            (shutil.copytree if other.is_dir() else shutil.copy)(other, place)
+        elif how.startswith("with"):
+            with place.open("ab") as file:
+                file.write(bytes(int(how.split()[1])))
+        else:
+            place.rename(place.with_name("aside"))
+            place.with_name(how).rename(place)
+            place.with_name("aside").rename(place.with_name(how))
+        _judge(result, subject, root, f"{says} {how}", 0)
+        outside = _outside(root.parent)
+        if (wrong := asyncio.run(_go_on(root))) is not None:
+            result.losses.append(f"{says} {how}: {wrong}")
+        if _outside(root.parent) != outside:
+            result.losses.append(f"{says} {how}: saving afterwards changed what lies outside of the directory")
+
+
+async def _go_on(root: Path) -> str | None:
+    """Save into a directory with a damaged checkpoint: the next step, and in the place of the damaged one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            async with asyncckpt.CheckpointManager(root) as manager:
+                for step in (3, DAMAGED):
+                    if step == DAMAGED and not (root / f"step_{step}").is_dir():
+                        continue  # something else has its name, and whoever put it there must take it away
+                    await (await manager.save(step, {"next": step}, overwrite=True))
+                    if (await manager.load(step)).state != {"next": step}:
+                        return f"step {step}, saved afterwards, is silently wrong"
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
+        return f"saving afterwards raised {error!r}"
+    return None
+
+
+def _outside(folder: Path) -> dict[Path, bytes]:
+    """Return what links may lead to."""
+    return {file: file.read_bytes() for place in folder.glob("elsewhere-*") for file in files_of(place)}
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
+
+
+def _link(place: Path) -> None:
+    """Put a link there, to the very same contents elsewhere."""
+    elsewhere = place.parents[1 if place.name.startswith("step_") else 2] / f"elsewhere-{place.name}"  # beside the root
+    if elsewhere.exists():
+        _remove(elsewhere)
+    place.rename(elsewhere)
+    place.symlink_to(elsewhere)
+
+
+def _replacement(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def replace(place: Path) -> None:
+        _remove(place)
+        make(place)
+
+    return replace
+
+
+_REPLACEMENTS: Final[dict[str, Callable[[Path], Any]]] = {
+    "missing": _remove,
+    "replaced by a link to the same": _link,
+    "replaced by a link to nothing": _replacement(lambda place: place.symlink_to("nothing")),
+    "replaced by a link to itself": _replacement(lambda place: place.symlink_to(place.name)),
+    "replaced by a link to /dev/zero": _replacement(lambda place: place.symlink_to("/dev/zero")),
+    "replaced by an empty file": _replacement(lambda place: place.touch()),
+    "replaced by a directory": _replacement(lambda place: place.mkdir()),
+    "replaced by a FIFO": _replacement(os.mkfifo),
+}
+
+
+# --- random damage, of ours -------------------------------------------------------------------------------------------
+
+_RANDOM_CASES: Final = 60
+
+
+async def _random_damage(result: Result, root: Path, form: str, name: str) -> None:
+    """Damage runs of bytes of a checkpoint with many digest blocks; load it whole, in part, and verify it."""
+    chance = random.Random(name)  # noqa: S311 - seeded on purpose
+    numbers = np.random.default_rng(chance.getrandbits(64))
+    states = {
+        step: {f"a{i}": numbers.standard_normal(chance.choice((10, 1000, 140_000))) for i in range(4)}
+        for step in (BEFORE, DAMAGED)
+    }
+    async with asyncckpt.CheckpointManager(root, format=form) as manager:
+        for step, state in states.items():
+            await manager.save(step, state)
+    path = root / f"step_{DAMAGED}"
+    manifest = decode_manifest((path / "manifest.json").read_bytes(), DAMAGED)
+    async with asyncckpt.CheckpointManager(root, read_only=True) as manager:
+        for _ in range(_RANDOM_CASES):
+            file = path / chance.choice([*manifest.files, "manifest.json", "state.msgpack", "state.msgpack"])
+            if not file.exists():
+                file = path / "state.h5"
+            before = file.read_bytes()
+            says, after = _damage(before, chance)
+            if after == before:
+                continue
+            file.write_bytes(after)
+            result.tried += 1
+            for what, select in (("load", None), ("load of a part", f"a{chance.randrange(4)}"), ("verify", None)):
+                try:
+                    if what == "verify":
+                        await manager.verify(DAMAGED)
+                        result.losses.append(f"{file.name}, {says}: verify found nothing")
+                        continue
+                    loaded = await manager.load(DAMAGED, select=select)
+                except asyncckpt.CorruptCheckpointError:
+                    result.count(f"{what}: {DETECTED}")
+                    continue
+                except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
+                    result.losses.append(f"{file.name}, {says}: {what} raised {error!r}")
+                    continue
+                wanted = {key: value for key, value in states[DAMAGED].items() if select in (None, key)}
+                result.count(f"{what}: {EQUAL}")
+                if not same(loaded.state, wanted):
+                    result.losses.append(f"{file.name}, {says}: {what} is silently wrong")
+            file.write_bytes(before)
+
+
+def _damage(data: bytes, chance: random.Random) -> tuple[str, bytes]:
+    """Do to bytes what disks, cables and programs do."""
+    unit = chance.choice((1, 16, 512, 4096, 1 << 20))
+    begin = chance.randrange(max(len(data) // unit, 1)) * unit
+    end = min(begin + unit * chance.choice((1, 1, 2, 5)), len(data))
+    other = chance.randrange(max(len(data) // unit, 1)) * unit
+    run = data[begin:end]
+    kind = chance.choice(("zeroed", "ones", "random", "copied", "swapped", "shifted", "lost", "doubled", "short"))
+    new = {
+        "zeroed": bytes(len(run)),
+        "ones": b"\xff" * len(run),
+        "random": chance.randbytes(len(run)),
+        "copied": data[other : other + len(run)],
+        "shifted": run[1:] + run[:1],
+        "lost": b"",
+        "doubled": run + run,
+        "swapped": run[::-1],
+        "short": run[: len(run) // 2],
+    }[kind]
+    return f"bytes {begin} to {end} {kind}", data[:begin] + new + data[end:]

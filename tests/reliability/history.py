@@ -1,0 +1,97 @@
+"""What a program knows of its saves, and what it may expect of the directory for that.
+
+The one place that says what the guarantee means, step by step. It shares nothing with the library: not its retention,
+not its catalog.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class Event(NamedTuple):
+    """Something that happened in the program."""
+
+    kind: str
+    """`begin` or `ack` or `fail` of a version's save; `delete` or `deleted` of a step; `keep` sets the retention."""
+    step: int
+    version: int = 0
+
+
+@dataclass(slots=True)
+class History:
+    """What happened up to a moment."""
+
+    acknowledged: dict[int, int] = field(default_factory=dict)
+    """The version of each step that must be there, or a later one that was begun."""
+    begun: dict[int, set[int]] = field(default_factory=dict)
+    """Versions that may be there: their saves have begun, and not ended well."""
+    may_be_gone: set[int] = field(default_factory=set)
+    """Steps that retention has let go of, or whose deletion has begun."""
+    gone: set[int] = field(default_factory=set)
+    """Steps whose deletion was acknowledged."""
+    keep_latest: int | None = None
+    keep_every: int | None = None
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> History:
+        """Tell a history from its events."""
+        history = cls()
+        for event in events:
+            history.take(event)
+        return history
+
+    def take(self, event: Event) -> None:
+        """Go on."""
+        kind, step, version = event
+        if kind == "keep":
+            self.keep_latest, self.keep_every = step or None, version or None
+        elif kind == "begin":
+            self.begun.setdefault(step, set()).add(version)
+            self.gone.discard(step)
+        elif kind == "ack":
+            self.acknowledged[step] = version
+            self.begun[step] = {each for each in self.begun.get(step, ()) if each > version}
+            self.may_be_gone.discard(step)
+            self.gone.discard(step)
+            self.may_be_gone |= self.acknowledged.keys() - self._kept(self.acknowledged)
+        elif kind == "delete":
+            self.may_be_gone.add(step)
+        elif kind == "deleted":
+            self.acknowledged.pop(step, None)
+            self.begun.pop(step, None)
+            self.gone.add(step)
+
+    def _kept(self, steps: Iterable[int]) -> set[int]:
+        ordered = sorted(steps)
+        if self.keep_latest is None:
+            return set(ordered)
+        kept = set(ordered[-self.keep_latest :])
+        return kept | {step for step in ordered if self.keep_every and step % self.keep_every == 0}
+
+    def judge(self, found: Mapping[int, int]) -> str | None:
+        """Say what is wrong with what was found, if something is.
+
+        Args:
+            found: The versions that load bit for bit, by step; -1 for a step that is listed and does not.
+        """
+        for step, version in sorted(found.items()):
+            if version < 0:
+                return f"step {step} is listed and does not load"
+            if step in self.gone:
+                return f"step {step} is back, version {version}, after its deletion was acknowledged"
+            least = self.acknowledged.get(step, -1)
+            if version < least:
+                return f"step {step} is version {version} again, after version {least} was acknowledged"
+            if version != least and version not in self.begun.get(step, ()):
+                return f"step {step} has version {version}, which nobody saved"
+        present = found.keys() | self.acknowledged.keys()
+        for step in sorted(self._kept(present) & self.acknowledged.keys() - self.may_be_gone - found.keys()):
+            return (
+                f"step {step} is lost: its version {self.acknowledged[step]} was acknowledged, and retention keeps it"
+            )
+        return None

@@ -1,0 +1,258 @@
+"""Rig 6: hostile files. Whatever a file holds, reading it ends soon, in little memory, well or with a CheckpointError.
+
+1. The cases stand in `hostile_cases.py`. Each is read in a process of its own by everything that reads: a listing, load
+   in all its ways, verify.
+2. A case is lost if the process dies, takes longer than `SECONDS`, takes more memory than its files' size allows
+   (`memory_bound`), raises anything but a CheckpointError, opens a file outside of the directory, or loads HDF5.
+3. Of what loads, every value is touched: an object that crashes when it is used was not loaded well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import os
+import pickle
+import resource
+import shutil
+import signal
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import numpy as np
+
+import asyncckpt
+
+from .hostile_cases import CANARY, FAMILIES, GOOD, SECRET, STEP
+from .rig import Result, Rig
+from .workloads import same
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from .hostile_cases import Case
+
+SECONDS: Final = 20.0
+_ADDRESSES: Final = 3 << 30  # of thread stacks and arenas, mostly never touched
+_PART: Final = 16
+_ALLOWED: Final = (
+    "/usr/",
+    "/proc/self/",
+    "/etc/localtime",
+    "/dev/null",
+    sys.prefix,
+    sys.base_prefix,
+    *filter(None, sys.path),
+)
+
+
+def memory_bound(nbytes: int, *, is_refused: bool) -> int:
+    """Return how much memory reading files of this size may take at its peak, in bytes.
+
+    What loads is a state, and takes what such a state takes: 3 bytes of index may be an empty set of 216. What is
+    refused has no such excuse: the worst is JSON, whose three bytes may be a dict of 88 until it is looked at.
+    """
+    return (64 << 20) + (48 if is_refused else 256) * nbytes
+
+
+class HostileRig(Rig):
+    """All families."""
+
+    name: ClassVar[str] = "hostile"
+    tries: ClassVar[str] = (
+        "files made to hurt whoever reads them, with digests that match: bombs, claims, overlaps, cycles, traversal,"
+        " hash collisions, states that make objects crash"
+    )
+    cases: ClassVar[str] = "hostile checkpoints"
+    quick: ClassVar[int] = 300
+    goal: ClassVar[int] = 1270
+    seconds: ClassVar[float] = SECONDS * (_PART + 1)
+
+    def units(self, seed: int) -> Iterator[str]:
+        """Give parts of the families; the seed does not matter."""
+        del seed
+        counts = {name: sum(1 for _ in family()) for name, family in FAMILIES.items()}
+        for begin in range(0, max(counts.values()), _PART):
+            yield from (f"{name}/{begin}" for name, count in counts.items() if begin < count)
+
+    def run(self, unit: str, scratch: Path) -> Result:
+        """Read each case of a part."""
+        family, _, begin = unit.partition("/")
+        result = Result()
+        for case in itertools.islice(FAMILIES[family](), int(begin), int(begin) + _PART):
+            result.tried += 1
+            result.count(family)
+            for problem in try_case(case, scratch / "case"):
+                result.losses.append(f"{case.name}: {problem}")
+        return result
+
+
+def try_named(names: Iterable[tuple[str, str]], folder: Path) -> dict[str, list[str]]:
+    """Try cases by family and name; return what went wrong, by name, where something did."""
+    wanted = set(names)
+    found: dict[str, list[str]] = {}
+    for family in {family for family, _ in wanted}:
+        for case in FAMILIES[family]():
+            if (family, case.name) in wanted:
+                wanted.discard((family, case.name))
+                if problems := try_case(case, folder / "case"):
+                    found[case.name] = problems
+    return found | {name: ["there is no such case"] for _, name in wanted}
+
+
+def try_case(case: Case, folder: Path) -> list[str]:
+    """Build a case, and read it in a process of its own; return what went wrong."""
+    folder.mkdir()
+    try:
+        (folder / CANARY).write_bytes(SECRET)
+        root = folder / "checkpoints"
+        root.mkdir()
+        case.build(root / f"step_{STEP}")
+        return _read_in_child(case, root)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _read_in_child(case: Case, root: Path) -> list[str]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            problems = _Reader(case, root).run()
+        except BaseException as error:  # noqa: BLE001 - it is reported
+            problems = [f"reading it raised {error!r:.200}"]
+        with os.fdopen(writing, "wb") as pipe:
+            pickle.dump(problems, pipe)
+        os._exit(0)
+    os.close(writing)
+    deadline = time.monotonic() + SECONDS
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(reading)
+            return [f"it hung: no end after {SECONDS} s"]
+        time.sleep(0.002)
+    with os.fdopen(reading, "rb") as pipe:
+        data = pipe.read()
+    if not data:
+        return ["the process died"]
+    found: list[str] = pickle.loads(data)  # noqa: S301 - our own child's
+    return found
+
+
+class _Reader:
+    """The process that reads."""
+
+    def __init__(self, case: Case, root: Path) -> None:
+        self._case = case
+        self._root = root
+        self._problems: list[str] = []
+        self._opened: list[str] = []
+        self._is_refused = True
+
+    def run(self) -> list[str]:
+        """Read, and say what went wrong."""
+        warnings.simplefilter("ignore")
+        nbytes = sum(path.stat().st_size for path in self._root.rglob("*") if path.is_file() and not path.is_symlink())
+        had_hdf5 = {name for name in sys.modules if name.startswith("h5py")}
+        before = _status("VmRSS")
+        resource.setrlimit(
+            resource.RLIMIT_AS, (_status("VmSize") + _ADDRESSES + memory_bound(nbytes, is_refused=False),) * 2
+        )
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        sys.addaudithook(self._watch)
+        asyncio.run(self._read())
+        grown = _status("VmHWM") - before
+        if grown > memory_bound(nbytes, is_refused=self._is_refused):
+            self._problems.append(f"{nbytes} bytes became {grown >> 20} MiB")
+        self._problems += [f"opened {path}" for path in dict.fromkeys(self._opened)]
+        if {name for name in sys.modules if name.startswith("h5py")} - had_hdf5:
+            self._problems.append("loaded h5py")
+        return self._problems
+
+    def _watch(self, event: str, args: tuple[Any, ...]) -> None:
+        if event not in ("open", "os.listdir", "os.scandir", "os.mkfifo", "os.remove", "subprocess.Popen", "os.system"):
+            return
+        if event in ("subprocess.Popen", "os.system", "os.remove"):
+            self._opened.append(f"{event} {args!r:.100}")
+            return
+        path = args[0]
+        if isinstance(path, int) or path is None:
+            return
+        text = os.fsdecode(path)
+        inside = text.startswith(str(self._root)) or not text.startswith("/")
+        if ".." in text.split("/") or not (inside or text.startswith(_ALLOWED)):
+            self._opened.append(text)
+
+    async def _read(self) -> None:
+        async with asyncckpt.CheckpointManager(self._root, metric_name="loss", read_only=True) as manager:
+            ways: dict[str, Any] = {
+                "list": lambda: _value(manager.steps(), manager.best_step()),
+                "load": lambda: manager.load(STEP),
+                "load lazily": lambda: manager.load(STEP, lazy=True),
+                "load a part": lambda: manager.load(STEP, select=["**/a", "word", "0"]),
+                "load like": lambda: manager.load(STEP, like={"a": [1, 2], "b": np.zeros(3)}),
+                "load numbers": lambda: manager.load(STEP, like=[0] * 5),
+                "verify": lambda: manager.verify(STEP),
+                "load the latest": lambda: manager.load("latest"),
+            }
+            for way, call in ways.items():
+                found = None
+                gc.collect()
+                try:
+                    found = await call()
+                    touch(getattr(found, "state", None))
+                    self._is_refused = self._is_refused and way in ("list", "verify")
+                    if self._case.is_equal and way in ("load", "load lazily") and not same(_plain(found.state), GOOD):
+                        self._problems.append(f"{way}: it is not equal")
+                except asyncckpt.CheckpointError as error:
+                    if self._case.is_equal and way in ("load", "load lazily", "verify"):
+                        self._problems.append(f"{way} raised {error!r:.200}")
+                    if len(str(error)) > 5000:
+                        self._problems.append(f"{way} raised an error of {len(str(error))} characters")
+                except BaseException as error:  # noqa: BLE001 - any other is a loss
+                    self._problems.append(f"{way} raised {error!r:.200}")
+
+
+async def _value(*values: object) -> object:
+    return values
+
+
+def _plain(state: Any) -> Any:
+    return {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in state.items()}
+
+
+def touch(state: Any) -> None:
+    """Use every value of a state in a way that reads it; without recursion."""
+    todo, seen = [state], 0
+    while todo and seen < 100_000:
+        value = todo.pop()
+        seen += 1
+        if isinstance(value, dict):
+            todo += value.values()
+        elif isinstance(value, list | tuple | set | frozenset):
+            todo += value
+        elif isinstance(value, np.ndarray):
+            value.tobytes()
+        elif isinstance(value, np.random.Generator):
+            value.random(3)
+        elif isinstance(value, np.random.BitGenerator):
+            value.random_raw(3)
+        elif isinstance(value, np.random.RandomState):
+            value.normal(size=3)
+        elif isinstance(value, str | bytes | bytearray):
+            len(value)
+
+
+def _status(field: str) -> int:
+    """Return a size in /proc/self/status, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)

@@ -1,0 +1,138 @@
+"""What was tried, remembered: one JSON line for each unit, only ever appended.
+
+1. Of several lines of one unit the last one counts: nothing is counted twice.
+2. A line says which state of the library was tried (a digest of its sources). A unit that lost something is run again
+   when the library has changed; one that lost nothing stays counted.
+3. A line that a kill has torn is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .rig import ENOUGH_LOSSES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from .rig import Result, Rig
+
+
+class Key(NamedTuple):
+    """Which unit."""
+
+    rig: str
+    subject: str
+    unit: str
+
+
+@dataclass(slots=True)
+class Sum:
+    """The sum over the units of a rig."""
+
+    units: int = 0
+    tried: int = 0
+    tried_now: int = 0
+    """Cases tried with the library as it is now."""
+    lost: int = 0
+    seconds: float = 0.0
+    losses: list[tuple[str, str]] = field(default_factory=list)
+    """Unit and text."""
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class Ledger:
+    """The memory of one file."""
+
+    def __init__(self, path: Path, library: str) -> None:
+        self.path = path
+        self.library = library
+        self.entries: dict[Key, dict[str, Any]] = {}
+        self.skipped: dict[tuple[str, str], str] = {}
+        """Why a rig did not run the last time: by rig and subject."""
+        self.machine: dict[str, str] = {}
+        if path.exists():
+            for line in path.read_bytes().splitlines():
+                try:
+                    self._take(json.loads(line))
+                except ValueError:
+                    continue
+
+    def _take(self, entry: dict[str, Any]) -> None:
+        if "machine" in entry:
+            self.machine = entry["machine"]
+            return
+        rig, subject = entry["rig"], entry["subject"]
+        if "skipped" in entry:
+            self.skipped[rig, subject] = entry["skipped"]
+            return
+        self.skipped.pop((rig, subject), None)
+        self.entries[Key(rig, subject, entry["unit"])] = entry
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            torn = os.fstat(fd).st_size > 0 and self.path.read_bytes()[-1:] != b"\n"
+            os.write(fd, b"\n" * torn + json.dumps(entry).encode() + b"\n")
+        finally:
+            os.close(fd)
+        self._take(entry)
+
+    def begin(self, machine: dict[str, str]) -> None:
+        """Note where the units that follow are run."""
+        if machine != self.machine:
+            self._append({"machine": machine})
+
+    def skip(self, rig: Rig, why: str) -> None:
+        """Note that a rig cannot run here."""
+        self._append({"rig": rig.name, "subject": rig.subject, "skipped": why})
+
+    def add(self, rig: Rig, unit: str, result: Result, seconds: float) -> None:
+        """Remember a unit."""
+        self._append(
+            {
+                "rig": rig.name,
+                "subject": rig.subject,
+                "unit": unit,
+                "tried": result.tried,
+                "lost": len(result.losses),
+                "losses": result.losses[:ENOUGH_LOSSES],
+                "counts": result.counts,
+                "seconds": round(seconds, 3),
+                "library": self.library,
+            }
+        )
+
+    def has(self, rig: Rig, unit: str) -> bool:
+        """Whether a unit need not be run again."""
+        entry = self.entries.get(Key(rig.name, rig.subject, unit))
+        return entry is not None and (entry["library"] == self.library or not entry["lost"])
+
+    def sum(self, rig: str, subject: str) -> Sum:
+        """Sum the units of a rig."""
+        total = Sum()
+        for key, entry in self.entries.items():
+            if key[:2] != (rig, subject):
+                continue
+            total.units += 1
+            total.tried += entry["tried"]
+            total.tried_now += entry["tried"] * (entry["library"] == self.library)
+            total.lost += entry["lost"]
+            total.seconds += entry["seconds"]
+            total.losses += [(key.unit, text) for text in entry["losses"]]
+            total.counts.update(entry["counts"])
+        return total
+
+
+def library_digest(package: Path) -> str:
+    """Return what tells one state of a package's sources from another."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]

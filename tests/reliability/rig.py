@@ -1,0 +1,76 @@
+"""What a rig is.
+
+1. A rig's work comes in units. A unit is named by a short string, and the name alone decides what it does: running it
+   again tries the same cases again, in any process, on any day.
+2. A unit takes seconds, so that work can stop between units and go on later.
+3. Cases are counted by distinct case: a unit counts none twice, and two units of a rig have no case in common.
+4. What went wrong is a loss, and its text says how to see it again.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OURS = "asyncckpt"
+
+
+ENOUGH_LOSSES = 20
+"""After so many a unit may end: what is broken is broken."""
+
+
+@dataclass(slots=True)
+class Result:
+    """What a unit has tried."""
+
+    tried: int = 0
+    """How many distinct cases."""
+    losses: list[str] = field(default_factory=list)
+    """What was lost or went wrong: one text for each case."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """What else the report tells, summed over units: how many cases were of which kind, or ended in which way."""
+
+    def count(self, kind: str, number: int = 1) -> None:
+        """Count cases of a kind."""
+        self.counts[kind] = self.counts.get(kind, 0) + number
+
+
+class Rig(ABC):
+    """One way of trying to break a promise."""
+
+    name: ClassVar[str]
+    """Short, for the command line and the ledger."""
+    tries: ClassVar[str]
+    """What it tries, for the report: one sentence."""
+    cases: ClassVar[str]
+    """What it counts, in the plural."""
+    quick: ClassVar[int]
+    """How many cases `make rigs` asks for."""
+    goal: ClassVar[int]
+    """How many cases `make torture` asks for, over all its runs."""
+    seconds: ClassVar[float] = 300.0
+    """A unit that takes longer hangs, which is a loss."""
+    subject: str = OURS
+    """Whose promise is tried: ours, or a peer's."""
+    promise: str = ""
+    """What a peer promises, for the report."""
+
+    def missing(self) -> str | None:
+        """Return what this machine lacks to run it, or None."""
+        return None
+
+    @abstractmethod
+    def units(self, seed: int) -> Iterator[str]:
+        """Give the units of a seed. The driver goes through the seeds from one on, until it has enough.
+
+        Units that do not depend on the seed have the same names for every seed, and are run once.
+        """
+
+    @abstractmethod
+    def run(self, unit: str, scratch: Path) -> Result:
+        """Run a unit, in a process of its own, with an empty directory in memory that nobody else uses."""

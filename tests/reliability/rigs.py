@@ -1,0 +1,42 @@
+"""All rigs, in the order of the report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .cancel import Cancel
+from .concurrency import Concurrency
+from .corrupt import CorruptRig
+from .faults import Faults
+from .full_disk import FullDisk
+from .fuzz import FuzzRig
+from .hostile import HostileRig
+from .kernel import KernelRig, SkipsDirectorySync, SkipsFileSync
+from .kill import Kill
+from .peers import PEER_RIGS
+from .power_cut import PowerCut
+from .seeded import SeededBugs
+from .syscalls import Record, SyscallFault, SyscallKill
+
+if TYPE_CHECKING:
+    from .rig import Rig
+
+RIGS: tuple[Rig, ...] = (
+    Kill(),
+    SyscallKill(),
+    Faults(),
+    SyscallFault(),
+    FullDisk(),
+    PowerCut(),
+    Record(),
+    KernelRig(),
+    KernelRig("a saver that syncs no file", SkipsFileSync),
+    KernelRig("a saver that syncs no directory", SkipsDirectorySync),
+    CorruptRig(),
+    HostileRig(),
+    FuzzRig(),
+    Cancel(),
+    Concurrency(),
+    SeededBugs(),
+    *PEER_RIGS,
+)

@@ -1,0 +1,313 @@
+"""Rig: known durability mistakes are made in a copy of the library, and the other rigs must see them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .rig import Result, Rig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ROOT = Path(__file__).parents[2]
+_OTHERS = ("kill", "fault", "power-cut", "concurrency")
+_BUDGET = {"kill": 600, "fault": 800, "power-cut": 6000, "concurrency": 60}
+SEPARATOR = " | "
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A mistake."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    """File below `asyncckpt/`, what stands there exactly once, and what the mistake has instead."""
+    seen_by: tuple[tuple[str, str], ...]
+    """Which rigs must see it, and in which unit; the quickest first."""
+
+
+BUGS = (
+    Bug(
+        "the state file is not synced",
+        (("saving/commit.py", "                batch=batch,\n", "                batch=SyncBatch(ops),\n"),),
+        (("power-cut", "msgpack/save/1"), ("fault", "msgpack/save/1")),
+    ),
+    Bug(
+        "a large state file is not synced",
+        (("disk/blocks.py", "        yield fd\n        ops.sync(fd)\n", "        yield fd\n"),),
+        (("power-cut", "msgpack/save/50"),),
+    ),
+    Bug(
+        "small files are not synced",
+        (("saving/commit.py", "pending / name, data, batch)", "pending / name, data, SyncBatch(ops))"),),
+        (("power-cut", "msgpack/save/1"),),
+    ),
+    Bug(
+        "the manifest is not synced",
+        (("disk/publish.py", "manifest.encode(), batch)", "manifest.encode(), batch and type(batch)(ops))"),),
+        (("power-cut", "msgpack/save/1"),),
+    ),
+    Bug(
+        "the files of a user are not synced",
+        (("disk/publish.py", "        with _syncing():\n            ops.sync(fd)\n", ""),),
+        (("power-cut", "msgpack/finalize/1"),),
+    ),
+    Bug(
+        "the checkpoint's directory is not synced",
+        (("disk/publish.py", "    with _syncing():\n        ops.sync_directory(pending)\n    return", "    return"),),
+        (("power-cut", "msgpack/save/1"),),
+    ),
+    Bug(
+        "the parent is not synced",
+        (
+            (
+                "disk/publish.py",
+                "        ops.sync_directory(root)\n    except OSError as error:\n        _undo(error, move_back)",
+                "        pass\n    except OSError as error:\n        _undo(error, move_back)",
+            ),
+        ),
+        (("power-cut", "msgpack/save/1"),),
+    ),
+    Bug(
+        "a new ancestor is not synced",
+        (("disk/publish.py", "come so far.\n        ops.sync_directory(path.parent)\n", "come so far.\n"),),
+        (("power-cut", "msgpack/first/1"),),
+    ),
+    Bug(
+        "acknowledged before the parent's sync",
+        (
+            (
+                "saving/commit.py",
+                "    old = publish.make_durable(ops, moved)\n",
+                (
+                    "    old = None\n"
+                    "    __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
+                ),
+            ),
+        ),
+        (("power-cut", "msgpack/save/1"),),
+    ),
+    Bug(
+        "pruned before the commit",
+        (
+            (
+                "saving/writer.py",
+                "            self._catalog.begin(handle.step)\n",
+                (
+                    "            self._catalog.begin(handle.step)\n"
+                    "            most = self._settings.keep_latest_k\n"
+                    "            await self.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
+                ),
+            ),
+        ),
+        (("kill", "msgpack/prune/1"), ("power-cut", "msgpack/prune/1"), ("fault", "msgpack/prune/1")),
+    ),
+    Bug(
+        "unlinked before the parent's sync",
+        (
+            (
+                "disk/publish.py",
+                "        if retired:\n            ops.sync_directory(root)\n",
+                "        for _, each in retired:\n            discard(ops, each)\n",
+            ),
+        ),
+        (("power-cut", "msgpack/delete/1"),),
+    ),
+    Bug(
+        "deleted under its committed name",
+        (
+            (
+                "disk/publish.py",
+                "                    ops.rename(path, trash)\n",
+                "                    discard(ops, path)\n",
+            ),
+        ),
+        (("kill", "msgpack/delete/1"), ("power-cut", "msgpack/delete/1")),
+    ),
+    Bug(
+        "renamed before the files' sync",
+        (
+            ("disk/publish.py", "    if batch is not None:\n        batch.sync()\n", ""),
+            (
+                "saving/commit.py",
+                (
+                    "place, batch)\n        stop.check()\n"
+                    "        moved = publish.move(ops, request.root, request.step)\n"
+                ),
+                (
+                    "place, batch)\n            moved = publish.move(ops, request.root, request.step)\n"
+                    "            batch.sync()\n"
+                ),
+            ),
+        ),
+        (("power-cut", "msgpack/save/1"),),
+    ),
+    Bug(
+        "a failed fsync is tried again",
+        (
+            (
+                "disk/batch.py",
+                "            self._ops.sync(fd)\n",
+                (
+                    "            try:\n                self._ops.sync(fd)\n"
+                    "            except OSError:\n                self._ops.sync(fd)\n"
+                ),
+            ),
+        ),
+        (("fault", "msgpack/save/1"),),
+    ),
+    Bug(
+        "a failed fsync is ignored",
+        (
+            (
+                "disk/batch.py",
+                "            self._ops.sync(fd)\n",
+                "            with contextlib.suppress(OSError):\n                self._ops.sync(fd)\n",
+            ),
+        ),
+        (("fault", "msgpack/save/1"),),
+    ),
+    Bug(
+        "a short write is ignored",
+        (("disk/blocks.py", "        if end < parts[-1].offset + len(parts[-1].data):\n", "        if False:\n"),),
+        (("fault", "msgpack/save/1"),),
+    ),
+    Bug(
+        "swapped without the intermediate name",
+        (("disk/publish.py", "    ops.rename(committed, swapped)\n", "    discard(ops, committed)\n"),),
+        (("kill", "msgpack/overwrite-renaming/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
+    ),
+    Bug(
+        "a stale pending directory is used again",
+        (
+            (
+                "disk/publish.py",
+                "        ops.sync_directory(root)\n        discard(ops, path)\n        ops.mkdir(path)\n",
+                "        pass\n",
+            ),
+        ),
+        (("fault", "msgpack/save/1"),),
+    ),
+    Bug(
+        "recovery throws a lone old version away",
+        (
+            (
+                "disk/publish.py",
+                "        ops.rename(swapped, committed)\n        return\n",
+                "        ops.rename(swapped, _trash_name(root, step))\n        return\n",
+            ),
+        ),
+        (("kill", "msgpack/recover/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
+    ),
+    Bug(
+        "the lock is ignored",
+        (("disk/lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),),
+        (("concurrency", "two-writers/1"),),
+    ),
+    Bug(
+        "a buffer goes back to the pool before its write has ended",
+        (
+            (
+                "saving/commit.py",
+                "        pending = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
+                (
+                    "        pending = publish.stage(ops, request.root, request.step)\n"
+                    "        request.snapshot.release()\n        with SyncBatch"
+                ),
+            ),
+        ),
+        (("concurrency", "pipeline/1"),),
+    ),
+)
+
+
+class SeededBugs(Rig):
+    """Tries the rigs themselves."""
+
+    name = "seeded-bugs"
+    tries = "Known durability mistakes are made in a copy of the library, one at a time; the other rigs must see each."
+    cases = "pairs of a mistake and a rig"
+    quick = len(BUGS)
+    goal = len(BUGS) * len(_OTHERS)
+    seconds = 290.0
+
+    def units(self, seed: int) -> Iterator[str]:  # noqa: ARG002 - the same for all seeds
+        """Give each mistake with the quickest rig that must see it; then with all others."""
+        for bug in BUGS:
+            yield f"{bug.name}{SEPARATOR}{bug.seen_by[0][0]}"
+        for bug in BUGS:
+            for rig in _OTHERS:
+                if rig != bug.seen_by[0][0]:
+                    yield f"{bug.name}{SEPARATOR}{rig}"
+
+    def run(self, unit: str, scratch: Path) -> Result:
+        """Make a mistake, and let a rig look."""
+        name, rig = unit.split(SEPARATOR)
+        bug = next(bug for bug in BUGS if bug.name == name)
+        result = Result(tried=1)
+        tree = scratch / "tree"
+        shutil.copytree(_ROOT / "asyncckpt", tree / "asyncckpt", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(_ROOT / "tests/reliability", tree / "tests/reliability")
+        try:
+            seed(bug, tree / "asyncckpt")
+        except ValueError as error:
+            result.losses.append(str(error))
+            return result
+        found = look(tree, rig, dict(bug.seen_by).get(rig))
+        result.count("seen" if found else "not seen")
+        if not found and rig in dict(bug.seen_by):
+            result.losses.append(f"{rig} does not see that {bug.name}")
+        return result
+
+
+def seed(bug: Bug, package: Path) -> None:
+    """Make a mistake.
+
+    Raises:
+        ValueError: The library has changed so that it cannot be made any more.
+    """
+    for file, right, wrong in bug.edits:
+        text = (package / file).read_text()
+        if text.count(right) != 1:
+            message = (
+                f"the patch for {bug.name!r} no longer applies: {file} has this {text.count(right)} times: {right!r}"
+            )
+            raise ValueError(message)
+        (package / file).write_text(text.replace(right, wrong))
+
+
+def look(tree: Path, rig: str, unit: str | None) -> str | None:
+    """Let a rig look at a copy of the library; return what it saw, if it did."""
+    ledger = tree / "ledger.jsonl"
+    what = ["--units", unit] if unit else ["--cases", str(_BUDGET[rig]), "--minutes", "4"]
+    subprocess.run(  # noqa: S603 - our own interpreter
+        [
+            sys.executable,
+            "-m",
+            "tests.reliability",
+            "--rigs",
+            rig,
+            "--jobs",
+            "1",
+            "--until-lost",
+            "--ledger",
+            ledger,
+            *what,
+        ],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    for line in ledger.read_text().splitlines():
+        entry = json.loads(line)
+        if entry.get("lost"):
+            return str(entry["losses"][0])
+    return None
