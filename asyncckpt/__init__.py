@@ -3,15 +3,9 @@
 See `CheckpointManager`, the door that everyone uses, and `Checkpointer`, one file of many keys.
 """
 
-from asyncckpt.checkpointer import (
-    Checkpointer,
-    DictCheckpointer,
-    HDF5Checkpointer,
-    JSONCheckpointer,
-    MsgpackCheckpointer,
-    NullCheckpointer,
-    NumPyCheckpointer,
-)
+import importlib
+import typing
+
 from asyncckpt.config import CheckpointingConfig, CheckpointingOptions
 from asyncckpt.errors import (
     CheckpointError,
@@ -36,7 +30,6 @@ from asyncckpt.errors import (
     UnsupportedLeafError,
     UntrustedFileError,
 )
-from asyncckpt.keyed.view import AsyncCheckpointer
 from asyncckpt.manager import CheckpointManager, ManagerStatistics
 from asyncckpt.saving.catalog import CheckpointRecord, LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle, SaveProgress, SaveState, SaveTimings
@@ -44,6 +37,18 @@ from asyncckpt.saving.leaving import leave_on_sigterm
 from asyncckpt.saving.primitives import _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
 from asyncckpt.state.types import register_type
+
+if typing.TYPE_CHECKING:
+    from asyncckpt.checkpointer import (
+        Checkpointer,
+        DictCheckpointer,
+        HDF5Checkpointer,
+        JSONCheckpointer,
+        MsgpackCheckpointer,
+        NullCheckpointer,
+        NumPyCheckpointer,
+    )
+    from asyncckpt.keyed.view import AsyncCheckpointer
 
 __all__ = [
     "AsyncCheckpointer",
@@ -92,3 +97,18 @@ __all__ = [
     "plan_prune",
     "register_type",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import Checkpointer and its kinds when they are asked for: who uses the manager alone starts sooner."""
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    room = "asyncckpt.keyed.view" if name == "AsyncCheckpointer" else "asyncckpt.checkpointer"
+    found = globals()[name] = getattr(importlib.import_module(room), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    """Name what is public, imported or not."""
+    return sorted({*globals(), *__all__})

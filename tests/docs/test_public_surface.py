@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PUBLIC = [getattr(asyncckpt, name) for name in asyncckpt.__all__] + [asyncckpt.testing.FaultyDisk]
-COSTLY = ("h5py", "torch", "jax", "tensorflow", "yaml", "ml_dtypes", "scipy", "pandas", "trio", "uvloop")
+COSTLY = (
+    "h5py",
+    "torch",
+    "jax",
+    "tensorflow",
+    "yaml",
+    "ml_dtypes",
+    "scipy",
+    "pandas",
+    "trio",
+    "uvloop",
+    "asyncckpt.keyed",
+)
 
 
 def own_members(cls: type) -> Iterator[tuple[str, Any]]:
