@@ -34,7 +34,7 @@ class Kill(Rig):
         " lists, loads and saves."
     )
     cases = "kill points"
-    quick = 500
+    quick = 200
     goal = 10_000
 
     def units(self, seed: int) -> Iterator[str]:
