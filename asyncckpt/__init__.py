@@ -1,17 +1,28 @@
 """Checkpoints that never stop an asyncio loop.
 
-See `CheckpointManager`, the door that everyone uses.
+See `CheckpointManager`, the door that everyone uses, and `Checkpointer`, one file of many keys.
 """
 
+from asyncckpt.checkpointer import (
+    Checkpointer,
+    DictCheckpointer,
+    HDF5Checkpointer,
+    JSONCheckpointer,
+    MsgpackCheckpointer,
+    NullCheckpointer,
+    NumPyCheckpointer,
+)
 from asyncckpt.config import CheckpointingConfig, CheckpointingOptions
 from asyncckpt.errors import (
     CheckpointError,
+    CheckpointerUsageError,
     CheckpointKeyError,
     CheckpointNotFoundError,
     CheckpointWarning,
     ConfigError,
     CorruptCheckpointError,
     DirectoryLockedError,
+    FileLockedError,
     LeafError,
     ManagerClosedError,
     ManagerUsageError,
@@ -23,7 +34,9 @@ from asyncckpt.errors import (
     StepExistsError,
     UnsupportedFormatError,
     UnsupportedLeafError,
+    UntrustedFileError,
 )
+from asyncckpt.keyed.view import AsyncCheckpointer
 from asyncckpt.manager import CheckpointManager, ManagerStatistics
 from asyncckpt.saving.catalog import CheckpointRecord, LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle, SaveProgress, SaveState, SaveTimings
@@ -33,6 +46,7 @@ from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan
 from asyncckpt.state.types import register_type
 
 __all__ = [
+    "AsyncCheckpointer",
     "Candidate",
     "CheckpointError",
     "CheckpointKeyError",
@@ -40,16 +54,25 @@ __all__ = [
     "CheckpointNotFoundError",
     "CheckpointRecord",
     "CheckpointWarning",
+    "Checkpointer",
+    "CheckpointerUsageError",
     "CheckpointingConfig",
     "CheckpointingOptions",
     "ConfigError",
     "CorruptCheckpointError",
+    "DictCheckpointer",
     "DirectoryLockedError",
+    "FileLockedError",
+    "HDF5Checkpointer",
+    "JSONCheckpointer",
     "LeafError",
     "LoadedCheckpoint",
     "ManagerClosedError",
     "ManagerStatistics",
     "ManagerUsageError",
+    "MsgpackCheckpointer",
+    "NullCheckpointer",
+    "NumPyCheckpointer",
     "QueueFullError",
     "ReadOnlyError",
     "RetentionPolicy",
@@ -63,6 +86,7 @@ __all__ = [
     "StepExistsError",
     "UnsupportedFormatError",
     "UnsupportedLeafError",
+    "UntrustedFileError",
     "Verdict",
     "leave_on_sigterm",
     "plan_prune",

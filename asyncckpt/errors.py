@@ -27,7 +27,7 @@ class CheckpointError(Exception):
 
 
 class ConfigError(CheckpointError, ValueError, TypeError):
-    """A configuration has unknown or ill-typed keys; the message lists every one of them and the known keys."""
+    """An option is unknown or ill-typed, or a file none that can be used; the message says what there could be."""
 
 
 class ManagerUsageError(CheckpointError, RuntimeError):
@@ -42,8 +42,12 @@ class ReadOnlyError(ManagerUsageError):
     """A manager with ``read_only=True`` was asked to save, delete or prune."""
 
 
+class CheckpointerUsageError(CheckpointError, RuntimeError):
+    """A Checkpointer was used as it cannot be: blocking on a running loop, in both modes at once, after a fork."""
+
+
 class QueueFullError(CheckpointError):
-    """``save_nowait`` would have to wait: for room in the budget, in the queue, or behind another save."""
+    """What cannot wait would have to: for room in the budget, in the queue, or behind another save."""
 
 
 class StepExistsError(CheckpointError, FileExistsError):
@@ -147,6 +151,18 @@ class DirectoryLockedError(CheckpointError):
     """Another writer holds the checkpoint directory's lock."""
 
 
+class FileLockedError(CheckpointError):
+    """Another Checkpointer is writing to the file.
+
+    Attributes:
+        file: The file.
+    """
+
+    def __init__(self, message: str, *, file: str) -> None:
+        super().__init__(message)
+        self.file = file
+
+
 class CorruptCheckpointError(CheckpointError):
     """What is on disk is not what was written: a digest, a size, a file or the structure is wrong.
 
@@ -161,6 +177,13 @@ class CorruptCheckpointError(CheckpointError):
         self.step = step
         self.file = file
         self.overwritten: tuple[str, ...] = ()
+
+
+class UntrustedFileError(CheckpointError):
+    """A file that only a parser of native code can read, which hostile bytes can mislead, was opened as if trusted.
+
+    ``trusted=True`` says that its origin is known.
+    """
 
 
 class UnsupportedFormatError(CheckpointError):

@@ -28,6 +28,8 @@ OPERATIONS: Final = (
     "create",
     "open_lock",
     "write",
+    "truncate",
+    "set_mode",
     "sync",
     "sync_directory",
     "rename",
@@ -48,7 +50,7 @@ class Operation(NamedTuple):
     target: Path | None = None
     """The new name."""
     nbytes: int | None = None
-    """The size of a write, in bytes."""
+    """The size of a write, or of a file that is cut off, in bytes."""
 
 
 @dataclass(slots=True)
@@ -129,6 +131,16 @@ class FaultyDisk(DiskOps):
         nbytes = sum(len(each) for each in buffers)
         self._do(Operation("write", self._path(fd), nbytes=nbytes))
         return super().write(fd, buffers, offset)
+
+    def truncate(self, fd: int, nbytes: int) -> None:
+        """Cut a file off."""
+        self._do(Operation("truncate", self._path(fd), nbytes=nbytes))
+        super().truncate(fd, nbytes)
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        """Set permissions."""
+        self._do(Operation("set_mode", self._path(fd)))
+        super().set_mode(fd, mode)
 
     def sync(self, fd: int) -> None:
         """Sync a file."""

@@ -1,6 +1,6 @@
 """What the machine itself can do: the least that a save and a load can cost. Floors know nothing of any library.
 
-Copies, reads and writes run in two threads. Each floor is measured after one warm-up.
+Copies and writes run in two threads. Before each measurement `rest` is called, as it is for every library.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _read(path: Path, target: Array, *, is_direct: bool) -> float:
     return time.perf_counter() - start
 
 
-def data_floors(root: Path, nbytes: int, *, repeats: int, settle: float) -> Iterator[tuple[str, float]]:
+def data_floors(root: Path, nbytes: int, *, repeats: int, rest: Callable[[], None]) -> Iterator[tuple[str, float]]:
     """Measure what moving `nbytes` of array data costs; yield (floor, seconds)."""
     nbytes = -(-nbytes // ALIGNMENT) * ALIGNMENT  # direct I/O moves whole pages
     source = _aligned(nbytes)
@@ -102,24 +102,29 @@ def data_floors(root: Path, nbytes: int, *, repeats: int, settle: float) -> Iter
     path = root / "floor"
 
     for _ in range(repeats):
+        rest()
         yield "memcpy_fresh", _copy(source, _aligned(nbytes))
     target = _aligned(nbytes)
     target[:] = 0
     for _ in range(repeats):
+        rest()
         yield "memcpy", _copy(source, target)
     for _ in range(repeats):
+        rest()
         yield "direct_write", _write(path, source)
         remove(path)
-        time.sleep(settle)
     _write(path, source)
     for _ in range(repeats):
         evict(path)
+        rest()
         yield "direct_read", _read(path, target, is_direct=True)
     _read(path, target, is_direct=False)  # into the page cache
     for _ in range(repeats):
+        rest()
         yield "cached_read", _read(path, target, is_direct=False)
     del target
     for _ in range(repeats):
+        rest()
         yield "cached_read_fresh", _read(path, _aligned(nbytes), is_direct=False)
     remove(path)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 import os
 import platform
 import re
 import shutil
+import subprocess
+import time
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
 
 _READ_NBYTES: Final = 8 << 20
 _DROP_CACHES: Final = Path("/proc/sys/vm/drop_caches")
+_MADV_POPULATE_WRITE: Final = 23
+_DISK_IS_QUIET: Final = 0.1
+_DISK_IS_AWAITED: Final = 10.0
+_STAT_IN_FLIGHT: Final = 8
 
 
 def _files(path: Path) -> Iterator[Path]:
@@ -86,6 +93,39 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def claim_memory(nbytes: int) -> None:
+    """Touch so much free memory and free it again, so that fresh pages are the kernel's to give.
+
+    A virtual machine hands memory that has been free for some seconds back to its host, and gets it again page by page,
+    at several times the cost of clearing it. What is measured next would pay for how long the machine was idle before.
+    """
+    nbytes = min(nbytes, _meminfo("MemFree") * 3 // 4) // mmap.PAGESIZE * mmap.PAGESIZE  # the page cache stays
+    if not nbytes:
+        return
+    with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        try:
+            memory.madvise(_MADV_POPULATE_WRITE)
+        except OSError:  # before Linux 5.14
+            for start in range(0, nbytes, mmap.PAGESIZE):
+                memory[start] = 1
+
+
+def settle_disk(root: Path) -> None:
+    """Sync, and wait until the disk does nothing: deleted files are given back to it in the background."""
+    os.sync()
+    device = root.stat().st_dev
+    counters = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    with suppress(FileNotFoundError):  # not a block device
+        start = since = time.perf_counter()
+        before = counters.read_text()
+        while time.perf_counter() < min(since + _DISK_IS_QUIET, start + _DISK_IS_AWAITED):
+            time.sleep(_DISK_IS_QUIET / 10)
+            now = counters.read_text()
+            if now != before or now.split()[_STAT_IN_FLIGHT] != "0":
+                before, since = now, time.perf_counter()
+
+
 def reset_peak_memory() -> int:
     """Start counting the process's peak of resident memory anew; return what it is now, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
@@ -98,15 +138,29 @@ def peak_memory() -> int:
 
 
 def _status(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return _kilobytes(Path("/proc/self/status"), field)
+
+
+def _meminfo(field: str) -> int:
+    return _kilobytes(Path("/proc/meminfo"), field)
+
+
+def _kilobytes(path: Path, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", path.read_text(), re.MULTILINE)
     if found is None:
-        message = f"/proc/self/status has no {field}"
+        message = f"{path} has no {field}"
         raise OSError(message)
     return int(found[1]) << 10
 
 
+def load_average() -> str:
+    """Write how busy the machine is: the load over 1, 5 and 15 minutes."""
+    return " ".join(f"{load:.2f}" for load in os.getloadavg())
+
+
 def describe(root: Path, packages: Iterable[str]) -> dict[str, str]:
     """Describe the machine and the packages, for the report's head."""
+    facts: dict[str, str] = {}
     with suppress(OSError):
         cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -118,12 +172,26 @@ def describe(root: Path, packages: Iterable[str]) -> dict[str, str]:
         "kernel": platform.release(),
         "filesystem": _filesystem(root),
         "Python": platform.python_version(),
-        "load average at the start": " ".join(f"{load:.2f}" for load in os.getloadavg()),
     }
     for package in packages:
         with suppress(metadata.PackageNotFoundError):
             facts[package] = metadata.version(package)
+    facts["asyncckpt"] = f"{facts.get('asyncckpt', '')} {_revision()}".strip()
     return facts
+
+
+def _revision() -> str:
+    """Name the last commit that changed the library, and whether the files differ from it; empty outside a clone."""
+    package = str(Path(__file__).parents[1] / "asyncckpt")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", package, *arguments, "--", package]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+
+    try:
+        return f"at {git('log', '-1', '--format=%h')}" + (" with changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def _filesystem(path: Path) -> str:

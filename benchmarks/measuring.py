@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from benchmarks import machine
 from benchmarks.loops import Stalls, ticking
-from benchmarks.machine import return_memory
 from benchmarks.samples import Sample, as_line
+from benchmarks.states import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 
     from benchmarks.scale import Scale
     from benchmarks.systems.base import System
+
+
+_CLAIMED_PER_STATE: Final = 2
+"""A copy of the state, and its file in the page cache."""
+_CLAIMED_AT_LEAST: Final = 256 * MIB
 
 
 class GivenUpError(Exception):
@@ -46,10 +52,20 @@ class Context:
         self._out.write(as_line(sample))
         self._out.flush()  # what was measured stays, should the process be ended
 
-    async def settle(self) -> None:
-        """Let what came before come to its end: memory returned, deletes done by the disk."""
-        return_memory()
-        await asyncio.sleep(self.scale.settle)
+    def rest(self, nbytes: int) -> None:
+        """Let a measurement with a state of `nbytes` meet the same machine, whatever came before it.
+
+        Freed memory is returned and the disk has come to rest; then as much memory as the measurement may take is made
+        the kernel's to give. Floors, the library and its peers are all measured after this.
+        """
+        machine.return_memory()
+        machine.settle_disk(self.root)
+        time.sleep(self.scale.settle)
+        machine.claim_memory(max(nbytes * _CLAIMED_PER_STATE, _CLAIMED_AT_LEAST))
+
+    async def settle(self, nbytes: int) -> None:
+        """Rest, in a thread."""
+        await asyncio.to_thread(self.rest, nbytes)
 
 
 class SaveTimes(NamedTuple):

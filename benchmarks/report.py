@@ -2,59 +2,113 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from benchmarks import measures
 from benchmarks.goals import evaluate
 from benchmarks.samples import FLOORS
-from benchmarks.scale import FULL
+from benchmarks.scale import FULL, SCALES
 from benchmarks.systems import NAMES, OURS, SYSTEMS
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from benchmarks.goals import Verdict
     from benchmarks.samples import Samples
     from benchmarks.scale import Scale
+    from benchmarks.store import Results
 
 _PREAMBLE = """\
-Medians, with [least .. greatest] where there are several samples. Every number is of this one run: fresh processes,
-the systems taking turns round by round, after a warm-up. *Blocked* is how long the caller waits until it may change
-the state again, *stalls* how much later than due a ticker of 1 ms is called on the same loop between the call and
-durability, *durable* from the call until every file and directory is synced."""
+Medians, with [least .. greatest] where there are several samples. Each sample is from a fresh process, with the systems
+taking turns. Before each of them, floors included, freed memory is returned, the disk comes to rest, and more memory
+than the measurement takes is touched and freed: what it gets is the kernel's to give and has only to be cleared. (A
+virtual machine gets memory that was free for some seconds from its host again, at up to five times the cost.)
+*Blocked* is how long the caller waits until it may change the state again, *stalls* how much later than due a ticker
+of 1 ms is called on the same loop between the call and durability, *durable* from the call until every file and
+directory is synced. *Warm* files lie in the page cache, *cold* ones do not."""
+
+_GOAL_HEAD: Final = ("workload", "system", "measure", "measured", "against", "ratio", "goal", "")
 
 
-def write_report(samples: Samples, facts: Mapping[str, str], scale: Scale) -> str:
+def write_report(results: Results) -> str:
     """Write the whole report."""
+    samples, scale = results.samples, SCALES[results.scale]
     lines = [
         f"# Benchmark, {scale.name} size",
         "",
         _PREAMBLE,
         "",
-        *_table(("machine", ""), facts.items()),
+        *machine(results),
         "",
-        *_goals([verdict for verdict in evaluate(samples) if verdict.goal.workload in samples.workloads()], scale),
+        *_goals(_verdicts(samples), scale),
     ]
     for workload in WORKLOADS:
         if workload.name in samples.workloads():
-            lines += ["", f"## {workload.title_at(scale)}", "", *_workload(samples, workload.name)]
+            lines += ["", f"## {workload.title_at(scale)}", "", *measured(results, workload.name)]
     lines += ["", "## How each system is used", "", *_usage(samples)]
     return "\n".join(lines) + "\n"
 
 
-def _goals(verdicts: Sequence[Verdict], scale: Scale) -> Iterator[str]:
-    measured = [verdict for verdict in verdicts if verdict.is_met is not None]
-    met = sum(verdict.is_met is True for verdict in measured)
-    yield f"## Goals: {met} of {len(measured)} met"
+def machine(results: Results) -> Iterator[str]:
+    """Name the machine and the versions, and how long the measuring took."""
+    minutes = sum(session.seconds for sessions in results.sessions.values() for session in sessions) / 60
+    yield from _table(("machine", ""), (*results.facts().items(), ("measured in", f"{minutes:.1f} minutes")))
+
+
+def measured(results: Results, workload: str) -> Iterator[str]:
+    """Write what was measured of one workload, and when."""
+    yield f"Processes: {', '.join(_processes(results.samples, workload))}."
+    yield from (
+        f"Measured on {session.started} UTC, in {session.seconds / 60:.1f} minutes; load average {session.load_average}"
+        " at the start."
+        for session in results.sessions[workload]
+    )
     yield ""
+    yield from _workload(results.samples, workload)
+
+
+def _processes(samples: Samples, workload: str) -> Iterator[str]:
+    """Say how many processes each of ours and each peer had: fewer where one failed or is still to be measured."""
+    numbers: dict[str, set[int]] = {}
+    for sample in samples.all:
+        if sample.workload == workload and sample.system != FLOORS:
+            numbers.setdefault(sample.system, set()).add(sample.round)
+    for name, is_ours in (("asyncckpt", True), ("peers", False)):
+        counts = sorted({len(found) for system, found in numbers.items() if (system in OURS) is is_ours})
+        if counts:
+            yield f"{name} {' to '.join(map(str, (counts[0], *counts[1:][-1:])))} each"
+
+
+def missed(results: Results) -> Iterator[str]:
+    """Say how many goals are met, and list those that are not."""
+    verdicts, scale = _verdicts(results.samples), SCALES[results.scale]
+    yield from _caution(scale)
+    yield f"{_count(verdicts)} goals are met. Those that are not:"
+    yield ""
+    yield from _table(_GOAL_HEAD, (_goal_row(verdict, scale) for verdict in verdicts if verdict.is_met is False))
+
+
+def _verdicts(samples: Samples) -> list[Verdict]:
+    return [verdict for verdict in evaluate(samples) if verdict.goal.workload in samples.workloads()]
+
+
+def _count(verdicts: Sequence[Verdict]) -> str:
+    outcomes = [verdict.is_met for verdict in verdicts if verdict.is_met is not None]
+    return f"{sum(outcomes)} of {len(outcomes)}"
+
+
+def _caution(scale: Scale) -> Iterator[str]:
     if scale is not FULL:
         yield "The goals are meant for the full size; here they are only a look."
         yield ""
-    yield from _table(
-        ("workload", "system", "measure", "measured", "against", "ratio", "goal", ""),
-        (_goal_row(verdict, scale) for verdict in verdicts),
-    )
+
+
+def _goals(verdicts: Sequence[Verdict], scale: Scale) -> Iterator[str]:
+    yield f"## Goals: {_count(verdicts)} met"
+    yield ""
+    yield from _caution(scale)
+    yield from _table(_GOAL_HEAD, (_goal_row(verdict, scale) for verdict in verdicts))
 
 
 def _goal_row(verdict: Verdict, scale: Scale) -> tuple[str, ...]:

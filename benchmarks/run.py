@@ -1,9 +1,8 @@
-"""The whole benchmark in one go: `python -m benchmarks.run [--quick]`."""
+"""The whole benchmark in one go, or in pieces: `python -m benchmarks.run [--quick] [--resume] [--minutes M]`."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -11,21 +10,26 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from benchmarks.machine import describe
+from benchmarks import page, store
+from benchmarks.machine import describe, load_average
 from benchmarks.plots import write_plots
 from benchmarks.report import write_report
-from benchmarks.samples import FLOORS, Failure, Sample, Samples, read_lines
-from benchmarks.scale import FULL, QUICK
+from benchmarks.samples import FLOORS, Failure, read_lines
+from benchmarks.scale import FULL, QUICK, SCALES
 from benchmarks.systems import NAMES, SYSTEMS
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from benchmarks.scale import Scale
-    from benchmarks.workloads import Workload
+    from benchmarks.store import Results, Session
+    from benchmarks.workloads import Turn, Workload
 
 RESULTS: Final = Path(__file__).parent / "results"
 _PACKAGES: Final = (*dict.fromkeys(entry.package for entry in SYSTEMS.values()), "msgpack", "xxhash", "jax")
@@ -34,85 +38,124 @@ _ENVIRONMENT: Final = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of the benchmark: what is measured, where, and what came out so far."""
+    """One invocation of the benchmark: what is measured, where, until when, and what came out so far."""
 
     scale: Scale
     base: Path
     """Where the checkpoints go."""
+    out: Path
     systems: frozenset[str]
     rounds: int | None
-    samples: Samples
+    until: float
+    """No process is started after this moment of `time.monotonic`."""
+    results: Results
+    facts: Mapping[str, str]
 
-    def measure(self, workload: Workload) -> None:
-        """Give every system its turn in every round; each round starts with another one."""
-        systems = [name for name in workload.systems_at(self.scale) if name in self.systems]
-        for number in range(self.rounds or workload.rounds_at(self.scale)):
-            turn = number % len(systems) if systems else 0
-            for system in systems[turn:] + systems[:turn]:
-                if self.samples.failure(workload.name, system) is None:
-                    self._measure_system(workload, system, number)
+    def measure(self, workload: Workload) -> int:
+        """Measure what is missing; return how many processes are left because the time is over."""
+        samples = self.results.samples
+        done = {(sample.system, sample.round) for sample in samples.all if sample.workload == workload.name}
+        missing = [
+            turn
+            for turn in workload.turns(self.scale, self.rounds)
+            if turn.system in self.systems and turn not in done and not samples.failure(workload.name, turn.system)
+        ]
+        if not missing or time.monotonic() > self.until:
+            return len(missing)
+        session = store.Session(
+            started=f"{datetime.now(UTC):%Y-%m-%d %H:%M}", load_average=load_average(), facts=self.facts
+        )
+        self.results.sessions.setdefault(workload.name, []).append(session)
+        for index, turn in enumerate(missing):
+            if time.monotonic() > self.until:
+                return len(missing) - index
+            if samples.failure(workload.name, turn.system) is None:
+                self._measure_system(workload, turn, session)
+                self.results.write(workload.name, self.out)
+        return 0
 
-    def _measure_system(self, workload: Workload, system: str, number: int) -> None:
+    def _measure_system(self, workload: Workload, turn: Turn, session: Session) -> None:
         """Measure in a fresh process, and add what it wrote to the samples."""
-        print(f"{workload.name}, round {number + 1}: {system} ", end="", flush=True)
+        print(f"{workload.name}: {turn.system}, process {turn.number + 1} ", end="", flush=True)
         start = time.perf_counter()
         with tempfile.TemporaryDirectory(dir=self.base, ignore_cleanup_errors=True) as root:
             checkpoints, out = Path(root, "checkpoints"), Path(root, "samples.jsonl")
             checkpoints.mkdir()
             out.touch()
-            command = [sys.executable, "-m", "benchmarks.worker", workload.name, system, str(checkpoints), str(out)]
-            command += ["--round", str(number), *(["--quick"] if self.scale is QUICK else [])]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.worker",
+                workload.name,
+                turn.system,
+                str(checkpoints),
+                str(out),
+            ]
+            command += ["--round", str(turn.number), *(["--quick"] if self.scale is QUICK else [])]
             reason = _call(command, self.scale.timeout * workload.patience)
-            self.samples.extend(read_lines(out))
+            self.results.samples.extend(read_lines(out))
         if reason:
-            self.samples.failures.append(Failure(workload=workload.name, system=system, reason=reason))
+            failure = Failure(workload=workload.name, system=turn.system, reason=reason)
+            self.results.samples.failures.append(failure)
             print(f"({reason}) ", end="")
-        print(f"{time.perf_counter() - start:.1f} s", flush=True)
+        session.processes += 1
+        seconds = time.perf_counter() - start
+        session.seconds += seconds
+        print(f"{seconds:.1f} s", flush=True)
 
 
 def main() -> None:
     """Measure, write the samples, the table and the plots."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the process at work is ended, too
     args = _parse()
-    scale = QUICK if args.quick else FULL
     out: Path = args.out or (RESULTS / "quick" if args.quick else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
-    if args.report_only:
-        samples, facts = _read(out)
-    else:
-        samples, facts = _measure(args, scale, out)
-    (out / "table.md").write_text(write_report(samples, facts, scale))
-    for path in (out / "table.md", *write_plots(samples, scale, out)):
+    results = store.read(out) if args.report_only else _measure(args, QUICK if args.quick else FULL, out)
+    (out / "table.md").write_text(write_report(results))
+    for path in (out / "table.md", *write_plots(results.samples, SCALES[results.scale], out)):
         print(path)
+    if out.resolve() == RESULTS:
+        page.PAGE.write_text(page.fill(page.PAGE.read_text(), results))
+        print(page.PAGE)
 
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round, under two minutes")
+    parser.add_argument(
+        "--resume", action="store_true", help="measure only what --out does not hold yet, instead of all anew"
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no process after so many")
     workloads = [workload.name for workload in WORKLOADS]
     parser.add_argument("--workloads", nargs="+", choices=workloads, default=workloads, metavar="NAME")
     systems = [FLOORS, *NAMES]
     parser.add_argument("--systems", nargs="+", choices=systems, default=systems, metavar="NAME")
-    parser.add_argument("--rounds", type=int, help="processes for each system")
+    parser.add_argument("--rounds", type=int, help="processes for each system, peers too")
     parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="where the checkpoints go: a real disk")
     parser.add_argument("--out", type=Path, help="where the results go")
-    parser.add_argument("--report-only", action="store_true", help="write the table and plots of earlier samples anew")
+    parser.add_argument(
+        "--report-only", action="store_true", help="write the table, plots and page of earlier samples anew"
+    )
     return parser.parse_args()
 
 
-def _measure(args: argparse.Namespace, scale: Scale, out: Path) -> tuple[Samples, dict[str, str]]:
+def _measure(args: argparse.Namespace, scale: Scale, out: Path) -> Results:
     args.dir.mkdir(parents=True, exist_ok=True)
-    facts = describe(args.dir, _PACKAGES)
     run = Run(
-        scale=scale, base=args.dir.resolve(), systems=frozenset(args.systems), rounds=args.rounds, samples=Samples()
+        scale=scale,
+        base=args.dir.resolve(),
+        out=out,
+        systems=frozenset(args.systems),
+        rounds=args.rounds,
+        until=time.monotonic() + args.minutes * 60,
+        results=store.read(out, scale=scale.name, without=() if args.resume else args.workloads),
+        facts=describe(args.dir, _PACKAGES),
     )
-    start = time.perf_counter()
-    for workload in WORKLOADS:
-        if workload.needs(scale) and workload.name in args.workloads:
-            run.measure(workload)
-            _write(workload.name, run.samples, out)
-    facts["the run took"] = f"{(time.perf_counter() - start) / 60:.1f} minutes"
-    (out / "machine.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return run.samples, facts
+    chosen = [workload for workload in WORKLOADS if workload.needs(scale) and workload.name in args.workloads]
+    left = sum(run.measure(workload) for workload in chosen)
+    if left:
+        print(f"{left} processes are left: go on with --resume")
+    return run.results
 
 
 def _call(command: list[str], timeout: float) -> str:
@@ -135,26 +178,6 @@ def _call(command: list[str], timeout: float) -> str:
         process.wait()
     lines = [line for line in errors.splitlines() if line.strip()]
     return "" if process.returncode == 0 else (lines[-1] if lines else f"ended with {process.returncode}")
-
-
-def _write(workload: str, samples: Samples, out: Path) -> None:
-    kinds: dict[str, list[Sample] | list[Failure]] = {"samples": samples.all, "failures": samples.failures}
-    content = (
-        f'"{kind}": [\n' + ",\n".join(json.dumps(asdict(each)) for each in all_ if each.workload == workload) + "\n]"
-        for kind, all_ in kinds.items()
-    )
-    (out / f"{workload}.json").write_text("{" + ",\n".join(content) + "}\n")  # one sample a line
-
-
-def _read(out: Path) -> tuple[Samples, dict[str, str]]:
-    samples = Samples()
-    for workload in WORKLOADS:
-        path = out / f"{workload.name}.json"
-        if path.exists():
-            content = json.loads(path.read_text())
-            samples.extend(Sample(**each) for each in content["samples"])
-            samples.failures.extend(Failure(**each) for each in content["failures"])
-    return samples, json.loads((out / "machine.json").read_text())
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Scale:
     catalog_count: int
     import_count: int
     settle: float
-    """Seconds of rest before a measurement: what was deleted is discarded by the disk in the background."""
+    """Seconds of rest before a measurement, after the disk has nothing to do any more."""
     timeout: float
     """Seconds that one process may take."""
 
@@ -67,23 +67,23 @@ def size(nbytes: int) -> str:
 FULL: Final = Scale(
     name="full",
     rounds=3,
-    saves=3,
-    loads=2,
+    saves=2,
+    loads=1,
     array_nbytes=GIB,
     array_count=64,
     huge_nbytes=4 * GIB + 1,
-    busy_limit=60.0,
+    busy_limit=15.0,
     many_count=10_000,
     small_saves=50,
     int_count=10_000_000,
     step_nbytes=256 * MIB,
-    step_seconds=5.0,
+    step_seconds=3.0,
     budget_nbytes=256 * MIB,
     budget_state_nbytes=2 * GIB,
     catalog_count=10_000,
     import_count=10,
-    settle=0.5,
-    timeout=420.0,
+    settle=0.2,
+    timeout=180.0,
 )
 
 QUICK: Final = Scale(
@@ -94,7 +94,7 @@ QUICK: Final = Scale(
     array_nbytes=64 * MIB,
     array_count=64,
     huge_nbytes=None,
-    busy_limit=5.0,
+    busy_limit=3.0,
     many_count=1_000,
     small_saves=15,
     int_count=1_000_000,
@@ -104,6 +104,8 @@ QUICK: Final = Scale(
     budget_state_nbytes=256 * MIB,
     catalog_count=100,
     import_count=3,
-    settle=0.05,
+    settle=0.0,
     timeout=60.0,
 )
+
+SCALES: Final = {scale.name: scale for scale in (FULL, QUICK)}

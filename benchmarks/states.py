@@ -46,6 +46,11 @@ def arrays_of(state: State) -> dict[str, Array]:
     return {name: leaf for name, leaf in state.items() if isinstance(leaf, np.ndarray)}
 
 
+def nbytes_of(state: State) -> int:
+    """Return the bytes of a state's arrays."""
+    return sum(array.nbytes for array in arrays_of(state).values())
+
+
 def update(state: State) -> None:
     """Change every array in place."""
     for array in arrays_of(state).values():

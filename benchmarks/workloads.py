@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import statistics
-import sys
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import numpy as np
-
-from benchmarks import floors, machine, states
+from benchmarks import floors, machine, own, states
 from benchmarks.loops import busy, step_rate, ticking
 from benchmarks.measuring import GivenUpError, time_load, time_save, time_save_within
 from benchmarks.samples import FLOORS
 from benchmarks.states import GIB, KIB
-from benchmarks.systems import HDF5, MSGPACK, NAMES, OURS, system_class
+from benchmarks.systems import HDF5, MSGPACK, NAMES, OURS, PEERS, system_class
 from benchmarks.systems.ours import Asyncckpt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
 
     from benchmarks.measuring import Context
     from benchmarks.scale import Scale
@@ -32,7 +28,16 @@ if TYPE_CHECKING:
 BUSY_DURATIONS: Final = {"0.2 ms": 0.0002, "1 ms": 0.001, "2 ms": 0.002}
 """How long a callback of the busy loop takes."""
 
-METRIC: Final = "loss"
+_INT_NBYTES: Final = 40
+"""An int of a list: the object and the place in the list."""
+
+
+class Turn(NamedTuple):
+    """One process."""
+
+    system: str
+    number: int
+    """Counts the processes of the system in this workload."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,8 @@ class Workload:
     """Those that a quick run measures, if not all."""
     rounds: int | None = None
     """At most so many, for what takes long or varies little."""
+    peer_rounds: int = 1
+    """Rounds in which the peers are measured too: all of them where they are what matters."""
     patience: float = 1.0
     """How many times the scale's `timeout` a process may take."""
     needs: Callable[[Scale], bool] = lambda _: True
@@ -63,9 +70,17 @@ class Workload:
         turns = [(FLOORS, name) if self.floors and name in OURS else (name,) for name in chosen]
         return tuple(name for turn in turns for name in turn)
 
-    def rounds_at(self, scale: Scale) -> int:
-        """Return how many processes each system gets."""
-        return min(scale.rounds, self.rounds or scale.rounds)
+    def turns(self, scale: Scale, rounds: int | None = None) -> Iterator[Turn]:
+        """Give every system its turn in every round; each round starts with another one."""
+        for number in range(rounds or min(scale.rounds, self.rounds or scale.rounds)):
+            names = self.systems_at(scale)
+            if rounds is None and number >= self.peer_rounds:
+                names = tuple(name for name in names if name not in PEERS)
+            turns = [
+                Turn(name, number * names.count(name) + names[:index].count(name)) for index, name in enumerate(names)
+            ]
+            first = number % len(turns)
+            yield from turns[first:] + turns[:first]
 
 
 # --- arrays: the main row, and one array that is larger than 4 GiB ----------------------------------------------------
@@ -90,7 +105,7 @@ async def _save_and_load(context: Context, system: System, state: State, *, save
             if step:
                 await system.discard(step - 1)
                 await asyncio.to_thread(states.update, state)
-            await context.settle()
+            await context.settle(states.nbytes_of(state))
             times = await time_save(system, step, adopted)
             prefix = "" if step else "first_"
             context.record(f"{prefix}blocked", times.blocked)
@@ -102,7 +117,8 @@ async def _save_and_load(context: Context, system: System, state: State, *, save
 
 
 async def _load_each_way(context: Context, system: System, step: int, state: State, adopted: Any) -> None:
-    await context.settle()
+    nbytes = states.nbytes_of(state)
+    await context.settle(nbytes)
     seconds, loaded = await time_load(system.load(step))
     context.record("load_after_save", seconds)
     if not states.is_equal(state, loaded):
@@ -112,44 +128,42 @@ async def _load_each_way(context: Context, system: System, step: int, state: Sta
 
     for _ in range(context.scale.loads):
         await asyncio.to_thread(machine.warm, system.path(step))
-        await context.settle()
-        seconds, _ = await time_load(system.load(step))
-        context.record("load_warm", seconds)
+        await context.settle(nbytes)
+        context.record("load_warm", (await time_load(system.load(step)))[0])
     if system.restores_in_place:
         for _ in range(context.scale.loads):
-            await context.settle()
-            seconds, _ = await time_load(system.restore(step, adopted))
-            context.record("restore_warm", seconds)
+            await context.settle(nbytes)
+            context.record("restore_warm", (await time_load(system.restore(step, adopted)))[0])
     if isinstance(system, Asyncckpt):
         await system.load_lazily(step)  # the imports
         for _ in range(context.scale.loads):
-            seconds, _ = await time_load(system.load_lazily(step))
-            context.record("load_lazy", seconds)
+            context.record("load_lazy", (await time_load(system.load_lazily(step)))[0])
     for _ in range(context.scale.loads):
         await asyncio.to_thread(machine.evict, system.path(step))
-        await context.settle()
-        seconds, _ = await time_load(system.load(step))
-        context.record("load_cold", seconds)
+        await context.settle(nbytes)
+        context.record("load_cold", (await time_load(system.load(step)))[0])
 
 
 async def _measure_prewarmed(context: Context, system: Asyncckpt, state: State) -> None:
     async with system:
         if hasattr(system.manager, "prewarm"):
             await system.manager.prewarm(state)
-            await context.settle()
+            await context.settle(states.nbytes_of(state))
             times = await time_save(system, 0, state)
             context.record("prewarmed_blocked", times.blocked)
 
 
 def _array_floors(context: Context) -> Iterable[tuple[str, float]]:
-    yield from floors.data_floors(
-        context.root, context.scale.array_nbytes, repeats=context.scale.saves, settle=context.scale.settle
-    )
+    yield from _data_floors(context, context.scale.array_nbytes)
     yield from floors.stall_floor(context.scale.step_seconds / 2)
 
 
 def _huge_floors(context: Context) -> Iterable[tuple[str, float]]:
-    return floors.data_floors(context.root, context.scale.huge_nbytes or 0, repeats=1, settle=context.scale.settle)
+    return _data_floors(context, context.scale.huge_nbytes or 0)
+
+
+def _data_floors(context: Context, nbytes: int) -> Iterable[tuple[str, float]]:
+    return floors.data_floors(context.root, nbytes, repeats=context.scale.loads, rest=lambda: context.rest(nbytes))
 
 
 # --- beside a loop that is always busy --------------------------------------------------------------------------------
@@ -162,7 +176,7 @@ async def _measure_busy(context: Context, make: type[System]) -> None:
     step = 0
     async with system:
         for label, duration in {"warm-up": 0.0, "idle": 0.0, **BUSY_DURATIONS}.items():
-            await context.settle()
+            await context.settle(states.nbytes_of(state))
             if duration:
                 async with busy(duration):
                     blocked, durable = await time_save_within(system, step, adopted, context.scale.busy_limit)
@@ -194,6 +208,7 @@ async def _measure_small(context: Context, make: type[System]) -> None:
     state = states.float_arrays(10 * KIB, 10)
     system = make(context.root)
     adopted = system.adopt(state)
+    await context.settle(states.nbytes_of(state))
     async with system:
         for step in range(context.scale.small_saves + 3):
             start = time.perf_counter()
@@ -225,14 +240,15 @@ async def _measure_listed_ints(context: Context, make: type[System]) -> None:
 async def _measure_ints(context: Context, make: type[System], state: State) -> None:
     system = make(context.root)
     async with system:
+        nbytes = context.scale.int_count * _INT_NBYTES
         for step in range(2):
-            await context.settle()
+            await context.settle(nbytes)
             times = await time_save(system, step, state)
             if step:
                 context.record("blocked", times.blocked)
                 context.record("durable", times.durable)
                 context.record("stall_max", times.stalls.longest)
-        await context.settle()
+        await context.settle(nbytes)
         async with ticking() as ticker:
             seconds, loaded = await time_load(system.load(1))
         context.record("load_warm", seconds)
@@ -260,7 +276,7 @@ async def _measure_steps(context: Context, make: type[System]) -> None:
     async with system:
         await system.save(0, adopted)
         await system.wait_durable(0)
-        await context.settle()
+        await context.settle(context.scale.step_nbytes)
         before = await rate()
         is_over = False
         saved = 0
@@ -271,103 +287,24 @@ async def _measure_steps(context: Context, make: type[System]) -> None:
                 saved += 1
                 await system.save(saved, adopted)
                 await system.wait_durable(saved)
-                await system.discard(saved - 1)
+                await system.discard(saved - 1)  # as retention would
 
         saving = asyncio.create_task(save_on_and_on())
         during = await rate()
         is_over = True
         finished = saved - 1
         await saving
-        await context.settle()
+        await context.settle(context.scale.step_nbytes)
         alone = statistics.mean((before, await rate()))
     context.record("steps_alone", alone)
     context.record("steps_saving", during)
     context.record("saves_meanwhile", finished)
 
 
-# --- ours alone -------------------------------------------------------------------------------------------------------
+# --- the rows of the report ------------------------------------------------------------------------------------------
 
-
-async def _measure_budget(context: Context, make: type[System]) -> None:
-    state = states.float_arrays(context.scale.budget_state_nbytes, 64)
-    system = make(context.root, staged_nbytes=context.scale.budget_nbytes)
-    async with system:
-        await system.save(0, {"warm-up": np.zeros(KIB)})
-        await system.wait_durable(0)
-        await context.settle()
-        before = machine.reset_peak_memory()
-        times = await time_save(system, 1, state)
-        peak = machine.peak_memory() - before
-        context.record("peak_nbytes", peak)
-        context.record("peak_per_budget", peak / context.scale.budget_nbytes)
-        context.record("blocked", times.blocked)
-        context.record("durable", times.durable)
-        context.record("stall_max", times.stalls.longest)
-
-
-async def _measure_catalog(context: Context, make: type[System]) -> None:
-    from asyncckpt import CheckpointManager
-
-    options: dict[str, Any] = {"metric_name": METRIC, "save_period": 10}
-    del make  # the format of the state files does not matter here
-    async with CheckpointManager(context.root, **options) as manager:
-        for step in range(context.scale.catalog_count):
-            await (await manager.save(step, {"step": step}, training_info={METRIC: step * 7919 % 1009}))
-
-    async def open_once(measure: str) -> None:
-        start = time.perf_counter()
-        async with ticking() as ticker, CheckpointManager(context.root, **options) as manager:
-            context.record(measure, time.perf_counter() - start)
-            manager.latest_step()
-        context.record(f"{measure}_stall_max", ticker.stalls.longest)
-
-    for _ in range(context.scale.saves):
-        await open_once("open_warm")
-    async with CheckpointManager(context.root, **options) as manager:
-        calls: dict[str, Callable[[], object]] = {
-            "latest_step": manager.latest_step,
-            "best_step": manager.best_step,
-            "should_save": lambda: manager.should_save(7),
-        }
-        for measure, call in calls.items():
-            for _ in range(100):
-                start = time.perf_counter()
-                call()
-                context.record(measure, time.perf_counter() - start)
-    if machine.drop_directory_caches():
-        await open_once("open_cold")
-
-
-async def _measure_import(context: Context, make: type[System]) -> None:
-    del make
-    code = "import time, numpy; start = time.perf_counter(); import asyncckpt; print(time.perf_counter() - start)"
-    # With compiled bytecode, as every start but the first has it; the first one here makes it.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = str(context.root / "bytecode")
-    for number in range(context.scale.import_count + 1):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=environment
-        )
-        seconds, _ = await process.communicate()
-        if number:
-            context.record("import", float(seconds))
-
-
-async def _measure_frozen(context: Context, make: type[System]) -> None:
-    state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
-    system: Any = make(context.root)
-    async with system:
-        for step in range(context.scale.saves + 1):
-            await context.settle()
-            start = time.perf_counter()
-            handle = await system.manager.save(step, state, frozen=True)
-            blocked = time.perf_counter() - start
-            await handle
-            if step:
-                context.record("blocked", blocked)
-                context.record("durable", time.perf_counter() - start)
-                await system.discard(step - 1)
-
+_SOME: Final = (*OURS, "Orbax", "torch DCP", "Moonclip", "safetensors", "pickle 5")
+"""One of each kind: torch.save, np.savez and h5py copy in a thread and write in another, as pickle 5 does."""
 
 _LIST_TAKERS: Final = (MSGPACK, HDF5, "torch.save", "pickle 5")
 
@@ -377,12 +314,16 @@ WORKLOADS: Final = (
         title="{scale.array_size} in {scale.array_count} arrays",
         measure=_measure_arrays,
         floors=_array_floors,
-        quick_systems=tuple(name for name in NAMES if name != "torch_checkpointing"),  # its process starts slowly
+        peer_rounds=2,
+        quick_systems=tuple(
+            name for name in NAMES if name not in {"torch_checkpointing", "torch.save"}
+        ),  # slow to start
     ),
     Workload(
         name="busy",
         title="{scale.array_size} in {scale.array_count} arrays, beside a loop that is always busy",
         measure=_measure_busy,
+        systems=_SOME,
         quick_systems=(*OURS, "safetensors"),
         rounds=2,
     ),
@@ -391,6 +332,7 @@ WORKLOADS: Final = (
         title="one array of 4 GiB + 1",
         measure=_measure_huge,
         floors=_huge_floors,
+        systems=(*OURS, "torch DCP", "safetensors"),
         rounds=1,
         needs=lambda scale: scale.huge_nbytes is not None,
     ),
@@ -398,6 +340,7 @@ WORKLOADS: Final = (
         name="many",
         title="{scale.many_count:,} arrays of 1 KiB",
         measure=_measure_many,
+        rounds=2,
         quick_systems=(*OURS, "safetensors", "pickle 5"),
     ),
     Workload(
@@ -405,6 +348,7 @@ WORKLOADS: Final = (
         title="10 KiB",
         measure=_measure_small,
         floors=_small_floors,
+        rounds=2,
         quick_systems=(*OURS, "Orbax", "safetensors", "pickle 5"),
     ),
     Workload(
@@ -427,31 +371,34 @@ WORKLOADS: Final = (
         name="steps",
         title="steps of pure Python beside saves of {scale.step_size}, back to back",
         measure=_measure_steps,
+        systems=_SOME,
         quick_systems=(*OURS, "safetensors"),
         rounds=2,
     ),
     Workload(
         name="budget",
         title="{scale.budget_state_size} with a budget of {scale.budget_size}",
-        measure=_measure_budget,
+        measure=own.measure_budget,
         systems=OURS,
+        rounds=2,
     ),
     Workload(
         name="catalog",
         title="{scale.catalog_count:,} committed checkpoints",
-        measure=_measure_catalog,
+        measure=own.measure_catalog,
         systems=(MSGPACK,),
         rounds=1,
         patience=4,  # they are all saved first
     ),
     Workload(
-        name="import", title="import asyncckpt, over numpy", measure=_measure_import, systems=(MSGPACK,), rounds=1
+        name="import", title="import asyncckpt, over numpy", measure=own.measure_import, systems=(MSGPACK,), rounds=1
     ),
     Workload(
         name="frozen",
         title="{scale.array_size} in {scale.array_count} frozen arrays",
-        measure=_measure_frozen,
+        measure=own.measure_frozen,
         systems=OURS,
+        rounds=2,
     ),
 )
 

@@ -21,6 +21,18 @@ import asyncckpt.disk.publish
 import asyncckpt.disk.reading
 import asyncckpt.formats.hdf5
 import asyncckpt.formats.msgpack
+import asyncckpt.keyed.hdf5
+import asyncckpt.keyed.home
+import asyncckpt.keyed.json_file
+import asyncckpt.keyed.json_text
+import asyncckpt.keyed.log
+import asyncckpt.keyed.log_records
+import asyncckpt.keyed.memory
+import asyncckpt.keyed.npz
+import asyncckpt.keyed.npz_zip
+import asyncckpt.keyed.reading
+import asyncckpt.keyed.streams
+import asyncckpt.keyed.writing
 import asyncckpt.testing
 
 if TYPE_CHECKING:
@@ -45,10 +57,33 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.reading,
     asyncckpt.formats.hdf5,
     asyncckpt.formats.msgpack,
+    asyncckpt.keyed.hdf5,
+    asyncckpt.keyed.home,
+    asyncckpt.keyed.json_file,
+    asyncckpt.keyed.json_text,
+    asyncckpt.keyed.log,
+    asyncckpt.keyed.log_records,
+    asyncckpt.keyed.memory,
+    asyncckpt.keyed.npz,
+    asyncckpt.keyed.npz_zip,
+    asyncckpt.keyed.reading,
+    asyncckpt.keyed.streams,
+    asyncckpt.keyed.writing,
     asyncckpt.testing,
 )
 # What these modules lend to the loop's thread: memory only.
-_HARMLESS = {"_close_in_child", "_renameat2", "_libc", "__init__", "release", "fail", "heal", "names"}
+_HARMLESS = {
+    "_close_in_child",
+    "_renameat2",
+    "_libc",
+    "__init__",
+    "release",
+    "fail",
+    "heal",
+    "names",
+    "check_stream",
+    "_can",
+}
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])

@@ -99,23 +99,40 @@ def write_plan(  # noqa: PLR0913
     fd, is_direct = _create(ops, path, want_direct=is_large)
     with _durable(ops, fd, None if is_large else batch):
         writer = _Writer(ops, fd, plan, arrays, block_nbytes, is_direct=is_direct)
-        left = len(writer.begins)
-        counting = threading.Lock()
+        return _write_blocks(writer, crew, stop, on_copied=on_copied, on_written=on_written)
 
-        def work(block: int) -> None:
-            nonlocal left
-            gathering = writer.gather(block)
-            with counting:
-                left -= 1
-                is_last = left == 0
-            if is_last and on_copied is not None:
-                on_copied()
-            writer.write(block, gathering)
-            if on_written is not None:
-                on_written(sum(len(part.data) for part in gathering.parts))
 
-        crew.run(work, range(len(writer.begins)), stop=stop)
-    return FileRecord(plan.nbytes, b"".join(writer.digests))
+def write_plan_at(  # noqa: PLR0913
+    ops: DiskOps,
+    fd: int,
+    plan: FilePlan,
+    arrays: ArrayBytes,
+    *,
+    base: int,
+    crew: Crew,
+    stop: StopFlag | None = None,
+    block_nbytes: int = BLOCK_NBYTES,
+) -> FileRecord:
+    """Write a plan into an open file, through the page cache, and leave making it durable to the caller.
+
+    Args:
+        ops: The disk.
+        fd: The file, open for writing.
+        plan: What lies where, counted from `base`.
+        arrays: The arrays' bytes.
+        base: Where the plan begins in the file, a multiple of `asyncckpt.memory.PAGE_NBYTES`.
+        crew: Who helps.
+        stop: Looked at before every block.
+        block_nbytes: Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`.
+
+    Returns:
+        The digests of the plan's bytes, in digest blocks counted from `base`.
+
+    Raises:
+        OSError: The disk failed.
+        Stopped: `stop` was set.
+    """
+    return _write_blocks(_Writer(ops, fd, plan, arrays, block_nbytes, is_direct=False, base=base), crew, stop)
 
 
 def write_bytes(ops: DiskOps, path: Path, data: bytes, batch: SyncBatch | None = None) -> FileRecord:
@@ -162,6 +179,33 @@ def write_all(ops: DiskOps, fd: int, parts: Sequence[Part], *, granularity: int 
             return
 
 
+def _write_blocks(
+    writer: _Writer,
+    crew: Crew,
+    stop: StopFlag | None,
+    *,
+    on_copied: Callable[[], None] | None = None,
+    on_written: Callable[[int], None] | None = None,
+) -> FileRecord:
+    left = len(writer.begins)
+    counting = threading.Lock()
+
+    def work(block: int) -> None:
+        nonlocal left
+        gathering = writer.gather(block)
+        with counting:
+            left -= 1
+            is_last = left == 0
+        if is_last and on_copied is not None:
+            on_copied()
+        writer.write(block, gathering)
+        if on_written is not None:
+            on_written(sum(len(part.data) for part in gathering.parts))
+
+    crew.run(work, range(len(writer.begins)), stop=stop)
+    return FileRecord(writer.begins.stop, b"".join(writer.digests))
+
+
 def _create(ops: DiskOps, path: Path, *, want_direct: bool) -> tuple[int, bool]:
     if want_direct and O_DIRECT:
         try:
@@ -178,8 +222,17 @@ class _Writer:
     """Writes the blocks of one file."""
 
     def __init__(  # noqa: PLR0913
-        self, ops: DiskOps, fd: int, plan: FilePlan, arrays: ArrayBytes, block_nbytes: int, *, is_direct: bool
+        self,
+        ops: DiskOps,
+        fd: int,
+        plan: FilePlan,
+        arrays: ArrayBytes,
+        block_nbytes: int,
+        *,
+        is_direct: bool,
+        base: int = 0,
     ) -> None:
+        self._base = base
         self._ops = ops
         self._fd = fd
         self._plan = plan
@@ -221,15 +274,16 @@ class _Writer:
     def write(self, block: int, gathering: _Gathering) -> None:
         """Hash a block and write it."""
         self.digests[block] = digest_parts(gathering.parts)
+        parts = [Part(self._base + part.offset, part.data) for part in gathering.parts]
         try:
             granularity = PAGE_NBYTES if self._is_direct else 1
-            write_all(self._ops, self._fd, gathering.parts, granularity=granularity)
+            write_all(self._ops, self._fd, parts, granularity=granularity)
         except OSError as error:
             if not self._is_direct or error.errno != errno.EINVAL:
                 raise
             # Some file systems take the flag and refuse the write itself, which has then written nothing.
             fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
-            write_all(self._ops, self._fd, gathering.parts)
+            write_all(self._ops, self._fd, parts)
         if gathering.bounce is not None:
             self._spare.append(gathering.bounce)
 

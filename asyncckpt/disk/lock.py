@@ -1,10 +1,12 @@
-"""One writer per directory.
+"""One writer per directory, and per file of many keys.
 
 1. The lock is advisory (flock), taken by a writer's first mutation and held until it is released or the process ends.
    Listing and loading take none.
 2. It belongs to the open file, so a second writer in the same process is refused as well.
 3. A forked child closes its copy of the descriptor and never unlocks: unlocking would free the parent's lock too, and
    an orphan that kept the descriptor would hold it on.
+4. A file is renamed over when it is rewritten, so its lock is a file beside it. Whoever leaves removes that; whoever
+   takes it looks whether it still has its name.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.names import LOCK_NAME
-from asyncckpt.errors import DirectoryLockedError
+from asyncckpt.errors import DirectoryLockedError, FileLockedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,20 +52,69 @@ def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
         OSError: The lock file cannot be opened.
     """
     fd = ops.open_lock(root / LOCK_NAME)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _UNSUPPORTED:
-            return DirectoryLock(fd, is_supported=False)
-        os.close(fd)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
+    is_supported = _try_lock(fd)
+    if is_supported is None:
         message = (
             f"{root}: another writer holds the lock: one CheckpointManager at a time may save here. Open this one with"
             " read_only=True, or use another directory"
         )
-        raise DirectoryLockedError(message) from None
-    return DirectoryLock(fd, is_supported=True)
+        raise DirectoryLockedError(message)
+    return DirectoryLock(fd, is_supported=is_supported)
+
+
+class FileLock(DirectoryLock):
+    """The lock of one file, held."""
+
+    def __init__(self, ops: DiskOps, path: Path, fd: int, *, is_supported: bool) -> None:
+        super().__init__(fd, is_supported=is_supported)
+        self._ops = ops
+        self._path = path
+
+    def release(self) -> None:
+        """Remove the lock file and give the lock back; more than once does no harm."""
+        if self._close.alive and self.is_supported:
+            with contextlib.suppress(OSError):  # one that stays is empty, and in nobody's way
+                self._ops.unlink(self._path)
+        super().release()
+
+
+def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
+    """Take the lock of a file, which need not exist; its directory must.
+
+    Raises:
+        FileLockedError: Another writer holds it.
+        OSError: The lock file cannot be opened.
+    """
+    path = file.with_name(f".{file.name}.lock")
+    while True:
+        fd = ops.open_lock(path)
+        is_supported = _try_lock(fd)
+        if is_supported is None:
+            message = (
+                f"{file}: another writer has it open: one Checkpointer at a time may change a file. Wait until that one"
+                " is closed, or use another file; reading needs no lock"
+            )
+            raise FileLockedError(message, file=str(file))
+        try:
+            if os.path.samestat(path.stat(), os.fstat(fd)):
+                return FileLock(ops, path, fd, is_supported=is_supported)
+        except FileNotFoundError:
+            pass
+        os.close(fd)  # its last holder removed it between our two calls
+
+
+def _try_lock(fd: int) -> bool | None:
+    """Lock an open file: True if that worked, False if it is not to be had here, None (and closed) if it is taken."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:
+            return False
+        os.close(fd)
+        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+            raise
+        return None
+    return True
 
 
 _held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
@@ -72,7 +123,7 @@ _held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 def _close_in_child() -> None:
     for lock in list(_held):
         with contextlib.suppress(OSError):
-            lock.release()
+            lock._close()  # noqa: SLF001 - and nothing else: the lock and its file are the parent's
 
 
 os.register_at_fork(after_in_child=_close_in_child)

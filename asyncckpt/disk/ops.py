@@ -50,6 +50,14 @@ class DiskOps:
         """Write buffers at an offset and return how many bytes were written, which may be fewer than asked."""
         return os.pwritev(fd, buffers, offset)  # type: ignore[arg-type] # arrays are buffers
 
+    def truncate(self, fd: int, nbytes: int) -> None:
+        """Cut a file off, or fill it up with zeros."""
+        os.ftruncate(fd, nbytes)
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        """Set a file's permissions."""
+        os.fchmod(fd, mode)
+
     def sync(self, fd: int) -> None:
         """Make a file's data and size durable."""
         os.fsync(fd)

@@ -214,10 +214,54 @@ def read_targets(  # noqa: PLR0913
         CorruptCheckpointError: A digest does not match, or the file is too short.
         Stopped: `stop` was set.
     """
-    record = reader.manifest.files[name]
+    read_record(
+        fd,
+        reader.manifest.files[name],
+        targets,
+        corrupt=lambda reason: reader.corrupt(name, reason),
+        crew=crew,
+        stop=stop,
+        is_whole=is_whole,
+        on_begin=on_begin,
+        may_go_direct=True,
+    )
+
+
+def read_record(  # noqa: PLR0913
+    fd: int,
+    record: FileRecord,
+    targets: Sequence[Target],
+    *,
+    corrupt: Callable[[str], Exception],
+    base: int = 0,
+    crew: Crew | None = None,
+    stop: StopFlag | None = None,
+    is_whole: bool = False,
+    on_begin: Callable[[int, int], None] | None = None,
+    may_go_direct: bool = False,
+) -> None:
+    """Read what is wanted of a file, or of a run of it, and verify every digest block that was touched.
+
+    Args:
+        fd: The file, open for reading.
+        record: Size and digests of the run.
+        targets: What is wanted, counted from `base`, sorted by offset, without overlaps.
+        corrupt: Makes the error to raise from what is wrong.
+        base: Where the run begins.
+        crew: Who helps.
+        stop: Looked at before every chunk.
+        is_whole: Whether to read and verify the rest of the run too.
+        on_begin: Called with the range of each chunk before it is read, from any thread.
+        may_go_direct: Whether the descriptor may be switched to direct I/O, and stay so.
+
+    Raises:
+        Exception: What `corrupt` made: a digest does not match, or the file is too short.
+        Stopped: `stop` was set.
+    """
     chunks = _whole_chunks(record.nbytes) if is_whole else _chunks_of(targets, record.nbytes)
-    reading = _Reading(reader, fd, name, record, targets)
-    if len(chunks) >= _DIRECT_MIN_CHUNKS and record.nbytes % PAGE_NBYTES == 0 and not MappedFile(fd).is_cached():
+    reading = _Reading(fd, record, targets, base, corrupt)
+    is_large = len(chunks) >= _DIRECT_MIN_CHUNKS and record.nbytes % PAGE_NBYTES == 0
+    if may_go_direct and is_large and not MappedFile(fd).is_cached():
         reading.go_direct()
 
     def work(chunk: tuple[int, int]) -> None:
@@ -260,16 +304,16 @@ def _chunks_of(targets: Sequence[Target], nbytes: int) -> list[tuple[int, int]]:
 
 
 class _Reading:
-    """Reads the chunks of one file."""
+    """Reads the chunks of one run of a file."""
 
     def __init__(
-        self, reader: CheckpointReader, fd: int, name: str, record: FileRecord, targets: Sequence[Target]
+        self, fd: int, record: FileRecord, targets: Sequence[Target], base: int, corrupt: Callable[[str], Exception]
     ) -> None:
-        self._reader = reader
         self._fd = fd
-        self._name = name
         self._record = record
         self._targets = targets
+        self._base = base
+        self._corrupt = corrupt
         self._offsets = [target.offset for target in targets]
         self._spare: list[Bytes] = []
         self.is_direct = False
@@ -344,7 +388,7 @@ class _Reading:
         while parts:
             offset = parts[0].offset
             try:
-                count = os.preadv(self._fd, [part.data for part in parts], offset)  # type: ignore[misc] # arrays are buffers
+                count = os.preadv(self._fd, [part.data for part in parts], self._base + offset)  # type: ignore[misc] # arrays are buffers
             except OSError as error:
                 if not self.is_direct or error.errno != errno.EINVAL:
                     raise
@@ -356,9 +400,8 @@ class _Reading:
             if self.is_direct:
                 end -= end % PAGE_NBYTES
             if end <= offset:
-                raise self._reader.corrupt(
-                    self._name, f"ends at byte {offset + count} instead of {self._record.nbytes}"
-                )
+                whole = self._base + self._record.nbytes
+                raise self._corrupt(f"ends at byte {self._base + offset + count} instead of {whole}")
             parts = [Part(max(p.offset, end), p.data[max(0, end - p.offset) :]) for p in parts]
             parts = [part for part in parts if len(part.data)]
 
@@ -371,6 +414,5 @@ class _Reading:
         for block in range(len(found) // DIGEST_NBYTES):
             place = slice(block * DIGEST_NBYTES, (block + 1) * DIGEST_NBYTES)
             if found[place] != expected[place]:
-                at = (first + block) * DIGEST_BLOCK_NBYTES
-                reason = f"is damaged: the digest of the block at byte {at} does not match"
-                raise self._reader.corrupt(self._name, reason)
+                at = self._base + (first + block) * DIGEST_BLOCK_NBYTES
+                raise self._corrupt(f"is damaged: the digest of the block at byte {at} does not match")

@@ -42,6 +42,7 @@ NULL_SPACE: Final = b"\x02\x00\x00\x02"
 GROUP_DEFAULTS: Final = b"\0\0"
 
 _CHECKSUM: Final = bytes(4)
+_FEW: Final = 16
 _HEAP_ID_NBYTES: Final = 7
 _RECORD_NBYTES: Final = 4 + _HEAP_ID_NBYTES
 _NODE_PREFIX_NBYTES: Final = 6
@@ -224,6 +225,8 @@ def _name_of(body: bytes) -> bytes:
 def checksums(rows: NDArray[np.uint8], pacer: Pacer) -> Words:
     """Return Bob Jenkins's lookup3 of each row of bytes, at least one byte long, as HDF5 computes it (from 0)."""
     count, nbytes = rows.shape
+    if count < _FEW:
+        return np.array([_checksum(row.tobytes()) for row in rows], np.uint32)
     padded = np.zeros((count, max(12, -(-nbytes // 12) * 12)), np.uint8)
     padded[:, :nbytes] = rows
     words = np.ascontiguousarray(padded.view("<u4").T).astype(np.uint32)
@@ -251,6 +254,24 @@ def _mix(a: Any, b: Any, c: Any) -> tuple[Any, Any, Any]:
 def _finish(a: Any, b: Any, c: Any) -> Any:
     for k in (14, 11, 25, 16, 4, 14, 24):
         c = (c ^ b) - _rotated(b, k)
+        a, b, c = b, c, a
+    return b
+
+
+def _checksum(data: bytes) -> int:
+    """Return the lookup3 of one run of bytes: with numbers, which for a few runs are ten times as quick as arrays."""
+    full = 0xFFFFFFFF
+    count = max(3, -(-len(data) // 12) * 3)
+    words: tuple[int, ...] = struct.unpack(f"<{count}I", data.ljust(4 * count, b"\0"))
+    a = b = c = (0xDEADBEEF + len(data)) & full
+    for at in range(0, count - 3, 3):
+        a, b, c = (a + words[at]) & full, (b + words[at + 1]) & full, (c + words[at + 2]) & full
+        for k in (4, 6, 8, 16, 19, 4):
+            a = ((a - c) ^ (c << k | c >> 32 - k)) & full
+            a, b, c = b, (b + c) & full, a
+    a, b, c = (a + words[-3]) & full, (b + words[-2]) & full, (c + words[-1]) & full
+    for k in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - (b << k | b >> 32 - k)) & full
         a, b, c = b, c, a
     return b
 

@@ -63,7 +63,8 @@ class Node:
 class MetadataFile:
     """An HDF5 file being made."""
 
-    def __init__(self, pacer: Pacer) -> None:
+    def __init__(self, pacer: Pacer, *, has_root: bool = True) -> None:
+        """Without a root group of its own, it is a part of a file: what is linked in `root` is found from elsewhere."""
         self._pacer = pacer
         self._types: dict[int, tuple[Any, bytes]] = {}
         self._descriptions: dict[tuple[int, tuple[int, ...]], bytes] = {}
@@ -71,8 +72,11 @@ class MetadataFile:
         self._texts: list[bytes] = []
         self._collections: list[tuple[int, bytes]] = []
         self.nbytes = 0
-        """Size of the metadata, once it is arranged."""
-        self.root = self._add(Node(b"", links=[]))
+        """Where the metadata end, once they are arranged."""
+        self._begin = 0
+        self.root = Node(b"", links=[])
+        if has_root:
+            self._add(self.root)
 
     # --- making objects -----------------------------------------------------------------------------------------------
 
@@ -162,9 +166,18 @@ class MetadataFile:
 
     # --- making bytes -------------------------------------------------------------------------------------------------
 
-    def arrange(self) -> int:
-        """Give every object its address; return the size of the metadata."""
-        end = hb.SUPERBLOCK_NBYTES
+    @property
+    def count(self) -> int:
+        """How many objects there are."""
+        return len(self._nodes)
+
+    def address(self, number: int) -> int:
+        """Return where the n-th object's own begins, or where all ends; in the order in which they were made."""
+        return self._nodes[number].address if number < len(self._nodes) else self.nbytes
+
+    def arrange(self, begin: int = hb.SUPERBLOCK_NBYTES) -> int:
+        """Give every object its address, from `begin` on; return where the metadata end."""
+        self._begin = end = begin
         for first in range(0, len(self._texts), _COLLECTION):
             collection = hb.text_collection(self._texts[first : first + _COLLECTION])
             end = align(end, 8)
@@ -191,18 +204,20 @@ class MetadataFile:
         self.nbytes = end
         return end
 
-    def render(self, file_nbytes: int) -> list[Piece]:
-        """Return the metadata of a file of this size as pieces of a plan."""
-        image = bytearray(self.nbytes)
+    def render(self, file_nbytes: int | None) -> list[Piece]:
+        """Return the metadata of a file of this size, or without a superblock, as pieces of a plan."""
+        base = 0 if file_nbytes is not None else self._begin
+        image = bytearray(self.nbytes - base)
         sealed: list[tuple[int, int]] = []
 
         def put(address: int, data: bytes) -> None:
-            image[address : address + len(data)] = data
-            sealed.append((address, len(data)))
+            image[address - base : address - base + len(data)] = data
+            sealed.append((address - base, len(data)))
 
-        put(0, hb.superblock(file_nbytes, self.root.address))
+        if file_nbytes is not None:
+            put(0, hb.superblock(file_nbytes, self.root.address))
         for address, collection in self._collections:
-            image[address : address + len(collection)] = collection
+            image[address - base : address - base + len(collection)] = collection
         for node in self._nodes:
             self._pacer.pause()
             put(node.address, self._header(node))
@@ -214,17 +229,18 @@ class MetadataFile:
                 heap_block = node.parts[1]
                 for address, part in zip(node.parts, parts, strict=True):
                     if address == heap_block:  # has no checksum
-                        image[address : address + len(part)] = part
+                        image[address - base : address - base + len(part)] = part
                     else:
                         put(address, part)
             if self._is_apart(node):
-                image[node.place : node.place + len(node.data)] = node.data  # type: ignore[arg-type, assignment]
+                at = node.place - base
+                image[at : at + len(node.data)] = node.data  # type: ignore[arg-type, assignment]
         hb.seal(np.frombuffer(image, np.uint8), sealed, self._pacer)
         view = memoryview(image)
         pieces = []
         for begin in range(0, len(view), _PIECE_NBYTES):
             data = bytes(view[begin : begin + _PIECE_NBYTES])
-            pieces.append(Piece(begin, len(data), data))
+            pieces.append(Piece(base + begin, len(data), data))
         return pieces
 
     def _header(self, node: Node) -> bytes:

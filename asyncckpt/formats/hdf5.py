@@ -63,7 +63,7 @@ class _Hdf5:
     def plan(self, index: ix.Index, pacer: Pacer) -> FilePlan:
         """Lay out the file; see `asyncckpt.formats.base.Format`."""
         file = MetadataFile(pacer)
-        mirror = _Mirror(file, index, pacer)
+        mirror = Mirror(file, index, pacer)
         mirror.write_tree()
         encoder = ix.IndexEncoder(index, pacer)
         sizes = [meta.nbytes for meta in index.arrays]
@@ -117,16 +117,35 @@ class _Place:
     kind: str | None
 
 
-class _Mirror:
+class Mirror:
     """The tree of a state as groups, datasets and attributes."""
 
-    def __init__(self, file: MetadataFile, index: ix.Index, pacer: Pacer) -> None:
+    def __init__(
+        self,
+        file: MetadataFile,
+        index: ix.Index,
+        pacer: Pacer,
+        *,
+        entry: bytes | None = None,
+        max_leaves: int = MAX_LEAVES,
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            file: The file.
+            index: The tree, and what its arrays are.
+            pacer: Paused between pieces.
+            entry: The name, below the root group, of what the state becomes; None if the state is the root group.
+            max_leaves: How many Python leaves, and containers for their own sake, are mirrored.
+        """
         self._index = index
         self._pacer = pacer
         self._places: dict[int, _Place] = {}
-        self._leaves_left = MAX_LEAVES
+        self.leaves_left = max_leaves
         self._elements = ElementTypes()
         self._file = file
+        self._entry = entry
+        self._top: Node | None = None  # the group of the state, once it is complete
         self.datasets: dict[int, Node] = {}
         """Those of the arrays, by their number."""
 
@@ -177,13 +196,13 @@ class _Mirror:
         argument = ix.argument_of(node)
         count, maxlen = argument if node.code == ix.DEQUE else (argument, None)
         depth = parent.depth + 1
-        is_shown = parent.mirrors and self._leaves_left > 0
+        is_shown = parent.mirrors and self.leaves_left > 0
         mirrors = is_shown and count <= MAX_ENTRIES and depth < MAX_DEPTH
         frame = _Frame(parent, node.code, count, depth, is_shown, mirrors, tags, maxlen)
-        if depth == 0:  # the state itself is the root group
+        if depth == 0 and self._entry is None:  # the state itself is the root group
             frame.group, parent.group = parent.group, None
         elif is_shown:
-            self._leaves_left -= 1
+            self.leaves_left -= 1
             self._group(frame)
         return frame
 
@@ -195,7 +214,12 @@ class _Mirror:
         group, frame.group = frame.group, None
         if group is None:
             return
+        is_top = frame.depth == 0
+        if is_top:
+            self._top = group
         if frame.parent is None:
+            if self._entry is not None:
+                return
             self._file.attach_text(group, _KIND, "leaf")
         elif frame.code != ix.DICT:
             self._file.attach_text(group, _KIND, names.container_name(frame.code))
@@ -204,7 +228,7 @@ class _Mirror:
             self._file.attach_text(group, _KEYS, "int")
         if frame.maxlen is not None:
             self._file.attach_int(group, _MAXLEN, frame.maxlen)
-        if is_partial and frame.is_shown:
+        if is_partial and (frame.is_shown or is_top):
             self._file.attach_leaf(group, _PARTIAL, make_leaf(True, self._elements))  # noqa: FBT003 - the value itself
 
     def _group(self, frame: _Frame) -> Node:
@@ -221,6 +245,8 @@ class _Mirror:
         """Return the name of the current entry. To be called once for an entry, since it makes names different."""
         key = frame.key
         if frame.parent is None:
+            if self._entry is not None:
+                return self._entry
             key = _VALUE
         name = names.spell(key, among_ints=frame.among_ints)
         if type(key) is names.Literal:
@@ -276,20 +302,24 @@ class _Mirror:
         for number in range(len(self._index.arrays)):
             if number not in self._places:
                 if group is None:
-                    group = self._file.group(self._file.root, _ARRAYS)
+                    if self._top is None:
+                        root = self._file.root
+                        self._top = root if self._entry is None else self._file.group(root, self._entry)
+                    group = self._file.group(self._top, _ARRAYS)
                 self._place(group, str(number).encode(), number, (), None)
 
     # --- leaves -------------------------------------------------------------------------------------------------------
 
     def _add_leaf(self, frame: _Frame, node: ix.Node, tags: tuple[str, ...]) -> None:
-        if not frame.mirrors or self._leaves_left == 0:
+        if not frame.mirrors or self.leaves_left == 0:
             frame.is_partial = True
             return
         self._pacer.pause()
-        self._leaves_left -= 1
+        self.leaves_left -= 1
         name = self._name(frame)
         leaf = make_leaf(node, self._elements)
-        if leaf.is_attribute and not tags:
+        is_entry = frame.parent is None and self._entry is not None
+        if leaf.is_attribute and not tags and not is_entry:
             self._file.attach_leaf(self._group(frame), name, leaf)
             return
         dataset = self._file.leaf_dataset(self._group(frame), name, leaf)

@@ -90,10 +90,10 @@ class Jobs:
             raise ManagerClosedError("the manager is closed")
         future = self._executor.submit(job, *args, **kwargs)
         self._running.add(future)
-        self._start_yielding()
         waiter = asyncio.wrap_future(future, loop=self._loop)
         if is_background:
             self._background.add(waiter)
+        self._start_yielding()
         cancelled: asyncio.CancelledError | None = None
         try:
             while not waiter.done():
@@ -154,13 +154,16 @@ class Jobs:
 
     def _start_yielding(self) -> None:
         if self._yielding is None:
-            self._yielding = self._loop.call_later(_YIELD_INTERVAL, self._yield)
+            self._yielding = self._loop.call_later(self._yield_interval, self._yield)
 
     def _yield(self) -> None:
         if not self._running or self._is_given_up:
             self._yielding = None
             return
-        is_awaited = len(self._running) > len(self._background)
-        interval = _YIELD_INTERVAL if is_awaited else _BACKGROUND_YIELD_INTERVAL
-        self._yielding = self._loop.call_later(interval, self._yield)
+        self._yielding = self._loop.call_later(self._yield_interval, self._yield)
         select.select((), (), (), _YIELD_SECONDS)
+
+    @property
+    def _yield_interval(self) -> float:
+        is_awaited = len(self._running) > len(self._background)
+        return _YIELD_INTERVAL if is_awaited else _BACKGROUND_YIELD_INTERVAL

@@ -193,8 +193,8 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         for number in read:
             places = survey.destinations.get(number)
             meta = index.arrays[number]
-            arrays[number] = places[0] if places else _fresh_array(meta)
-        targets = _targets(segments, {number: arrays[number] for number in read})
+            arrays[number] = places[0] if places else fresh_array(meta)
+        targets = targets_of(segments, {number: arrays[number] for number in read})
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
         try:
@@ -221,14 +221,15 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         os.close(fd)
 
 
-def _fresh_array(meta: ArrayMeta) -> NDArray[Any]:
+def fresh_array(meta: ArrayMeta) -> NDArray[Any]:
+    """Return memory for an array that is to be read."""
     if meta.nbytes >= _ALIGNED_MIN_NBYTES:
         return aligned_array(meta.shape, meta.dtype)
     return np.ndarray(meta.shape, meta.dtype)  # unlike np.empty, it leaves a dtype of no bytes ("<U0") as it is
 
 
-def _targets(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
-    """Say where each segment goes."""
+def targets_of(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
+    """Say where each segment of these arrays goes."""
     memories = {number: flat_bytes(array) for number, array in arrays.items()}
     filled = dict.fromkeys(arrays, 0)
     targets = []

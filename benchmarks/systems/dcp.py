@@ -6,24 +6,19 @@ import asyncio
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save
 
-from benchmarks.systems.base import System
+from benchmarks.systems.tensors import TensorSystem
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from benchmarks.states import State
 
-
-class TorchDcp(System):
+class TorchDcp(TensorSystem):
     """`async_save` with one `DefaultStager` for all saves: it stages in a thread, into buffers that it keeps."""
-
-    restores_in_place = True
 
     def __init__(self, root: Path, *, staged_nbytes: int | None = None) -> None:
         super().__init__(root, staged_nbytes=staged_nbytes)
@@ -34,16 +29,10 @@ class TorchDcp(System):
             )
         )
         self._upload: Future[Any] | None = None
-        self._template: dict[str, torch.Tensor] = {}
 
     async def __aexit__(self, *_: object) -> None:
         """Close the stager."""
         self._stager.close()
-
-    def adopt(self, state: State) -> dict[str, torch.Tensor]:
-        """Wrap the arrays as tensors."""
-        self._template = {name: torch.from_numpy(array) for name, array in state.items()}
-        return self._template
 
     async def save(self, step: int, state: Any) -> None:
         """Stage."""
@@ -59,12 +48,6 @@ class TorchDcp(System):
         if self._upload is not None:
             await asyncio.wrap_future(self._upload)
         await self._sync_all(step)
-
-    async def load(self, step: int) -> Any:
-        """Load into new tensors: DCP always loads into what it is given."""
-        fresh = {name: torch.empty_like(tensor) for name, tensor in self._template.items()}
-        await self.restore(step, fresh)
-        return fresh
 
     async def restore(self, step: int, state: Any) -> None:
         """Load into the tensors."""

@@ -11,19 +11,15 @@ from torch_checkpointing.config import AsyncCheckpointSaverConfig
 from torch_checkpointing.staging import CheckpointStagerConfig
 from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
-from benchmarks.systems.base import System
+from benchmarks.systems.tensors import TensorSystem
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
     from pathlib import Path
 
-    from benchmarks.states import State
 
-
-class TorchCheckpointing(System):
+class TorchCheckpointing(TensorSystem):
     """Its `CheckpointManager`: staged into shared memory in a thread, written by a process of its own."""
-
-    restores_in_place = True
 
     def __init__(self, root: Path, *, staged_nbytes: int | None = None) -> None:
         super().__init__(root, staged_nbytes=staged_nbytes)
@@ -34,16 +30,10 @@ class TorchCheckpointing(System):
             storage_config=LocalFileSystemStorageConfig(use_direct_io=False),  # its direct writes fail on ext4: EINVAL
         ).build()
         self._writing: Future[Any] | None = None
-        self._template: dict[str, torch.Tensor] = {}
 
     async def __aexit__(self, *_: object) -> None:
         """Close the manager and its process."""
         await asyncio.to_thread(self._manager.close)
-
-    def adopt(self, state: State) -> dict[str, torch.Tensor]:
-        """Wrap the arrays as tensors."""
-        self._template = {name: torch.from_numpy(array) for name, array in state.items()}
-        return self._template
 
     async def save(self, step: int, state: Any) -> None:
         """Stage."""
@@ -59,12 +49,6 @@ class TorchCheckpointing(System):
         if self._writing is not None:
             await asyncio.wrap_future(self._writing)
         await self._sync_all(step)
-
-    async def load(self, step: int) -> Any:
-        """Load into new tensors."""
-        fresh = {name: torch.empty_like(tensor) for name, tensor in self._template.items()}
-        await self.restore(step, fresh)
-        return fresh
 
     async def restore(self, step: int, state: Any) -> None:
         """Load into the tensors."""

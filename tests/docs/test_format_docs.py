@@ -192,3 +192,58 @@ def test_plain_states_of_builtin_types(tmp_path: Path) -> None:
     assert found[2] == (1, 2, 3)
     assert found[3]["state"] == rng.bit_generator.state
     assert found[3]["seed_seq"].keys() == {"entropy", "spawn_key", "pool_size", "n_children_spawned"}
+
+
+def test_the_log_is_read_with_the_page_alone(tmp_path: Path) -> None:
+    """The page's reader finds each key's body, whose index says the rest, and leaves out a torn tail."""
+    import asyncckpt
+
+    path = tmp_path / "x.msgpack"
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["large"] = np.zeros(10)
+        chk["gone"] = 1
+        chk.flush()
+        chk["large"] = np.arange(100_000.0)
+        chk["small"] = {"a": [np.arange(3), "text"]}
+        del chk["gone"]
+    with path.open("ab") as file:
+        file.write(b"\x84torn")
+    found = program("log")["read_log"](path)
+    assert list(found) == ["large", "small"]
+    head = next(iter(program("stream")["objects"](path)))
+    assert head["asyncckpt"] == "keyed"
+    unpacker = msgpack.Unpacker(max_buffer_size=1 << 26)
+    for content in found.values():
+        unpacker.feed(content)
+    large, small = (each for each in unpacker if isinstance(each, dict))
+    (array, offset, nbytes) = np.frombuffer(b"".join(large["segments"]), "<u8")
+    assert (array, nbytes) == (0, 800_000)
+    assert_same(np.frombuffer(found["large"][offset : offset + nbytes], "<f8"), np.arange(100_000.0))
+    (array, offset, nbytes) = np.frombuffer(b"".join(small["segments"]), "<u8")
+    assert_same(np.frombuffer(found["small"][offset : offset + nbytes], "<i8"), np.arange(3))
+
+
+def test_the_page_reads_keyed_hdf5(tmp_path: Path) -> None:
+    """The page's reader of slots, catalog and indexes finds the arrays of every key."""
+    import asyncckpt
+
+    path = tmp_path / "a.h5"
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["large"] = np.arange(100_000.0)
+        chk.flush()
+        chk["small"] = [np.arange(3), 1]
+        chk["large"] = np.arange(90_000.0)
+    found = program("keyed_hdf5")["read_keyed_hdf5"](path)
+    assert list(found) == ["large", "small"]
+    assert [index["asyncckpt"] for index, _ in found.values()] == [1, 1]
+    assert_same(np.frombuffer(found["large"][1][0], "<f8"), np.arange(90_000.0))
+    assert_same(np.frombuffer(found["small"][1][0], "<i8"), np.arange(3))
+
+
+def test_the_tags_of_json_are_those_of_the_page() -> None:
+    """Each kind of object that the reader knows has its row, and no row is left over."""
+    from asyncckpt.keyed import json_text
+
+    table = PAGE.partition("### JSON: .json")[2].partition("### Zip")[0]
+    rows = {name for row in re.findall(r"^\| (\".*?) \|", table, re.MULTILINE) for name in re.findall(r'"(\w+)"', row)}
+    assert rows == {"object", "tree", *json_text._CODES, *json_text._LEAVES}

@@ -78,6 +78,18 @@ def test_every_option_is_in_the_table_with_its_default() -> None:
         assert found[name] == (spelled or (f'"{default}"' if isinstance(default, str) else repr(default)))
 
 
+def test_every_kind_of_checkpointer_is_in_the_table() -> None:
+    """Each kind has its row, with the extensions that it is made for."""
+    found = {
+        name: {each.strip() for each in extensions.split(",") if each.strip()}
+        for name, extensions in re.findall(r"^\| `(\w+Checkpointer)` \| ([^|]*)\|", README, re.MULTILINE)
+    }
+    kinds = {name: set() for name in asyncckpt.__all__ if re.fullmatch(r"(?!Async)\w+Checkpointer", name)}
+    for extension, kind in asyncckpt.Checkpointer.extension_map().items():
+        kinds[kind.__name__].add(extension)
+    assert found == kinds
+
+
 def test_links_lead_to_files() -> None:
     """Each relative link names a file of the project."""
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
@@ -92,7 +104,8 @@ def test_the_make_targets_exist(target: str) -> None:
 
 
 def test_methods_that_the_readme_names_exist() -> None:
-    """Each lower-case `name(...)` in backticks is a method of the manager, of a handle, or of a user's own type."""
-    public = {name for kind in (asyncckpt.CheckpointManager, asyncckpt.SaveHandle) for name in dir(kind)}
+    """Each lower-case `name(...)` in backticks is a method of a public class, or of a user's own type."""
+    kinds = (asyncckpt.CheckpointManager, asyncckpt.SaveHandle, asyncckpt.Checkpointer, asyncckpt.AsyncCheckpointer)
+    public = {name for kind in kinds for name in dir(kind)}
     named = set(re.findall(r"`([a-z_]+)\(", README))
     assert named <= public | {"register_type", "to_state", "from_state"}

@@ -75,3 +75,38 @@ def test_argon_killed_in_a_save_continues_the_trajectory_of_a_run_left_alone(tmp
     trajectory = expected["trajectory"]
     assert len(np.unique(trajectory[:, 0, 0])) == len(trajectory)  # the atoms do move
     assert list(tmp_path.glob("killed/step_*/state.h5"))
+
+
+@pytest.mark.parametrize("extension", [".hdf5", ".msgpack", ".json", ".npz"])
+def test_a_scan_that_is_killed_computes_nothing_twice(tmp_path: Path, extension: str) -> None:
+    """After SIGKILL what was stored is loaded, only the rest computed, and the result is that of a run left alone."""
+    pytest.importorskip("scipy")
+    options = ["--couplings=3", "--points=14"]
+    killed = tmp_path / f"killed{extension}"
+
+    def command(file: Path) -> list[str]:
+        return [sys.executable, str(EXAMPLES / "scan_potential.py"), f"--file={file}", *options]
+
+    def pairs(output: str, what: str) -> set[str]:
+        return {line.partition(":")[0].split(None, 1)[1] for line in output.splitlines() if line.startswith(what)}
+
+    stored = ""
+    with subprocess.Popen(command(killed), stdout=subprocess.PIPE, text=True) as child:  # noqa: S603 - our own
+        assert child.stdout is not None
+        for _ in range(3):
+            stored += child.stdout.readline()
+        child.kill()
+        stored += child.stdout.read()
+    assert child.returncode < 0, "it ended before it was killed"
+    assert len(pairs(stored, "computed")) >= 3
+    resumed = subprocess.run(command(killed), capture_output=True, text=True, check=True).stdout  # noqa: S603 - as above
+    assert pairs(stored, "computed") <= pairs(resumed, "loaded")
+    assert not pairs(resumed, "computed") & pairs(stored, "computed")
+    assert len(pairs(resumed, "computed") | pairs(resumed, "loaded")) == 9
+    assert "9 pairs" in resumed
+    whole = tmp_path / f"whole{extension}"
+    subprocess.run(command(whole), capture_output=True, text=True, check=True)  # noqa: S603 - as above
+    expected, found = (dict(asyncckpt.Checkpointer.from_file(file)) for file in (whole, killed))
+    assert expected.keys() == found.keys()
+    assert expected["energies"].tobytes() == found["energies"].tobytes()
+    assert expected["energies"][0, 0, 0] == pytest.approx(1.0, abs=1e-3)  # two oscillators at rest

@@ -710,6 +710,13 @@ def test_checksums_are_lookup3() -> None:
     assert hb.hashes([text, b"x", text], Pacer())[::2] == [0x17770551] * 2
 
 
+@pytest.mark.parametrize("nbytes", [*range(1, 26), 100])
+def test_checksums_of_few_and_of_many_agree(nbytes: int) -> None:
+    """How many rows there are decides how they are computed, and nothing else."""
+    rows = np.random.default_rng(nbytes).integers(0, 256, (100, nbytes), np.uint8)
+    assert hb.checksums(rows, Pacer()).tolist() == [hb.checksums(row[np.newaxis], Pacer()).item() for row in rows]
+
+
 def test_many_arrays_take_little_metadata() -> None:
     """Ten thousand arrays are as many datasets, with a few hundred bytes of metadata each."""
     plan = hdf5.FORMAT.plan(wide_index(10_000, (1024,)), Pacer())

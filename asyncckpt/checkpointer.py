@@ -1,0 +1,383 @@
+"""Checkpointer: one file, many keys."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
+
+from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, ConfigError
+from asyncckpt.keyed.engine import Key, parse_key, spell_keys
+from asyncckpt.keyed.memory import MemoryStore, NullStore
+from asyncckpt.keyed.opening import Opening, blocking_work
+from asyncckpt.keyed.values import receive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncckpt.keyed.base import Store, Work
+    from asyncckpt.keyed.home import Home
+
+CheckpointFile: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
+
+_MISSING: Final = object()
+_SPEC_KEYS: Final = ("file", "keys", "allowed_keys", "omitted_keys", "opts")
+
+
+class Checkpointer(Opening, MutableMapping[Any, Any]):
+    """A mapping of keys to values that lives in one file, for programs that save as they go.
+
+    with Checkpointer.from_file("woof.h5") as chk:
+        chk["grid"] = grid
+
+    async with Checkpointer.from_file("woof.h5") as chk:
+        await chk.save_parameter("grid", grid)
+
+    The first is for scripts: each access may wait for the disk. The second gives the view for event loops, an
+    `AsyncCheckpointer`, over the same file. Values are what `CheckpointManager.save` takes, and what is loaded is equal
+    to what was saved, in fresh objects. A key is a str, or a tuple that begins with one: a path into the dicts of the
+    value, whose first part is the key in the file. Changing what a path leads to reads and writes the whole value.
+
+    `flush`, and leaving the block, makes all changes since the last flush durable, together: after a kill at any moment
+    the file holds the last completed flush, or the one that was under way. Outside any block each access opens the
+    file, flushes and closes it. Blocks may be nested; the outermost closes.
+
+    One Checkpointer at a time may change a file: the first change takes its lock, which lasts until the file is closed.
+    Reading takes none, and shows the file as it was when it was opened.
+
+    Args:
+        checkpoint_file: A path, or a binary file that the caller has opened. Such a file is left open. It is copied to
+            a temporary file and, at each flush, back: nothing locks it, and a kill in the middle may leave it torn.
+        allowed_keys: The only keys there may be.
+        omitted_keys: Keys that there may not be.
+        serializer: Its `to_state` is called with each value that is saved, and its `from_state` with each that was
+            loaded.
+        disk: For tests, what changes the disk (`asyncckpt.testing.FaultyDisk`).
+        max_staged_nbytes: Of the asynchronous view: memory that captured values may take until they are written.
+
+    Raises:
+        ConfigError: The file is none that can be used, or the keys are not a collection of str.
+    """
+
+    default_extension: ClassVar[str] = ""
+    """What a file of this kind is called, dot included."""
+
+    # --- kinds --------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def extension_map(cls) -> dict[str, type[Checkpointer]]:
+        """Return the classes by extension; what is added to it, `from_file` knows."""
+        return _EXTENSIONS
+
+    @classmethod
+    def from_file(cls, file: CheckpointFile, **opts: Any) -> Checkpointer:
+        """Make the Checkpointer of a file's extension.
+
+        Args:
+            file: A path, or an open binary file that has a name.
+            opts: Further arguments of its class.
+
+        Raises:
+            ConfigError: No kind has that extension; the message lists those that do.
+        """
+        name = file if isinstance(file, str | os.PathLike) else getattr(file, "name", None)
+        known = ", ".join(sorted(_EXTENSIONS))
+        if not isinstance(name, str | os.PathLike):
+            message = f"{file!r} has no name that tells its kind: make the kind itself, such as JSONCheckpointer(file)"
+            raise ConfigError(f"{message} (known extensions: {known})")
+        extension = Path(name).suffix.lower()
+        found = _EXTENSIONS.get(extension)
+        if found is None:
+            message = f"{os.fspath(name)!r} has the extension {extension!r}, and those known are {known}"
+            raise ConfigError(message)
+        return found(file, **opts)
+
+    @classmethod
+    def build_canonical(cls, spec: Any) -> Checkpointer:
+        """Make a Checkpointer of whatever stands for one.
+
+        Args:
+            spec: None for one that keeps nothing; a path or an open file for `from_file`; a Checkpointer for itself; a
+                mapping with "file" for `from_file` with the entries of "opts", and with "keys" as `allowed_keys`, or as
+                a mapping with "allowed_keys" or "omitted_keys", which may stand in the spec itself, too; any other
+                mapping for one in memory, in that mapping.
+
+        Raises:
+            ConfigError: It is none of these, or has entries that are not known.
+        """
+        if spec is None:
+            return NullCheckpointer()
+        if isinstance(spec, Checkpointer):
+            return spec
+        if isinstance(spec, str | os.PathLike) or hasattr(spec, "read"):
+            return cls.from_file(spec)
+        if not isinstance(spec, Mapping):
+            message = f"expected None, a path, an open file, a mapping or a Checkpointer, not {spec!r}"
+            raise ConfigError(message)
+        if "file" not in spec:
+            return DictCheckpointer(spec)
+        if unknown := [key for key in spec if key not in _SPEC_KEYS]:
+            message = f"unknown entries {spell_keys(unknown)} beside 'file'; known are {spell_keys(_SPEC_KEYS[1:])}"
+            raise ConfigError(message)
+        keys = spec.get("keys")
+        opts = dict(spec.get("opts") or {})
+        opts |= {name: spec[name] for name in ("allowed_keys", "omitted_keys") if spec.get(name) is not None}
+        opts |= dict(keys) if isinstance(keys, Mapping) else {} if keys is None else {"allowed_keys": keys}
+        return cls.from_file(spec["file"], **opts)
+
+    # --- access -------------------------------------------------------------------------------------------------------
+
+    def load_parameter(self, key: Key) -> Any:
+        """Load the value of a key, or what a path leads to.
+
+        Raises:
+            CheckpointKeyError: There is none, or it is not allowed.
+            CorruptCheckpointError: It is damaged.
+        """
+        with self.using() as engine:
+            path = self.rules.path(key, engine.keys)
+            return receive(engine.read(path, blocking_work()), path[0], stacklevel=3)
+
+    def save_parameter(self, key: Key, value: object) -> None:
+        """Save a value. It may be changed afterwards; it is durable after the next `flush`.
+
+        Raises:
+            CheckpointKeyError: The key is not allowed, or a path leads into what is no dict.
+            UnsupportedLeafError: The value cannot be saved.
+            FileLockedError: Another Checkpointer is changing the file.
+        """
+        with self.using() as engine:
+            engine.write(self.rules.path(key, engine.keys), value, blocking_work())
+
+    def delete_parameter(self, key: Key) -> None:
+        """Delete a key, or what a path leads to.
+
+        Raises:
+            CheckpointKeyError: There is none, or it is not allowed.
+        """
+        with self.using() as engine:
+            engine.delete(self.rules.path(key, engine.keys), blocking_work())
+
+    def flush(self) -> None:
+        """Make all changes since the last flush durable, together."""
+        with self.using() as engine:
+            engine.store.commit(blocking_work())
+
+    def __getitem__(self, key: Key) -> Any:
+        """Load; see `load_parameter`."""
+        return self.load_parameter(key)
+
+    def __setitem__(self, key: Key, value: object) -> None:
+        """Save; see `save_parameter`."""
+        self.save_parameter(key, value)
+
+    def __delitem__(self, key: Key) -> None:
+        """Delete; see `delete_parameter`."""
+        self.delete_parameter(key)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether there is a value, and the key is allowed."""
+        try:
+            path = parse_key(key)
+        except TypeError:
+            return False
+        with self.using() as engine:
+            return self.rules.allows(path[0]) and engine.contains(path, blocking_work())
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys there are now, in the order in which they came."""
+        with self.using() as engine:
+            return iter(self.rules.visible(engine.keys()))
+
+    def __len__(self) -> int:
+        """Return the number of keys."""
+        with self.using() as engine:
+            return len(self.rules.visible(engine.keys()))
+
+    def get_keys(self, keys: Iterable[Key]) -> list[Any]:
+        """Load the values of several keys, in their order."""
+        with self.using():
+            return [self.load_parameter(key) for key in keys]
+
+    def update(self, values: Any = (), /, **more: object) -> None:
+        """Save the values of a mapping, or of pairs."""
+        with self.using():
+            super().update(values, **more)
+
+    def pop(self, key: Key, default: Any = _MISSING) -> Any:
+        """Load a value and delete it; without one, return the default if there is one."""
+        with self.using():
+            try:
+                value = self.load_parameter(key)
+            except CheckpointKeyError:
+                if default is _MISSING:
+                    raise
+                return default
+            self.delete_parameter(key)
+            return value
+
+    def cached_eval(
+        self,
+        key: Key,
+        generator: Callable[..., Any],
+        *,
+        condition: Callable[[Any], bool] | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Load a value, or compute and save it. Threads that ask for the same key compute it once.
+
+        Args:
+            key: Its key.
+            generator: Called with `args` and `kwargs` if there is no value, or none that will do.
+            condition: Called with the value that was loaded; if it returns false, the value is computed anew.
+            args: Positional, and
+            kwargs: keyword arguments of `generator`.
+
+        Raises:
+            CheckpointerUsageError: `generator` is asynchronous: that takes `async with`.
+        """
+        path = parse_key(key)
+        self.check_blocking()
+        if inspect.iscoroutinefunction(generator):
+            message = f"{generator!r} is a coroutine function: use `async with`, whose cached_eval awaits it"
+            raise CheckpointerUsageError(message)
+        with self._lock:
+            turn = self._evaluations.setdefault(path, threading.RLock())
+        with turn, self:
+            self.check_allowed_key(key)
+            value = self.get(key, _MISSING)
+            if value is _MISSING or (condition is not None and not condition(value)):
+                value = generator(*args, **(kwargs or {}))
+                self.save_parameter(key, value)
+            return value
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether it is the same object; to compare contents would read both files."""
+        return self is other
+
+    def __hash__(self) -> int:
+        """Return the identity's hash."""
+        return id(self)
+
+
+class HDF5Checkpointer(Checkpointer):
+    """Keys in an HDF5 file (.hdf5, .h5).
+
+    Further args:
+        trusted: Open a file that asyncckpt did not write. libhdf5 then parses it, and a hostile one may crash it or
+            keep it busy for ever.
+    """
+
+    default_extension = ".hdf5"
+
+    def __init__(self, *args: Any, trusted: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._trusted = trusted
+
+    def _open_home(self, home: Home, work: Work) -> Store:
+        from asyncckpt.keyed.hdf5 import HDF5Store
+
+        return HDF5Store(home, work, trusted=self._trusted)
+
+
+class MsgpackCheckpointer(Checkpointer):
+    """Keys in a log of msgpack records (.msgpack)."""
+
+    default_extension = ".msgpack"
+
+    def _open_home(self, home: Home, work: Work) -> Store:
+        from asyncckpt.keyed.log import MsgpackStore
+
+        return MsgpackStore(home, work)
+
+
+class JSONCheckpointer(Checkpointer):
+    """Keys in a JSON object (.json), which is held in memory as text and rewritten as a whole."""
+
+    default_extension = ".json"
+
+    def _open_home(self, home: Home, work: Work) -> Store:
+        from asyncckpt.keyed.json_file import JSONStore
+
+        return JSONStore(home, work)
+
+
+class NumPyCheckpointer(Checkpointer):
+    """Keys in a zip file of arrays (.npz), as `numpy.savez` makes it; rewritten as a whole.
+
+    Further args:
+        trusted: Load compressed arrays that are very much larger than their file.
+    """
+
+    default_extension = ".npz"
+
+    def __init__(self, *args: Any, trusted: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._trusted = trusted
+
+    def _open_home(self, home: Home, work: Work) -> Store:
+        from asyncckpt.keyed.npz import NumPyStore
+
+        return NumPyStore(home, work, trusted=self._trusted)
+
+
+class DictCheckpointer(Checkpointer):
+    """Keys in memory: in a dict of the caller's, or of its own. Values are copied on their way in and out."""
+
+    def __init__(self, checkpoint_file: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__({} if checkpoint_file is None else checkpoint_file, *args, **kwargs)
+
+    def _check_file(self, file: Any) -> Any:
+        if not isinstance(file, Mapping):
+            message = f"DictCheckpointer takes a mapping, not {file!r}"
+            raise ConfigError(message)
+        for key in file:
+            if not isinstance(key, str):
+                message = f"the keys of a Checkpointer are str; the mapping has {key!r}"
+                raise ConfigError(message)
+        return file if isinstance(file, MutableMapping) else dict(file)
+
+    def _open_store(self, file: Any, work: Work) -> Store:  # noqa: ARG002 - nothing to wait for
+        return MemoryStore(file)
+
+    def _open_home(self, home: Home, work: Work) -> Store:
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str:
+        """What errors call it."""
+        return "memory"
+
+
+class NullCheckpointer(Checkpointer):
+    """Keeps nothing, so that a program can do without checkpoints unchanged: every key is missing, always."""
+
+    def __init__(self, checkpoint_file: Any = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__(checkpoint_file, *args, **kwargs)
+
+    def _check_file(self, file: Any) -> Any:
+        return file
+
+    def _open_store(self, file: Any, work: Work) -> Store:  # noqa: ARG002 - there is none
+        return NullStore()
+
+    def _open_home(self, home: Home, work: Work) -> Store:
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str:
+        """What errors call it."""
+        return "nowhere"
+
+
+_EXTENSIONS: Final[dict[str, type[Checkpointer]]] = {
+    ".hdf5": HDF5Checkpointer,
+    ".h5": HDF5Checkpointer,
+    ".msgpack": MsgpackCheckpointer,
+    ".json": JSONCheckpointer,
+    ".npz": NumPyCheckpointer,
+}

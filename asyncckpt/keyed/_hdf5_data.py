@@ -1,0 +1,289 @@
+"""One HDF5 file of ours: its commits and its values, read from the slots on, never through libhdf5.
+
+1. Space that a commit refers to is never written again: what is new is appended, and a commit is one slot, written when
+   everything it leads to is synced. So whoever is killed leaves the last commit, and whoever reads is never disturbed.
+2. The superblock, which other tools begin with, follows the slot. If a kill comes between, they see the commit before,
+   whole; the next writer puts it right.
+3. A file whose superblock is not one that a commit of ours left, or whose catalog is not what the slot says, was
+   changed by somebody else, and is not ours any more.
+4. What is read of a value, its HDF5 objects included, is verified before use.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from xxhash import xxh3_128_digest
+
+from asyncckpt.disk.blocks import Part, write_all, write_plan_at
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
+from asyncckpt.disk.plan import align
+from asyncckpt.disk.reading import Target, read_record
+from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.keyed import _hdf5_root as root
+from asyncckpt.keyed._hdf5_catalog import (
+    HEAD_NBYTES,
+    Place,
+    Region,
+    Slot,
+    decode_catalog,
+    encode_catalog,
+    find_slots,
+    link_name,
+)
+from asyncckpt.keyed._hdf5_region import RegionPlan, Value
+from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.saving.loading import fresh_array, targets_of
+from asyncckpt.state.index import Index, Segment, decode_index
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.keyed.base import Work
+    from asyncckpt.workers import Pacer
+
+    Bytes = NDArray[np.uint8]
+
+MAX_LEAVES: Final = 8192
+"""Python leaves, and containers for their own sake, that HDF5 shows in one file; about 300 bytes each."""
+_SMALL_NBYTES: Final = 1 << 16
+_CACHED_BLOCKS: Final = 8
+
+
+class ForeignFileError(Exception):
+    """The file is not one of ours, or not any more; the message says why, as the end of a sentence."""
+
+
+class DataFile:
+    """An open file, at one commit, with room behind it for what is staged.
+
+    Attributes:
+        path: What error messages call it.
+        places: Where the committed values lie, in the order of the keys.
+        end: Where the commit ends, and
+        tail: where what is staged ends.
+        is_suspect: Whether the disk failed where it must not: nobody knows what it holds, and no sync would tell.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.places: dict[str, Place] = {}
+        self.is_suspect = False
+        self.end = self.tail = HEAD_NBYTES
+        self._number = 0
+        self._leaves_left = MAX_LEAVES
+        self._needs_superblock = False
+        self._blocks: dict[tuple[int, int], Bytes] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, fd: int, pacer: Pacer) -> DataFile:
+        """Read the last commit. The descriptor stays the caller's if this fails.
+
+        Raises:
+            ForeignFileError: The file is not ours, or not any more.
+            CorruptCheckpointError: The catalog claims what cannot be.
+            UnsupportedFormatError: A later release wrote it.
+        """
+        file = cls(path, fd)
+        head = os.pread(fd, HEAD_NBYTES, 0)
+        slots = find_slots(head)
+        if not slots:
+            raise ForeignFileError("was not written by asyncckpt as a file of many keys")
+        found = head[: root.SUPERBLOCK_NBYTES]
+        written = [root.superblock(slot.end, slot.root) for slot in slots]
+        file._needs_superblock = found != written[0]
+        # Every byte is of one commit or of the other: also where a power failure cut the writing of it short.
+        is_ours = all(byte in {each[at] for each in written} for at, byte in enumerate(found))
+        nbytes = os.fstat(fd).st_size
+        for slot, superblock in zip(slots, written, strict=True):
+            region = os.pread(fd, slot.nbytes, slot.offset) if slot.offset + slot.nbytes <= nbytes else b""
+            pacer.pause()
+            if is_ours and xxh3_128_digest(region) == slot.digest and slot.catalog_nbytes <= len(region):
+                file.places = decode_catalog(region[: slot.catalog_nbytes], slot.end, pacer)
+                file.end = file.tail = slot.end
+                shown = sum(not place.array_nbytes and place.address is not None for place in file.places.values())
+                file._leaves_left = max(0, MAX_LEAVES - shown)
+                file._number = slot.number
+                return file
+            if found == superblock:
+                break  # everybody has seen this commit: the one before it is no substitute
+        raise ForeignFileError("was changed by another program, or damaged, after asyncckpt wrote it")
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def recover(self, ops: DiskOps) -> None:
+        """Become fit for writing: cut off what a killed writer left, and let other tools see the last commit."""
+        if os.fstat(self.fd).st_size > self.tail:
+            ops.truncate(self.fd, self.tail)
+        if self._needs_superblock:
+            # Found among the slots when the file was opened, so it is the one that counts.
+            slot = find_slots(os.pread(self.fd, HEAD_NBYTES, 0))[0]
+            self._write(ops, 0, root.superblock(slot.end, slot.root))
+            self._needs_superblock = False
+
+    def reopen(self, fd: int) -> None:
+        """Go on with another descriptor of the same file."""
+        os.close(self.fd)
+        self.fd = fd
+
+    def append(self, ops: DiskOps, values: Sequence[Value], work: Work) -> dict[str, Place]:
+        """Write values behind everything there is, and return their places. Nothing is synced yet.
+
+        Raises:
+            OSError: The disk failed; what was written is written over by the next.
+            UnsupportedLeafError: HDF5 cannot hold a value.
+            Stopped: `work.stop` was set.
+        """
+        region = RegionPlan(values, self.tail, work.pacer(), max_leaves=self._leaves_left)
+        record = write_plan_at(ops, self.fd, region.plan, region.arrays, base=self.tail, crew=work.crew, stop=work.stop)
+        self.tail += record.nbytes
+        self._leaves_left = region.leaves_left
+        return dict(region.places(record))
+
+    def commit(self, ops: DiskOps, places: Mapping[str, Place], pacer: Pacer) -> None:
+        """Make these the values of the file, durably.
+
+        Raises:
+            OSError: The disk failed. If the file `is_suspect` now, nothing may be written to it any more.
+            Stopped: The pacer was stopped; nothing was written.
+        """
+        offset = self.tail
+        catalog = encode_catalog(places, pacer)
+        links = [(link_name(key), place.address) for key, place in places.items() if place.address is not None]
+        begin = align(offset + len(catalog), 8)
+        root_at, group = root.root_group(begin, links, (offset, len(catalog)), pacer)
+        data = catalog.ljust(begin - offset, b"\0") + group
+        data = data.ljust(align(len(data), PAGE_NBYTES), b"\0")
+        end = offset + len(data)
+        slot = Slot(self._number + 1, end, offset, len(data), len(catalog), root_at, xxh3_128_digest(data))
+        superblock = root.superblock(end, root_at)
+        self._write(ops, offset, data)
+        self.is_suspect = True
+        if self._number:
+            ops.sync(self.fd)
+            self._write(ops, slot.place, slot.encode())
+            ops.sync(self.fd)
+            self._write(ops, 0, superblock)
+        else:  # nobody has seen the file yet
+            head = superblock.ljust(slot.place, b"\0") + slot.encode()
+            self._write(ops, 0, head.ljust(HEAD_NBYTES, b"\0"))
+            ops.sync(self.fd)
+        self.is_suspect = False
+        self._number = slot.number
+        self.end = self.tail = end
+        self.places = dict(places)
+
+    def settle(self, ops: DiskOps) -> None:
+        """Drop what is staged, and make durable what other tools see of the last commit."""
+        if self.tail > self.end:
+            ops.truncate(self.fd, self.end)
+            self.tail = self.end
+        ops.sync(self.fd)
+
+    def _write(self, ops: DiskOps, offset: int, data: bytes) -> None:
+        write_all(ops, self.fd, [Part(offset, np.frombuffer(data, np.uint8))])
+
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, key: str, place: Place, work: Work) -> tuple[Index, dict[int, NDArray[Any]]]:
+        """Read a value: its nodes, and its arrays.
+
+        Raises:
+            CorruptCheckpointError: It is damaged, or was changed by another program.
+            Stopped: `work.stop` was set.
+        """
+        index, segments = self.read_index(key, place, work.pacer())
+        arrays = {number: fresh_array(meta) for number, meta in enumerate(index.arrays)}
+        base = place.region.offset
+        targets = [Target(place.begin - base, place.end - place.begin, None)]  # HDF5's own, which is only verified
+        targets += [each._replace(offset=each.offset - base) for each in targets_of(segments, arrays)]
+        self._read(key, place.region, targets, work)
+        return index, arrays
+
+    def read_index(self, key: str, place: Place, pacer: Pacer) -> tuple[Index, list[Segment]]:
+        """Read the nodes of a value, and where its arrays lie."""
+        data: Bytes = np.empty(place.index_nbytes, np.uint8)
+        self._read(key, place.region, [Target(place.index_offset - place.region.offset, len(data), data)], None)
+        index, segments = decode_index(data.data, file_nbytes=place.region.end, pacer=pacer)
+        if segments and segments[0].offset < place.end:
+            raise self._corrupt(key)("has an index that leads elsewhere")
+        return index, segments
+
+    def stored(self, key: str, place: Place, pacer: Pacer) -> Value:
+        """Return a value that is to be copied, without reading its arrays."""
+        index, segments = self.read_index(key, place, pacer)
+        return Value(key, index, _StoredArrays(self, key, place.region, segments), place.names)
+
+    def copy(self, key: str, region: Region, offset: int, target: Bytes) -> None:
+        """Read a verified run of a region; from any thread."""
+        if len(target) >= _SMALL_NBYTES:
+            self._read(key, region, [Target(offset, len(target), target)], None)
+            return
+        done = 0
+        while done < len(target):
+            block, start = divmod(offset + done, DIGEST_BLOCK_NBYTES)
+            data = self._block(key, region, block)[start : start + len(target) - done]
+            target[done : done + len(data)] = data
+            done += len(data)
+
+    def _block(self, key: str, region: Region, block: int) -> Bytes:
+        """Return a digest block: small arrays lie many to a block."""
+        with self._lock:
+            found = self._blocks.get((region.offset, block))
+        if found is None:
+            begin = block * DIGEST_BLOCK_NBYTES
+            found = np.empty(min(DIGEST_BLOCK_NBYTES, region.record.nbytes - begin), np.uint8)
+            self._read(key, region, [Target(begin, len(found), found)], None)
+            with self._lock:
+                while len(self._blocks) >= _CACHED_BLOCKS:
+                    del self._blocks[next(iter(self._blocks))]
+                self._blocks[region.offset, block] = found
+        return found
+
+    def _read(self, key: str, region: Region, targets: Sequence[Target], work: Work | None) -> None:
+        targets = [target for target in targets if target.nbytes]
+        crew, stop = (None, None) if work is None else (work.crew, work.stop)
+        read_record(
+            self.fd, region.record, targets, base=region.offset, corrupt=self._corrupt(key), crew=crew, stop=stop
+        )
+
+    def _corrupt(self, key: str) -> Callable[[str], CorruptCheckpointError]:
+        def corrupt(reason: str) -> CorruptCheckpointError:
+            message = (
+                f"{self.path}: the value of {key!r} {reason}: something damaged or another program changed it after"
+                " asyncckpt wrote it. Replace or delete the key"
+            )
+            return CorruptCheckpointError(message, file=self.path.name)
+
+        return corrupt
+
+
+class _StoredArrays:
+    """The arrays of a value in a file."""
+
+    def __init__(self, file: DataFile, key: str, region: Region, segments: Sequence[Segment]) -> None:
+        self._file = file
+        self._key = key
+        self._region = region
+        self._offsets = {segment.array: segment.offset - region.offset for segment in segments}
+
+    def view(self, array: int, start: int, nbytes: int) -> None:  # noqa: ARG002 - there is no memory to show
+        return None
+
+    def copy_to(self, target: Bytes, array: int, start: int) -> None:
+        self._file.copy(self._key, self._region, self._offsets[array] + start, target)

@@ -1,0 +1,52 @@
+"""What leads other programs to the keys of an HDF5 file of many: its superblock and its root group.
+
+Everything below the root group stays where it was once written; only these change with a commit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from h5py import h5t
+
+from asyncckpt.formats import _hdf5_bytes as hb
+from asyncckpt.formats._hdf5_file import MetadataFile, Node
+from asyncckpt.workers import Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+SUPERBLOCK_NBYTES: Final = hb.SUPERBLOCK_NBYTES
+CATALOG_NAME: Final = b"__asyncckpt__"
+
+
+def superblock(end: int, root: int) -> bytes:
+    """Make the superblock of a file that ends at `end` and has its root group's header at `root`."""
+    made = np.frombuffer(bytearray(hb.superblock(end, root)), np.uint8)
+    hb.seal(made, [(0, SUPERBLOCK_NBYTES)], Pacer(yields=False))
+    return made.tobytes()
+
+
+def root_group(
+    begin: int, links: Iterable[tuple[bytes, int]], catalog: tuple[int, int], pacer: Pacer
+) -> tuple[int, bytes]:
+    """Make a root group that lies from `begin` on.
+
+    Args:
+        begin: Where.
+        links: The names of the keys, each with the address of its object.
+        catalog: Place and size of the catalog, which is shown as a dataset.
+        pacer: Paused between pieces.
+
+    Returns:
+        The address of the group's header, and the bytes.
+    """
+    file = MetadataFile(pacer)
+    for name, address in links:
+        file.link(file.root, name, Node(b"", address=address))
+    place, nbytes = catalog
+    file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes).place = place
+    file.arrange(begin)
+    return file.root.address, b"".join(bytes(piece.source) for piece in file.render(None))

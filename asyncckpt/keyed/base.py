@@ -1,0 +1,99 @@
+"""What a store is: the file of a `Checkpointer`, opened, whatever its kind.
+
+1. A store is a mapping of str keys to captured values. Keys keep the order in which they came; a replaced key keeps its
+   place.
+2. Changes are staged, one by one, and committed, all together. What is staged may be on the disk, but means nothing
+   there: whoever opens the file finds the last commit.
+3. A store is used by one thread at a time, never by a loop's. It changes the disk through the `DiskOps` of its `Home`,
+   and takes the file's lock before it does so for the first time; reading takes none.
+4. A failed `put` leaves the store as it was. After a failed `commit` the changes are still staged, and `commit` may be
+   called again; it never syncs the same file a second time after a failure, but writes a new one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from asyncckpt.workers import Crew, Pacer, StopFlag
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asyncckpt.keyed.values import Captured, Names
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Who helps with a job, and who may end it early."""
+
+    crew: Crew
+    stop: StopFlag | None = None
+    yields: bool = True
+
+    def pacer(self) -> Pacer:
+        """Return a pacer for the job."""
+        return Pacer(self.stop, yields=self.yields)
+
+
+class Entry(NamedTuple):
+    """What a store says of a key without reading its value."""
+
+    nbytes: int
+    """Bytes that it takes in the file."""
+    names: Names = False
+    """The keys of the dicts in the value."""
+
+
+class Found(NamedTuple):
+    """A value that was read."""
+
+    value: Any
+    """Fresh objects, which nobody else has."""
+    unknown_types: Mapping[str, str]
+    """Names of types that came back as plain data, each with the path of its first object."""
+
+
+class Store(ABC):
+    """An open file of keys and values."""
+
+    @property
+    @abstractmethod
+    def entries(self) -> Mapping[str, Entry]:
+        """The keys in their order, staged changes included."""
+
+    @abstractmethod
+    def read(self, key: str, work: Work) -> Found:
+        """Read the value of a key that is there, staged or committed.
+
+        Raises:
+            CorruptCheckpointError: It is damaged.
+            Stopped: `work.stop` was set.
+        """
+
+    @abstractmethod
+    def put(self, key: str, value: Captured, work: Work) -> None:
+        """Stage a value. When this returns, nothing refers to the memory of `value` any more.
+
+        Raises:
+            FileLockedError: Another writer has the file.
+            OSError: The disk failed.
+            UnsupportedLeafError: The file cannot hold the value.
+        """
+
+    @abstractmethod
+    def delete(self, key: str, work: Work) -> None:
+        """Stage the deletion of a key that is there."""
+
+    @abstractmethod
+    def commit(self, work: Work) -> None:
+        """Make what is staged durable: all of it or, if the process is killed meanwhile, none.
+
+        Raises:
+            OSError: The disk failed.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Drop what is staged, close the file, and give the lock back."""

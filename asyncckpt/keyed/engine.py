@@ -1,0 +1,231 @@
+"""Keys and paths: what both views of a `Checkpointer` do with a store, in a thread that may wait for the disk.
+
+1. A store knows top-level keys only. A tuple is a path into the dicts of the value at its first part: reading it reads
+   that value, and changing it writes that value anew.
+2. A caller's serializer stands between the caller and everything else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias
+
+from asyncckpt.errors import CheckpointError, CheckpointKeyError
+from asyncckpt.keyed.base import Found
+from asyncckpt.keyed.values import build_captured, refer
+from asyncckpt.state.tree import join_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from asyncckpt.keyed.base import Store, Work
+    from asyncckpt.keyed.values import Captured
+
+Key: TypeAlias = "str | tuple[Any, ...]"
+Path: TypeAlias = "tuple[Any, ...]"
+
+_SHOWN: Final = 20
+
+
+class Serializer(Protocol):
+    """What turns a program's values into values that can be saved, and back."""
+
+    def to_state(self, value: Any, /) -> object:
+        """Return what is saved for a value; may run in a worker thread."""
+
+    def from_state(self, state: Any, /) -> object:
+        """Return the value again; may run in a worker thread."""
+
+
+def parse_key(key: object) -> Path:
+    """Return a key as a path.
+
+    Raises:
+        TypeError: It is neither a str nor a tuple that begins with one.
+    """
+    if isinstance(key, str):
+        return (str(key),)
+    if isinstance(key, tuple) and key and isinstance(key[0], str):
+        return (str(key[0]), *key[1:])
+    message = f"a key is a str, or a tuple that begins with one (a path into nested dicts), not {key!r}"
+    raise TypeError(message)
+
+
+def missing(path: Path, place: str, known: Sequence[object]) -> CheckpointKeyError:
+    """Make the error of a key that is not there."""
+    key = path[0] if len(path) == 1 else path
+    message = f"no key {key!r} in {place}; the keys there are: {spell_keys(known)}"
+    return CheckpointKeyError(message, key=key, known=known)
+
+
+def spell_keys(keys: Sequence[object]) -> str:
+    """List keys for an error, at most the first few."""
+    names = [repr(key) for key in keys[:_SHOWN]]
+    return ", ".join([*names, f"... ({len(keys)} in all)"] if len(keys) > len(names) else names) or "none"
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRules:
+    """Which keys there may be."""
+
+    place: str
+    """What errors call the file."""
+    allowed: tuple[str, ...] | None
+    omitted: tuple[str, ...] | None
+
+    def allows(self, key: str) -> bool:
+        """Tell whether a key may be used."""
+        return (self.allowed is None or key in self.allowed) and (self.omitted is None or key not in self.omitted)
+
+    def visible(self, keys: Iterable[str]) -> list[str]:
+        """Return those of the keys that may be used."""
+        return [key for key in keys if self.allows(key)]
+
+    def path(self, key: Key, known: Callable[[], Iterable[str]]) -> Path:
+        """Return a key as a path.
+
+        Args:
+            key: The key.
+            known: Returns the keys there are, for an error.
+
+        Raises:
+            CheckpointKeyError: It may not be used.
+            TypeError: It is no key.
+        """
+        path = parse_key(key)
+        if self.allows(path[0]):
+            return path
+        if self.allowed is not None and path[0] not in self.allowed:
+            reason = f"is not allowed in {self.place}; allowed are {spell_keys(self.allowed)}"
+        else:
+            reason = f"is omitted from {self.place}"
+        keys = self.visible(known())
+        message = f"the key {path[0]!r} {reason}; the keys there are: {spell_keys(keys)}"
+        raise CheckpointKeyError(message, key=path[0], known=keys)
+
+
+class Engine:
+    """A store, seen by paths. Used by one thread at a time."""
+
+    def __init__(self, store: Store, place: str, serializer: Serializer | None) -> None:
+        self.store = store
+        self._place = place
+        self._serializer = serializer
+
+    @property
+    def has_serializer(self) -> bool:
+        """Whether `to_state` runs code of the caller's."""
+        return self._serializer is not None
+
+    def keys(self) -> list[str]:
+        """Return the top-level keys in their order."""
+        return list(self.store.entries)
+
+    def contains(self, path: Path, work: Work) -> bool:
+        """Tell whether there is a value at a path."""
+        if path[0] not in self.store.entries:
+            return False
+        if len(path) == 1:
+            return True
+        try:
+            self._descend(self.store.read(path[0], work).value, path)
+        except CheckpointKeyError:
+            return False
+        return True
+
+    def read(self, path: Path, work: Work) -> Found:
+        """Read the value at a path.
+
+        Raises:
+            CheckpointKeyError: There is none.
+        """
+        if path[0] not in self.store.entries:
+            raise missing(path, self._place, self.keys())
+        found = self.store.read(path[0], work)
+        value = self._descend(found.value, path)
+        return Found(value if self._serializer is None else self._serializer.from_state(value), found.unknown_types)
+
+    def to_state(self, value: object) -> object:
+        """Return what is saved for a value."""
+        return value if self._serializer is None else self._serializer.to_state(value)
+
+    def write(self, path: Path, value: object, work: Work) -> None:
+        """Stage a value, which nobody changes until this returns."""
+        self._put(path, self.to_state(value), work)
+
+    def put(self, path: Path, captured: Captured, work: Work) -> None:
+        """Stage a captured value."""
+        if len(path) == 1:
+            self.store.put(path[0], captured, work)
+        else:
+            self._put(path, build_captured(captured, work.pacer()).value, work)
+
+    def delete(self, path: Path, work: Work) -> None:
+        """Stage a deletion.
+
+        Raises:
+            CheckpointKeyError: There is no value.
+        """
+        if path[0] not in self.store.entries:
+            raise missing(path, self._place, self.keys())
+        if len(path) == 1:
+            self.store.delete(path[0], work)
+            return
+        whole = self._read_to_change(path, work)
+        del self._descend(whole, path, without=1)[path[-1]]
+        self._put(path[:1], whole, work)
+
+    def _put(self, path: Path, value: object, work: Work) -> None:
+        if len(path) > 1:
+            whole = self._read_to_change(path, work) if path[0] in self.store.entries else {}
+            at = whole
+            for number, part in enumerate(path[1:-1], 1):
+                at = self._dict(at, path, number).setdefault(part, {})
+            self._dict(at, path, len(path) - 1)[path[-1]] = value
+            value = whole
+        captured = refer(value, path[0], work)
+        try:
+            self.store.put(path[0], captured, work)
+        finally:
+            captured.release()
+
+    def _read_to_change(self, path: Path, work: Work) -> Any:
+        """Read the value that a path leads into, which will be written again."""
+        found = self.store.read(path[0], work)
+        if found.unknown_types:
+            message = (
+                f"{path!r} leads into a value with {', '.join(found.unknown_types)}, which would become plain data:"
+                " register the type with asyncckpt.register_type"
+            )
+            raise CheckpointError(message)
+        self._dict(found.value, path, 1)
+        return found.value
+
+    def _descend(self, value: Any, path: Path, *, without: int = 0) -> Any:
+        for number, part in enumerate(path[1 : len(path) - without], 1):
+            value = self._step(value, path, number, part)
+        if without:
+            self._step(value, path, len(path) - 1, path[-1])
+        return value
+
+    def _step(self, value: Any, path: Path, number: int, part: object) -> Any:
+        try:
+            return self._dict(value, path, number)[part]
+        except (KeyError, TypeError) as error:
+            if isinstance(error, CheckpointKeyError):
+                raise
+            place = f"{self._place} at {join_path(path[:number])!r}"
+            raise missing(path, place, list(value)) from None
+
+    def _dict(self, value: Any, path: Path, number: int) -> dict[Any, Any]:
+        """Return the value that stands at the first parts of a path: a dict."""
+        if not isinstance(value, dict):
+            self._refuse(value, path, number)
+        return value
+
+    def _refuse(self, value: object, path: Path, number: int) -> NoReturn:
+        message = (
+            f"no key {path!r} in {self._place}: at {join_path(path[:number])!r} is no dict but a"
+            f" {type(value).__qualname__}"
+        )
+        raise CheckpointKeyError(message, key=path, known=self.keys())

@@ -1,0 +1,383 @@
+"""The HDF5 kind: a file that every HDF5 tool reads, and that a kill never harms (docs/format.md has the bytes).
+
+1. Small values wait in memory, large ones are written as they come; both lie behind the last commit, or in the sibling
+   that will take the file's name.
+2. A file that would grow beyond `_outgrows` is written anew, to the sibling; so is a new file, one that others made,
+   and one whose disk failed, which is never written or synced again. It is decided before a large value is written, so
+   that a value is written once, and only what stays is copied.
+3. HDF5 that asyncckpt did not write is read through libhdf5, and only if the caller trusts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
+from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
+from asyncckpt.keyed._hdf5_region import Value
+from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.values import build_value, refer, runs_of
+from asyncckpt.state.index import Index
+from asyncckpt.state.strided import flat_bytes, scatter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.keyed._hdf5_catalog import Place
+    from asyncckpt.keyed._hdf5_foreign import ForeignFile
+    from asyncckpt.keyed.base import Work
+    from asyncckpt.keyed.home import Home
+    from asyncckpt.keyed.values import Captured
+
+    Bytes = NDArray[np.uint8]
+
+_HELD_MAX_NBYTES: Final = 1 << 18
+_ALL_HELD_NBYTES: Final = 16 << 20
+_BATCH_KEYS: Final = 1024
+_OBJECT_NBYTES: Final = 512  # a guess, for a value that is not placed yet
+_SLACK_NBYTES: Final = 1 << 20
+_PROMISED_SLACK_NBYTES: Final = 7 << 19  # the promise is 4 MiB
+
+
+class _Placed:
+    """A value in a file."""
+
+    def __init__(self, file: DataFile, place: Place) -> None:
+        self.file = file
+        self.place = place
+        self.nbytes = place.nbytes
+        self.payload_nbytes = place.payload_nbytes
+        self.names = place.names
+
+
+class _Held:
+    """A small value in memory."""
+
+    def __init__(self, key: str, captured: Captured) -> None:
+        # Copied: the captured one's lists are emptied when it is released.
+        index = Index(pieces=tuple(captured.index.pieces), arrays=tuple(captured.index.arrays))
+        self._data: list[Bytes] = []
+        for number, meta in enumerate(index.arrays):
+            data = np.empty(meta.nbytes, np.uint8)
+            start = 0
+            for run in runs_of(captured, number):
+                data[start : start + len(run)] = run
+                start += len(run)
+            self._data.append(data)
+        self.value = Value(key, index, self, captured.names)
+        self.names = captured.names
+        self.payload_nbytes = _payload_nbytes(captured)
+        self.nbytes = self.payload_nbytes + _OBJECT_NBYTES
+
+    def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes]:
+        return [self._data[array][start : start + nbytes]]
+
+    def copy_to(self, target: Bytes, array: int, start: int) -> None:
+        target[:] = self._data[array][start : start + len(target)]
+
+    def arrays(self) -> dict[int, NDArray[Any]]:
+        """Return the arrays, as copies."""
+        made: dict[int, NDArray[Any]] = {}
+        for number, (meta, data) in enumerate(zip(self.value.index.arrays, self._data, strict=True)):
+            made[number] = np.ndarray(meta.shape, meta.dtype)
+            memory = flat_bytes(made[number])
+            if memory is not None:
+                memory[:] = data
+            elif len(data):
+                scatter(made[number], 0, data)
+        return made
+
+
+class _Foreign:
+    """A value in a file that others made."""
+
+    names = False
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = self.payload_nbytes = nbytes
+
+
+_Source = _Placed | _Held | _Foreign
+
+
+class HDF5Store(Store):
+    """An open HDF5 file of many keys."""
+
+    def __init__(self, home: Home, work: Work, *, trusted: bool) -> None:
+        """Open the file; without one, there are no keys.
+
+        Raises:
+            UntrustedFileError: asyncckpt did not write it, or not last, and `trusted` is False.
+            CorruptCheckpointError: It is not HDF5, or damaged.
+            UnsupportedFormatError: A later release wrote it.
+            OSError: It cannot be read.
+        """
+        self._home = home
+        self._trusted = trusted
+        self._files: list[DataFile] = []
+        self._fresh: DataFile | None = None
+        self._is_writing = False
+        self._is_dirty = False
+        self._is_tainted = False
+        self._open(work)
+
+    def _open(self, work: Work) -> None:
+        self._main: DataFile | None = None
+        self._foreign: ForeignFile | None = None
+        self._sources: dict[str, _Source] = {}
+        self._entries: dict[str, Entry] = {}
+        self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
+        fd = self._home.open()
+        self._identity = self._home.identity_of(fd)
+        if fd is None:
+            return
+        try:
+            if os.fstat(fd).st_size == 0:  # as a temporary file begins
+                os.close(fd)
+                return
+            self._main = DataFile.open(self._home.path, fd, work.pacer())
+        except ForeignFileError as error:
+            os.close(fd)
+            self._open_foreign(str(error), work)
+            return
+        except BaseException:
+            os.close(fd)
+            raise
+        self._files.append(self._main)
+        for key, place in self._main.places.items():
+            self._set(key, _Placed(self._main, place))
+
+    def _open_foreign(self, reason: str, work: Work) -> None:
+        from asyncckpt.keyed._hdf5_foreign import ForeignFile, check_signature
+
+        path = self._home.path
+        check_signature(path)
+        if not self._trusted:
+            message = (
+                f"{path} {reason}. Only libhdf5 can read it, which a hostile file can crash or keep busy for ever:"
+                " open it with trusted=True if you know where it comes from"
+            )
+            raise UntrustedFileError(message)
+        self._foreign = ForeignFile(path)
+        for key, nbytes in self._foreign.sizes(work.pacer()).items():
+            self._set(key, _Foreign(nbytes))
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The keys in their order, staged changes included."""
+        return self._entries
+
+    def read(self, key: str, work: Work) -> Found:
+        """Read a value; see `Store.read`."""
+        source = self._sources[key]
+        if isinstance(source, _Placed):
+            try:
+                found = source.file.read(key, source.place, work)
+            except CorruptCheckpointError as error:
+                if not self._trusted or source.file is not self._main:
+                    raise
+                return self._read_changed(key, error, work)
+            return build_value(*found, work.pacer())
+        if isinstance(source, _Held):
+            return build_value(source.value.index, source.arrays(), work.pacer())
+        assert self._foreign is not None  # noqa: S101 - it is where this source comes from
+        return self._foreign.read(key, work.pacer())
+
+    def _read_changed(self, key: str, error: CorruptCheckpointError, work: Work) -> Found:
+        """Read a value that another program changed in its place, so that only its digest tells."""
+        from asyncckpt.keyed._hdf5_foreign import ForeignFile
+
+        file = ForeignFile(self._home.path)
+        try:
+            found = file.read(key, work.pacer())
+        finally:
+            file.close()
+        warnings.warn(f"{error}. It is read as it is now, because the file is trusted", CheckpointWarning, stacklevel=2)
+        return found
+
+    def put(self, key: str, value: Captured, work: Work) -> None:
+        """Stage a value; see `Store.put`."""
+        self._begin(work)
+        nbytes = _payload_nbytes(value) + _OBJECT_NBYTES
+        source: _Source
+        if nbytes <= _HELD_MAX_NBYTES:
+            if self._held_nbytes + nbytes > _ALL_HELD_NBYTES:
+                self._write_held(self._target(), work)
+            source = _Held(key, value)
+        else:
+            target = self._target(key, nbytes)
+            places = target.append(self._home.ops, [Value(key, value.index, value.snapshot, value.names)], work)
+            source = _Placed(target, places[key])
+        self._set(key, source)
+        self._is_dirty = True
+
+    def delete(self, key: str, work: Work) -> None:
+        """Stage a deletion; see `Store.delete`."""
+        self._begin(work)
+        if key in self._sources:  # another process may have been quicker
+            self._forget(self._sources.pop(key))
+            del self._entries[key]
+        self._is_dirty = True
+
+    def commit(self, work: Work) -> None:
+        """Make what is staged durable; see `Store.commit`."""
+        if not self._is_dirty:
+            return
+        target = self._target()
+        self._write_held(target, work)
+        if target is self._fresh:
+            self._move_all(target, work)
+        places = {key: source.place for key, source in self._sources.items() if isinstance(source, _Placed)}
+        losses = None if self._foreign is None else self._foreign.losses()
+        self._commit(target, places, work)
+        self._is_dirty = False
+        if losses is not None:
+            warnings.warn(losses, CheckpointWarning, stacklevel=2)
+
+    def close(self) -> None:
+        """Drop what is staged and close the file; see `Store.close`."""
+        main, fresh, self._fresh = self._main, self._fresh, None
+        if fresh is not None:
+            self._home.discard_sibling()
+        elif main is not None and self._is_writing and not self._is_tainted:
+            with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
+                main.settle(self._home.ops)
+        self._close_files()
+        self._home.release()
+        self._is_writing = False
+
+    # --- staging ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, work: Work) -> None:
+        """Become the writer, of the file as it is now."""
+        if self._is_writing:
+            return
+        self._home.lock()
+        if self._home.identity() != self._identity:
+            self._close_files()
+            self._open(work)
+        if self._main is not None:
+            fd = os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
+            self._main.reopen(fd)
+            self._main.recover(self._home.ops)
+        self._is_writing = True
+
+    def _target(self, key: str | None = None, nbytes: int = 0) -> DataFile:
+        """Return the file that is written to, when `nbytes` more for `key` are."""
+        if self._fresh is None:
+            if self._main is not None and not self._is_tainted and not self._outgrows(self._main, key, nbytes):
+                return self._main
+            self._fresh = DataFile(self._home.path, self._home.create_sibling())
+            self._files.append(self._fresh)
+        return self._fresh
+
+    def _outgrows(self, file: DataFile, key: str | None, nbytes: int) -> bool:
+        """Whether so much more would make the file larger than what lives in it allows.
+
+        It may be twice as large, and 1 MiB; so all copying together is about as much as has been written. What is
+        promised counts the values alone, and is looked at where it can be kept: the objects of very many tiny values
+        are larger than they are.
+        """
+        replaced = None if key is None else self._sources.get(key)
+        live = self._live_nbytes + nbytes - (replaced.nbytes if replaced else 0)
+        payload = self._payload_nbytes + nbytes - (replaced.payload_nbytes if replaced else 0)
+        allowed = 2 * live + _SLACK_NBYTES
+        promised = 3 * payload + _PROMISED_SLACK_NBYTES
+        if live + live // 4 < promised:
+            allowed = min(allowed, promised)
+        return file.tail + self._held_nbytes + nbytes + len(self._sources) * _OBJECT_NBYTES // 2 > allowed
+
+    def _write_held(self, target: DataFile, work: Work) -> None:
+        """Write the values that wait in memory."""
+        held = [source.value for source in self._sources.values() if isinstance(source, _Held)]
+        if held:
+            self._append(target, held, work)
+
+    def _append(self, target: DataFile, values: list[Value], work: Work) -> None:
+        for key, place in target.append(self._home.ops, values, work).items():
+            self._set(key, _Placed(target, place))
+
+    def _set(self, key: str, source: _Source) -> None:
+        """Let a key have another source; a key that is there keeps its place."""
+        before = self._sources.get(key)
+        if before is not None:
+            self._forget(before)
+        self._live_nbytes += source.nbytes
+        self._payload_nbytes += source.payload_nbytes
+        self._held_nbytes += source.nbytes if isinstance(source, _Held) else 0
+        self._sources[key] = source
+        self._entries[key] = Entry(source.nbytes, source.names)
+
+    def _forget(self, source: _Source) -> None:
+        self._live_nbytes -= source.nbytes
+        self._payload_nbytes -= source.payload_nbytes
+        self._held_nbytes -= source.nbytes if isinstance(source, _Held) else 0
+
+    # --- committing ---------------------------------------------------------------------------------------------------
+
+    def _move_all(self, target: DataFile, work: Work) -> None:
+        """Bring every value into the new file, in batches."""
+        batch: list[Value] = []
+        nbytes = 0
+        for value in self._values_elsewhere(target, work):
+            batch.append(value)
+            nbytes += sum(meta.nbytes for meta in value.index.arrays)
+            if nbytes > _ALL_HELD_NBYTES or len(batch) == _BATCH_KEYS:
+                self._append(target, batch, work)
+                batch, nbytes = [], 0
+        if batch:
+            self._append(target, batch, work)
+
+    def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:
+        for key, source in list(self._sources.items()):
+            if isinstance(source, _Foreign):
+                captured = refer(self.read(key, work).value, key, work)
+                yield Value(key, captured.index, captured.snapshot, captured.names)
+            elif isinstance(source, _Placed) and source.file is not target:
+                yield source.file.stored(key, source.place, work.pacer())
+
+    def _commit(self, target: DataFile, places: Mapping[str, Place], work: Work) -> None:
+        try:
+            target.commit(self._home.ops, places, work.pacer())
+        except BaseException:
+            if target.is_suspect:
+                self._taint()
+            raise
+        if target is self._fresh:
+            try:
+                self._home.publish_sibling()
+            except BaseException:
+                self._taint()
+                raise
+        if target is self._fresh:
+            self._main, self._fresh = target, None
+            self._is_tainted = False
+            self._close_files(but=target)
+
+    def _taint(self) -> None:
+        """Write to none of the files again: the next commit makes another. What is in them can still be read."""
+        self._is_tainted = True
+        if self._fresh is not None:
+            self._home.discard_sibling()
+            self._fresh = None
+
+    def _close_files(self, but: DataFile | None = None) -> None:
+        for file in self._files:
+            if file is not but:
+                file.close()
+        self._files = [] if but is None else [but]
+        if self._foreign is not None:
+            self._foreign.close()
+            self._foreign = None
+
+
+def _payload_nbytes(value: Captured) -> int:
+    index = value.index
+    return sum(meta.nbytes for meta in index.arrays) + sum(map(len, index.pieces))

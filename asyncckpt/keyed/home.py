@@ -1,0 +1,126 @@
+"""Where a file of many keys lives: its name, its lock, and the sibling that it is rewritten to.
+
+1. The lock is taken before the first change and held until `release`.
+2. A rewritten file is a sibling until it is complete and synced; then it takes the file's name. A sibling that a killed
+   writer left is removed by the next holder of the lock.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from asyncckpt.disk.lock import FileLock, acquire_file_lock
+from asyncckpt.disk.publish import ensure_directory
+from asyncckpt.errors import CheckpointWarning
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from asyncckpt.disk.ops import DiskOps
+
+
+class Home:
+    """The place of one file."""
+
+    def __init__(self, path: Path, ops: DiskOps) -> None:
+        # What a symbolic link leads to is what is rewritten, and the working directory may change.
+        self.path = path.resolve()
+        self.ops = ops
+        self.sibling = self.path.with_name(f".{self.path.name}.tmp")
+        self._lock: FileLock | None = None
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this process may change the file."""
+        return self._lock is not None
+
+    def identity(self) -> tuple[int, ...] | None:
+        """Return what tells whether the file is still the same, or None if there is none."""
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    @staticmethod
+    def identity_of(fd: int | None) -> tuple[int, ...] | None:
+        """Return the identity of a file that `open` has opened, to be compared with that of the name later."""
+        if fd is None:
+            return None
+        found = os.fstat(fd)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+    def open(self) -> int | None:
+        """Open the file for reading, or return None if there is none.
+
+        Raises:
+            OSError: It cannot be read, or is not a regular file.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            message = f"{self.path} is not a regular file"
+            raise IsADirectoryError(message) if self.path.is_dir() else OSError(message)
+        return fd
+
+    def lock(self) -> None:
+        """Become the file's writer, with the directory made if it is missing; more than once does no harm.
+
+        Raises:
+            FileLockedError: There is another writer.
+            OSError: The directory cannot be made or written.
+        """
+        if self._lock is not None:
+            return
+        ensure_directory(self.ops, self.path.parent)
+        self._lock = acquire_file_lock(self.ops, self.path)
+        if not self._lock.is_supported:
+            message = f"{self.path}: the file system has no locks, so nothing keeps a second writer away"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        with suppress(FileNotFoundError):
+            self.ops.unlink(self.sibling)
+
+    def create_sibling(self) -> int:
+        """Create the sibling, with the file's permissions, and return a descriptor to read and write it."""
+        try:
+            fd = self.ops.create(self.sibling)
+        except FileExistsError:  # one that could not be removed
+            self.ops.unlink(self.sibling)
+            fd = self.ops.create(self.sibling)
+        try:
+            with suppress(FileNotFoundError):
+                mode = stat.S_IMODE(self.path.stat().st_mode)
+                if mode != stat.S_IMODE(os.fstat(fd).st_mode):
+                    self.ops.set_mode(fd, mode)
+        except BaseException:
+            os.close(fd)
+            self.discard_sibling()
+            raise
+        return fd
+
+    def publish_sibling(self) -> None:
+        """Give the sibling, which is complete and synced, the file's name, durably; if that fails, it is gone."""
+        try:
+            self.ops.rename(self.sibling, self.path)
+        except BaseException:
+            self.discard_sibling()
+            raise
+        self.ops.sync_directory(self.path.parent)
+
+    def discard_sibling(self) -> None:
+        """Remove the sibling, if the disk lets us: the next writer will otherwise."""
+        with suppress(OSError):
+            self.ops.unlink(self.sibling)
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None

@@ -1,0 +1,179 @@
+"""A JSON file of keys: one object, held in memory as text, rewritten as a whole.
+
+1. The text of a value that did not change is written back as it was, whoever wrote it.
+2. Values are parsed when they are read; opening only finds where each begins and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Final
+
+from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.json_text import decode_value, encode_key, encode_value, split_object
+from asyncckpt.keyed.values import plain_names
+from asyncckpt.keyed.writing import Appender
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asyncckpt.keyed.base import Work
+    from asyncckpt.keyed.home import Home
+    from asyncckpt.keyed.values import Captured, Names
+
+_READ_NBYTES: Final = 4 << 20
+_NAMED_NBYTES: Final = 1 << 20  # of files whose values are looked into for their keys, as soon as they are opened
+
+
+class JSONStore(Store):
+    """An open JSON file."""
+
+    def __init__(self, home: Home, work: Work) -> None:
+        """Open it.
+
+        Raises:
+            CorruptCheckpointError: It is no JSON object.
+            OSError: It cannot be read.
+        """
+        self._home = home
+        self._texts: dict[str, _Text] = {}
+        self._entries: dict[str, Entry] = {}
+        self._is_changed = False
+        self._load(work)
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """See `Store`."""
+        return self._entries
+
+    def read(self, key: str, work: Work) -> Found:
+        """See `Store`."""
+        try:
+            text, low, high = self._texts[key].joined()
+            return decode_value(text, low, high, work.pacer())
+        except CorruptCheckpointError as error:
+            raise self._corrupt(f"the value of {key!r}: {error}", error) from error
+        except ValueError as error:
+            raise self._corrupt(f"the value of {key!r} cannot be read: {error}", error) from error
+
+    def put(self, key: str, value: Captured, work: Work) -> None:
+        """See `Store`."""
+        self._begin(work)
+        text = encode_value(value, work.pacer())
+        self._texts[key] = _Text(text)
+        self._entries[key] = Entry(sum(map(len, text)), value.names)
+        self._is_changed = True
+
+    def delete(self, key: str, work: Work) -> None:
+        """See `Store`."""
+        self._begin(work)
+        del self._texts[key], self._entries[key]
+        self._is_changed = True
+
+    def commit(self, work: Work) -> None:
+        """See `Store`."""
+        if not self._is_changed:
+            return
+        pacer = work.pacer()
+        fd = self._home.create_sibling()
+        try:
+            out = Appender(self._home.ops, fd, 0)
+            out.write(b"{")
+            separator = b"\n"
+            for key, text in self._texts.items():
+                out.write(separator + encode_key(key) + b": ")
+                for piece in text.pieces():
+                    out.write(piece)
+                separator = b",\n"
+                pacer.pause()
+            out.write(b"\n}\n")
+            out.flush()
+            self._home.ops.sync(fd)
+        except BaseException:
+            self._home.discard_sibling()
+            raise
+        finally:
+            os.close(fd)
+        self._home.publish_sibling()
+        self._is_changed = False
+
+    def close(self) -> None:
+        """See `Store`."""
+        self._texts = {}
+        self._entries = {}
+        self._home.release()
+
+    def _begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first."""
+        if not self._home.is_locked:
+            self._home.lock()
+            if self._home.identity() != self._seen:
+                self._load(work)
+
+    def _load(self, work: Work) -> None:
+        self._texts, self._entries = {}, {}
+        fd = self._home.open()
+        self._seen = self._home.identity_of(fd)
+        if fd is None:
+            return
+        try:
+            text = _read_all(fd)
+            is_small = len(text) <= _NAMED_NBYTES
+            for key, low, high in split_object(text, work.pacer()) if text else ():
+                if key in self._texts:
+                    raise self._corrupt(f"the key {key!r} stands twice")
+                self._texts[key] = _Text(text, low, high)
+                self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
+        except (ValueError, RecursionError) as error:
+            raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
+        finally:
+            os.close(fd)
+
+    def _corrupt(self, reason: str, error: Exception | None = None) -> CorruptCheckpointError:
+        if isinstance(error, CorruptCheckpointError):
+            reason = str(error)
+        return CorruptCheckpointError(f"{self._home.path}: {reason}", file=str(self._home.path))
+
+
+class _Text:
+    """The text of a value: pieces, or a part of the file that was read."""
+
+    __slots__ = ("_high", "_low", "_text")
+
+    def __init__(self, text: list[bytes] | bytes | bytearray, low: int = 0, high: int = 0) -> None:
+        self._text = text
+        self._low = low
+        self._high = high
+
+    def pieces(self) -> list[bytes] | list[memoryview]:
+        return self._text if isinstance(self._text, list) else [memoryview(self._text)[self._low : self._high]]
+
+    def joined(self) -> tuple[bytes | bytearray, int, int]:
+        """Return a text, and where in it the value lies."""
+        if isinstance(self._text, list):
+            text = b"".join(self._text)
+            return text, 0, len(text)
+        return self._text, self._low, self._high
+
+
+def _read_all(fd: int) -> bytes | bytearray:
+    text = bytearray(os.fstat(fd).st_size)
+    view = memoryview(text)
+    at = 0
+    while at < len(text):
+        count = os.preadv(fd, [view[at : at + _READ_NBYTES]], at)
+        if count == 0:
+            message = "it ended while it was read"
+            raise ValueError(message)
+        at += count
+    encoding = json.detect_encoding(bytes(text[:4]))
+    return text if encoding == "utf-8" else text.decode(encoding).encode()
+
+
+def _names(text: bytes | bytearray, low: int, high: int, work: Work) -> Names:
+    try:
+        return plain_names(decode_value(text, low, high, work.pacer()).value)
+    except (ValueError, CorruptCheckpointError):
+        return False

@@ -1,0 +1,344 @@
+"""A msgpack file of keys: a log of records, appended to and, when a third of it is dead, written anew.
+
+1. A commit is its records, a sync, a commit record, and another sync. Only what a commit record stands behind counts.
+2. What lies behind the last commit is a torn tail: readers leave it out, and the next writer cuts it off, durably,
+   before it appends. If a commit stands behind something that cannot be read, that is damage, and an error.
+3. A file gets its name with its first commit; until then, and when it is written anew, it is a sibling.
+4. After a failed sync nothing more is asked of that file: the next commit writes a new one, and verifies what it
+   copies.
+5. Replaying the records gives the keys in their order: a value of a key that is there takes its place.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from asyncckpt.disk.blocks import write_plan_at
+from asyncckpt.disk.plan import align
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
+from asyncckpt.formats.msgpack import FORMAT
+from asyncckpt.keyed import log_records as records
+from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.reading import Place, read_place
+from asyncckpt.keyed.writing import Appender
+from asyncckpt.memory import PAGE_NBYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from asyncckpt.keyed.base import Work
+    from asyncckpt.keyed.home import Home
+    from asyncckpt.keyed.values import Captured
+
+ALIGNED_MIN_NBYTES: Final = 64 << 10
+"""Arrays of a value that together take this much lie on pages; smaller values are packed closely."""
+_SLACK_NBYTES: Final = 1 << 20  # dead bytes that are never worth a rewriting
+_COPY_NBYTES: Final = 4 << 20
+_MAX_KEY_NBYTES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Live:
+    """A record that counts."""
+
+    record: records.Record
+    entry: Entry
+
+
+class MsgpackStore(Store):
+    """An open log."""
+
+    def __init__(self, home: Home, work: Work) -> None:
+        """Open it and read the records' heads.
+
+        Raises:
+            CorruptCheckpointError: It is damaged, or no such file.
+            UnsupportedFormatError: A later release wrote it.
+            OSError: It cannot be read.
+        """
+        self._home = home
+        self._fd: int | None = None
+        self._forget()
+        self._load(work)
+
+    def _forget(self) -> None:
+        self._live: dict[str, _Live] = {}
+        self._entries: dict[str, Entry] = {}
+        self._live_nbytes = 0
+        self._end = 0
+        self._file_id = b""
+        self._staged: set[str] = set()
+        self._is_changed = False
+        self._is_published = False
+        self._is_suspect = False  # whether something on the way to the disk has failed, so that a new file is needed
+        self._has_tail = False
+        self._seen: tuple[int, ...] | None = None
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """See `Store`."""
+        return self._entries
+
+    def read(self, key: str, work: Work) -> Found:
+        """See `Store`."""
+        assert self._fd is not None  # noqa: S101 - there is a record
+        record = self._live[key].record
+        corrupt = self._teller(record, key)
+        try:
+            return read_place(self._fd, _place(record), corrupt, work)
+        except CorruptCheckpointError as error:
+            if error.file is None:
+                raise corrupt(f"cannot be read: {error}") from error
+            raise
+
+    def put(self, key: str, value: Captured, work: Work) -> None:
+        """See `Store`."""
+        if len(key) * 4 > _MAX_KEY_NBYTES and len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
+            message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
+            raise UnsupportedLeafError(message, path=key[:80])
+        self._begin(work)
+        record = self._append(lambda fd: _write_value(self._home, fd, self._end, key, value, work))
+        self._set(key, _Live(record, Entry(record.end - record.offset, value.names)))
+        self._staged.add(key)
+
+    def delete(self, key: str, work: Work) -> None:
+        """See `Store`."""
+        self._begin(work)
+        self._append(lambda fd: self._write_small(fd, records.delete_head(key)))
+        self._live_nbytes -= self._live.pop(key).entry.nbytes
+        del self._entries[key]
+        self._staged.discard(key)
+
+    def commit(self, work: Work) -> None:
+        """See `Store`."""
+        if not self._is_changed:
+            return
+        limit = self._live_nbytes + self._live_nbytes // 2 + _SLACK_NBYTES
+        is_large = self._end > limit
+        if is_large or self._is_suspect:
+            try:
+                self._rewrite(work)
+            except OSError:
+                if self._is_suspect or not self._is_published:
+                    self._is_suspect = True
+                    raise
+                self._append_commit()  # there is no room for a second file, say; the old one still takes what is new
+        else:
+            self._append_commit()
+        self._is_changed = False
+        self._staged.clear()
+
+    def close(self) -> None:
+        """See `Store`."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+            if not self._is_published:
+                self._home.discard_sibling()
+        self._forget()
+        self._home.release()
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    def _load(self, work: Work) -> None:
+        self._forget()
+        fd = self._home.open()
+        if fd is None:
+            return
+        self._seen = self._home.identity_of(fd)
+        try:
+            log = records.scan(fd, str(self._home.path), work.pacer())
+        except BaseException:
+            os.close(fd)
+            raise
+        if log is None:  # an empty file, which somebody has made in advance
+            os.close(fd)
+            return
+        self._fd = fd
+        self._is_published = True
+        self._file_id, self._end, self._has_tail = log.file_id, log.end, log.has_tail
+        for key, record in log.live.items():
+            self._set(key, _Live(record, Entry(record.end - record.offset, record.names)))
+
+    def _begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first."""
+        if not self._home.is_locked:
+            self._home.lock()
+            if self._home.identity() != self._seen:
+                if self._fd is not None:
+                    os.close(self._fd)
+                    self._fd = None
+                self._load(work)
+            if self._fd is not None:
+                reader, self._fd = self._fd, os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
+                os.close(reader)
+        if self._fd is None:
+            self._fd = self._home.create_sibling()
+            self._file_id = os.urandom(16)
+            self._end = self._write_small(self._fd, records.file_head(self._file_id)).end
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def _append(self, write: Callable[[int], records.Record]) -> records.Record:
+        """Write a record at the end of the log; if that fails, what was written of it is a tail to be cut off."""
+        fd = self._cut()
+        self._has_tail = True
+        record = write(fd)
+        self._has_tail = False
+        self._end = record.end
+        self._is_changed = True
+        return record
+
+    def _cut(self) -> int:
+        """Cut off what lies behind the end."""
+        fd = self._fd
+        assert fd is not None  # noqa: S101 - the writer has a file
+        if self._has_tail:
+            self._home.ops.truncate(fd, self._end)
+            self._sync(fd)
+            self._has_tail = False
+        return fd
+
+    def _write_small(self, fd: int, head: bytes, at: int | None = None) -> records.Record:
+        begin = self._end if at is None else at
+        out = Appender(self._home.ops, fd, begin)
+        out.write(head)
+        out.write(records.tail(head, b""))
+        out.flush()
+        return records.Record(begin, out.offset, None, None)
+
+    def _append_commit(self) -> None:
+        """Commit at the end of the log; a file without a name gets it."""
+        fd = self._cut()
+        if self._is_published:
+            self._sync(fd)  # or the commit could reach the disk before what it stands for
+        self._has_tail = True
+        record = self._write_small(fd, records.commit_head(self._file_id, self._end))
+        self._sync(fd)
+        self._has_tail = False
+        self._end = record.end
+        if not self._is_published:
+            self._publish()
+
+    def _publish(self) -> None:
+        self._is_suspect = True  # if this fails, who knows which file has the name: the next commit makes a new one
+        self._home.publish_sibling()
+        self._is_suspect = False
+        self._is_published = True
+
+    def _sync(self, fd: int) -> None:
+        try:
+            self._home.ops.sync(fd)
+        except BaseException:
+            self._is_suspect = True
+            raise
+
+    def _rewrite(self, work: Work) -> None:
+        """Commit by writing everything that lives to a new file."""
+        old = self._fd
+        assert old is not None  # noqa: S101 - the writer has a file
+        if not self._is_published:
+            self._home.discard_sibling()
+        new = self._home.create_sibling()
+        try:
+            file_id = os.urandom(16)
+            end = self._write_small(new, records.file_head(file_id), 0).end
+            moved = {}
+            for key, live in self._live.items():
+                if self._is_suspect and key in self._staged:  # it may not have come through
+                    read_place(old, _place(live.record), self._teller(live.record, key), work)
+                record = self._copy(old, new, live, end, work)
+                moved[key] = _Live(record, Entry(record.end - record.offset, live.entry.names))
+                end = record.end
+            end = self._write_small(new, records.commit_head(file_id, end), end).end
+            self._home.ops.sync(new)
+            self._publish()
+        except BaseException:
+            os.close(new)
+            self._home.discard_sibling()
+            raise
+        os.close(old)
+        self._fd, self._file_id, self._end = new, file_id, end
+        self._has_tail = False
+        self._live, self._entries, self._live_nbytes = {}, {}, 0
+        for key, live in moved.items():
+            self._set(key, live)
+
+    def _copy(self, old: int, new: int, live: _Live, end: int, work: Work) -> records.Record:
+        """Copy a record to the end of a new file, as it is: its digests go with it."""
+        record = live.record
+        place = _place(record)
+        head = records.read_range(old, record.offset, record.head_nbytes)
+        out = Appender(self._home.ops, new, end)
+        out.write(head)
+        if record.is_aligned:
+            out.write(records.padding(out.offset))
+        offset = out.offset
+        pacer = work.pacer()
+        at = place.offset
+        until = record.end
+        while at < until:
+            piece = records.read_range(old, at, min(_COPY_NBYTES, until - at))
+            out.write(piece)
+            out.flush()
+            at += len(piece)
+            pacer.pause()
+        out.flush()
+        moved = Place(offset, place.index_nbytes, place.record)
+        return records.Record(end, out.offset, moved, record.names, record.head_nbytes, record.is_aligned)
+
+    def _set(self, key: str, live: _Live) -> None:
+        if key in self._live:
+            self._live_nbytes -= self._live[key].entry.nbytes
+        self._live[key] = live
+        self._entries[key] = live.entry
+        self._live_nbytes += live.entry.nbytes
+
+    def _teller(self, record: records.Record, key: str) -> Callable[[str], CorruptCheckpointError]:
+        """Return what makes the error of a damaged record."""
+        path = str(self._home.path)
+
+        def corrupt(reason: str) -> CorruptCheckpointError:
+            message = f"{path}: damaged at byte {record.offset}: the record of {key!r} {reason}"
+            return CorruptCheckpointError(message, file=path)
+
+        return corrupt
+
+
+def _place(record: records.Record) -> Place:
+    assert record.place is not None  # noqa: S101 - of a value, as all that live are
+    return record.place
+
+
+def _write_value(  # noqa: PLR0913, PLR0917 - one step of `put`, which has them all
+    home: Home, fd: int, begin: int, key: str, value: Captured, work: Work
+) -> records.Record:
+    """Write the record of a value at the end of a file."""
+    index = value.index
+    is_aligned = sum(meta.nbytes for meta in index.arrays) >= ALIGNED_MIN_NBYTES
+    if is_aligned:
+        plan = FORMAT.plan(index, work.pacer())
+        head = records.set_head(key, value.names, plan.index_nbytes, plan.nbytes, is_aligned=True)
+        offset = align(begin + len(head) + records.MIN_PADDING_NBYTES, PAGE_NBYTES)
+        out = Appender(home.ops, fd, begin)
+        out.write(head)
+        out.write(records.padding(out.offset))
+        out.flush()
+        record = write_plan_at(home.ops, fd, plan, value.snapshot, base=offset, crew=work.crew, stop=work.stop)
+        index_nbytes = plan.index_nbytes
+    else:
+        body, index_nbytes, record = records.small_body(value, work.pacer())
+        head = records.set_head(key, value.names, index_nbytes, record.nbytes, is_aligned=False)
+        offset = begin + len(head)
+        out = Appender(home.ops, fd, begin)
+        out.write(head)
+        for piece in body:
+            out.write(piece)
+        out.flush()
+    out = Appender(home.ops, fd, offset + record.nbytes)
+    out.write(records.tail(head, record.digests))
+    out.flush()
+    place = Place(offset, index_nbytes, record)
+    return records.Record(begin, out.offset, place, value.names, len(head), is_aligned)

@@ -1,0 +1,394 @@
+"""A zip file of arrays, as `numpy.savez` makes it, rewritten as a whole.
+
+1. Every array is a member, an npy file, which numpy opens. What else a value consists of stands in the member
+   `__asyncckpt__.npy`, an array of bytes: for each key its members and, unless it is just an array, its tree.
+2. Members that this directory does not know are somebody else's: each is a key.
+3. New members go to the sibling as soon as they are put. A commit copies the others to it, as they are, and gives it
+   the file's name.
+4. After a failed sync nothing more is asked of that file: the next commit makes another, and verifies what it copies.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import msgpack
+import numpy as np
+
+from asyncckpt.errors import (
+    CheckpointError,
+    CorruptCheckpointError,
+    UnsupportedFormatError,
+    UnsupportedLeafError,
+    UntrustedFileError,
+)
+from asyncckpt.formats import _hdf5_names as names
+from asyncckpt.keyed import npz_zip as zips
+from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
+from asyncckpt.state import index as ix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.keyed.base import Work
+    from asyncckpt.keyed.home import Home
+    from asyncckpt.keyed.values import Captured
+    from asyncckpt.workers import Pacer
+
+VERSION: Final = 1
+DIRECTORY: Final = "__asyncckpt__.npy"
+_SUFFIX: Final = ".npy"
+_SLACK_NBYTES: Final = 1 << 20
+_MAX_KEY_NBYTES: Final = 1 << 16
+_ERRORS: Final = "surrogatepass"
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A key: its members, and its tree, if it is not just the array of its one member."""
+
+    members: tuple[zips.Member, ...]
+    tree: bytes | None
+    entry: Entry
+    is_staged: bool = False
+
+
+class NumPyStore(Store):
+    """An open zip file of arrays."""
+
+    def __init__(self, home: Home, work: Work, *, trusted: bool) -> None:
+        """Open it and read its directory.
+
+        Raises:
+            CorruptCheckpointError: It is damaged, or no such file.
+            OSError: It cannot be read.
+        """
+        self._home = home
+        self._is_trusted = trusted
+        self._fd: int | None = None
+        self._sibling: int | None = None
+        self._forget()
+        self._load(work)
+
+    def _forget(self) -> None:
+        self._items: dict[str, _Item] = {}
+        self._entries: dict[str, Entry] = {}
+        self._owners: dict[str, str] = {}  # the key of each member, by its name
+        self._seen: tuple[int, ...] | None = None
+        self._end = 0  # of the sibling
+        self._is_changed = False
+        self._is_suspect = False  # whether the sibling cannot become the file
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """See `Store`."""
+        return self._entries
+
+    def read(self, key: str, work: Work) -> Found:
+        """See `Store`."""
+        item = self._items[key]
+        pacer = work.pacer()
+        try:
+            arrays = {number: self._read_member(member, pacer) for number, member in enumerate(item.members)}
+            if item.tree is None:
+                return Found(arrays[0], {})
+            nbytes = sum(member.nbytes for member in item.members)
+            index = _decode_tree(item.tree, nbytes, len(arrays), pacer)
+            restored = {number: _restored(array, index.arrays[number]) for number, array in arrays.items()}
+            return build_value(index, restored, pacer)
+        except (CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError) as error:
+            raise self._tell(key, error) from error
+
+    def put(self, key: str, value: Captured, work: Work) -> None:
+        """See `Store`."""
+        if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
+            message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
+            raise UnsupportedLeafError(message, path=key[:80])
+        self._begin(work)
+        fd = self._begin_sibling()
+        index = value.index
+        is_plain = _is_plain(index)
+        prefix = self._prefix(key, 0 if is_plain else len(index.arrays))
+        members = []
+        end = self._end
+        for number, meta in enumerate(index.arrays):
+            name = prefix + ("" if is_plain else f"/{number}") + _SUFFIX
+            header = zips.npy_header(meta.dtype, meta.shape) or _raw_header(meta.nbytes)
+            pieces = _pieces(header, value, number)
+            member, end = zips.write_member(self._home.ops, fd, end, name, pieces, len(header) + meta.nbytes)
+            members.append(member)
+            work.pacer().pause()
+        tree = None if is_plain else _encode(index, work.pacer())
+        nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
+        self._end = end
+        self._set(key, _Item(tuple(members), tree, Entry(nbytes, value.names), is_staged=True))
+
+    def delete(self, key: str, work: Work) -> None:
+        """See `Store`."""
+        self._begin(work)
+        self._drop(key)
+        del self._items[key], self._entries[key]
+        self._is_changed = True
+
+    def commit(self, work: Work) -> None:
+        """See `Store`."""
+        if not self._is_changed:
+            return
+        pacer = work.pacer()
+        held = sum(member.stored_nbytes for item in self._items.values() for member in item.members if item.is_staged)
+        if self._sibling is not None and (self._is_suspect or self._end > held + held // 2 + _SLACK_NBYTES):
+            target, end = self._replace_sibling()
+        else:
+            target, end = self._begin_sibling(), self._end
+        old_sibling = self._sibling
+        try:
+            items = self._complete(target, end, pacer)
+            self._home.ops.sync(target)
+            self._is_suspect = True  # if this fails, who knows which file has the name
+            self._home.publish_sibling()
+        except BaseException:
+            self._is_suspect = True
+            if target != old_sibling:
+                os.close(target)
+            raise
+        for fd in {self._fd, old_sibling} - {None, target}:
+            os.close(fd)  # type: ignore[arg-type] # None is left out
+        self._fd, self._sibling, self._end = target, None, 0
+        self._is_suspect = self._is_changed = False
+        self._items = items
+
+    def close(self) -> None:
+        """See `Store`."""
+        for fd in (self._fd, self._sibling):
+            if fd is not None:
+                os.close(fd)
+        if self._sibling is not None:
+            self._home.discard_sibling()
+        self._fd = self._sibling = None
+        self._forget()
+        self._home.release()
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
+    def _load(self, work: Work) -> None:
+        self._forget()
+        fd = self._home.open()
+        if fd is None:
+            return
+        self._seen = self._home.identity_of(fd)
+        self._fd = fd
+        if os.fstat(fd).st_size == 0:  # somebody has made it in advance
+            return
+        try:
+            self._read_directory(zips.read_members(fd, work.pacer()), work.pacer())
+        except BaseException as error:
+            self._fd = None
+            os.close(fd)
+            if isinstance(error, CheckpointError):
+                raise self._tell(None, error) from error
+            if isinstance(error, ValueError):
+                raise CorruptCheckpointError(f"{self._home.path}: {error}", file=str(self._home.path)) from error
+            raise
+
+    def _read_directory(self, members: list[zips.Member], pacer: Pacer) -> None:
+        by_name = {member.name: member for member in members}
+        own = by_name.pop(DIRECTORY, None)
+        if own is not None and own.nbytes > max(4 * own.stored_nbytes, _SLACK_NBYTES):
+            _damaged(f"the directory {DIRECTORY!r} of {own.stored_nbytes} bytes claims to hold {own.nbytes}")
+        for key, item_names, tree, listed in _decode(self._read_member(own, pacer)) if own is not None else ():
+            if lacking := [name for name in listed if name not in by_name]:
+                _damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
+            self._add(key, [by_name.pop(name) for name in dict.fromkeys(listed)], tree, nested_names(item_names))
+        for name, member in by_name.items():
+            self._add(name.removesuffix(_SUFFIX), [member], None, None)
+        self._is_changed = False
+
+    def _add(self, key: str, members: list[zips.Member], tree: bytes | None, of: Any) -> None:
+        if key in self._items:
+            _damaged(f"the key {key!r} stands twice")
+        nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
+        self._set(key, _Item(tuple(members), tree, Entry(nbytes, of)))
+
+    def _begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first."""
+        if not self._home.is_locked:
+            self._home.lock()
+            if self._home.identity() != self._seen:
+                if self._fd is not None:
+                    os.close(self._fd)
+                    self._fd = None
+                self._load(work)
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    def _begin_sibling(self) -> int:
+        if self._sibling is None:
+            self._sibling = self._home.create_sibling()
+            self._end = 0
+        return self._sibling
+
+    def _replace_sibling(self) -> tuple[int, int]:
+        """Begin another sibling beside the one that holds what was put, whose name it takes."""
+        self._home.discard_sibling()
+        return self._home.create_sibling(), 0
+
+    def _complete(self, target: int, end: int, pacer: Pacer) -> dict[str, _Item]:
+        """Copy what is not in the new file yet, and end it with the directories."""
+        ops = self._home.ops
+        items = {}
+        for key, item in self._items.items():
+            moved = []
+            for member in item.members:
+                if member.fd == target:
+                    moved.append(member)
+                    continue
+                if item.is_staged and self._is_suspect:
+                    self._read_member(member, pacer)  # it may not have come through
+                copy, end = zips.copy_member(ops, member, target, end, pacer)
+                moved.append(copy)
+            items[key] = replace(item, members=tuple(moved), is_staged=False)
+        members = [member for item in items.values() for member in item.members]
+        encoded = _encode_directory(items)
+        header = _raw_header(len(encoded))
+        own, end = zips.write_member(ops, target, end, DIRECTORY, [header, encoded], len(header) + len(encoded))
+        end = zips.write_directory(ops, target, end, [*members, own], pacer)
+        if os.fstat(target).st_size > end:
+            ops.truncate(target, end)  # a member that failed went further
+        return items
+
+    def _prefix(self, key: str, count: int) -> str:
+        """Return a name for the one member of a key, or for its `count` members, that no other key's members have."""
+        name = names.escape(key)
+        if len(name.encode()) > names.NAME_MAX_NBYTES:
+            name = names.shorten(name)
+        found, number = name, 0
+        while any(
+            self._owners.get(each, key) != key
+            for each in ([f"{found}/{n}{_SUFFIX}" for n in range(count)] if count else [found + _SUFFIX])
+        ):
+            number += 1
+            found = f"{name}%~{number}"
+        return found
+
+    def _set(self, key: str, item: _Item) -> None:
+        self._drop(key)
+        self._items[key] = item
+        self._entries[key] = item.entry
+        self._owners.update((member.name, key) for member in item.members)
+        self._is_changed = True
+
+    def _drop(self, key: str) -> None:
+        for member in self._items[key].members if key in self._items else ():
+            self._owners.pop(member.name, None)
+
+    def _read_member(self, member: zips.Member, pacer: Pacer) -> NDArray[Any]:
+        if not member.name.endswith(_SUFFIX):
+            reader = zips.MemberReader(member, pacer, is_trusted=self._is_trusted)
+            data: Any = reader.read(member.nbytes)
+            reader.finish()
+            return data  # type: ignore[no-any-return] # as numpy.load gives it
+        return zips.read_array(member, pacer, is_trusted=self._is_trusted)
+
+    def _tell(self, key: str | None, error: CheckpointError) -> CheckpointError:
+        """Add the file and the key to an error."""
+        path = str(self._home.path)
+        message = f"{path}: {error}" if key is None else f"{path}: the value of {key!r}: {error}"
+        if isinstance(error, CorruptCheckpointError):
+            return CorruptCheckpointError(message, file=path)
+        return type(error)(message)
+
+
+def _damaged(reason: str) -> NoReturn:
+    raise CorruptCheckpointError(reason)
+
+
+def _is_plain(index: ix.Index) -> bool:
+    """Whether a value is an array whose member says everything."""
+    if len(index.arrays) != 1 or len(index.pieces) != 1 or list(index.pieces) != [_ONE_ARRAY]:
+        return False
+    meta = index.arrays[0]
+    return zips.npy_header(meta.dtype, meta.shape) is not None
+
+
+_ONE_ARRAY: Final = ix.pack_piece([ix.ext(ix.ARRAY, 0)])
+
+
+def _raw_header(nbytes: int) -> bytes:
+    header = zips.npy_header(np.dtype(np.uint8), (nbytes,))
+    assert header is not None  # noqa: S101 - bytes are bytes
+    return header
+
+
+def _pieces(header: bytes, value: Captured, number: int) -> Iterator[bytes | NDArray[np.uint8]]:
+    yield header
+    yield from runs_of(value, number)
+
+
+def _restored(array: NDArray[Any], meta: ix.ArrayMeta) -> NDArray[Any]:
+    """Return a member's array as the tree says it is."""
+    if type(array) is np.ndarray and array.shape == meta.shape and array.dtype == meta.dtype:
+        return array
+    if type(array) is not np.ndarray or array.dtype != np.uint8 or array.shape != (meta.nbytes,):
+        _damaged(f"an array should be {meta.dtype} {meta.shape} and is {getattr(array, 'dtype', 'none')}")
+    made: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
+    if meta.nbytes:
+        made.reshape(-1).view(np.uint8)[:] = array
+    return made
+
+
+def _encode(index: ix.Index, pacer: Pacer) -> bytes:
+    """Return a tree, with its arrays laid out as if they lay behind each other."""
+    segments = []
+    offset = 0
+    for number, meta in enumerate(index.arrays):
+        if meta.nbytes:
+            segments.append(ix.Segment(number, offset, meta.nbytes))
+            offset += meta.nbytes
+    return b"".join(ix.IndexEncoder(index, pacer).encode(segments))
+
+
+def _decode_tree(tree: bytes, nbytes: int, count: int, pacer: Pacer) -> ix.Index:
+    index, _ = ix.decode_index(memoryview(tree), file_nbytes=nbytes, pacer=pacer)
+    if len(index.arrays) != count:
+        _damaged(f"it should have {len(index.arrays)} members and has {count}")
+    return index
+
+
+def _encode_directory(items: dict[str, _Item]) -> bytes:
+    rows = [
+        [key, flat_names(item.entry.names), item.tree, [member.name for member in item.members]]
+        for key, item in items.items()
+    ]
+    head = {"asyncckpt": "keyed", "version": VERSION, "features": [], "keys": rows}
+    packed: bytes = msgpack.packb(head, unicode_errors=_ERRORS)
+    return packed
+
+
+def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[str]]]:
+    """Yield the rows of the directory."""
+    try:
+        if array.dtype != np.uint8 or array.ndim != 1:
+            message = "it is no array of bytes"
+            raise ValueError(message)  # noqa: TRY301 - one answer to all that is wrong with it
+        head = msgpack.unpackb(array.tobytes(), unicode_errors=_ERRORS, max_map_len=8)
+        if head["asyncckpt"] != "keyed" or head["version"] != VERSION or head["features"]:
+            message = (
+                f"its directory has version {head['version']!r} and needs {head['features']!r}: use a later release"
+            )
+            raise UnsupportedFormatError(message)
+        for key, item_names, tree, listed in head["keys"]:
+            is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
+            if not is_sound or any(type(name) is not str for name in listed) or (tree is None and len(listed) != 1):
+                message = f"the row of {key!r:.80} is none"
+                raise ValueError(message)  # noqa: TRY301 - as above
+            yield key, item_names, tree, listed
+    except (ValueError, TypeError, KeyError, AttributeError, msgpack.exceptions.UnpackException) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        message = f"the directory {DIRECTORY!r} is damaged: {error!r}"
+        raise CorruptCheckpointError(message) from error

@@ -1,0 +1,286 @@
+"""The life of a `Checkpointer`'s file: opened in one of two modes, used, closed.
+
+1. A file is open in one mode at a time. Blocks of the same mode may be nested, and share one opened file.
+2. Blocking access never happens on a thread in which a loop runs.
+3. Nothing of ours wraps the body of a block: its exception comes out as it is, with a note if the flush failed, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.errors import CheckpointerUsageError, ConfigError
+from asyncckpt.keyed.base import Store, Work
+from asyncckpt.keyed.engine import Engine, Key, KeyRules, Serializer
+from asyncckpt.keyed.home import Home
+from asyncckpt.keyed.session import Session
+from asyncckpt.keyed.streams import StreamStore, check_stream
+from asyncckpt.keyed.view import AsyncCheckpointer
+from asyncckpt.workers import Crew
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncckpt.keyed.engine import Path as KeyPath
+
+DEFAULT_STAGED_NBYTES: Final = 2 << 30
+
+
+class Opening(ABC):
+    """Opens and closes; `asyncckpt.Checkpointer` adds what is done in between."""
+
+    def __init__(  # noqa: PLR0913 - the last four by keyword
+        self,
+        checkpoint_file: Any,
+        allowed_keys: Iterable[str] | None = None,
+        omitted_keys: Iterable[str] | None = None,
+        *,
+        serializer: Serializer | None = None,
+        disk: DiskOps | None = None,
+        max_staged_nbytes: int = DEFAULT_STAGED_NBYTES,
+    ) -> None:
+        self.checkpoint_file = self._check_file(checkpoint_file)
+        self.rules = KeyRules(
+            self.place, _key_set("allowed_keys", allowed_keys), _key_set("omitted_keys", omitted_keys)
+        )
+        self._serializer = serializer
+        self._disk = disk or DiskOps()
+        self._max_staged_nbytes = max_staged_nbytes
+        self._lock = threading.RLock()
+        self._evaluations: dict[KeyPath, threading.RLock] = {}
+        self._depth = 0
+        self._mode: Literal["blocking", "async"] | None = None
+        self._engine: Engine | None = None
+        self._session: Session | None = None
+        self._process = os.getpid()
+
+    def __repr__(self) -> str:
+        """Show the file and whether it is open."""
+        return f"<{type(self).__name__} {self.place} ({'open' if self.is_open else 'closed'})>"
+
+    @property
+    def place(self) -> str:
+        """What errors call the file."""
+        file = self.checkpoint_file
+        return repr(str(file) if isinstance(file, Path) else getattr(file, "name", file))
+
+    @property
+    def allowed_keys(self) -> tuple[str, ...] | None:
+        """The only keys there may be."""
+        return self.rules.allowed
+
+    @property
+    def omitted_keys(self) -> tuple[str, ...] | None:
+        """Keys that there may not be."""
+        return self.rules.omitted
+
+    def check_allowed_key(self, key: Key) -> None:
+        """Check that a key, or the first part of a path, may be used.
+
+        Raises:
+            CheckpointKeyError: It is omitted, or not among the allowed keys.
+            TypeError: It is no key at all.
+        """
+        self.rules.path(key, self._known_keys)
+
+    def _known_keys(self) -> list[str]:
+        """Return the keys there are, as far as that takes no blocking where it must not."""
+        if self._session is not None:
+            return self._session.keys()
+        if _is_loop_running():
+            return []
+        with self.using() as engine:
+            return engine.keys()
+
+    @abstractmethod
+    def _open_home(self, home: Home, work: Work) -> Store:
+        """Open the store of a file of this kind."""
+
+    def _check_file(self, file: Any) -> Any:
+        if isinstance(file, str | os.PathLike):
+            return Path(file)
+        if not hasattr(file, "read"):
+            message = f"{type(self).__name__} takes a path or an open binary file, not {file!r}"
+            raise ConfigError(message)
+        check_stream(file)
+        return file
+
+    def open_checkpoint_file(self, chk: Any) -> Store:
+        """Open a file of this kind, and return what `close_checkpoint_file` takes. `with` does both."""
+        self.check_blocking(is_open=False)
+        return self._open_store(self._check_file(chk), blocking_work())
+
+    def close_checkpoint_file(self, stream: Store) -> None:
+        """Flush what `open_checkpoint_file` has opened, and close it; a file that came open stays open."""
+        self.check_blocking(is_open=False)
+        try:
+            stream.commit(blocking_work())
+        finally:
+            stream.close()
+
+    def _open_store(self, file: Any, work: Work) -> Store:
+        if isinstance(file, Path):
+            return self._open_home(Home(file, self._disk), work)
+        check_stream(file)
+        return StreamStore(file, lambda home: self._open_home(home, work))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is open, in either mode."""
+        return self._engine is not None or self._session is not None
+
+    @property
+    def stream(self) -> Store | None:
+        """What the blocking mode has opened, or None."""
+        return self._engine.store if self._engine is not None else None
+
+    def __enter__(self) -> Self:
+        """Open the file, unless it is open.
+
+        Raises:
+            CheckpointerUsageError: A loop runs in this thread, or the file is open in the other mode.
+            CorruptCheckpointError: The file is damaged.
+            OSError: It cannot be read.
+        """
+        self.check_blocking()
+        with self._lock:
+            if self._depth == 0:
+                self._mode = "blocking"
+                try:
+                    store = self._open_store(self.checkpoint_file, blocking_work())
+                except BaseException:
+                    self._mode = None
+                    raise
+                self._process = os.getpid()
+                self._engine = Engine(store, self.place, self._serializer)
+            self._depth += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Flush and close the file, if this is the outermost block; also when the block raised."""
+        self.check_blocking()
+        with self._lock:
+            self._depth -= 1
+            if self._depth:
+                return
+            engine, self._engine, self._mode = self._engine, None, None
+            assert engine is not None  # noqa: S101 - it was made when the block was entered
+            try:
+                engine.store.commit(blocking_work())
+            except Exception as failure:
+                if error is None:
+                    raise
+                error.add_note(f"asyncckpt: {self.place} could not be flushed: {failure}")
+            finally:
+                engine.store.close()
+
+    async def __aenter__(self) -> AsyncCheckpointer:
+        """Open the file, unless it is open, and return its asynchronous view.
+
+        Raises:
+            CheckpointerUsageError: The file is open in the other mode, or on another loop.
+            CorruptCheckpointError: The file is damaged.
+            OSError: It cannot be read.
+        """
+        if self._mode == "blocking":
+            message = f"{self!r} is open in blocking mode: leave its `with` before entering `async with`"
+            raise CheckpointerUsageError(message)
+        while True:
+            session = self._session
+            if session is None:
+                self._mode = "async"
+                session = self._session = self._new_session()
+            try:
+                is_entered = await session.enter()
+            finally:
+                self._forget(session)
+            if is_entered:
+                return AsyncCheckpointer(repr(self), self.rules, session)
+
+    def _new_session(self) -> Session:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._mode = None
+            message = f"{self!r}: the asynchronous view runs on asyncio (stock or uvloop) only"
+            raise CheckpointerUsageError(message) from None
+        return Session(
+            lambda work: Engine(self._open_store(self.checkpoint_file, work), self.place, self._serializer),
+            self.place,
+            self._max_staged_nbytes,
+        )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Flush and close the file, if this is the outermost block; also when the block raised."""
+        session = self._session
+        if session is None:
+            message = f"{self!r} is not open"
+            raise CheckpointerUsageError(message)
+        try:
+            await session.leave(error)
+        finally:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        if session.is_over and self._session is session:
+            self._session = None
+            self._mode = None
+
+    @contextmanager
+    def using(self) -> Iterator[Engine]:
+        """Give the engine to one access, which opens and closes the file by itself outside any block."""
+        self.check_blocking()
+        with self._lock, self:
+            assert self._engine is not None  # noqa: S101 - it was made by entering
+            yield self._engine
+
+    def check_blocking(self, *, is_open: bool = True) -> None:
+        """Check that the blocking mode may be used here and now."""
+        if _is_loop_running():
+            message = f"{self!r}: blocking access on a running loop would stop it: use `async with`"
+            raise CheckpointerUsageError(message)
+        if is_open and self._mode == "async":
+            message = f"{self!r} is open in asynchronous mode: use the view that `async with` gave, or leave it first"
+            raise CheckpointerUsageError(message)
+        if self._depth and self._process != os.getpid():
+            message = f"{self!r} was opened by the parent process: a forked child may not use it; make one of its own"
+            raise CheckpointerUsageError(message)
+
+
+def _key_set(name: str, keys: Iterable[str] | None) -> tuple[str, ...] | None:
+    if keys is None:
+        return None
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        message = f"{name} is a collection of str, not {keys!r}"
+        raise ConfigError(message)
+    found = tuple(keys)
+    for key in found:
+        if not isinstance(key, str):
+            message = f"{name} holds {key!r}, and keys are str"
+            raise ConfigError(message)
+    return found
+
+
+def blocking_work() -> Work:
+    """Return the work of one thread alone."""
+    return Work(Crew())
+
+
+def _is_loop_running() -> bool:
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop raises, which costs more
+        return True
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_run()

@@ -1,0 +1,67 @@
+"""A value read from where its index and its arrays lie in a file, verified before it is used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from asyncckpt.disk.reading import Target, read_record
+from asyncckpt.keyed.values import build_value
+from asyncckpt.saving.loading import targets_of
+from asyncckpt.state.index import decode_index
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.disk.manifest import FileRecord
+    from asyncckpt.keyed.base import Found, Work
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value lies in a file: a run of bytes that begins with its index."""
+
+    offset: int
+    index_nbytes: int
+    record: FileRecord
+    """Size and digests of the run."""
+
+
+def read_place(fd: int, place: Place, corrupt: Callable[[str], Exception], work: Work) -> Found:
+    """Read a value.
+
+    Raises:
+        Exception: What `corrupt` made: a digest does not match, or the file is too short.
+        CorruptCheckpointError: The index is damaged.
+        Stopped: `work.stop` was set.
+    """
+    pacer = work.pacer()
+    encoded = np.empty(place.index_nbytes, np.uint8)
+    read_record(
+        fd,
+        place.record,
+        [Target(0, place.index_nbytes, encoded)],
+        corrupt=corrupt,
+        base=place.offset,
+        crew=work.crew,
+        stop=work.stop,
+    )
+    index, segments = decode_index(memoryview(encoded), file_nbytes=place.record.nbytes, pacer=pacer)  # type: ignore[arg-type] # arrays are buffers
+    # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
+    arrays: dict[int, NDArray[Any]] = {
+        number: np.ndarray(meta.shape, meta.dtype) for number, meta in enumerate(index.arrays)
+    }
+    read_record(
+        fd,
+        place.record,
+        targets_of(segments, arrays),
+        corrupt=corrupt,
+        base=place.offset,
+        crew=work.crew,
+        stop=work.stop,
+    )
+    return build_value(index, arrays, pacer)

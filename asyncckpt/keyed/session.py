@@ -1,0 +1,436 @@
+"""The asynchronous view of a `Checkpointer`: an index in memory, and one thread hop for all else.
+
+1. Each use of the store is one job in a worker thread, and jobs follow each other in the order of the calls. A job
+   begins with the writes that were called before it, so a read sees them, and not those called after it.
+2. A write is a captured value in the queue until a job has put it into the store. If that fails for the disk's sake it
+   stays in the queue, and each job that comes tries again; a value that the store refuses is dropped, and the error
+   raised by the next `save_parameter`, `flush` or end of the block.
+3. The index, the queue and the budget belong to the loop's thread. The thread of a job takes from the left of the
+   queue only what was there when the job was called.
+4. A job is awaited to its end, whatever is cancelled. A cancelled load ends early; a change is made or not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from asyncckpt.errors import CheckpointerUsageError, FileLockedError, QueueFullError
+from asyncckpt.keyed.base import Work
+from asyncckpt.keyed.engine import missing
+from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
+from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
+from asyncckpt.saving.jobs import Jobs
+from asyncckpt.state.staging import BufferPool
+from asyncckpt.state.tree import FlatState, TooLargeError, flatten
+from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncckpt.keyed.base import Found
+    from asyncckpt.keyed.engine import Engine, Path
+    from asyncckpt.keyed.values import Names
+
+ResultT = TypeVar("ResultT")
+ItemT = TypeVar("ItemT")
+
+_MISSING: Final = object()
+_MAX_QUEUED: Final = 4096
+"""Writes that may wait: as many small ones as are captured faster than the disk takes them."""
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    """A change that waits for its job: a captured value, or a deletion."""
+
+    number: int
+    path: Path
+    captured: Captured | None
+    nbytes: int
+
+
+class Session:
+    """A file, open on a loop. Used on the loop's thread only."""
+
+    def __init__(self, open_engine: Callable[[Work], Engine], place: str, max_staged_nbytes: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._process = os.getpid()
+        self._open_engine = open_engine
+        self._place = place
+        self._max_staged_nbytes = max_staged_nbytes
+        self._jobs = Jobs(self._loop)
+        self._pool = BufferPool()
+        self._opened: Engine | None = None
+        self._engine: Engine | None = None
+        self._gate = asyncio.Lock()  # opening and closing
+        self._turn = asyncio.Lock()  # jobs, in the order of the calls
+        self._intake = asyncio.Lock()  # large values, captured one at a time
+        self._depth = 0
+        self._queue: deque[_Write] = deque()
+        self._number = 0
+        self._staged_nbytes = 0
+        self._refused: list[Exception] = []
+        self._names: dict[str, Names] = {}
+        self._drainer: asyncio.Task[None] | None = None
+        self.evaluations: dict[Path, asyncio.Future[Any]] = {}
+        self.is_over = False
+
+    # --- opening and closing ------------------------------------------------------------------------------------------
+
+    async def enter(self) -> bool:
+        """Open the file, if this is the outermost block; return False if it has been closed for good meanwhile."""
+        self._check(is_opening=True)
+        async with self._gate:
+            if self.is_over:
+                return False
+            if self._engine is None:
+                try:
+                    await self._jobs.run(self._open)
+                except BaseException:
+                    self.is_over = True
+                    if self._opened is not None:  # by a job whose caller was cancelled
+                        await self._jobs.run(self._opened.store.close)
+                    await self._jobs.close(is_stuck=False)
+                    raise
+                self._engine = self._opened
+            self._depth += 1
+            return True
+
+    def _open(self) -> None:
+        self._opened = self._open_engine(Work(Crew()))
+        self._names = {key: entry.names for key, entry in self._opened.store.entries.items()}
+
+    async def leave(self, error: BaseException | None) -> None:
+        """Flush and close the file, if this is the outermost block, whoever cancels."""
+        self._check()
+        self._depth -= 1
+        if self._depth:
+            return
+        closing = asyncio.Task(self._close(), loop=self._loop)
+        cancelled: asyncio.CancelledError | None = None
+        while not closing.done():
+            try:
+                await asyncio.wait((closing,))
+            except asyncio.CancelledError as again:
+                cancelled = again
+        failures = [failure for failure in (*self._refused, closing.exception()) if failure is not None]
+        self._refused = []
+        raised = error or cancelled
+        if raised is None:
+            if len(failures) == 1:
+                raise failures[0]
+            if failures:
+                message = f"{self._place}: {len(failures)} failures"
+                raise BaseExceptionGroup(message, failures)
+            return
+        for failure in failures:
+            raised.add_note(f"asyncckpt: {self._place} could not be flushed: {failure}")
+        if cancelled is not None and error is None:
+            raise cancelled
+
+    async def _close(self) -> None:
+        async with self._gate:
+            if self._depth or self.is_over:  # entered again meanwhile, and maybe closed by that block
+                return
+            self.is_over = True
+            try:
+                await self._run(_commit)
+            finally:
+                engine, self._engine = self._engine, None
+                assert engine is not None  # noqa: S101 - it was made by `enter`
+                await self._jobs.run(self._shut, engine)
+                await self._jobs.close(is_stuck=False)
+
+    def _shut(self, engine: Engine) -> None:
+        try:
+            engine.store.close()
+        finally:
+            for write in self._queue:
+                if write.captured is not None:
+                    write.captured.release()
+            self._queue.clear()
+            self._pool.close()
+
+    def _check(self, *, is_opening: bool = False) -> None:
+        """Check that the file may be used here and now."""
+        if self._process != os.getpid():
+            message = f"{self._place} was opened by the parent process: a forked child may not use it"
+            raise CheckpointerUsageError(message)
+        try:
+            running = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is not self._loop:
+            message = f"{self._place} is open on another event loop: use it there, on that loop's thread"
+            raise CheckpointerUsageError(message)
+        if not is_opening and (self._engine is None or self.is_over):
+            message = f"{self._place} is closed: use the view inside its `async with`"
+            raise CheckpointerUsageError(message)
+
+    # --- the index ----------------------------------------------------------------------------------------------------
+
+    def _read_names(self) -> None:
+        """Read the index again, after a failure."""
+        assert self._engine is not None  # noqa: S101 - it is open
+        self._names = {key: entry.names for key, entry in self._engine.store.entries.items()}
+        for write in self._queue:
+            self._note(write.path, write.captured)
+
+    def keys(self) -> list[str]:
+        """Return the top-level keys, pending writes included."""
+        self._check()
+        return list(self._names)
+
+    def contains(self, path: Path) -> bool:
+        """Tell whether there is a value at a path.
+
+        Raises:
+            CheckpointerUsageError: The index does not reach so deep.
+        """
+        self._check()
+        at: Any = self._names
+        for part in path:
+            if at is False:
+                message = (
+                    f"whether {path!r} is in {self._place} takes reading {path[0]!r}, which has too many keys for the"
+                    " index in memory: use `await chk.get(...)`"
+                )
+                raise CheckpointerUsageError(message)
+            try:
+                if not isinstance(at, dict) or part not in at:
+                    return False
+            except TypeError:  # no key of a dict
+                return False
+            at = at[part]
+        return True
+
+    def _note(self, path: Path, captured: Captured | None) -> None:
+        """Let the index show a write."""
+        at: dict[Any, Any] = self._names
+        for part in path[:-1]:
+            below = at.setdefault(part, {}) if captured is not None else at.get(part)
+            if not isinstance(below, dict):
+                return  # not known, or no dict: the job will say so
+            at = below
+        if captured is None:
+            at.pop(path[-1], None)
+        else:
+            at[path[-1]] = captured.names
+
+    # --- writes -------------------------------------------------------------------------------------------------------
+
+    def save_now(self, path: Path, value: object) -> None:
+        """Capture a small value on the spot.
+
+        Raises:
+            CheckpointerUsageError: It is not small.
+            QueueFullError: There is no room in the budget.
+        """
+        self._check()
+        assert self._engine is not None  # noqa: S101 - it is open
+        flat = _flatten_inline(self._engine.to_state(value), path)
+        if flat is None:
+            message = (
+                f"{path[0]!r}: a value of more than {INLINE_NBYTES} bytes, or of more than {INLINE_NODES} nodes in its"
+                " tree, is not captured on the loop: use `await chk.save_parameter(key, value)`"
+            )
+            raise CheckpointerUsageError(message)
+        nbytes = flat.encoded_nbytes + flat.array_nbytes
+        if not self._has_room(nbytes):
+            message = (
+                f"{path[0]!r}: {len(self._queue)} writes of {self._staged_nbytes} bytes wait for the disk: `await"
+                " chk.save_parameter(key, value)` waits for room"
+            )
+            raise QueueFullError(message)
+        self._enqueue(path, capture(flat, None, Crew()), nbytes)
+
+    async def save(self, path: Path, value: object) -> None:
+        """Capture a value of any size, and return; or, if the budget does not hold it, when it has been written."""
+        self._check()
+        self._raise_refused()
+        async with self._intake:
+            flat = None if self._has_serializer() else _flatten_inline(value, path)
+            if flat is not None:
+                nbytes = flat.encoded_nbytes + flat.array_nbytes
+                await self._wait_for_room(nbytes)
+                self._enqueue(path, capture(flat, None, Crew()), nbytes)
+                return
+            flat = await self._in_thread(self._flatten, path, value)
+            nbytes = flat.encoded_nbytes + flat.array_nbytes
+            if nbytes > self._max_staged_nbytes:
+                await self._stream(path, flat)
+                return
+            await self._wait_for_room(nbytes)
+            self._enqueue(path, await self._in_thread(capture, flat, self._pool, self._jobs.crew()), nbytes)
+
+    def delete(self, path: Path) -> None:
+        """Delete what is at a path.
+
+        Raises:
+            CheckpointKeyError: There is nothing.
+        """
+        if not self.contains(path):
+            raise missing(path, self._place, self.keys())
+        self._enqueue(path, None, 0)
+
+    def _has_serializer(self) -> bool:
+        return self._engine is not None and self._engine.has_serializer
+
+    def _flatten(self, path: Path, value: object, stop: StopFlag) -> FlatState:
+        assert self._engine is not None  # noqa: S101 - it is open
+        with paused_gc():
+            return flatten(self._engine.to_state(value), root=path[0], pacer=Pacer(stop))
+
+    async def _in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
+        """Run a job that looks at the caller's value, and is stopped when the caller is cancelled."""
+        stop = StopFlag()
+        return await self._jobs.run_stoppable(stop, job, *args, stop)
+
+    async def _stream(self, path: Path, flat: FlatState) -> None:
+        """Write a value that the budget does not hold, from where it is, while the caller waits."""
+        captured = refer_flat(flat)
+        self._note(path, captured)
+        try:
+            await self._run(lambda engine, work: engine.put(path, captured, work))
+        except BaseException:
+            self._read_names()
+            raise
+        finally:
+            captured.release()
+
+    def _has_room(self, nbytes: int) -> bool:
+        if not self._queue:
+            return True
+        return len(self._queue) < _MAX_QUEUED and self._staged_nbytes + nbytes <= self._max_staged_nbytes
+
+    async def _wait_for_room(self, nbytes: int) -> None:
+        while not self._has_room(nbytes):
+            await self._run(_nothing)
+        self._check()
+
+    def _enqueue(self, path: Path, captured: Captured | None, nbytes: int) -> None:
+        self._check()
+        self._number += 1
+        self._queue.append(_Write(self._number, path, captured, nbytes))
+        self._staged_nbytes += nbytes
+        self._note(path, captured)
+        if self._drainer is None:
+            # In an empty context, which nothing of the caller's outlives.
+            self._drainer = contextvars.Context().run(lambda: asyncio.Task(self._drain(), loop=self._loop))
+
+    async def _drain(self) -> None:
+        """Write what waits, in the background. What fails stays, for the next job to try and to tell."""
+        try:
+            while self._queue and self._engine is not None:
+                await self._run(_nothing)
+        except Exception:  # noqa: BLE001 - the write is still in the queue, or its error among the refused
+            return
+        finally:
+            self._drainer = None
+
+    # --- jobs ---------------------------------------------------------------------------------------------------------
+
+    async def run(self, action: Callable[[Engine, Work], ResultT], *, stop: StopFlag | None = None) -> ResultT:
+        """Do something with the store, behind all that was called before."""
+        self._check()
+        return await self._run(action, stop)
+
+    async def _run(self, action: Callable[[Engine, Work], ResultT], stop: StopFlag | None = None) -> ResultT:
+        until = self._number
+        async with self._turn:
+            engine = self._engine
+            if engine is None:
+                message = f"{self._place} is closed"
+                raise CheckpointerUsageError(message)
+            done: list[_Write] = []
+            refused: list[Exception] = []
+            try:
+                return await self._jobs.run_stoppable(stop, self._job, engine, until, done, refused, action, stop)
+            finally:
+                self._staged_nbytes -= sum(write.nbytes for write in done)
+                if refused:
+                    self._refused += refused
+                    self._read_names()
+
+    def _job(  # noqa: PLR0913, PLR0917 - one call, in a thread
+        self,
+        engine: Engine,
+        until: int,
+        done: list[_Write],
+        refused: list[Exception],
+        action: Callable[[Engine, Work], ResultT],
+        stop: StopFlag | None,
+    ) -> ResultT:
+        work = Work(self._jobs.crew())
+        while self._queue and self._queue[0].number <= until:
+            write = self._queue[0]
+            try:
+                if write.captured is None:
+                    engine.delete(write.path, work)
+                else:
+                    engine.put(write.path, write.captured, work)
+            except (OSError, MemoryError, FileLockedError):
+                raise
+            except Exception as error:  # noqa: BLE001 - it will never do: others shall not wait behind it
+                refused.append(error)
+            self._queue.popleft()
+            done.append(write)
+            if write.captured is not None:
+                write.captured.release()
+        return action(engine, Work(work.crew, stop))
+
+    async def load(self, path: Path) -> Any:
+        """Load the value at a path."""
+        stop = StopFlag()
+        return receive(await self.run(lambda engine, work: engine.read(path, work), stop=stop), path[0], stacklevel=3)
+
+    async def take(self, path: Path) -> Any:
+        """Load the value at a path and delete it."""
+        if not self.contains(path):
+            raise missing(path, self._place, self.keys())
+        self._note(path, None)
+
+        def action(engine: Engine, work: Work) -> Found:
+            found = engine.read(path, work)
+            engine.delete(path, work)
+            return found
+
+        try:
+            return receive(await self.run(action), path[0], stacklevel=3)
+        except BaseException:
+            self._read_names()
+            raise
+
+    async def flush(self) -> None:
+        """Make all writes called so far durable, together."""
+        await self.run(_commit)
+        self._raise_refused()
+
+    def _raise_refused(self) -> None:
+        refused, self._refused = self._refused, []
+        if len(refused) == 1:
+            raise refused[0]
+        if refused:
+            message = f"{self._place}: {len(refused)} values could not be saved"
+            raise ExceptionGroup(message, refused)
+
+
+def _flatten_inline(value: object, path: Path) -> FlatState | None:
+    """Encode a value on the loop, or return None if it is too large for that."""
+    try:
+        return flatten(value, root=path[0], pacer=Pacer(yields=False), max_nodes=INLINE_NODES, max_nbytes=INLINE_NBYTES)
+    except TooLargeError:
+        return None
+
+
+def _commit(engine: Engine, work: Work) -> None:
+    engine.store.commit(work)
+
+
+def _nothing(engine: Engine, work: Work) -> None:
+    """Do nothing: the writes that come before are what the job is for."""

@@ -1,0 +1,244 @@
+"""A value on its way into a store, and out of one.
+
+1. Every kind of store takes the same captured value: the nodes of its tree and the bytes of its arrays, with the same
+   machinery as a checkpoint's state. So what comes back from one kind comes back from all.
+2. What is built is fresh: no two reads share anything.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import msgpack
+import numpy as np
+
+from asyncckpt.errors import CheckpointWarning
+from asyncckpt.keyed.base import Found
+from asyncckpt.state import index as ix
+from asyncckpt.state.build import Builder
+from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
+from asyncckpt.state.strided import flat_bytes, scatter
+from asyncckpt.state.tree import FlatState, flatten
+from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.keyed.base import Work
+    from asyncckpt.state.staging import BufferPool
+
+Names: TypeAlias = "dict[Any, Any] | bool | None"
+"""The keys of a dict, each with the names of its value; None for what is not a dict; False if that is not known."""
+
+_MAX_NAMES: Final = 256
+_MAX_DEPTH: Final = 32
+_COPY_NBYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A value as a store takes it."""
+
+    index: ix.Index
+    """Its nodes, and what its arrays are."""
+    snapshot: Snapshot
+    """The bytes of the arrays."""
+    names: Names
+    flat: FlatState
+    """What it was made from."""
+
+    @classmethod
+    def of(cls, flat: FlatState, snapshot: Snapshot) -> Captured:
+        """Put the parts together."""
+        return cls(flat.index(), snapshot, names_of(flat.pieces), flat)
+
+    def release(self) -> None:
+        """Give the memory back; more than once does no harm."""
+        self.snapshot.release()
+        self.flat.release()
+
+
+def capture(flat: FlatState, pool: BufferPool | None, crew: Crew, stop: StopFlag | None = None) -> Captured:
+    """Copy the arrays of a flattened value, so that the caller may change them.
+
+    Raises:
+        Stopped: `stop` was set.
+    """
+    with paused_gc():
+        snapshot = StagedSnapshot(flat, pool)
+        try:
+            snapshot.capture(crew, stop)
+        except BaseException:
+            snapshot.release()
+            raise
+        flat.detach()
+        return Captured.of(flat, snapshot)
+
+
+def refer(value: object, key: str, work: Work) -> Captured:
+    """Take a value as it is, without a copy: for a caller who waits until it has been stored.
+
+    Raises:
+        UnsupportedLeafError: It cannot be saved; names the path.
+    """
+    with paused_gc():
+        return refer_flat(flatten(value, root=key, pacer=work.pacer()))
+
+
+def refer_flat(flat: FlatState) -> Captured:
+    """Take a flattened value, as `refer` does."""
+    return Captured.of(flat, LiveSnapshot(flat, is_frozen=True))
+
+
+def receive(found: Found, key: str, *, stacklevel: int) -> Any:
+    """Return a value that was read, and warn of what is in it and came back as plain data."""
+    for name, path in found.unknown_types.items():
+        message = (
+            f"{key!r}: {path or 'the value'} was saved as {name}, which is not registered here, and comes back as plain"
+            " data: use asyncckpt.register_type"
+        )
+        warnings.warn(message, CheckpointWarning, stacklevel=stacklevel + 1)
+    return found.value
+
+
+def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pacer) -> Found:
+    """Make the value from its nodes and its arrays, which become parts of it.
+
+    Raises:
+        CorruptCheckpointError: The nodes are not a tree.
+        CheckpointError: An object could not be made from its state.
+    """
+    with paused_gc():
+        builder = Builder(index, pacer)
+        return Found(builder.build(arrays), builder.unknown_types)
+
+
+def build_captured(captured: Captured, pacer: Pacer) -> Found:
+    """Make a value from a captured one, which stays as it is."""
+    index = captured.index
+    arrays = {}
+    for number, meta in enumerate(index.arrays):
+        array: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
+        memory = flat_bytes(array)
+        start = 0
+        for run in runs_of(captured, number):
+            if memory is not None:
+                memory[start : start + len(run)] = run
+            else:
+                scatter(array, start, run)
+            start += len(run)
+            pacer.pause()
+        arrays[number] = array
+    return build_value(index, arrays, pacer)
+
+
+def runs_of(captured: Captured, number: int, nbytes: int = _COPY_NBYTES) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes of an array in C order, in runs of at most `nbytes`, each valid until the next is asked for."""
+    total = captured.index.arrays[number].nbytes
+    spare: NDArray[np.uint8] | None = None
+    for start in range(0, total, nbytes):
+        count = min(nbytes, total - start)
+        views = captured.snapshot.view(number, start, count)
+        if views is not None:
+            yield from views
+            continue
+        if spare is None:
+            spare = np.empty(min(nbytes, total), np.uint8)
+        captured.snapshot.copy_to(spare[:count], number, start)
+        yield spare[:count]
+
+
+def names_of(pieces: list[bytes]) -> Names:
+    """Return the keys of the dicts that an encoded tree begins with, or False where they are too many."""
+    if not pieces or len(pieces[0]) > 1 << 16:
+        return False
+    nodes = iter(ix.read_nodes(pieces[:1], Pacer(yields=False)))
+    try:
+        return _Names(nodes).read(0)
+    except (StopIteration, _UnknownError):
+        return False
+
+
+def plain_names(value: object) -> Names:
+    """Return the keys of the dicts in a value of the same depth and number that `names_of` would tell."""
+    left = _MAX_NAMES
+
+    def read(value: object, depth: int) -> Names:
+        nonlocal left
+        if type(value) not in (dict, OrderedDict):
+            return None
+        left -= len(value)  # type: ignore[arg-type]
+        if left < 0 or depth > _MAX_DEPTH:
+            raise _UnknownError
+        return {key: read(child, depth + 1) for key, child in value.items()}  # type: ignore[attr-defined]
+
+    try:
+        return read(value, 0)
+    except _UnknownError:
+        return False
+
+
+def flat_names(names: Names) -> object:
+    """Return names as arrays of keys and their names: stock readers take no map whose keys are not str."""
+    if not isinstance(names, dict):
+        return names
+    return [each for key, below in names.items() for each in (key, flat_names(below))]
+
+
+def nested_names(flat: Any) -> Names:
+    """Return what `flat_names` was given; False if that is not to be had."""
+    if flat is None or type(flat) is not list:
+        return None if flat is None else False
+    try:
+        return {key: nested_names(below) for key, below in zip(flat[::2], flat[1::2], strict=True)}
+    except (TypeError, ValueError, RecursionError):
+        return False
+
+
+class _UnknownError(Exception):
+    pass
+
+
+class _Names:
+    def __init__(self, nodes: Iterator[ix.Node]) -> None:
+        self._nodes = nodes
+        self._left = _MAX_NAMES
+
+    def read(self, depth: int) -> Names:
+        node = next(self._nodes)
+        if type(node) is not msgpack.ExtType or node.code not in ix.MAPPINGS:
+            if depth:
+                self._skip(node)
+            return None
+        if depth > _MAX_DEPTH:
+            raise _UnknownError
+        found: dict[Any, Any] = {}
+        for _ in range(ix.argument_of(node)):
+            key = next(self._nodes)
+            self._left -= 1
+            if type(key) is msgpack.ExtType or self._left < 0:
+                raise _UnknownError
+            found[key] = self.read(depth + 1)
+        return found
+
+    def _skip(self, node: ix.Node) -> None:
+        left = _children(node)
+        while left:
+            left += _children(next(self._nodes)) - 1
+
+
+def _children(node: ix.Node) -> int:
+    if type(node) is not msgpack.ExtType:
+        return 0
+    if node.code == ix.OBJECT:
+        return 1
+    if node.code not in ix.CONTAINERS:
+        return 0
+    argument = ix.argument_of(node)
+    count: int = argument[0] if node.code == ix.DEQUE else argument
+    return 2 * count if node.code in ix.MAPPINGS else count

@@ -1,0 +1,109 @@
+"""Workloads that only the library itself has: what its peers do not offer, or what cannot be compared."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from benchmarks import machine, states
+from benchmarks.loops import ticking
+from benchmarks.measuring import time_save
+from benchmarks.states import KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from benchmarks.measuring import Context
+    from benchmarks.systems.base import System
+
+METRIC: Final = "loss"
+
+
+async def measure_budget(context: Context, make: type[System]) -> None:
+    """Save a state that is larger than the budget, and watch the memory."""
+    state = states.float_arrays(context.scale.budget_state_nbytes, 64)
+    system = make(context.root, staged_nbytes=context.scale.budget_nbytes)
+    async with system:
+        await system.save(0, {"warm-up": np.zeros(KIB)})
+        await system.wait_durable(0)
+        await context.settle(context.scale.budget_state_nbytes)
+        before = machine.reset_peak_memory()
+        times = await time_save(system, 1, state)
+        peak = machine.peak_memory() - before
+        context.record("peak_nbytes", peak)
+        context.record("peak_per_budget", peak / context.scale.budget_nbytes)
+        context.record("blocked", times.blocked)
+        context.record("durable", times.durable)
+        context.record("stall_max", times.stalls.longest)
+
+
+async def measure_catalog(context: Context, make: type[System]) -> None:
+    """Open a directory of many checkpoints, and ask for the latest and the best."""
+    from asyncckpt import CheckpointManager
+
+    options: dict[str, Any] = {"metric_name": METRIC, "save_period": 10}
+    del make  # the format of the state files does not matter here
+    async with CheckpointManager(context.root, **options) as manager:
+        for step in range(context.scale.catalog_count):
+            await (await manager.save(step, {"step": step}, training_info={METRIC: step * 7919 % 1009}))
+
+    async def open_once(measure: str) -> None:
+        start = time.perf_counter()
+        async with ticking() as ticker, CheckpointManager(context.root, **options) as manager:
+            context.record(measure, time.perf_counter() - start)
+            manager.latest_step()
+        context.record(f"{measure}_stall_max", ticker.stalls.longest)
+
+    for _ in range(context.scale.saves):
+        await open_once("open_warm")
+    async with CheckpointManager(context.root, **options) as manager:
+        calls: dict[str, Callable[[], object]] = {
+            "latest_step": manager.latest_step,
+            "best_step": manager.best_step,
+            "should_save": lambda: manager.should_save(7),
+        }
+        for measure, call in calls.items():
+            for _ in range(100):
+                start = time.perf_counter()
+                call()
+                context.record(measure, time.perf_counter() - start)
+    if machine.drop_directory_caches():
+        await open_once("open_cold")
+
+
+async def measure_import(context: Context, make: type[System]) -> None:
+    """Import the package in fresh interpreters that have numpy."""
+    del make
+    code = "import time, numpy; start = time.perf_counter(); import asyncckpt; print(time.perf_counter() - start)"
+    # With compiled bytecode, as every start but the first has it; the first one here makes it.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(context.root / "bytecode")
+    for number in range(context.scale.import_count + 1):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=environment
+        )
+        seconds, _ = await process.communicate()
+        if number:
+            context.record("import", float(seconds))
+
+
+async def measure_frozen(context: Context, make: type[System]) -> None:
+    """Save arrays that the caller promises not to change."""
+    state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+    system: Any = make(context.root)
+    async with system:
+        for step in range(context.scale.saves + 1):
+            await context.settle(states.nbytes_of(state))
+            start = time.perf_counter()
+            handle = await system.manager.save(step, state, frozen=True)
+            blocked = time.perf_counter() - start
+            await handle
+            if step:
+                context.record("blocked", blocked)
+                context.record("durable", time.perf_counter() - start)
+                await system.discard(step - 1)

@@ -1,0 +1,70 @@
+"""docs/performance.md shows the benchmark's results as they are kept, and its pictures and options exist."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from asyncckpt.config import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the benchmark, which is not installed, be imported from the project's root."""
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+
+
+def test_the_tables_are_those_of_the_results() -> None:
+    """To fill the page from the samples that are kept changes nothing."""
+    from benchmarks import page, store
+
+    assert page.fill(PAGE, store.read(RESULTS)) == PAGE
+
+
+def test_the_report_is_that_of_the_results() -> None:
+    """The table that stands beside the samples is made of them."""
+    from benchmarks import report, store
+
+    assert report.write_report(store.read(RESULTS)) == (RESULTS / "table.md").read_text(encoding="utf-8")
+
+
+def test_a_changed_sample_changes_the_page() -> None:
+    """The comparison above can fail: blocks are written from the samples, not kept as they are."""
+    from benchmarks import page, store
+
+    results = store.read(RESULTS)
+    first = results.samples.all[0]
+    results.samples.extend([dataclasses.replace(first, value=first.value * 1000)] * 100)
+    assert page.fill(PAGE, results) != PAGE
+
+
+def test_every_workload_has_its_place() -> None:
+    """No workload is left out of the page, and none is there twice."""
+    from benchmarks.page import BLOCK
+    from benchmarks.workloads import WORKLOADS
+
+    names = [found[2] for found in BLOCK.finditer(PAGE)]
+    assert sorted(names) == sorted([*(workload.name for workload in WORKLOADS), "machine", "goals"])
+
+
+def test_links_and_pictures_lead_to_files() -> None:
+    """Each relative target is a file of the project."""
+    for target in re.findall(r"\]\(([^)#:]+)\)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target
+
+
+def test_the_options_to_tune_exist() -> None:
+    """What the text calls an option of the manager is one."""
+    options = {field.name for field in dataclasses.fields(Settings)}
+    assert {"max_staged_nbytes", "overflow", "format", "keep_latest_k", "keep_top_k", "keep_every"} <= options
+    text = PAGE.partition("## What to tune")[2].partition("## Where it stops")[0]
+    arguments = {"frozen", "select", "lazy"}
+    assert set(re.findall(r"`(\w+)=", text)) <= options | arguments

@@ -1,0 +1,39 @@
+"""Stores of HDF5 files, opened without a `Checkpointer`."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.keyed.base import Work
+from asyncckpt.keyed.hdf5 import HDF5Store
+from asyncckpt.keyed.home import Home
+from asyncckpt.keyed.values import refer
+from asyncckpt.workers import Crew
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+WORK = Work(Crew())
+
+
+@contextmanager
+def opened(path: Path, disk: DiskOps | None = None, *, trusted: bool = False) -> Iterator[HDF5Store]:
+    """Open a store, and close it."""
+    store = HDF5Store(Home(path, disk or DiskOps()), WORK, trusted=trusted)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def put(store: HDF5Store, key: str, value: object) -> None:
+    """Stage a value."""
+    store.put(key, refer(value, key, WORK), WORK)
+
+
+def read(store: HDF5Store, key: str) -> Any:
+    """Read a value."""
+    return store.read(key, WORK).value

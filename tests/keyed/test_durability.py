@@ -1,0 +1,324 @@
+"""A kill or a fault at any moment: the file holds the last completed flush or a later one, all keys together."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import itertools
+import random
+from typing import TYPE_CHECKING, Any
+
+import msgpack
+import numpy as np
+import pytest
+from kinds import FILES, Place
+from support import assert_same, canonical
+
+import asyncckpt
+from asyncckpt.testing import FaultyDisk
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(params=FILES)
+def file(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """An empty place of each kind that has a file."""
+    return Place(request.param, tmp_path)
+
+
+class Killed(BaseException):
+    """The process is dead: nothing that follows reaches the disk."""
+
+
+def kill() -> None:
+    """End the process, as far as its disk can tell."""
+    raise Killed
+
+
+def rounds(number: int) -> Iterator[tuple[Callable[[asyncckpt.Checkpointer], None], dict[str, Any]]]:
+    """Yield what is done before each flush, and what there is after it."""
+    expected: dict[str, Any] = {}
+
+    def step(change: Callable[[Any], None]) -> tuple[Callable[[Any], None], dict[str, Any]]:
+        change(expected)
+        return change, dict(expected)
+
+    def first(chk: Any) -> None:
+        chk["a"] = number
+        chk["large"] = np.full(30_000, number)
+        chk["b"] = {"x": [number, "text"]}
+
+    def replaced(chk: Any) -> None:
+        chk["large"] = np.full(40_000, number + 1)
+        chk["a"] = number + 1
+        chk["c"] = "new"
+
+    def deleted(chk: Any) -> None:
+        del chk["a"]
+        chk["b"] = {"x": [number + 2, "text"]}
+        chk["a"] = number + 2
+
+    def huge(chk: Any) -> None:
+        chk["huge"] = np.full(150_000, number)
+        chk["large"] = np.full(20_000, number + 3)
+
+    def gone(chk: Any) -> None:
+        del chk["huge"]
+        chk["b"] = number + 4
+
+    for change in (first, replaced, deleted, huge, gone):
+        yield step(change)
+
+
+def run(file: Place, disk: FaultyDisk, number: int, flushed: list[dict[str, Any]]) -> None:
+    """Make all changes, in two sessions, noting each flush that was completed."""
+    steps = list(rounds(number))
+    for session in (steps[:2], steps[2:]):
+        with file.open(disk=disk) as chk:
+            for change, expected in session:
+                change(chk)
+                chk.flush()
+                flushed.append(expected)
+
+
+def test_killed_before_any_operation(file: Place) -> None:
+    """At each change of the disk in turn: what is found is one flush, the last completed one or the one under way."""
+    for count in itertools.count():
+        file.name = f"killed{count}"
+        disk = FaultyDisk()
+        disk.fail(None, kill, after=count, lasting=True)
+        flushed: list[dict[str, Any]] = [{}]
+        try:
+            run(file, disk, 0, flushed)
+        except Killed:
+            pass
+        else:
+            break
+        gc.collect()  # a dead process holds no lock
+        found = file.contents()
+        later = [expected for _, expected in rounds(0)][len(flushed) - 1 : len(flushed)]
+        assert any(canonical(found) == canonical(each) for each in [flushed[-1], *later]), (count, list(found))
+        with file.open() as chk:  # and the next writer goes on
+            chk["after"] = count
+        assert_same(file.contents(), found | {"after": count})
+        left = {each.name for each in file.directory.glob(f"*killed{count}*")}
+        assert left == {file.path.name}
+    assert count > 20
+
+
+@pytest.mark.parametrize(("code", "lasting"), [(errno.EIO, False), (errno.ENOSPC, True)])
+def test_a_fault_at_any_operation(file: Place, code: int, lasting: bool) -> None:
+    """Each reaches the caller, or is harmless; nothing that was flushed is lost; a healthy disk is written to again."""
+    for count in itertools.count():
+        file.name = f"fault{count}"
+        disk = FaultyDisk()
+        disk.fail(None, code, after=count, lasting=lasting)
+        flushed: list[dict[str, Any]] = [{}]
+        try:
+            run(file, disk, 0, flushed)
+        except OSError as error:
+            assert error.errno == code  # noqa: PT017 - it need not be raised
+        gc.collect()
+        found = file.contents()
+        # A change that failed left its block, which flushed those before it: each value is the old one or the next.
+        later = [expected for _, expected in rounds(0)][len(flushed) - 1 : len(flushed)]
+        possible = [canonical(each.get(key)) for key in found for each in (flushed[-1], *later)]
+        assert all(canonical(value) in possible for value in found.values())
+        assert {*flushed[-1]} & {*(later or [{}])[0]} <= {*found} | {"a"}
+        with file.open() as chk:
+            chk["after"] = count
+        assert_same(file.contents(), found | {"after": count})
+        if len(disk.operations) <= count:
+            break
+
+
+def test_a_flush_that_failed_can_be_tried_again(file: Place) -> None:
+    """Once, at each operation: the same object goes on, what was set is kept, and no failed sync is repeated."""
+    for count in itertools.count():
+        file.name = f"again{count}"
+        disk = FaultyDisk()
+        with file.open(disk=disk) as chk:
+            for change, expected in rounds(0):
+                change(chk)
+                disk.fail(None, errno.EIO, after=count)
+                before = len(disk.operations)
+                try:
+                    chk.flush()
+                except OSError:
+                    chk.flush()
+                is_over = len(disk.operations) - before <= count
+                disk.heal()
+                assert_same(file.contents(), expected)
+                assert_same(dict(chk), expected)
+        if is_over:
+            break
+
+
+@pytest.mark.parametrize("kind", ["msgpack"])
+def test_what_is_lost_by_a_failed_sync_is_found_out(kind: str, tmp_path: Path) -> None:
+    """The kernel may forget pages that it failed to write: nothing is acknowledged that was not verified."""
+    file = Place(kind, tmp_path)
+    disk = FaultyDisk()
+    with pytest.raises(asyncckpt.CorruptCheckpointError, match="'b'"), file.open(disk=disk) as chk:
+        chk["a"] = 1
+        chk.flush()
+        chk["b"] = np.ones(100_000)
+        disk.fail("sync", errno.EIO)
+        with pytest.raises(OSError, match="Input/output"):
+            chk.flush()
+        with file.path.open("r+b") as raw:
+            raw.seek(400_000)
+            raw.write(bytes(4096))
+        chk.flush()
+    assert file.contents() == {"a": 1}
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+
+def live_nbytes(contents: dict[str, Any]) -> int:
+    """The bytes of the arrays, which is all there is in these tests."""
+    return sum(value.nbytes for value in contents.values())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_stays_within_three_times_what_lives(file: Place, seed: int) -> None:
+    """After each flush, whatever the mix of sizes, sessions, replacements and deletions."""
+    rng = random.Random(seed)  # noqa: S311 - a test's choices
+    contents: dict[str, Any] = {}
+    for _ in range(12):
+        with file.open() as chk:
+            for _ in range(rng.randint(1, 5)):
+                for _ in range(rng.randint(1, 6)):
+                    key = f"k{rng.randint(0, 9)}"
+                    if key in contents and rng.random() < 0.3:
+                        del chk[key], contents[key]
+                    else:
+                        contents[key] = np.full(int(10 ** rng.uniform(0, 5.4)), rng.random())
+                        chk[key] = contents[key]
+                chk.flush()
+                assert file.path.stat().st_size <= 3 * live_nbytes(contents) + (4 << 20)
+        assert_same(file.contents(), contents)
+
+
+def test_small_updates_of_a_large_file_write_little(tmp_path: Path) -> None:
+    """Replacing 1 MiB in 64 MiB writes a few MiB each time, amortized; a new key is written once."""
+    for kind in ("msgpack", "hdf5"):
+        file = Place(kind, tmp_path)
+        disk = FaultyDisk()
+        with file.open(disk=disk) as chk:
+            for n in range(64):
+                chk[f"k{n}"] = np.full(1 << 17, n)
+            chk.flush()
+            first = written(disk)
+            assert first < 1.1 * (64 << 20)
+            for n in range(100):
+                chk[f"k{n % 64}"] = np.full(1 << 17, -n)
+                chk.flush()
+        assert written(disk) - first < 6 * (100 << 20)
+        assert file.path.stat().st_size <= 3 * (64 << 20) + (4 << 20)
+
+
+def written(disk: FaultyDisk) -> int:
+    """The bytes of all writes so far."""
+    return sum(operation.nbytes or 0 for operation in disk.operations if operation.name == "write")
+
+
+# --- the msgpack log --------------------------------------------------------------------------------------------------
+
+
+def log(tmp_path: Path) -> Place:
+    """A log of a few records and commits."""
+    file = Place("msgpack", tmp_path)
+    with file.open() as chk:
+        chk["a"] = 1
+        chk.flush()
+        chk["b"] = np.arange(20_000)
+        chk["c"] = "text"
+        chk.flush()
+        chk["a"] = 2
+        del chk["c"]
+    return file
+
+
+def test_any_msgpack_reader_takes_a_log_to_its_end(tmp_path: Path) -> None:
+    """Without options, beyond the size of its buffer."""
+    with log(tmp_path).path.open("rb") as raw:
+        objects = list(msgpack.Unpacker(raw, max_buffer_size=1 << 30))
+    heads = [each["asyncckpt"] for each in objects if isinstance(each, dict) and type(each["asyncckpt"]) is str]
+    assert heads == ["keyed", "set", "commit", "set", "set", "commit", "set", "delete", "commit"]
+
+
+def test_a_log_cut_off_anywhere_is_an_earlier_commit(tmp_path: Path) -> None:
+    """A torn tail counts for nothing, and is cut off, durably, by the next writer."""
+    file = log(tmp_path)
+    data = file.path.read_bytes()
+    states = [{"a": 1}, {"a": 1, "b": None, "c": "text"}, {"a": 2, "b": None}]
+    seen = set()
+    for nbytes in [*range(1, 700), *range(700, len(data), 997), *range(len(data) - 400, len(data))]:
+        file.path.write_bytes(data[:nbytes])
+        try:
+            with file.open() as chk:
+                keys = list(chk)
+        except asyncckpt.CorruptCheckpointError:
+            assert nbytes < 100  # not even the head
+            continue
+        seen.add(tuple(keys))
+        assert not keys or keys in [list(state) for state in states]
+    assert len(seen) >= 3
+    file.path.write_bytes(data[:-10])
+    disk = FaultyDisk()
+    with file.open(disk=disk) as chk:
+        assert chk["a"] == 1
+        chk["d"] = 4
+        names = disk.names()
+        assert names.index("truncate") < names.index("sync") < names.index("write")
+    assert list(file.contents()) == ["a", "b", "c", "d"]
+    assert_same(file.contents()["b"], np.arange(20_000))
+
+
+def test_damage_before_the_last_commit_is_an_error(tmp_path: Path) -> None:
+    """Any byte of the records' heads, tails and commits that is changed: opening, or reading, names file and offset."""
+    file = log(tmp_path)
+    expected = file.contents()
+    data = bytearray(file.path.read_bytes())
+    nothing = 0
+    for position in [*range(0, 1200, 3), *range(1200, len(data), 1201)]:
+        data[position] ^= 0x55
+        file.path.write_bytes(data)
+        try:
+            found = file.contents()
+        except asyncckpt.CorruptCheckpointError as error:
+            assert "byte" in str(error)  # noqa: PT017 - it need not be raised
+            assert error.file == str(file.path)  # noqa: PT017
+        except asyncckpt.UnsupportedFormatError:
+            assert position < 100
+        else:
+            # Padding, which means nothing; or the last commit, whose damage cannot be told from a torn tail.
+            if position < len(data) - 200:
+                assert_same(found, expected)
+            nothing += 1
+        data[position] ^= 0x55
+    assert nothing < 500
+
+
+def test_a_log_of_another_version_is_not_called_damaged(tmp_path: Path) -> None:
+    """It takes a later release, and the error says so."""
+    from asyncckpt.keyed import log_records
+
+    head = log_records._pack({"asyncckpt": "keyed", "version": 2, "features": [], "id": bytes(16)})
+    path = tmp_path / "x.msgpack"
+    path.write_bytes(head + log_records.tail(head, b""))
+    with pytest.raises(asyncckpt.UnsupportedFormatError, match="later release"):
+        dict(asyncckpt.Checkpointer.from_file(path))
+
+
+@pytest.mark.parametrize("data", [b"\x00", b"garbage" * 100, msgpack.packb({"a": 1}), b"\xdf\xff\xff\xff\xff" * 10])
+def test_what_is_no_log_is_refused(tmp_path: Path, data: bytes) -> None:
+    """A msgpack file of somebody else's is none of ours."""
+    path = tmp_path / "x.msgpack"
+    path.write_bytes(data)
+    with pytest.raises(asyncckpt.CorruptCheckpointError, match="byte 0"):
+        dict(asyncckpt.Checkpointer.from_file(path))

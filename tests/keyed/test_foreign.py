@@ -1,0 +1,339 @@
+"""Files that others wrote, or changed, in JSON and npz; and what is hostile in them."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import assert_same
+
+import asyncckpt
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.keyed import npz_zip as zips
+from asyncckpt.keyed.json_text import decode_value
+from asyncckpt.workers import Pacer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=5),
+    max_leaves=40,
+)
+
+
+@given(document=st.dictionaries(st.text(), plain, max_size=5), indent=st.sampled_from([None, 0, 3]))
+def test_json_from_anyone(
+    document: dict[str, Any], indent: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever json writes is what comes back, in any layout and encoding."""
+    path = tmp_path_factory.mktemp("json") / "x.json"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        path.write_text(json.dumps(document, indent=indent), encoding=encoding)
+        with asyncckpt.Checkpointer.from_file(path) as chk:
+            assert_same(dict(chk), document)
+
+
+def test_long_json_is_parsed_in_pieces() -> None:
+    """Text of many pieces, long elements, strings with brackets and long keys: as json has it."""
+    value = {
+        "long": [']}[{\\",:' * 9000, list(range(50_000)), [[[n] for n in range(30_000)]], {}],
+        "k" * 100_000: {str(n): {"x": [n, None, {}]} for n in range(20_000)},
+        "flat": [True] * 40_000,
+    }
+    for indent in (None, 1):
+        text = json.dumps(value, indent=indent).encode()
+        assert decode_value(text, 0, len(text), Pacer()).value == value
+
+
+def test_json_stays_json(tmp_path: Path) -> None:
+    """Native values are written as JSON's own, others as objects that say what they are; json reads both."""
+    path = tmp_path / "x.json"
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["native"] = {"a": [1, 2.5, "\u00e9", None, True, {"b": []}], "n": list(range(2000))}
+        chk["array"] = np.array([1.0])
+    document = json.loads(path.read_text())
+    assert document["native"] == {"a": [1, 2.5, "\u00e9", None, True, {"b": []}], "n": list(range(2000))}
+    assert document["array"]["__asyncckpt__"] == "array"
+    path.write_text(json.dumps(document, indent=4))  # another tool has rewritten it
+    assert_same(dict(asyncckpt.Checkpointer.from_file(path))["array"], np.array([1.0]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[1]",
+        b"5",
+        b'"a"',
+        b"{",
+        b'{"a": 1',
+        b'{"a": [1}',
+        b'{"a": 1} x',
+        b'{"a": 1,}',
+        b'{"a": 1, "a": 2}',
+        b'{"a"; 1}',
+        b'{"a": "x}',
+        b"{1: 2}",
+        b'{"a": {"b": 1, "b": 2}}',
+        b'{"a": nope}',
+        b'{"a": \xff}',
+        b'{"a": ' + b"9" * 10_000 + b"}",
+        b'{"a": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
+        b'{"a": ' + b"[" * 990 + b"]" * 990 + b"}",
+        b'{"a": ' + b'{"b": ' * 200_000 + b"1" + b"}" * 200_000 + b"}",
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "<f8", "shape": [1099511627776], "data": []}}',
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "|O", "shape": [1], "data": ["AAAAAAAAAAA="]}}',
+        b'{"a": {"__asyncckpt__": "array", "number": 3}}',
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "<f8", "shape": [-1], "data": []}}',
+        b'{"a": {"__asyncckpt__": "bytes", "data": "AAAA"}}',
+        b'{"a": {"__asyncckpt__": "bytes", "data": ["!"]}}',
+        b'{"a": {"__asyncckpt__": "os.system", "state": 1}}',
+        b'{"a": {"__asyncckpt__": "object", "type": 5, "state": 1}}',
+        b'{"a": {"__asyncckpt__": "OrderedDict", "items": {"x": 1, "x": 2}}}',
+        b'{"a": {"__asyncckpt__": "deque", "maxlen": "x", "items": []}}',
+        b'{"a": {"__asyncckpt__": "tree", "pieces": ["kQ=="], "arrays": []}}',
+        b'{"a": {"__asyncckpt__": "tree", "pieces": 5, "arrays": []}}',
+        b'{"a": {"__asyncckpt__": "int", "hex": "zz"}}',
+        b'{"a": {"__asyncckpt__": "complex", "parts": [1]}}',
+        b'{"a": {"__asyncckpt__": "scalar", "dtype": "<f8", "value": "AA=="}}',
+        b'{"a": {"__asyncckpt__": null}}',
+        b'{"a": {"__asyncckpt_key__[": 1}}',
+    ],
+)
+def test_hostile_json(tmp_path: Path, text: bytes) -> None:
+    """One clear error, which names the file."""
+    path = tmp_path / "x.json"
+    path.write_bytes(text)
+    with pytest.raises(asyncckpt.CheckpointError, match="x\\.json") as caught:
+        dict(asyncckpt.Checkpointer.from_file(path))
+    assert isinstance(caught.value, asyncckpt.CorruptCheckpointError)
+
+
+def test_one_damaged_value_does_not_hide_the_others(tmp_path: Path) -> None:
+    """Each key is read by itself, and what is damaged can be deleted or replaced."""
+    path = tmp_path / "x.json"
+    path.write_text('{"good": [1], "bad": [1,, 2], "also": {"x": 1}}')
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert chk["good"] == [1]
+        assert chk["also"] == {"x": 1}
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="'bad'"):
+            chk["bad"]
+        chk["bad"] = 5
+    assert json.loads(path.read_text()) == {"good": [1], "bad": 5, "also": {"x": 1}}
+
+
+# --- npz --------------------------------------------------------------------------------------------------------------
+
+
+def arrays() -> dict[str, Any]:
+    """Arrays as numpy's users have them."""
+    return {
+        "a": np.arange(12.0).reshape(3, 4),
+        "f": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "zero": np.array(5),
+        "text": np.array(["x", "yy"]),
+        "records": np.zeros(3, [("x", "<i4"), ("y", "S3")]),
+        "folder/name": np.ones(2),
+        "\u00e9": np.array([], np.float32),
+    }
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_from_numpy(tmp_path: Path, save: Any) -> None:
+    """Each array is a key; what we add, numpy opens, and what we leave alone stays as it was."""
+    path = tmp_path / "x.npz"
+    save(path, **arrays())
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert list(chk) == list(arrays())
+        for key, value in arrays().items():
+            assert_same(chk[key], np.asarray(value))
+            assert chk[key].flags.writeable
+        chk["new"] = {"x": [np.ones(3), "text"]}
+        chk["a"] = np.zeros(2)
+        chk["folder"] = [np.zeros(1)]  # whose member would be called folder/0
+    with np.load(path, allow_pickle=False) as found:
+        for key, value in (arrays() | {"a": np.zeros(2), "new/0": np.ones(3), "folder/0": np.zeros(1)}).items():
+            assert_same(np.ascontiguousarray(found[key]).reshape(value.shape), np.asarray(value))
+        everything = {name: found[name] for name in found.files}
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert list(chk) == [*arrays(), "new", "folder"]
+        assert_same(chk["new"], {"x": [np.ones(3), "text"]})
+    save(path, **everything)  # another tool has rewritten it
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert_same(chk["new"], {"x": [np.ones(3), "text"]})
+    everything.pop("new/0")
+    save(path, **everything)
+    with pytest.raises(asyncckpt.CorruptCheckpointError, match="'new' lacks"):
+        dict(asyncckpt.Checkpointer.from_file(path))
+
+
+def npy(
+    descr: str = "'<f8'", shape: str = "(1,)", data: bytes = bytes(8), magic: bytes = b"\x93NUMPY\x01\x00"
+) -> bytes:
+    """Make an npy file that says what it likes."""
+    header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+    return magic + struct.pack("<H", len(header)) + header + data
+
+
+HOSTILE = {
+    "not npy": b"garbage garbage",
+    "empty": b"",
+    "a claimed size": npy(shape="(1099511627776,)"),
+    "an overflowing size": npy(shape="(4294967296, 4294967296, 1)"),
+    "a negative size": npy(shape="(-1,)"),
+    "no shape": npy(shape="'x'"),
+    "too many dimensions": npy(shape="(" + "1," * 70 + ")"),
+    "a later version": npy(magic=b"\x93NUMPY\x09\x00"),
+    "code in the header": npy(descr="__import__('os')"),
+    "a deep header": npy(descr="-" * 9000 + "1"),
+    "many brackets": npy(descr="(" * 3000 + ")" * 3000),
+    "a bad dtype": npy(descr="'<z9'"),
+    "too much data": npy(data=bytes(16)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_npy(tmp_path: Path, what: str) -> None:
+    """One clear error, which names file and key; the other keys are there."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("bad.npy", HOSTILE[what])
+        archive.writestr("good.npy", npy())
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match=r"x\.npz.*'bad'"):
+            chk["bad"]
+        assert_same(chk["good"], np.zeros(1))
+
+
+def test_object_arrays_are_refused(tmp_path: Path) -> None:
+    """They are pickles: the error says why, and the rest of the file can be used."""
+    path = tmp_path / "x.npz"
+    np.savez(path, bad=np.array([print, {}], object), records=np.zeros(1, [("x", "O")]), good=np.ones(2))
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        for key in ("bad", "records"):
+            with pytest.raises(asyncckpt.UnsupportedFormatError, match=rf"{key}.*Python objects"):
+                chk[key]
+        assert_same(chk["good"], np.ones(2))
+
+
+def test_zip_bombs_are_refused_unless_trusted(tmp_path: Path) -> None:
+    """No memory is taken for what is very much larger than its file."""
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, zeros=np.zeros(9 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(asyncckpt.UntrustedFileError, match="trusted=True"):
+            asyncckpt.Checkpointer.from_file(path)["zeros"]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+    assert_same(asyncckpt.Checkpointer.from_file(path, trusted=True)["zeros"], np.zeros(9 << 20))
+
+
+def test_lying_zip_files(tmp_path: Path) -> None:
+    """Members that stand twice, overlap, leave the file, lie about their size or are no deflate: an error each."""
+    path = tmp_path / "x.npz"
+    good = io.BytesIO()
+    np.savez(good, a=np.ones(100), b=np.zeros(3))
+    data = good.getvalue()
+    central = data.index(b"PK\x01\x02")
+    second = data.index(b"PK\x01\x02", central + 1)
+
+    def changed(at: int, fields: bytes) -> bytes:
+        return data[:at] + fields + data[at + len(fields) :]
+
+    lies = {
+        "twice": data.replace(b"b.npy", b"a.npy"),
+        "overlapping": changed(second + 42, struct.pack("<L", 0)),
+        "outside": changed(central + 20, struct.pack("<2L", 1 << 30, 1 << 30)),
+        "another size": changed(central + 24, struct.pack("<L", 1 << 30)),
+        "a checksum": changed(data.index(np.ones(1).tobytes()), b"\xff"),
+        "deflate": changed(central + 10, struct.pack("<H", 8)),
+        "a method": changed(central + 10, struct.pack("<H", 12)),
+        "encrypted": changed(central + 8, struct.pack("<H", 1)),
+        "cut off": data[:-30],
+        "no zip": b"PK" + bytes(100),
+    }
+    for name, lie in lies.items():
+        path.write_bytes(lie)
+        with pytest.raises(asyncckpt.CheckpointError, match="x\\.npz"):
+            dict(asyncckpt.Checkpointer.from_file(path))
+            pytest.fail(name)
+
+
+def test_a_hostile_directory(tmp_path: Path) -> None:
+    """What asyncckpt's own member claims is not believed."""
+    import msgpack
+
+    path = tmp_path / "x.npz"
+    head = {"asyncckpt": "keyed", "version": 1, "features": []}
+    for rows in (
+        [["a", None, None, ["missing.npy"]]],
+        [["a", None, None, []]],
+        [["a", None, None, ["b.npy"]], ["a", None, None, ["b.npy"]]],
+        [["a", None, b"\x80", ["b.npy"]]],
+        [["a", None, b"garbage", ["b.npy"]]],
+        [[5, None, None, ["b.npy"]]],
+        ["a"],
+        5,
+    ):
+        packed = np.frombuffer(msgpack.packb(head | {"keys": rows}), np.uint8)
+        np.savez(path, b=np.ones(1), __asyncckpt__=packed)
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="x\\.npz"):
+            dict(asyncckpt.Checkpointer.from_file(path))
+    np.savez(path, __asyncckpt__=np.frombuffer(msgpack.packb(head | {"version": 9, "keys": []}), np.uint8))
+    with pytest.raises(asyncckpt.UnsupportedFormatError, match="later release"):
+        dict(asyncckpt.Checkpointer.from_file(path))
+    bomb = np.frombuffer(b"\x90" * (8 << 20), np.uint8)
+    np.savez_compressed(path, __asyncckpt__=bomb)
+    with pytest.raises(asyncckpt.CorruptCheckpointError, match="claims"):
+        dict(asyncckpt.Checkpointer.from_file(path))
+
+
+def test_bytes_and_folders_in_a_zip(tmp_path: Path) -> None:
+    """A member that is no npy is bytes, as for numpy; folders are nothing."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("folder")
+        archive.writestr("notes.txt", b"woof")
+    assert dict(asyncckpt.Checkpointer.from_file(path)) == {"notes.txt": b"woof"}
+
+
+def test_the_checksums_of_npz_are_those_of_zip(tmp_path: Path) -> None:
+    """What we write, zipfile finds sound, and a flipped bit of an array is found out."""
+    path = tmp_path / "x.npz"
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["a"] = np.arange(1000)
+        chk["b"] = [np.ones(5), "x"]
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    data = bytearray(path.read_bytes())
+    data[data.index(np.arange(1000).tobytes()) + 100] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(asyncckpt.CorruptCheckpointError, match="checksum"):
+        asyncckpt.Checkpointer.from_file(path)["a"]
+    assert zlib.crc32(b"") == 0
+
+
+def test_many_members(tmp_path: Path) -> None:
+    """More members than 16 bits count, and offsets and sizes of more than 32 bits: zipfile reads the same."""
+    path = tmp_path / "x.npz"
+    members = [zips.Member(f"{n}.npy", -1, 128 * n, 10, 10, 7) for n in range(66_000)]
+    members += [zips.Member("far.npy", -1, 5 << 30, 10, 10, 7), zips.Member("large.npy", -1, 0, 5 << 30, 6 << 30, 7)]
+    with path.open("w+b") as file:
+        zips.write_directory(DiskOps(), file.fileno(), 0, members, Pacer())
+    with zipfile.ZipFile(path) as archive:
+        found = [(each.filename, each.header_offset, each.compress_size, each.file_size) for each in archive.infolist()]
+    assert found == [(each.name, each.header_offset, each.stored_nbytes, each.nbytes) for each in members]
