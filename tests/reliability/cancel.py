@@ -138,7 +138,7 @@ class Cancel(Rig):
         " must be there."
     )
     cases = "cancellations"
-    quick = 200
+    quick = 80
     goal = 2000
 
     def units(self, seed: int) -> Iterator[str]:

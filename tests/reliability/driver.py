@@ -87,6 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.replay is not None:
         rig = next(rig for rig in RIGS if rig.name == options.replay[0] and rig.subject == options.subject)
         return replay(rig, options.replay[1])
+    if options.until_lost:
+        Result.enough = 1
     if options.quick:
         options.ledger.unlink(missing_ok=True)
     ledger = Ledger(options.ledger, library_digest(Path(asyncckpt.__file__).parent))

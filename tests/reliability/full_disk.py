@@ -41,7 +41,7 @@ class FullDisk(Rig):
         " loads, and the next save works."
     )
     cases = "failures"
-    quick = 150
+    quick = 60
     goal = 1000
     seconds = 300.0
 

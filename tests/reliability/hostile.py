@@ -68,7 +68,7 @@ class HostileRig(Rig):
         " hash collisions, states that make objects crash"
     )
     cases: ClassVar[str] = "hostile checkpoints"
-    quick: ClassVar[int] = 300
+    quick: ClassVar[int] = 150
     goal: ClassVar[int] = 1270
     seconds: ClassVar[float] = SECONDS * (_PART + 1)
 

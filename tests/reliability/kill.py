@@ -12,7 +12,7 @@ from .checks import NEXT_STEP, check_now
 from .disks import Change, ShimDisk
 from .history import Event, History
 from .processes import die, run_forked
-from .rig import ENOUGH_LOSSES, Result, Rig
+from .rig import Result, Rig
 from .workloads import FORMATS, KINDS, Workload, fill, make_workload, play
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Kill(Rig):
         " lists, loads and saves."
     )
     cases = "kill points"
-    quick = 500
+    quick = 200
     goal = 10_000
 
     def units(self, seed: int) -> Iterator[str]:
@@ -53,7 +53,7 @@ class Kill(Rig):
         asyncio.run(fill(workload, source))
         result = Result()
         for number in range(_POINTS_MAX):
-            if len(result.losses) >= ENOUGH_LOSSES:
+            if result.has_enough:
                 break
             ended = self._kill_at(workload, scratch, source, result, number, None, chance)
             if not ended:

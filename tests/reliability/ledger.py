@@ -15,12 +15,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .rig import ENOUGH_LOSSES
+from .rig import Result
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .rig import Result, Rig
+    from .rig import Rig
 
 
 class Key(NamedTuple):
@@ -102,7 +102,7 @@ class Ledger:
                 "unit": unit,
                 "tried": result.tried,
                 "lost": len(result.losses),
-                "losses": result.losses[:ENOUGH_LOSSES],
+                "losses": result.losses[: Result.enough],
                 "counts": result.counts,
                 "seconds": round(seconds, 3),
                 "library": self.library,

@@ -11,7 +11,7 @@ from .checks import NEXT_STEP, judge, survey
 from .crash_model import CrashModel, Shelf, State
 from .disks import Change, ShimDisk
 from .history import Event, History
-from .rig import ENOUGH_LOSSES, Result, Rig
+from .rig import Result, Rig
 from .workloads import FORMATS, KINDS, Workload, fill, make_workload, play
 
 if TYPE_CHECKING:
@@ -100,13 +100,15 @@ class Cuts:
         model.store = self.store
         found: dict[State, tuple[dict[int, int], str | None]] = {}
         for moment in range(len(record) + 1):
-            if len(result.losses) >= ENOUGH_LOSSES:
+            if result.has_enough:
                 break
             if moment:
                 model.apply(record[moment - 1])
             history = History.of(event for at, event in events if at <= moment)
             lost = set()
             for state in model.states(PER_MOMENT, self.chance):
+                if result.has_enough:
+                    break
                 if state in seen:
                     continue
                 if state not in found:

@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 OURS = "asyncckpt"
 
 
-ENOUGH_LOSSES = 20
-"""After so many a unit may end: what is broken is broken."""
-
-
 @dataclass(slots=True)
 class Result:
-    """What a unit has tried."""
+    """What a unit has tried.
+
+    Attributes:
+        enough: After so many losses a unit may end: what is broken is broken.
+    """
+
+    enough: ClassVar[int] = 20
 
     tried: int = 0
     """How many distinct cases."""
@@ -34,6 +36,11 @@ class Result:
     """What was lost or went wrong: one text for each case."""
     counts: dict[str, int] = field(default_factory=dict)
     """What else the report tells, summed over units: how many cases were of which kind, or ended in which way."""
+
+    @property
+    def has_enough(self) -> bool:
+        """Whether enough was lost for the unit to end."""
+        return len(self.losses) >= self.enough
 
     def count(self, kind: str, number: int = 1) -> None:
         """Count cases of a kind."""

@@ -37,7 +37,7 @@ BUGS = (
     Bug(
         "the state file is not synced",
         (("saving/commit.py", "                batch=batch,\n", "                batch=SyncBatch(ops),\n"),),
-        (("power-cut", "msgpack/save/1"), ("fault", "msgpack/save/1")),
+        (("power-cut", "msgpack/first/1"), ("fault", "msgpack/save/1")),
     ),
     Bug(
         "a large state file is not synced",
@@ -47,12 +47,12 @@ BUGS = (
     Bug(
         "small files are not synced",
         (("saving/commit.py", "pending / name, data, batch)", "pending / name, data, SyncBatch(ops))"),),
-        (("power-cut", "msgpack/save/1"),),
+        (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
         "the manifest is not synced",
         (("disk/publish.py", "manifest.encode(), batch)", "manifest.encode(), batch and type(batch)(ops))"),),
-        (("power-cut", "msgpack/save/1"),),
+        (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
         "the files of a user are not synced",
@@ -62,7 +62,7 @@ BUGS = (
     Bug(
         "the checkpoint's directory is not synced",
         (("disk/publish.py", "    with _syncing():\n        ops.sync_directory(pending)\n    return", "    return"),),
-        (("power-cut", "msgpack/save/1"),),
+        (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
         "the parent is not synced",
@@ -73,7 +73,7 @@ BUGS = (
                 "        pass\n    except OSError as error:\n        _undo(error, move_back)",
             ),
         ),
-        (("power-cut", "msgpack/save/1"),),
+        (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
         "a new ancestor is not synced",
@@ -92,7 +92,7 @@ BUGS = (
                 ),
             ),
         ),
-        (("power-cut", "msgpack/save/1"),),
+        (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
         "pruned before the commit",
@@ -147,7 +147,7 @@ BUGS = (
                 ),
             ),
         ),
-        (("power-cut", "msgpack/save/1"),),
+        (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
         "a failed fsync is tried again",

@@ -100,7 +100,7 @@ class SyscallKill(_Traced):
         " recovers, lists, loads and saves."
     )
     cases = "kill points"
-    quick = 300
+    quick = 100
     goal = 2000
 
     def sweep(
@@ -140,7 +140,7 @@ class SyscallFault(_Traced):
         " what was acknowledged must load, and a fresh process must recover and save."
     )
     cases = "faults"
-    quick = 300
+    quick = 150
     goal = 2000
     seconds = 300.0
 
