@@ -112,7 +112,7 @@ class Cuts:
                 if state in seen:
                     continue
                 if state not in found:
-                    if len(found) >= _STATES_KEPT * (moment + 1) / len(record):
+                    if len(found) >= _STATES_KEPT * (moment + 1) / (len(record) + 1):
                         continue  # the moments share what a unit may try
                     found[state] = await self._look(state)
                     result.tried += 1
