@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -340,6 +341,12 @@ async def test_progress_and_timings(tmp_path: Path, format_name: Any) -> None:
     """Progress grows up to the size of the state file, and the timings follow each other."""
     disk = FaultyDisk()
     seen: list[tuple[int, int]] = []
+    looking = threading.Lock()
+
+    def look() -> None:
+        with looking:  # several threads write: what one has read is noted before another reads
+            seen.append(handle.progress())
+
     async with CheckpointManager(tmp_path, disk=disk, format=format_name) as manager:
         with hold(disk) as gate:
             handle = await manager.save(1, np.ones(9 << 20))
@@ -351,8 +358,8 @@ async def test_progress_and_timings(tmp_path: Path, format_name: Any) -> None:
             assert timings.written is None
             assert timings.committed is None
             assert handle.captured_nbytes >= 9 << 23
-            disk.fail("write", lambda: seen.append(handle.progress()), lasting=True)
-            disk.fail("sync", lambda: seen.append(handle.progress()), path_part="state.")
+            disk.fail("write", look, lasting=True)
+            disk.fail("sync", look, path_part="state.")
         await handle
     seen.append(handle.progress())
     path = next((tmp_path / "step_1").glob("state.*"))

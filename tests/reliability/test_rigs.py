@@ -112,6 +112,7 @@ def test_the_model_forgets_what_was_not_synced(tmp_path: Path) -> None:
     assert states_of(model) == {(("a", None), ("a/b", b"xy"))}
 
 
+@pytest.mark.timeout(600)  # some thousand states for each sync left out
 def test_each_sync_of_a_save_is_needed(tmp_path: Path) -> None:
     """The model tells a protocol that forgets one sync: each one left out of a save is a loss."""
     workload = make_workload("msgpack/save/0")
