@@ -18,7 +18,7 @@ from .disks import Change, ShimDisk
 from .history import Event, History
 from .processes import run_forked
 from .rig import Result, Rig
-from .workloads import FORMATS, KINDS, Workload, fill, make_workload, play
+from .workloads import Workload, fill, make_workload, play, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,11 +62,7 @@ class Faults(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give one unit for each workload."""
-        for form in FORMATS:
-            for kind in KINDS:
-                yield f"{form}/{kind}/{seed}"
-        for number in range(_RANDOM_A_SEED):
-            yield f"{FORMATS[number % 4 == 0]}/random/{seed * _RANDOM_A_SEED + number}"
+        return workload_names(seed, randoms=_RANDOM_A_SEED)
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Fail one change after the other."""

@@ -12,7 +12,7 @@ from .crash_model import CrashModel, Shelf, State
 from .disks import Change, ShimDisk
 from .history import Event, History
 from .rig import Result, Rig
-from .workloads import FORMATS, KINDS, Workload, fill, make_workload, play
+from .workloads import Workload, fill, make_workload, play, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,11 +39,7 @@ class PowerCut(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give one unit for each workload."""
-        for form in FORMATS:
-            for kind in KINDS:
-                yield f"{form}/{kind}/{seed}"
-        for number in range(_RANDOM_A_SEED):
-            yield f"{FORMATS[number % 4 == 0]}/random/{seed * _RANDOM_A_SEED + number}"
+        return workload_names(seed, randoms=_RANDOM_A_SEED)
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Record a workload and try what a power cut may leave of it; then the same with the recovery from some."""

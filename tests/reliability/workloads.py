@@ -19,7 +19,7 @@ import asyncckpt
 from .history import Event
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
     from .disks import ShimDisk
@@ -74,6 +74,15 @@ _KINDS: dict[str, dict[str, Any]] = {
 
 KINDS = tuple(_KINDS)
 _ACTIONS = ("save", "save", "overwrite", "delete", "finalize", "discard", "burst", "flush")
+
+
+def workload_names(seed: int, *, randoms: int) -> Iterator[str]:
+    """Name every kind in both formats, and so many random workloads that no other seed has."""
+    for form in FORMATS:
+        for kind in KINDS:
+            yield f"{form}/{kind}/{seed}"
+    for number in range(randoms):
+        yield f"{FORMATS[number % 4 == 0]}/random/{seed * randoms + number}"
 
 
 def make_workload(name: str) -> Workload:
