@@ -110,7 +110,7 @@ class Crew:
             BaseException: The first exception of a call; no item is claimed after it.
         """
         # Nobody is woken for nothing: with a single item the helper would only take the GIL away.
-        helpers = min(self._helpers, length_hint(items, _MANY) - 1)
+        helpers = min(self._helpers, length_hint(items, _MANY) - 1, (threads or _MANY) - 1)
         source = iter(items)
         claim = threading.Lock()
         failures: list[BaseException] = []
@@ -128,7 +128,6 @@ class Crew:
             except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
                 failures.append(error)
 
-        helpers = self._helpers if threads is None else min(self._helpers, threads - 1)
         helping = []
         if self._executor is not None:
             try:
