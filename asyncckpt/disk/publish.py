@@ -23,9 +23,8 @@ import functools
 import os
 import stat
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
 
@@ -52,8 +51,7 @@ class UnsyncedError(OSError):
     """A sync failed: nobody knows what of it is on the disk, and syncing it again would not tell."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class Moved(NamedTuple):
     """Names that were moved, and are not durable yet."""
 
     step: int

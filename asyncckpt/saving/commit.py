@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk import publish
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Crew, StopFlag
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteRequest:
+class WriteRequest(NamedTuple):
     """Everything that the job which writes a checkpoint needs; nothing in it changes any more."""
 
     root: Path
@@ -40,11 +38,11 @@ class WriteRequest:
     documents: Mapping[str, bytes]
     """The small files beside the state, by name."""
     format_name: str
-    block_nbytes: int = BLOCK_NBYTES
     on_planned: Callable[[int], None]
     """Called with the size of the state file."""
     on_written: Callable[[int], None]
     on_copied: Callable[[], None]
+    block_nbytes: int = BLOCK_NBYTES
 
 
 class Trash(NamedTuple):
@@ -57,8 +55,7 @@ class Trash(NamedTuple):
     """What the disk had left, in bytes, when it was retired."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class Written(NamedTuple):
     """What came of it."""
 
     record: CheckpointRecord
