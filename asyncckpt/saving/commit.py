@@ -262,6 +262,7 @@ def _read_listed(root: Path, listing: publish.Listing) -> list[CheckpointRecord]
     try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
         with paused_gc():
             for step, path in listing.committed.items():
+                pacer.pause()
                 records.append(_record(step, path, at))
             if len(records) > _MANY_RECORDS:
                 age_objects()
