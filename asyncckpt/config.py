@@ -7,7 +7,6 @@
 
 # No `from __future__ import annotations` here: TypedDict would not see NotRequired, and tools that read the keys at run
 # time would take every key as required.
-import difflib
 import math
 import numbers
 import operator
@@ -16,7 +15,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, NotRequired, TypedDict, get_args
+from typing import Any, Final, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 import numpy as np
 
@@ -92,8 +91,7 @@ class CheckpointingOptions(TypedDict, total=False):
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Check:
+class _Check(NamedTuple):
     """What an option accepts, in words, and the function that turns an accepted value into the setting."""
 
     expected: str
@@ -242,6 +240,8 @@ def resolve_settings(
 
 
 def _unknown(key: object) -> str:
+    import difflib
+
     close = difflib.get_close_matches(key, _CHECKS, n=1) if isinstance(key, str) else []
     return f"{reprlib.repr(key)}: unknown" + (f"; did you mean {close[0]!r}?" if close else "")
 

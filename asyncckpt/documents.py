@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -99,8 +99,7 @@ def run_config_bytes(config: object) -> bytes:
 _Items: TypeAlias = list[tuple[object, object]]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Rules:
+class _Rules(NamedTuple):
     """The walk that copies a value into plain ones, and what one kind of document accepts on the way."""
 
     unwrap: Callable[[object], object]

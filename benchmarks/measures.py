@@ -40,6 +40,7 @@ TITLES: Final = {
     "best_step": "`best_step()`",
     "should_save": "`should_save()`",
     "import": "import, over numpy's",
+    "import_beside_asyncio": "import, over numpy's and asyncio's",
     "memcpy": "two-thread memcpy, warm pages",
     "memcpy_fresh": "two-thread copy into fresh memory",
     "direct_write": "two-thread 16 MiB direct writes + fsync",

@@ -77,19 +77,24 @@ async def measure_catalog(context: Context, make: type[System]) -> None:
 
 
 async def measure_import(context: Context, make: type[System]) -> None:
-    """Import the package in fresh interpreters that have numpy."""
+    """Import the package in fresh interpreters that have numpy, and in those that have asyncio too."""
     del make
-    code = "import time, numpy; start = time.perf_counter(); import asyncckpt; print(time.perf_counter() - start)"
+    measures = {"import": "numpy", "import_beside_asyncio": "numpy, asyncio"}
     # With compiled bytecode, as every start but the first has it; the first one here makes it.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(context.root / "bytecode")
     for number in range(context.scale.import_count + 1):
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=environment
-        )
-        seconds, _ = await process.communicate()
-        if number:
-            context.record("import", float(seconds))
+        for measure, present in measures.items():
+            code = (
+                f"import time, {present}; start = time.perf_counter(); import asyncckpt;"
+                " print(time.perf_counter() - start)"
+            )
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=environment
+            )
+            seconds, _ = await process.communicate()
+            if number:
+                context.record(measure, float(seconds))
 
 
 async def measure_frozen(context: Context, make: type[System]) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import reprlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
@@ -30,8 +30,7 @@ _TAIL: Final = b',"digest":"%s"}\n'
 _TAIL_NBYTES: Final = len(_TAIL) - 2 + 2 * DIGEST_NBYTES
 
 
-@dataclass(frozen=True, slots=True)
-class FileRecord:
+class FileRecord(NamedTuple):
     """What the manifest says of a file."""
 
     nbytes: int
@@ -43,8 +42,7 @@ class FileRecord:
         return self.digests[block * DIGEST_NBYTES : (block + 1) * DIGEST_NBYTES]
 
 
-@dataclass(frozen=True, slots=True)
-class IndexPlace:
+class IndexPlace(NamedTuple):
     """Where the index of the state file lies."""
 
     file: str

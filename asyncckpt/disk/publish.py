@@ -23,9 +23,8 @@ import functools
 import os
 import stat
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
 
@@ -33,7 +32,7 @@ from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
 from asyncckpt.errors import CheckpointError
-from asyncckpt.workers import Stopped
+from asyncckpt.workers import Pacer, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,8 +51,7 @@ class UnsyncedError(OSError):
     """A sync failed: nobody knows what of it is on the disk, and syncing it again would not tell."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Moved:
+class Moved(NamedTuple):
     """Names that were moved, and are not durable yet."""
 
     step: int
@@ -92,13 +90,34 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
         ops.sync_directory(path.parent)
 
 
-def scan(root: Path) -> dict[int, Path]:
-    """Return the committed checkpoints' directories by step: `step_N`, or a lone `old_step_N`."""
-    found: dict[int, Path] = {}
-    for kind, step, path in _entries(root):
-        if kind is Kind.COMMITTED or (kind is Kind.SWAPPED and step not in found):
-            found[step] = path
-    return found
+class Listing(NamedTuple):
+    """What there is in a checkpoint directory."""
+
+    committed: dict[int, Path]
+    """The directories of the committed checkpoints, by ascending step: `step_N`, or a lone `old_step_N`."""
+    has_leftovers: bool
+    """Whether there is something for `recover` to do."""
+
+
+def scan(root: Path) -> Listing:
+    """List a checkpoint directory; one that does not exist is empty."""
+    pacer = Pacer()
+    names: dict[int, str] = {}
+    swapped: dict[int, str] = {}
+    has_leftovers = False
+    for kind, step, name in _names(root, pacer):
+        if kind is Kind.COMMITTED:
+            names[step] = name
+            continue
+        has_leftovers = True
+        if kind is Kind.SWAPPED:
+            swapped[step] = name
+    names = {**swapped, **names}
+    committed = {}
+    for step in sorted(names):
+        pacer.pause()
+        committed[step] = root / names[step]
+    return Listing(committed, has_leftovers)
 
 
 def locate(root: Path, step: int) -> Path | None:
@@ -116,28 +135,25 @@ def missing(root: Path, steps: Iterable[int]) -> list[int]:
     return [step for step in steps if locate(root, step) is None]
 
 
-def has_leftovers(root: Path) -> bool:
-    """Whether there is something for `recover` to do."""
-    return any(kind is not Kind.COMMITTED for kind, _, _ in _names(root))
-
-
 def recover(ops: DiskOps, root: Path) -> None:
     """Bring a directory that a killed writer left into order; only the lock's holder may call this.
 
     Every name that is found is durable afterwards: the writer may have been killed just before it synced them.
     """
-    entries = _entries(root)
-    if entries:
+    names = sorted(_names(root, Pacer()))
+    if names:
         ops.sync_directory(root)
-    swapped = [step for kind, step, _ in entries if kind is Kind.SWAPPED]
+    swapped = [step for kind, step, _ in names if kind is Kind.SWAPPED]
     for step in swapped:
         _settle(ops, root / name_of(Kind.SWAPPED, step), root / name_of(Kind.COMMITTED, step), step)
     if swapped:
         ops.sync_directory(root)
-    for kind, _, path in entries:
+    for kind, _, name in names:
         if kind is Kind.PENDING:
-            discard(ops, path)
-    sweep(ops, root, [path for kind, _, path in _entries(root) if kind is Kind.TRASH])
+            discard(ops, root / name)
+    if swapped:
+        names = sorted(_names(root, Pacer()))
+    sweep(ops, root, [root / name for kind, _, name in names if kind is Kind.TRASH])
 
 
 def stage(ops: DiskOps, root: Path, step: int) -> Path:
@@ -332,20 +348,19 @@ def nbytes_of(path: Path) -> int:
     )
 
 
-def _names(root: Path) -> list[tuple[Kind, int, str]]:
-    """List the names that are ours, committed ones first; none if the directory does not exist."""
+def _names(root: Path, pacer: Pacer) -> list[tuple[Kind, int, str]]:
+    """List the names that are ours, in no order; none if the directory does not exist."""
+    names = []
     try:
         with os.scandir(root) as found:
-            names = [entry.name for entry in found if entry.is_dir(follow_symlinks=False)]
+            for entry in found:
+                pacer.pause()
+                place = parse_name(entry.name)
+                if place is not None and entry.is_dir(follow_symlinks=False):
+                    names.append((*place, entry.name))
     except FileNotFoundError:
         return []
-    parsed = [(*place, name) for name in names if (place := parse_name(name)) is not None]
-    return sorted(parsed, key=lambda each: (each[0] is not Kind.COMMITTED, each[1]))
-
-
-def _entries(root: Path) -> list[tuple[Kind, int, Path]]:
-    """List what is ours, as `_names` does."""
-    return [(kind, step, root / name) for kind, step, name in _names(root)]
+    return names
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ _COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the m
 _DIRECT_MIN_CHUNKS: Final = 2  # to ask for less costs as much as the page cache does
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
 _SHOWN_NAME: Final = 255
+_SMALL_NBYTES: Final = 64 << 10  # a small file comes with one call
 
 
 class Target(NamedTuple):
@@ -126,21 +127,28 @@ class CheckpointReader:
             raise self.corrupt(name, f"cannot be opened: {error}") from error
 
 
-def read_unverified(path: str | os.PathLike[str], name: str, at: int | None = None) -> bytes:
-    """Read a small file of a checkpoint as it is; `at` is a descriptor of the directory that `path` is relative to.
+def read_unverified(directory: int, name: str) -> bytes:
+    """Read a small file below an open directory as it is.
 
     Raises:
         OSError: It is missing, or not a regular file.
     """
-    directory = _open_directory(path, at)
+    fd = _open_below(directory, name)
     try:
-        with os.fdopen(_open_below(directory, name), "rb") as file:
-            return file.read()
+        data = b""
+        while more := os.read(fd, _SMALL_NBYTES):
+            data += more
+        return data
     finally:
-        os.close(directory)
+        os.close(fd)
 
 
-def _open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
+def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
+    """Open a checkpoint's directory, and return its descriptor; `at` is one of the directory that `path` lies below.
+
+    Raises:
+        OSError: It is missing, or something else.
+    """
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
 
 
@@ -175,7 +183,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader
         CorruptCheckpointError: The manifest is missing or damaged.
         UnsupportedFormatError: A later release wrote it.
     """
-    directory = _open_directory(path)
+    directory = open_directory(path)
     reader = CheckpointReader(directory, Manifest(step=step, created=0.0))
     try:
         fd = reader._open_regular(MANIFEST_NAME)  # noqa: SLF001 - the one file that no manifest lists

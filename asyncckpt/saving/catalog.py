@@ -57,13 +57,12 @@ class Catalog:
         return step in self._records and step not in self._corrupt
 
     def replace(self, records: Iterable[CheckpointRecord]) -> None:
-        """Hold these instead of what was held, but for steps that were begun.
+        """Hold these, which come by ascending step, instead of what was held, but for steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
         self._best = None
-        listed = [record for record in records if record.step not in self._begun]
-        self._records = {record.step: record for record in sorted(listed, key=lambda each: each.step)}
+        self._records = {record.step: record for record in records if record.step not in self._begun}
         self._corrupt = {
             step: identity
             for step, identity in self._corrupt.items()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from asyncckpt.disk import publish
 from asyncckpt.disk.batch import SyncBatch
@@ -13,11 +13,11 @@ from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
-from asyncckpt.disk.reading import read_unverified
+from asyncckpt.disk.reading import open_directory, read_unverified
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import CheckpointRecord
-from asyncckpt.workers import Pacer, paused_gc
+from asyncckpt.workers import Pacer, age_objects, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Crew, StopFlag
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriteRequest:
+_MANY_RECORDS: Final = 1000  # a collector walks so many in less than a millisecond
+
+
+class WriteRequest(NamedTuple):
     """Everything that the job which writes a checkpoint needs; nothing in it changes any more."""
 
     root: Path
@@ -40,11 +42,11 @@ class WriteRequest:
     documents: Mapping[str, bytes]
     """The small files beside the state, by name."""
     format_name: str
-    block_nbytes: int = BLOCK_NBYTES
     on_planned: Callable[[int], None]
     """Called with the size of the state file."""
     on_written: Callable[[int], None]
     on_copied: Callable[[], None]
+    block_nbytes: int = BLOCK_NBYTES
 
 
 class Trash(NamedTuple):
@@ -57,8 +59,7 @@ class Trash(NamedTuple):
     """What the disk had left, in bytes, when it was retired."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Written:
+class Written(NamedTuple):
     """What came of it."""
 
     record: CheckpointRecord
@@ -121,7 +122,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
     old = publish.make_durable(ops, moved)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
     path = moved.committed
-    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(str(path)))
+    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(path))
     return Written(record=record, trash=_weigh(request.root, old), written_at=written_at)
 
 
@@ -203,10 +204,22 @@ def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[Checkp
         raise
 
 
-def tidy(ops: DiskOps, root: Path) -> None:
+def list_directory(ops: DiskOps, root: Path, *, is_writer: bool) -> list[CheckpointRecord]:
+    """List a directory as `read_records` does; a writer brings it into order first, as far as it may.
+
+    Raises:
+        NotADirectoryError: There is a file in the directory's place.
+        OSError: The directory cannot be read.
+    """
+    listing = _scan(root)
+    if is_writer and listing.has_leftovers:
+        _tidy(ops, root)
+        listing = _scan(root)
+    return _read_listed(root, listing)
+
+
+def _tidy(ops: DiskOps, root: Path) -> None:
     """Bring a directory into order if a killed writer has left one behind and no writer is there now."""
-    if not root.is_dir() or not publish.has_leftovers(root):
-        return
     try:
         lock = acquire_lock(ops, root)
     except Exception:  # noqa: BLE001 - somebody else's to clear, or not ours to change: the first save will say so
@@ -221,23 +234,41 @@ def tidy(ops: DiskOps, root: Path) -> None:
 
 
 def read_records(root: Path) -> list[CheckpointRecord]:
-    """List the committed checkpoints with their training_info, without verifying them.
+    """List the committed checkpoints with their training_info, by ascending step, without verifying them.
 
     Raises:
         NotADirectoryError: There is a file in the directory's place.
         OSError: The directory cannot be read.
     """
-    if root.exists() and not root.is_dir():
+    return _read_listed(root, _scan(root))
+
+
+def _scan(root: Path) -> publish.Listing:
+    try:
+        return publish.scan(root)
+    except NotADirectoryError:
+        if not root.exists():  # it is an ancestor
+            raise
         message = f"{root} is a file: a checkpoint directory is needed"
-        raise NotADirectoryError(message)
-    found = publish.scan(root)
-    if not found:
+        raise NotADirectoryError(message) from None
+
+
+def _read_listed(root: Path, listing: publish.Listing) -> list[CheckpointRecord]:
+    if not listing.committed:
         return []
+    records = []
+    pacer = Pacer()
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
-        return [_record(step, path, at) for step, path in sorted(found.items())]
+        with paused_gc():
+            for step, path in listing.committed.items():
+                pacer.pause()
+                records.append(_record(step, path, at))
+            if len(records) > _MANY_RECORDS:
+                age_objects()
     finally:
         os.close(at)
+    return records
 
 
 def read_record(root: Path, step: int) -> CheckpointRecord:
@@ -247,24 +278,25 @@ def read_record(root: Path, step: int) -> CheckpointRecord:
 
 def _record(step: int, path: Path, at: int | None = None) -> CheckpointRecord:
     """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
-    place = path.name if at is not None else str(path)
-    return CheckpointRecord(step=step, path=path, training_info=_read_info(place, at), identity=_identity(place, at))
+    info: dict[str, Any] = {}
+    identity = (0, 0)
+    # What is gone meanwhile, missing or damaged is left out: `load` will say what is wrong.
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        directory = open_directory(path.name if at is not None else path, at)
+        try:
+            identity = _identity(directory)
+            info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
+        finally:
+            os.close(directory)
+    return CheckpointRecord(step=step, path=path, training_info=info, identity=identity)
 
 
-def _identity(place: str, at: int | None = None) -> tuple[int, int]:
+def _identity(directory: Path | int) -> tuple[int, int]:
     try:
-        found = os.stat(place, dir_fd=at)
-    except OSError:  # gone meanwhile: `load` will say so
+        found = os.stat(directory)  # noqa: PTH116 - of a descriptor too
+    except OSError:  # gone meanwhile
         return 0, 0
     return found.st_ino, found.st_mtime_ns
-
-
-def _read_info(place: str, at: int | None) -> dict[str, Any]:
-    """Read a training_info, or nothing where it is missing or damaged: `load` will say what is wrong."""
-    try:
-        return parse_training_info(read_unverified(place, TRAINING_INFO_NAME, at))
-    except (OSError, ValueError, RecursionError):
-        return {}
 
 
 def _discard(ops: DiskOps, pending: Path, error: BaseException) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -46,8 +45,7 @@ _ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapp
 _MANY_REFERENCES: Final = 1 << 16  # a collector walks so many in less than a millisecond
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadRequest:
+class LoadRequest(NamedTuple):
     """What is wanted of a checkpoint."""
 
     template: object = ABSENT
@@ -56,8 +54,7 @@ class LoadRequest:
     lazy: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
+class Loaded(NamedTuple):
     """What came of it."""
 
     checkpoint: LoadedCheckpoint

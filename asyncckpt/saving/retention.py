@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -52,8 +52,7 @@ class RetentionPolicy:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A committed checkpoint as retention sees it."""
 
     step: int
@@ -61,8 +60,7 @@ class Candidate:
     """As `metric_of` gives it: None where the checkpoint has none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What becomes of a checkpoint, and why."""
 
     step: int
@@ -71,8 +69,7 @@ class Verdict:
     """Every rule that keeps it, or every rule that might have: "latest", "not among the 2 most recent"."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BestChoice:
+class BestChoice(NamedTuple):
     """The best checkpoint, and what the caller should be warned of."""
 
     step: int | None
@@ -85,8 +82,7 @@ class BestChoice:
     """What to warn of, in words; empty if nothing is odd."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rule:
+class _Rule(NamedTuple):
     kept: Collection[int]
     why: Callable[[Candidate], str]
     why_not: Callable[[Candidate], str] | None

@@ -202,8 +202,7 @@ def _list(ops: DiskOps, root: Path, form: str, *, is_writer: bool) -> tuple[Path
     root = root.absolute()
     if is_writer:
         find_format(form)  # h5py is imported here, and not in the first save
-        commit.tidy(ops, root)
-    return root, commit.read_records(root)
+    return root, commit.list_directory(ops, root, is_writer=is_writer)
 
 
 def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:

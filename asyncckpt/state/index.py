@@ -138,8 +138,7 @@ class Segment(NamedTuple):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Index:
+class Index(NamedTuple):
     """The tree of a state, and the arrays it refers to."""
 
     pieces: Sequence[bytes]

@@ -35,7 +35,7 @@ MAPPING_TYPES: Final = (dict, OrderedDict)
 SETS: Final = (set, frozenset)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Survey:
     """What a walk found that will be needed."""
 
@@ -49,7 +49,7 @@ class Survey:
     """Where each of those arrays stands first."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Frame:
     """A container whose children are being read."""
 

@@ -3,26 +3,45 @@
 1. What is saved is all that a generator needs to go on with the same numbers, and to spawn the same children.
 2. numpy believes a state that it is given, and would read beyond its buffers: positions are checked here.
 3. What takes quadratic time to make is bounded, when saving and when loading.
+4. numpy imports its generators when they are first used, and to look for one is not to use it: who has none does not
+   pay for them.
 """
 
 from __future__ import annotations
 
 import random
 import reprlib
+import sys
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
 
 from asyncckpt.errors import UnsupportedLeafError
 
-BIT_GENERATORS: Final = {
-    cls.__name__: cls
-    for cls in (np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
-}
-
-
 _MAX_POOL_SIZE: Final = 64
 _MAX_SEED_BITS: Final = 8192
+
+
+def kind_of(cls: type) -> str | None:
+    """Return what the index calls objects of a type of numpy's random generators; None for other types."""
+    return _kinds().get(cls) if "numpy.random" in sys.modules else None
+
+
+@cache
+def _kinds() -> dict[type, str]:
+    kinds: dict[type, str] = dict.fromkeys(_bit_generators().values(), "bit_generator")
+    kinds[np.random.SeedSequence] = "seed_sequence"
+    kinds[np.random.Generator] = "generator"
+    kinds[np.random.RandomState] = "random_state"
+    return kinds
+
+
+@cache
+def _bit_generators() -> dict[str, type[np.random.BitGenerator]]:
+    """Return the algorithms by their names in a state."""
+    known = (np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64)
+    return {cls.__name__: cls for cls in known}
 
 
 def seed_sequence_state(value: np.random.SeedSequence) -> object:
@@ -52,8 +71,8 @@ def _check_seed(state: Any) -> None:
 
 def bit_generator_state(value: np.random.BitGenerator) -> object:
     """Return the plain state of a BitGenerator."""
-    if type(value) is not BIT_GENERATORS.get(type(value).__name__):
-        message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(BIT_GENERATORS)}"
+    if type(value) is not _bit_generators().get(type(value).__name__):
+        message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(_bit_generators())}"
         raise UnsupportedLeafError(message, path="")
     seed = getattr(value, "seed_seq", None)  # spawn() depends on it, so resuming exactly needs it
     return {"state": value.state, "seed_seq": seed if type(seed) is np.random.SeedSequence else None}
@@ -62,7 +81,7 @@ def bit_generator_state(value: np.random.BitGenerator) -> object:
 def bit_generator(state: Any) -> np.random.BitGenerator:
     """Make a BitGenerator."""
     algorithm = _checked_algorithm(state["state"])
-    made = BIT_GENERATORS[algorithm["bit_generator"]](_seed_of(state))
+    made = _bit_generators()[algorithm["bit_generator"]](_seed_of(state))
     made.state = algorithm
     return made
 
@@ -128,15 +147,15 @@ def update_generator(value: np.random.Generator, state: Any) -> None:
 def random_state_state(value: np.random.RandomState) -> object:
     """Return the plain state of a RandomState."""
     state = value.get_state(legacy=False)
-    if state["bit_generator"] not in BIT_GENERATORS:
-        message = f"the bit generator {state['bit_generator']} is not one of {', '.join(BIT_GENERATORS)}"
+    if state["bit_generator"] not in _bit_generators():
+        message = f"the bit generator {state['bit_generator']} is not one of {', '.join(_bit_generators())}"
         raise UnsupportedLeafError(message, path="")
     return state
 
 
 def random_state(state: Any) -> np.random.RandomState:
     """Make a RandomState."""
-    made = np.random.RandomState(BIT_GENERATORS[state["bit_generator"]](0))
+    made = np.random.RandomState(_bit_generators()[state["bit_generator"]](0))
     update_random_state(made, state)
     return made
 

@@ -49,7 +49,7 @@ class TooLargeError(Exception):
     """The state is beyond the given limits; the caller takes another way."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class FlatState:
     """A state as the nodes of its tree, encoded, and the arrays to be captured."""
 
@@ -84,7 +84,7 @@ class FlatState:
         return ix.Index(pieces=self.pieces, arrays=self.arrays)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Frame:
     """A container whose children are being walked."""
 

@@ -15,9 +15,8 @@ import datetime as dt
 import enum
 import pathlib
 import random
-import zoneinfo
 from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 import numpy as np
 
@@ -35,13 +34,13 @@ _NATIVE: Final = frozenset(
 TypeT = TypeVar("TypeT", bound=type)
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Reduction:
+class Reduction(NamedTuple):
     """How objects of one type are saved and come back."""
 
     name: str
     """What the index calls the type."""
-    type_: type
+    type_: type | None
+    """None for numpy's random generators, which are told by `randomness.kind_of`."""
     to_state: Callable[[Any], object]
     from_state: Callable[[Any], object]
     update: Callable[[Any, Any], None] | None = None
@@ -58,7 +57,8 @@ def find_reduction(value: object) -> Reduction | None:
     kind = type(value)
     found = _by_type.get(kind)
     if found is None:
-        found = _family_reduction(kind)
+        random_kind = rnd.kind_of(kind)
+        found = _family_reduction(kind) if random_kind is None else _by_name[random_kind]
         if found is not None:
             _by_type[kind] = found
     return found
@@ -138,10 +138,11 @@ def register_type(
             )
             raise TypeError(message)
         made = found
-    made = dataclasses.replace(made, name=name or made.name)
+    made = made._replace(name=name or made.name)
     holder = _by_name.get(made.name)
-    if holder is not None and holder.type_ is not cls and _type_name(holder.type_) != _type_name(cls):
-        message = f"the name {made.name!r} belongs to {_type_name(holder.type_)} already: give another name"
+    owner = None if holder is None else _type_name(holder.type_) if holder.type_ is not None else holder.name
+    if owner not in (None, _type_name(cls)):
+        message = f"the name {made.name!r} belongs to {owner} already: give another name"
         raise ValueError(message)
     _by_type[cls] = _by_name[made.name] = made
     return cls
@@ -216,8 +217,8 @@ def _timezone_state(zone: dt.tzinfo | None) -> object:
         return None
     if type(zone) is dt.timezone:
         return (zone.utcoffset(None), zone.tzname(None))
-    if type(zone) is zoneinfo.ZoneInfo and zone.key is not None:
-        return zone.key
+    if _type_name(type(zone)) == "zoneinfo.ZoneInfo" and (key := getattr(zone, "key", None)) is not None:
+        return str(key)
     message = f"the time zone {zone!r} has no key to be saved by: use datetime.timezone or zoneinfo.ZoneInfo(key)"
     raise UnsupportedLeafError(message, path="")
 
@@ -226,6 +227,8 @@ def _timezone(state: Any) -> dt.tzinfo | None:
     if state is None:
         return None
     if isinstance(state, str):
+        import zoneinfo
+
         return zoneinfo.ZoneInfo(state)
     offset, name = state
     zone = dt.timezone(offset)
@@ -284,38 +287,37 @@ STRING_ARRAY: Final = Reduction(
 """Arrays of numpy's variable-width strings, which hold pointers; chosen by dtype, not by type."""
 
 
-def _builtin(
-    name: str,
-    type_: type,
-    to_state: Callable[[Any], object],
-    from_state: Callable[[Any], object],
-    update: Callable[[Any, Any], None] | None = None,
-) -> Reduction:
-    differs = rnd.algorithm_differs if name in ("bit_generator", "generator", "random_state") else None
-    return Reduction(name=name, type_=type_, to_state=to_state, from_state=from_state, update=update, differs=differs)
-
-
-_PATH: Final = _builtin("path", pathlib.Path, str, pathlib.Path)
+_PATH: Final = Reduction("path", pathlib.Path, str, pathlib.Path)
 _BUILTINS: Final = (
     _PATH,
     STRING_ARRAY,
-    _builtin("pure_posix_path", pathlib.PurePosixPath, str, pathlib.PurePosixPath),
-    _builtin("pure_windows_path", pathlib.PureWindowsPath, str, pathlib.PureWindowsPath),
-    _builtin("bytearray", bytearray, bytes, _bytearray),
-    _builtin("datetime", dt.datetime, _datetime_state, _datetime),
-    _builtin("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
-    _builtin("time", dt.time, _time_state, _time),
-    _builtin("timedelta", dt.timedelta, lambda x: (x.days, x.seconds, x.microseconds), lambda s: dt.timedelta(*s)),
-    _builtin("seed_sequence", np.random.SeedSequence, rnd.seed_sequence_state, rnd.seed_sequence),
-    _builtin(
-        "bit_generator", np.random.BitGenerator, rnd.bit_generator_state, rnd.bit_generator, rnd.update_bit_generator
+    Reduction("pure_posix_path", pathlib.PurePosixPath, str, pathlib.PurePosixPath),
+    Reduction("pure_windows_path", pathlib.PureWindowsPath, str, pathlib.PureWindowsPath),
+    Reduction("bytearray", bytearray, bytes, _bytearray),
+    Reduction("datetime", dt.datetime, _datetime_state, _datetime),
+    Reduction("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
+    Reduction("time", dt.time, _time_state, _time),
+    Reduction("timedelta", dt.timedelta, lambda x: (x.days, x.seconds, x.microseconds), lambda s: dt.timedelta(*s)),
+    Reduction("seed_sequence", None, rnd.seed_sequence_state, rnd.seed_sequence),
+    Reduction(
+        "bit_generator",
+        None,
+        rnd.bit_generator_state,
+        rnd.bit_generator,
+        rnd.update_bit_generator,
+        rnd.algorithm_differs,
     ),
-    _builtin("generator", np.random.Generator, rnd.generator_state, rnd.generator, rnd.update_generator),
-    _builtin("random_state", np.random.RandomState, rnd.random_state_state, rnd.random_state, rnd.update_random_state),
-    _builtin("python_random", random.Random, random.Random.getstate, rnd.python_random, random.Random.setstate),
+    Reduction("generator", None, rnd.generator_state, rnd.generator, rnd.update_generator, rnd.algorithm_differs),
+    Reduction(
+        "random_state",
+        None,
+        rnd.random_state_state,
+        rnd.random_state,
+        rnd.update_random_state,
+        rnd.algorithm_differs,
+    ),
+    Reduction("python_random", random.Random, random.Random.getstate, rnd.python_random, random.Random.setstate),
 )
 _by_name: dict[str, Reduction] = {reduction.name: reduction for reduction in _BUILTINS}
-_by_type: dict[type, Reduction] = {r.type_: r for r in _BUILTINS if r.type_ is not np.ndarray}
-# Types whose instances are of a subclass (a Path is a PosixPath, a BitGenerator a PCG64).
-_by_type[type(pathlib.Path())] = _PATH
-_by_type.update(dict.fromkeys(rnd.BIT_GENERATORS.values(), _by_name["bit_generator"]))
+_by_type: dict[type, Reduction] = {r.type_: r for r in _BUILTINS if r.type_ not in (None, np.ndarray)}
+_by_type[type(pathlib.Path())] = _PATH  # a Path is an instance of a subclass

@@ -54,7 +54,7 @@ def save(disk: FaultyDisk, root: Path, step: int, content: str) -> Path | None:
 def committed(root: Path) -> dict[int, str]:
     """Read what readers see: for each step its file, which must be what the manifest says."""
     found = {}
-    for step, path in publish.scan(root).items():
+    for step, path in publish.scan(root).committed.items():
         manifest = decode_manifest((path / "manifest.json").read_bytes(), step)
         data = (path / "file").read_bytes()
         assert manifest.files == {"file": digest_bytes(data)}
@@ -244,7 +244,7 @@ def test_a_step_is_retired_with_what_an_overwrite_left(tmp_path: Path) -> None:
     save(disk, tmp_path, 4, "x")
     disk.rename(tmp_path / "step_4", tmp_path / "step_3")
     publish.retire(disk, tmp_path, [3])
-    assert publish.scan(tmp_path) == {}
+    assert publish.scan(tmp_path).committed == {}
     assert publish.locate(tmp_path, 3) is None
 
 

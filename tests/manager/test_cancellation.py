@@ -247,8 +247,7 @@ class LateCancel:
 
                 loop.call_soon_threadsafe(set_and_strike)
 
-            object.__setattr__(found, "on_copied", copied)
-            return found
+            return found._replace(on_copied=copied)
 
         monkeypatch.setattr(Writer, "_request", patched)
 
