@@ -22,7 +22,8 @@ from asyncckpt.formats.base import find_format
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot, staged_nbytes
-from asyncckpt.state.tree import FlatState, TooLargeError, flatten
+from asyncckpt.state.leaf_nodes import TooLargeError
+from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.state.flat import FlatState
     from asyncckpt.state.staging import BufferPool
 
 ResultT = TypeVar("ResultT")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.state.tree import FlatState
+    from asyncckpt.state.flat import FlatState
     from asyncckpt.workers import Crew, StopFlag
 
     Bytes = NDArray[np.uint8]

@@ -16,7 +16,7 @@ import numpy as np
 from asyncckpt.errors import CheckpointKeyError, CorruptCheckpointError, StateMismatchError
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.state.tree import join_path
+from asyncckpt.state.selection import join_path
 from asyncckpt.state.types import Reduction, find_reduction
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
