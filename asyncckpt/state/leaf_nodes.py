@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -21,7 +20,7 @@ from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_to_plain
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.selection import join_path
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer
+from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
+SHORT_TEXT: Final = 64  # characters; strings and bytes up to this are counted as nodes, longer ones by their bytes
 _INLINE_NUMBERS: Final = 16_384  # in such lists; packing them takes a few milliseconds
 _PIECE_NBYTES: Final = 1 << 18
-_NODE_NBYTES: Final = 9  # a guess, for cutting pieces by size
 CONTAINER_CODES: Final[dict[type, int]] = {
     list: ix.LIST,
     tuple: ix.TUPLE,
@@ -72,7 +71,8 @@ class LeafWriter:
         self._flat = FlatState()
         self._nodes: list[ix.Node] = []
         self._nodes_cut = 0
-        self._nbytes = 0
+        self._nbytes = 0  # in strings and numbers of the piece
+        self._due = self._next_due()
         self._stack: list[Frame] = []
         self._open: set[int] = set()
         self._numbers: dict[int, int] = {}
@@ -90,15 +90,18 @@ class LeafWriter:
             self._nodes.append(value)
         elif (add := _LEAF_ADDERS.get(kind)) is None or not add(self, value):
             return False
-        if len(self._nodes) >= PIECE_ELEMENTS or self._nbytes >= _PIECE_NBYTES or self._max_nodes is not None:
-            self._cut_if_due()
+        if len(self._nodes) >= self._due:
+            self._look_up()
         return True
 
-    def _cut_if_due(self) -> None:
+    def _look_up(self) -> None:
+        """Do what is due between two nodes: encode a piece, pause, or give up."""
         if len(self._nodes) >= PIECE_ELEMENTS or self._nbytes >= _PIECE_NBYTES:
             self._cut()
-        elif self._max_nodes is not None and len(self._nodes) + self._nodes_cut > self._max_nodes:
-            raise TooLargeError
+        else:
+            self._check_nodes()
+            self._pacer.pause()
+            self._due = self._next_due()
 
     def _cut(self) -> None:
         """Encode the nodes so far as a piece."""
@@ -106,12 +109,28 @@ class LeafWriter:
         piece = ix.pack_piece(self._nodes)
         self._flat.pieces.append(piece)
         self._flat.encoded_nbytes += len(piece)
-        self._nodes = []
+        self._nodes.clear()
         self._nbytes = 0
-        if self._max_nodes is not None and self._nodes_cut > self._max_nodes:
-            raise TooLargeError
+        self._due = self._next_due()
+        self._check_nodes()
         self._check_nbytes()
         self._pacer.pause()
+
+    def _next_due(self) -> int:
+        """Return how many nodes are in the piece when it is time to look up again."""
+        count = len(self._nodes)
+        due = min(count + BATCH_OBJECTS, PIECE_ELEMENTS)
+        return due if self._max_nodes is None else min(due, self._max_nodes - self._nodes_cut + 1)
+
+    def _check_nodes(self) -> None:
+        if self._max_nodes is not None and len(self._nodes) + self._nodes_cut > self._max_nodes:
+            raise TooLargeError
+
+    def _add_nbytes(self, nbytes: int) -> None:
+        """Count bytes of a node that is longer than most."""
+        self._nbytes += nbytes
+        if self._nbytes >= _PIECE_NBYTES:
+            self._due = 0
 
     def _check_nbytes(self, more: int = 0) -> None:
         """Give up if the limit is passed, or would be with so many bytes more."""
@@ -157,7 +176,7 @@ class LeafWriter:
             return False  # as above
         if packed.nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
             self._nodes.append(ix.ext(ix.NUMBERS, (code, dtype.str, packed.tobytes())))
-            self._nbytes += packed.nbytes
+            self._add_nbytes(packed.nbytes)
         else:
             self._nodes.append(ix.ext(ix.NUMBERS_ARRAY, (code, self._made_array(packed))))
         return True
@@ -172,9 +191,11 @@ class LeafWriter:
         return True
 
     def _add_string(self, value: str) -> bool:
-        if self._is_inline(value):
+        nbytes = len(value)
+        if nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
             self._nodes.append(value)
-            self._nbytes += len(value)
+            if nbytes > SHORT_TEXT:
+                self._add_nbytes(nbytes)
         else:
             self._check_nbytes(len(value))
             encoded = value.encode("utf-8", "surrogatepass")
@@ -182,15 +203,14 @@ class LeafWriter:
         return True
 
     def _add_bytes(self, value: bytes) -> bool:
-        if self._is_inline(value):
+        nbytes = len(value)
+        if nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
             self._nodes.append(value)
-            self._nbytes += len(value)
+            if nbytes > SHORT_TEXT:
+                self._add_nbytes(nbytes)
         else:
             self._nodes.append(ix.ext(ix.BYTES, self._made_array(np.frombuffer(value, np.uint8))))
         return True
-
-    def _is_inline(self, value: str | bytes) -> bool:
-        return len(value) <= INLINE_LEAF_NBYTES or self._is_in_key()
 
     def _is_in_key(self) -> bool:
         """Whether the value at hand is a key or part of one: keys must be readable without the payload."""
@@ -198,7 +218,9 @@ class LeafWriter:
 
     def _made_array(self, data: NDArray[Any]) -> int:
         """List an array of our own making, which nobody can change."""
-        number = self._list_array(data, ix.ArrayMeta(data.dtype, data.shape))
+        number = len(self._flat.arrays)
+        self._flat.arrays.append(ix.ArrayMeta(data.dtype, data.shape))
+        self._flat.sources.append(data)
         self._flat.stable.add(number)
         self._flat.encoded_nbytes += data.nbytes
         self._check_nbytes()
@@ -207,30 +229,24 @@ class LeafWriter:
     def _add_array(self, value: NDArray[Any]) -> bool:
         number = self._numbers.get(id(value))
         if number is None:
+            flat = self._flat
             dtype, shape = value.dtype, value.shape
             meta = self._metas.get((id(dtype), shape))
             if meta is None:
                 if dtype.kind == "T":
                     return False
                 meta = self._new_meta(dtype, shape)
-            if type(value) is np.ndarray:
-                number = self._list_array(value, meta)
-            else:
+            number = self._numbers[id(value)] = len(flat.arrays)
+            if type(value) is not np.ndarray:
                 self._kept.append(value)
-                number = self._list_array(value.view(np.ndarray), meta)
-            self._numbers[id(value)] = number
-            self._flat.array_nbytes += meta.nbytes
+                value = value.view(np.ndarray)
+            flat.arrays.append(meta)
+            flat.sources.append(value)
+            flat.array_nbytes += meta.nbytes
             if self._max_nbytes is not None:
                 self._check_nbytes()
-        self._nodes.append(_array_node(number))
+        self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
         return True
-
-    def _list_array(self, data: NDArray[Any], meta: ix.ArrayMeta) -> int:
-        """List an array to be captured; return its number."""
-        number = len(self._flat.arrays)
-        self._flat.arrays.append(meta)
-        self._flat.sources.append(data)
-        return number
 
     def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ix.ArrayMeta:
         """Describe the arrays of a dtype and shape, once for all of them, or refuse them."""
@@ -277,10 +293,16 @@ _LEAF_ADDERS: Final[dict[type, Callable[[LeafWriter, Any], bool]]] = {
 }
 
 
-@lru_cache(maxsize=1 << 15)
+_ARRAY_NODES: Final[dict[int, ix.Node]] = {}
+_KEPT_NODES: Final = 1 << 15
+
+
 def _array_node(number: int) -> ix.Node:
     """Make the node of an array; kept, because a state may have many and each save lists them all."""
-    return ix.ext(ix.ARRAY, number)
+    node = ix.ext(ix.ARRAY, number)
+    if number < _KEPT_NODES:
+        _ARRAY_NODES[number] = node
+    return node
 
 
 def _big_integer(value: int) -> ix.Node:

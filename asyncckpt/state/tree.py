@@ -12,7 +12,7 @@ import numpy as np
 
 from asyncckpt.errors import StateChangedError, UnsupportedLeafError
 from asyncckpt.state import index as ix
-from asyncckpt.state.leaf_nodes import CONTAINER_CODES, Frame, LeafWriter, advice
+from asyncckpt.state.leaf_nodes import CONTAINER_CODES, SHORT_TEXT, Frame, LeafWriter, TooLargeError, advice
 from asyncckpt.state.types import STRING_ARRAY, Reduction, find_reduction
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ class _Flattener(LeafWriter):
             self._nodes.append(self._scalar(value))
         else:
             self._add_object(value)
-        self._cut_if_due()
+        if len(self._nodes) >= self._due:
+            self._look_up()
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
@@ -88,6 +89,8 @@ class _Flattener(LeafWriter):
         count = len(value)
         if code in (ix.LIST, ix.TUPLE) and count >= _NUMBERS_MIN and self._add_numbers(code, value):
             return
+        if self._max_nodes is not None and count > self._max_nodes:
+            raise TooLargeError  # found out before a walk that would be in vain
         self._nodes.append(ix.ext(code, (count, value.maxlen) if code == ix.DEQUE else count))
         self._push(value, keyed=True)
         frame = self._stack[-1]
@@ -118,10 +121,16 @@ class _Flattener(LeafWriter):
             found += 1
             if found > count:
                 break
-            frame.key, frame.at_key = key, True
-            if not self._add_leaf(key):
-                yield key
-            frame.at_key = False
+            frame.key = key
+            if type(key) is str and len(key) <= SHORT_TEXT:  # the usual key, without the detour
+                self._nodes.append(key)
+                if len(self._nodes) >= self._due:
+                    self._look_up()
+            else:
+                frame.at_key = True
+                if not self._add_leaf(key):
+                    yield key
+                frame.at_key = False
             if not self._add_leaf(child):
                 yield child
         _check_length(found, count, value)
