@@ -307,7 +307,7 @@ def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:
 
 def _prewarm(state: object, settings: Settings, pool: BufferPool, crew: Crew, stop: StopFlag) -> None:
     find_format(settings.format)
-    nbytes = staged_nbytes(_flatten_in_thread(state, stop))
+    nbytes = staged_nbytes(_flatten_in_thread(state, stop), Pacer(stop))
     if nbytes > settings.max_staged_nbytes:
         return  # it will be streamed, through a few buffers of its own
     buffers = pool.take(nbytes)

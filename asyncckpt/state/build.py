@@ -22,6 +22,7 @@ from asyncckpt.state import index as ix
 from asyncckpt.state.leaves import (
     ABSENT,
     MAPPING_TYPES,
+    PLAIN_LEAVES,
     SEQUENCES,
     SETS,
     Frame,
@@ -37,7 +38,7 @@ from asyncckpt.state.tree import MAX_KEY_DEPTH
 from asyncckpt.state.types import Reduction, find_reduction, named_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -123,11 +124,12 @@ class Builder(LeafReader):
         self._found_any = self._selection is None
         result = ABSENT
         is_done = False
+        nodes = ix.read_nodes(self._index.pieces, self._pacer)
         try:
-            for node in ix.read_nodes(self._index.pieces, self._pacer):
+            for node in nodes:
                 if is_done:
                     damaged("nodes follow the end of the tree")
-                value = self._enter(node)
+                value = self._read(node, nodes)
                 # A value that completes its container completes, in turn, what that stands in.
                 while value is not _OPEN:
                     if not self._frames:
@@ -143,6 +145,50 @@ class Builder(LeafReader):
         if not is_done:
             damaged("the tree ends early")
         return result
+
+    def _read(self, node: ix.Node, nodes: Iterator[ix.Node]) -> Any:
+        """Read a node, and leaves that follow it: return the value to put, or `_OPEN` when there is none yet."""
+        if self._frames and self._arrays is not None and self.is_plain:
+            node = self._add_leaves(self._frames[-1], node, nodes, self._arrays)
+            if node is _FULL:
+                return self._close()
+            if node is _END:
+                return _OPEN
+        return self._enter(node)
+
+    def _add_leaves(
+        self, frame: Frame, node: ix.Node, nodes: Iterator[ix.Node], arrays: Mapping[int, NDArray[Any]]
+    ) -> ix.Node:
+        """Add leaves in a row to their container, where nothing but their values matters: most nodes end here.
+
+        Returns:
+            The first node that wants a closer look, or `_FULL` if the container got its last child, or `_END`.
+        """
+        is_mapping = frame.code in ix.MAPPINGS
+        while frame.code != ix.OBJECT:
+            value = node
+            if type(node) is msgpack.ExtType:
+                number = ix.argument_of(node) if node.code == ix.ARRAY else None
+                if type(number) is not int or number not in arrays:
+                    return node
+                value = arrays[number]
+            elif type(node) not in PLAIN_LEAVES:
+                return node
+            if frame.awaits_key:
+                frame.key, frame.awaits_key = value, False
+            else:
+                frame.items.append((frame.key, value) if is_mapping else value)
+                frame.left -= 1
+                if not frame.left:
+                    return _FULL
+                if is_mapping:
+                    frame.awaits_key = True
+                else:
+                    frame.key += 1
+            node = next(nodes, _END)
+            if node is _END:
+                break
+        return node
 
     def _place(self) -> Place:
         """Return what is known of the place of the next node."""
@@ -333,7 +379,7 @@ class Builder(LeafReader):
         """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
         if len(keys) <= _MAX_SAME_HASH:
             return
-        hashes = [hash(key) for key in keys]
+        hashes = [number for batch in self._pacer.batches(keys) for number in map(hash, batch)]
         if len(hashes) - len(set(hashes)) <= _MAX_SAME_HASH:
             return
         most = max(Counter(hashes).values())
@@ -342,6 +388,8 @@ class Builder(LeafReader):
 
 
 _OPEN: Final = object()
+_FULL: Final = object()
+_END: Final = object()
 _HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
 _MAX_SAME_HASH: Final = 256
 """Keys of one hash that a container may have; int and tuple keys can be chosen so."""

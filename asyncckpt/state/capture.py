@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.state.flat import FlatState
-    from asyncckpt.state.index import ArrayMeta
     from asyncckpt.workers import Crew, StopFlag
 
     Bytes = NDArray[np.uint8]
@@ -95,7 +93,7 @@ class StagedSnapshot:
         self._sources: Sequence[NDArray[Any]] | Mapping[int, NDArray[Any]] = flat.sources
         self._metas = flat.arrays
         self._stable = flat.stable
-        self._offsets, staged_nbytes = _lay_out(flat)
+        self._offsets, staged_nbytes = _lay_out(flat, Pacer(yields=pool is not None))
         self._pool = pool
         if pool is None:
             self._buffers = [np.empty(staged_nbytes, np.uint8)]
@@ -227,29 +225,26 @@ def copy_bytes(array: NDArray[np.generic], start: int, target: Bytes) -> None:
         np.copyto(target, data[start : start + len(target)])
 
 
-def staged_nbytes(flat: FlatState) -> int:
+def staged_nbytes(flat: FlatState, pacer: Pacer) -> int:
     """Return the size of the buffers that the copy of a state takes."""
-    return _lay_out(flat)[1]
+    return _lay_out(flat, pacer)[1]
 
 
-def _lay_out(flat: FlatState) -> tuple[list[int], int]:
+def _lay_out(flat: FlatState, pacer: Pacer) -> tuple[list[int], int]:
     """Place the arrays that are copied, one after the other: on pages, small ones on cache lines."""
     offsets: list[int] = []
     end = 0
-    for _, alike in groupby(flat.arrays, id):  # many arrays in a row share what is said of them
-        metas: list[ArrayMeta] = list(alike)
-        nbytes, first = metas[0].nbytes, len(offsets)
-        if nbytes < PAGE_NBYTES:
-            room = _padded(nbytes)
-            offsets += [_padded(end) + room * number for number in range(len(metas))]
-            end = offsets[-1] + nbytes
-            continue
-        for array in range(first, first + len(metas)):
-            if array in flat.stable:
-                offsets.append(end)
+    for batch in pacer.batches(flat.arrays):
+        for meta in batch:
+            nbytes = meta.nbytes
+            if nbytes < PAGE_NBYTES:
+                end = -(-end // SMALL_BOUNDARY) * SMALL_BOUNDARY
+            elif len(offsets) in flat.stable:
+                nbytes = 0
             else:
-                offsets.append(-(-end // PAGE_NBYTES) * PAGE_NBYTES)
-                end = offsets[-1] + nbytes
+                end = -(-end // PAGE_NBYTES) * PAGE_NBYTES
+            offsets.append(end)
+            end += nbytes
     return offsets, _padded(end)
 
 

@@ -110,11 +110,12 @@ def read_nodes(pieces: Sequence[bytes], pacer: Pacer) -> Iterator[Node]:
     for piece in pieces:
         pacer.pause()
         try:
-            nodes = read_row(piece)
+            nodes = read_row(piece, pacer)
         except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
             message = f"the index is damaged: {error}"
             raise CorruptCheckpointError(message) from error
-        yield from nodes
+        for batch in pacer.batches(nodes):
+            yield from batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +291,7 @@ def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pace
     known: dict[tuple[Any, ...], ArrayMeta] = {}
     for table in tables:
         pacer.pause()
-        for batch in pacer.batches(map(tuple, read_row(table, max_array_len=_MAX_DIMENSIONS + 1))):
+        for batch in pacer.batches(map(tuple, read_row(table, pacer, max_array_len=_MAX_DIMENSIONS + 1))):
             is_plain = {*map(type, chain.from_iterable(batch))} <= _INTS  # since True and 1.0 equal 1
             for row in batch:
                 meta = known.get(row)

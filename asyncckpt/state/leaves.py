@@ -98,7 +98,7 @@ class LeafReader:
     def _leaf(self, value: Any, template: Any, selection: Selection | None) -> Any:
         if selection is not None and not self._is_selected(selection):
             return ABSENT
-        if type(value) not in _PLAIN:
+        if type(value) not in PLAIN_LEAVES:
             damaged(f"a node of type {type(value).__name__}")
         if template is not ABSENT and type(template) is not type(value):
             self._mismatch("type", type_name(template), type(value).__name__)
@@ -327,7 +327,7 @@ class LeafReader:
         raise CheckpointKeyError(message, key=patterns[0] if len(patterns) == 1 else patterns, known=known)
 
 
-_PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+PLAIN_LEAVES: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 _NUMBER_RUNS: Final = frozenset({ix.NUMBERS, ix.NUMBERS_ARRAY})
 _LEAF_READERS: Final[Mapping[int, str]] = {
     ix.ARRAY: "_array",
