@@ -116,10 +116,13 @@ class StagedSnapshot:
             Stopped: `stop` was set; the caller's arrays are no longer used.
         """
         pacer = Pacer(stop, yields=self._pool is not None)
+        small = 0
         for first, end in self._small_runs():
             self._copy_small(first, end)
             pacer.pause()
-        crew.run(lambda copy: copy(), self._large_copies(), stop=stop)
+            small += end - first
+        if small < len(self._metas):
+            crew.run(lambda copy: copy(), self._large_copies(), stop=stop)
         self._sources = {array: self._sources[array] for array in self._stable}
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
