@@ -21,8 +21,9 @@ from asyncckpt.errors import CheckpointError, brief
 from asyncckpt.state import index as ix
 from asyncckpt.state.leaves import (
     ABSENT,
+    END,
+    FULL,
     MAPPING_TYPES,
-    PLAIN_LEAVES,
     SEQUENCES,
     SETS,
     Frame,
@@ -150,45 +151,11 @@ class Builder(LeafReader):
         """Read a node, and leaves that follow it: return the value to put, or `_OPEN` when there is none yet."""
         if self._frames and self._arrays is not None and self.is_plain:
             node = self._add_leaves(self._frames[-1], node, nodes, self._arrays)
-            if node is _FULL:
+            if node is FULL:
                 return self._close()
-            if node is _END:
+            if node is END:
                 return _OPEN
         return self._enter(node)
-
-    def _add_leaves(
-        self, frame: Frame, node: ix.Node, nodes: Iterator[ix.Node], arrays: Mapping[int, NDArray[Any]]
-    ) -> ix.Node:
-        """Add leaves in a row to their container, where nothing but their values matters: most nodes end here.
-
-        Returns:
-            The first node that wants a closer look, or `_FULL` if the container got its last child, or `_END`.
-        """
-        is_mapping = frame.code in ix.MAPPINGS
-        while frame.code != ix.OBJECT:
-            value = node
-            if type(node) is msgpack.ExtType:
-                number = ix.argument_of(node) if node.code == ix.ARRAY else None
-                if type(number) is not int or number not in arrays:
-                    return node
-                value = arrays[number]
-            elif type(node) not in PLAIN_LEAVES:
-                return node
-            if frame.awaits_key:
-                frame.key, frame.awaits_key = value, False
-            else:
-                frame.items.append((frame.key, value) if is_mapping else value)
-                frame.left -= 1
-                if not frame.left:
-                    return _FULL
-                if is_mapping:
-                    frame.awaits_key = True
-                else:
-                    frame.key += 1
-            node = next(nodes, _END)
-            if node is _END:
-                break
-        return node
 
     def _place(self) -> Place:
         """Return what is known of the place of the next node."""
@@ -388,8 +355,6 @@ class Builder(LeafReader):
 
 
 _OPEN: Final = object()
-_FULL: Final = object()
-_END: Final = object()
 _HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
 _MAX_SAME_HASH: Final = 256
 """Keys of one hash that a container may have; int and tuple keys can be chosen so."""
