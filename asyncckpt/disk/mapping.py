@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.memory import PAGE_NBYTES, libc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +58,7 @@ class MappedFile:
         found = ctypes.c_ubyte()
         cached = 0
         for offset in sample:
-            if _libc().mincore(self._whole.ctypes.data + offset, 1, ctypes.byref(found)) != 0:
+            if libc().mincore(self._whole.ctypes.data + offset, 1, ctypes.byref(found)) != 0:
                 return True
             cached += found.value & 1
         return 2 * cached >= len(sample)
@@ -90,31 +89,14 @@ class _JoinedMapping:
     def __del__(self) -> None:
         """Unmap: no array refers to the memory any more."""
         if hasattr(self, "_nbytes"):
-            _libc().munmap(self._address, self._nbytes)
+            libc().munmap(self._address, self._nbytes)
 
 
 def _map(  # noqa: PLR0913, PLR0917 - the system call's own arguments
     address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int
 ) -> int:
-    found: int | None = _libc().mmap(address, nbytes, protection, flags, fd, offset)
+    found: int | None = libc().mmap(address, nbytes, protection, flags, fd, offset)
     if found is None or found == _MAP_FAILED:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     return found
-
-
-@cache
-def _libc() -> Any:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = (
-        ctypes.c_void_p,
-        ctypes.c_size_t,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_longlong,
-    )
-    library.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    library.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
-    return library

@@ -1,7 +1,8 @@
 """Files become arrays: read into place in large chunks, verified before use.
 
 1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through
-   a scratch buffer where they are small or wanted by nobody. A file that is not in the page cache is read past it.
+   a scratch buffer where they are small or wanted by nobody. A file that is not in the page cache is read past it, and
+   one thread is ahead of the reads and populates memory: a direct read that has to find its pages leaves the disk idle.
 2. Every digest block that holds a wanted byte is read whole and verified; a block that fails ends the reading.
 3. All files of a checkpoint are opened through the descriptor of its directory, opened once: if it is swapped or
    deleted meanwhile, the reader still sees one checkpoint. A path's parts are never followed out of the directory.
@@ -14,6 +15,7 @@ import fcntl
 import os
 import stat
 from bisect import bisect_left, bisect_right
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from asyncckpt.disk.blocks import Part, digest_parts
@@ -23,7 +25,7 @@ from asyncckpt.disk.names import MANIFEST_NAME
 from asyncckpt.disk.ops import O_DIRECT
 from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError
-from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
+from asyncckpt.memory import PAGE_NBYTES, aligned_buffer, populate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,11 +37,13 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-CHUNK_NBYTES: Final = 8 << 20
-READS_IN_FLIGHT: Final = 4
+CHUNK_NBYTES: Final = 2 << 20
+READERS: Final = 5  # four reads in flight, and one thread that is ahead of them
 _COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the memory's bandwidth
-_DIRECT_MIN_CHUNKS: Final = 2  # to ask for less costs as much as the page cache does
+_DIRECT_MIN_NBYTES: Final = 16 << 20  # to ask for less costs as much as the page cache does
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
+_POPULATE_MIN_NBYTES: Final = 1 << 20
+_POPULATE_NBYTES: Final = 4 << 20  # at a time: meanwhile, other threads that map memory wait
 _SHOWN_NAME: Final = 255
 _SMALL_NBYTES: Final = 64 << 10  # a small file comes with one call
 
@@ -268,11 +272,11 @@ def read_record(  # noqa: PLR0913
     """
     chunks = _whole_chunks(record.nbytes) if is_whole else _chunks_of(targets, record.nbytes)
     reading = _Reading(fd, record, targets, base, corrupt)
-    is_large = len(chunks) >= _DIRECT_MIN_CHUNKS and record.nbytes % PAGE_NBYTES == 0
-    if may_go_direct and is_large and not MappedFile(fd).is_cached():
+    is_large = sum(end - begin for begin, end in chunks) >= _DIRECT_MIN_NBYTES
+    if may_go_direct and is_large and record.nbytes % PAGE_NBYTES == 0 and not MappedFile(fd).is_cached():
         reading.go_direct()
 
-    def work(chunk: tuple[int, int]) -> None:
+    def read(chunk: tuple[int, int]) -> None:
         if stop is not None:
             stop.check()
         if on_begin is not None:
@@ -281,9 +285,22 @@ def read_record(  # noqa: PLR0913
 
     if crew is None or len(chunks) == 1:
         for chunk in chunks:
-            work(chunk)
+            read(chunk)
+    elif reading.is_direct:
+        work = [partial(_populate, targets, stop), *(partial(read, chunk) for chunk in chunks)]
+        crew.run(lambda each: each(), work, stop=stop, threads=READERS)
     else:
-        crew.run(work, chunks, stop=stop, threads=READS_IN_FLIGHT if reading.is_direct else _COPIES_IN_FLIGHT)
+        crew.run(read, chunks, stop=stop, threads=_COPIES_IN_FLIGHT)
+
+
+def _populate(targets: Sequence[Target], stop: StopFlag | None) -> None:
+    for target in targets:
+        if target.memory is None or target.nbytes < _POPULATE_MIN_NBYTES:
+            continue
+        for begin in range(0, target.nbytes, _POPULATE_NBYTES):
+            if stop is not None:
+                stop.check()
+            populate(target.memory[begin : begin + _POPULATE_NBYTES])
 
 
 def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:

@@ -159,20 +159,23 @@ class DenseLinks(NamedTuple):
         trees = [self.node_nbytes] * len(self.leaves) + [self.node_nbytes] * (len(self.leaves) > 1)
         return [146, self.block_nbytes, 38, *trees]
 
-    def render(self, places: Sequence[int], links: Sequence[bytes], hashes: Sequence[int]) -> list[bytes]:
+    def render(self, places: Sequence[int], links: Sequence[bytes], hashes: Sequence[int], pacer: Pacer) -> list[bytes]:
         """Make the parts, which lie at these places; each ends at its checksum, but for the heap's block.
 
         Args:
             places: Their addresses.
             links: The bodies of the links' messages, in their order.
             hashes: The hashes of their names.
+            pacer: Paused between pieces.
         """
         heap, block, _, *nodes = places
         records, at = [], _BLOCK_PREFIX_NBYTES
-        for number, (body, hashed) in enumerate(zip(links, hashes, strict=True)):
-            records.append((hashed, number, struct.pack("<IBIH", hashed, 0, at, len(body))))
-            at += len(body)
-        records.sort(key=lambda record: (record[0], _name_of(links[record[1]])))
+        for batch in pacer.batches(zip(links, hashes, strict=True)):
+            for body, hashed in batch:
+                records.append((hashed, _name_of(body), struct.pack("<IBIH", hashed, 0, at, len(body))))
+                at += len(body)
+        records.sort()
+        pacer.pause()
         free = self.block_nbytes - at
         header = struct.pack(
             "<4sB2HBI12QH2Q2HQH",
@@ -222,11 +225,15 @@ def _name_of(body: bytes) -> bytes:
     return body[10 + (body[1] >> 4 & 1) + 1 + (body[1] & 1) : -8]
 
 
+_ROWS: Final = 512
+"""Runs of bytes whose checksums are computed together: each step of it is one call for all of them."""
+
+
 def checksums(rows: NDArray[np.uint8], pacer: Pacer) -> Words:
     """Return Bob Jenkins's lookup3 of each row of bytes, at least one byte long, as HDF5 computes it (from 0)."""
     count, nbytes = rows.shape
     if count < _FEW:
-        return np.array([_checksum(row.tobytes()) for row in rows], np.uint32)
+        return np.array([_checksum(row.tobytes(), pacer) for row in rows], np.uint32)
     padded = np.zeros((count, max(12, -(-nbytes // 12) * 12)), np.uint8)
     padded[:, :nbytes] = rows
     words = np.ascontiguousarray(padded.view("<u4").T).astype(np.uint32)
@@ -258,17 +265,18 @@ def _finish(a: Any, b: Any, c: Any) -> Any:
     return b
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes, pacer: Pacer) -> int:
     """Return the lookup3 of one run of bytes: with numbers, which for a few runs are ten times as quick as arrays."""
     full = 0xFFFFFFFF
     count = max(3, -(-len(data) // 12) * 3)
     words: tuple[int, ...] = struct.unpack(f"<{count}I", data.ljust(4 * count, b"\0"))
     a = b = c = (0xDEADBEEF + len(data)) & full
-    for at in range(0, count - 3, 3):
-        a, b, c = (a + words[at]) & full, (b + words[at + 1]) & full, (c + words[at + 2]) & full
-        for k in (4, 6, 8, 16, 19, 4):
-            a = ((a - c) ^ (c << k | c >> 32 - k)) & full
-            a, b, c = b, (b + c) & full, a
+    for batch in pacer.batches(range(0, count - 3, 3)):
+        for at in batch:
+            a, b, c = (a + words[at]) & full, (b + words[at + 1]) & full, (c + words[at + 2]) & full
+            for k in (4, 6, 8, 16, 19, 4):
+                a = ((a - c) ^ (c << k | c >> 32 - k)) & full
+                a, b, c = b, (b + c) & full, a
     a, b, c = (a + words[-3]) & full, (b + words[-2]) & full, (c + words[-1]) & full
     for k in (14, 11, 25, 16, 4, 14, 24):
         c = ((c ^ b) - (b << k | b >> 32 - k)) & full
@@ -279,24 +287,26 @@ def _checksum(data: bytes) -> int:
 def hashes(names: Sequence[bytes], pacer: Pacer) -> list[int]:
     """Return the hash of each name, by which a B-tree finds it."""
     by_length: dict[int, list[int]] = {}
-    for number, name in enumerate(names):
-        by_length.setdefault(len(name), []).append(number)
+    for batch in pacer.batches(enumerate(names)):
+        for number, name in batch:
+            by_length.setdefault(len(name), []).append(number)
     found = [0] * len(names)
-    for nbytes, numbers in by_length.items():
-        rows = np.frombuffer(b"".join(names[number] for number in numbers), np.uint8).reshape(-1, nbytes)
-        for number, value in zip(numbers, checksums(rows, pacer).tolist(), strict=True):
-            found[number] = value
+    for nbytes, alike in by_length.items():
+        for numbers in pacer.batches(alike, _ROWS):
+            rows = np.frombuffer(b"".join([names[number] for number in numbers]), np.uint8).reshape(-1, nbytes)
+            for number, value in zip(numbers, checksums(rows, pacer).tolist(), strict=True):
+                found[number] = value
     return found
 
 
 def seal(image: NDArray[np.uint8], structures: Sequence[tuple[int, int]], pacer: Pacer) -> None:
     """Fill in the checksums of structures, given as (begin, length with the checksum)."""
     by_length: dict[int, list[int]] = {}
-    for begin, nbytes in structures:
-        by_length.setdefault(nbytes - 4, []).append(begin)
-    for nbytes, begins in by_length.items():
-        for first in range(0, len(begins), 4096):
-            pacer.pause()
-            places = np.array(begins[first : first + 4096])[:, np.newaxis]
+    for batch in pacer.batches(structures):
+        for begin, nbytes in batch:
+            by_length.setdefault(nbytes - 4, []).append(begin)
+    for nbytes, alike in by_length.items():
+        for begins in pacer.batches(alike, _ROWS):
+            places = np.array(begins)[:, np.newaxis]
             found = checksums(image[places + np.arange(nbytes)], pacer)
             image[places + np.arange(nbytes, nbytes + 4)] = found.astype("<u4")[:, np.newaxis].view(np.uint8)

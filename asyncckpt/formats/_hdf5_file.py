@@ -187,8 +187,9 @@ class MetadataFile:
         for node in self._nodes:
             self._pacer.pause()
             if node.links is not None and len(node.links) > _COMPACT_LINKS:
-                names = [name for name, _ in node.links]
-                node.dense = hb.DenseLinks.of(len(names), sum(len(hb.link(name, 0, 0)) for name in names))
+                batches = self._pacer.batches(node.links)
+                nbytes = sum(len(hb.link(name, 0, 0)) for batch in batches for name, _ in batch)
+                node.dense = hb.DenseLinks.of(len(node.links), nbytes)
                 node.parts = [0, 0, 0]
             node.address = end = align(end, 8)
             end += len(self._header(node))
@@ -222,10 +223,10 @@ class MetadataFile:
             self._pacer.pause()
             put(node.address, self._header(node))
             if node.dense is not None:
-                links = [hb.link(name, order, child.address) for order, (name, child) in enumerate(node.links or ())]
-                self._pacer.pause()
+                batches = self._pacer.batches(enumerate(node.links or ()))
+                links = [hb.link(name, order, child.address) for batch in batches for order, (name, child) in batch]
                 hashes = hb.hashes([name for name, _ in node.links or ()], self._pacer)
-                parts = node.dense.render(node.parts, links, hashes)
+                parts = node.dense.render(node.parts, links, hashes, self._pacer)
                 heap_block = node.parts[1]
                 for address, part in zip(node.parts, parts, strict=True):
                     if address == heap_block:  # has no checksum

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from array import array as Column  # noqa: N812 - it is a class
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
@@ -35,13 +36,13 @@ class Payload:
         self._extent_nbytes = extent_nbytes
         self._begin = self._end = base
         self._runs: list[Piece] = []
-        self._columns: tuple[list[int], list[int], list[int]] = ([], [], [])
+        self._columns = Column("Q"), Column("Q"), Column("Q")
         self.extents: list[tuple[int, int, list[Piece]]] = []
         """Their begins and ends, and the pieces in them."""
 
     def segments(self) -> NDArray[np.uint64]:
         """Return the segments, one a row."""
-        return np.array(self._columns, np.uint64).T
+        return np.stack([np.array(each, np.uint64) for each in self._columns], axis=1)
 
     def place(self, sizes: Sequence[int], pacer: Pacer) -> None:
         """Place arrays of these sizes, in bytes; small ones in a row are one piece."""

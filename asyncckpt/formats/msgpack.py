@@ -31,7 +31,9 @@ class _Msgpack:
         sizes = [meta.nbytes for meta in index.arrays]
         pacer.pause()
         # An array has as many segments as it fills extents: known before any of them has its place.
-        index_nbytes = encoder.nbytes(sum(-(-nbytes // extent_nbytes) for nbytes in sizes if nbytes))
+        index_nbytes = encoder.nbytes(
+            sum(-(-nbytes // extent_nbytes) for batch in pacer.batches(sizes) for nbytes in batch if nbytes)
+        )
         base = extent_start(index_nbytes)
         payload = Payload(base, extent_nbytes)
         payload.place(sizes, pacer)

@@ -25,8 +25,9 @@ from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.saving.jobs import Jobs
+from asyncckpt.state.leaf_nodes import TooLargeError
 from asyncckpt.state.staging import BufferPool
-from asyncckpt.state.tree import FlatState, TooLargeError, flatten
+from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.base import Found
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.values import Names
+    from asyncckpt.state.flat import FlatState
 
 ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")

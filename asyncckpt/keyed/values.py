@@ -21,7 +21,7 @@ from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
 from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.state.tree import FlatState, flatten
+from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.keyed.base import Work
+    from asyncckpt.state.flat import FlatState
     from asyncckpt.state.staging import BufferPool
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"

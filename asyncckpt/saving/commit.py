@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.state.capture import Snapshot
-    from asyncckpt.state.tree import FlatState
+    from asyncckpt.state.flat import FlatState
     from asyncckpt.workers import Crew, StopFlag
 
 

@@ -22,7 +22,8 @@ from asyncckpt.formats.base import find_format
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot, staged_nbytes
-from asyncckpt.state.tree import FlatState, TooLargeError, flatten
+from asyncckpt.state.leaf_nodes import TooLargeError
+from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.state.flat import FlatState
     from asyncckpt.state.staging import BufferPool
 
 ResultT = TypeVar("ResultT")
@@ -305,7 +307,7 @@ def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:
 
 def _prewarm(state: object, settings: Settings, pool: BufferPool, crew: Crew, stop: StopFlag) -> None:
     find_format(settings.format)
-    nbytes = staged_nbytes(_flatten_in_thread(state, stop))
+    nbytes = staged_nbytes(_flatten_in_thread(state, stop), Pacer(stop))
     if nbytes > settings.max_staged_nbytes:
         return  # it will be streamed, through a few buffers of its own
     buffers = pool.take(nbytes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Final, Literal, ParamSpec, TypeVar
 
-from asyncckpt.disk.reading import READS_IN_FLIGHT
+from asyncckpt.disk.reading import READERS
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
@@ -30,7 +30,7 @@ Params = ParamSpec("Params")
 
 Choice = Literal["latest", "best"]
 
-_HELPERS: Final = READS_IN_FLIGHT - 1
+_HELPERS: Final = READERS - 1
 
 
 class Loader:

@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
 from asyncckpt.disk import publish
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, read_targets
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
-from asyncckpt.memory import aligned_array
+from asyncckpt.memory import PAGE_NBYTES, aligned_array
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
 from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.workers import Pacer, age_objects, paused_gc
+from asyncckpt.workers import BATCH_OBJECTS, Pacer, age_objects, paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -125,7 +128,7 @@ def _identity(path: Path | None) -> tuple[int, int, int] | None:
 
 def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
     pacer = Pacer(stop)
-    with open_checkpoint(path, step) as reader:
+    with open_checkpoint(path, step) as reader, paused_gc():
         files = reader.manifest.files
         info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
         if reader.manifest.index is None:
@@ -141,12 +144,12 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
             in_place=request.in_place,
             selection=None if request.select is None else Selection.parse(request.select),
         )
-        with paused_gc(), LeafError.naming(step):
+        with LeafError.naming(step):
             if builder.is_plain and not request.lazy:
                 survey = Survey(arrays=set(range(len(index.arrays))))
             else:
                 survey = builder.survey()
-            arrays = _read_arrays(reader, index, segments, survey, request, crew, stop)
+            arrays = _read_arrays(reader, index, segments, survey, request, crew, pacer, stop)
             state = builder.build(arrays)
             if builder.made > _MANY_REFERENCES:
                 age_objects()
@@ -177,6 +180,7 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
     survey: Survey,
     request: LoadRequest,
     crew: Crew,
+    pacer: Pacer,
     stop: StopFlag,
 ) -> dict[int, NDArray[Any]]:
     """Fill the arrays that are needed, or map them."""
@@ -187,11 +191,13 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         mapped = survey.arrays - survey.contents if request.lazy else set()
         arrays = _map_arrays(fd, index, segments, mapped) if mapped else {}
         read = survey.arrays - mapped
-        for number in read:
-            places = survey.destinations.get(number)
-            meta = index.arrays[number]
-            arrays[number] = places[0] if places else fresh_array(meta)
-        targets = targets_of(segments, {number: arrays[number] for number in read})
+        for batch in pacer.batches(read):
+            for number in batch:
+                if number in survey.destinations:
+                    arrays[number] = survey.destinations[number][0]
+                elif not 0 < index.arrays[number].nbytes < PAGE_NBYTES:
+                    arrays[number] = fresh_array(index.arrays[number])
+        targets = _targets_in_runs(index, segments, read, arrays, pacer)
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
         try:
@@ -241,6 +247,66 @@ def targets_of(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list
         else:
             targets.append(Target(segment.offset, segment.nbytes, None, _scatterer(arrays[segment.array], start)))
     return targets
+
+
+def _targets_in_runs(
+    index: Index, segments: list[Segment], wanted: set[int], arrays: dict[int, NDArray[Any]], pacer: Pacer
+) -> list[Target]:
+    """Say where each segment of the wanted arrays goes, and make those that `arrays` lacks, the small ones, on the way.
+
+    Small arrays that lie in one digest block are one target, which is handed out at once: none is cut in two.
+    """
+    targets: list[Target] = []
+    large: dict[int, NDArray[Any]] = {}
+    others: list[Segment] = []
+    run: list[tuple[int, int, ArrayMeta]] = []
+
+    def end_run() -> None:
+        nonlocal run
+        if run:
+            (_, begin, _), (_, last, meta) = run[0], run[-1]
+            store = partial(_store_run, run, arrays, pacer)
+            targets.append(Target(begin, last + meta.nbytes - begin, None, store))
+            run = []
+
+    for batch in pacer.batches(segments):
+        for segment in batch:
+            number, offset, nbytes = segment
+            if number not in wanted:
+                continue
+            meta = index.arrays[number]
+            block = offset // DIGEST_BLOCK_NBYTES
+            is_cut = block != (offset + nbytes - 1) // DIGEST_BLOCK_NBYTES
+            if nbytes >= PAGE_NBYTES or nbytes != meta.nbytes or is_cut or meta.dtype.names is not None:
+                end_run()  # targets must not overlap
+                others.append(segment)
+                if number not in arrays:
+                    arrays[number] = fresh_array(meta)
+                large[number] = arrays[number]
+                continue
+            if run and (len(run) == BATCH_OBJECTS or run[0][1] // DIGEST_BLOCK_NBYTES != block):
+                end_run()
+            run.append((number, offset, meta))
+    end_run()
+    return sorted([*targets, *targets_of(others, large)], key=itemgetter(0))
+
+
+def _store_run(
+    run: Sequence[tuple[int, int, ArrayMeta]],
+    arrays: dict[int, NDArray[Any]],
+    pacer: Pacer,
+    position: int,
+    data: NDArray[np.uint8],
+) -> None:
+    """Make, or fill, the small arrays of a run from the bytes that hold them all."""
+    begin = run[0][1] + position
+    for number, offset, meta in run:
+        found: NDArray[Any] = np.ndarray(meta.shape, meta.dtype, data, offset - begin)
+        if number in arrays:
+            np.copyto(arrays[number], found)
+        else:
+            arrays[number] = found.copy()
+    pacer.pause()
 
 
 def _scatterer(array: NDArray[Any], start: int) -> Callable[[int, NDArray[np.uint8]], None]:

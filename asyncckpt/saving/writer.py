@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from asyncckpt.saving.catalog import Catalog, CheckpointRecord
     from asyncckpt.saving.jobs import Jobs
     from asyncckpt.state.capture import Snapshot
-    from asyncckpt.state.tree import FlatState
+    from asyncckpt.state.flat import FlatState
 
 MAX_WAITING_SAVES: Final = 64
 _WRITE_THREADS: Final = 4  # two keep the disk busy; more of them wait for the GIL of a busy loop at the same time

@@ -21,6 +21,8 @@ from asyncckpt.errors import CheckpointError, brief
 from asyncckpt.state import index as ix
 from asyncckpt.state.leaves import (
     ABSENT,
+    END,
+    FULL,
     MAPPING_TYPES,
     SEQUENCES,
     SETS,
@@ -37,7 +39,7 @@ from asyncckpt.state.tree import MAX_KEY_DEPTH
 from asyncckpt.state.types import Reduction, find_reduction, named_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -123,11 +125,12 @@ class Builder(LeafReader):
         self._found_any = self._selection is None
         result = ABSENT
         is_done = False
+        nodes = ix.read_nodes(self._index.pieces, self._pacer)
         try:
-            for node in ix.read_nodes(self._index.pieces, self._pacer):
+            for node in nodes:
                 if is_done:
                     damaged("nodes follow the end of the tree")
-                value = self._enter(node)
+                value = self._read(node, nodes)
                 # A value that completes its container completes, in turn, what that stands in.
                 while value is not _OPEN:
                     if not self._frames:
@@ -143,6 +146,16 @@ class Builder(LeafReader):
         if not is_done:
             damaged("the tree ends early")
         return result
+
+    def _read(self, node: ix.Node, nodes: Iterator[ix.Node]) -> Any:
+        """Read a node, and leaves that follow it: return the value to put, or `_OPEN` when there is none yet."""
+        if self._frames and self._arrays is not None and self.is_plain:
+            node = self._add_leaves(self._frames[-1], node, nodes, self._arrays)
+            if node is FULL:
+                return self._close()
+            if node is END:
+                return _OPEN
+        return self._enter(node)
 
     def _place(self) -> Place:
         """Return what is known of the place of the next node."""
@@ -333,7 +346,7 @@ class Builder(LeafReader):
         """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
         if len(keys) <= _MAX_SAME_HASH:
             return
-        hashes = [hash(key) for key in keys]
+        hashes = [number for batch in self._pacer.batches(keys) for number in map(hash, batch)]
         if len(hashes) - len(set(hashes)) <= _MAX_SAME_HASH:
             return
         most = max(Counter(hashes).values())

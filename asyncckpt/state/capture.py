@@ -17,18 +17,19 @@ import numpy as np
 from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state.staging import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 from asyncckpt.state.strided import flat_bytes, gather
+from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from asyncckpt.state.tree import FlatState
+    from asyncckpt.state.flat import FlatState
     from asyncckpt.workers import Crew, StopFlag
 
     Bytes = NDArray[np.uint8]
 
-_RUN: Final = 256  # small arrays copied between two looks at the stop flag
+_RUN: Final = 256  # small arrays copied at once
 
 
 class Snapshot(Protocol):
@@ -89,9 +90,10 @@ class StagedSnapshot:
 
     def __init__(self, flat: FlatState, pool: BufferPool | None) -> None:
         """Take the buffers; `capture` fills them. Without a pool they are plain memory, for small states."""
-        self._sources: Mapping[int, NDArray[Any]] = dict(enumerate(flat.sources))
+        self._sources: Sequence[NDArray[Any]] | Mapping[int, NDArray[Any]] = flat.sources
+        self._metas = flat.arrays
         self._stable = flat.stable
-        self._offsets, staged_nbytes = _lay_out(flat)
+        self._offsets, staged_nbytes = _lay_out(flat, Pacer(yields=pool is not None))
         self._pool = pool
         if pool is None:
             self._buffers = [np.empty(staged_nbytes, np.uint8)]
@@ -108,10 +110,19 @@ class StagedSnapshot:
     def capture(self, crew: Crew, stop: StopFlag | None) -> None:
         """Copy the arrays; afterwards nothing refers to the caller's.
 
+        Only large ones are worth company: to copy small ones is Python work, for which threads would only fight.
+
         Raises:
             Stopped: `stop` was set; the caller's arrays are no longer used.
         """
-        crew.run(lambda copy: copy(), self._copies(), stop=stop)
+        pacer = Pacer(stop, yields=self._pool is not None)
+        small = 0
+        for first, end in self._small_runs():
+            self._copy_small(first, end)
+            pacer.pause()
+            small += end - first
+        if small < len(self._metas):
+            crew.run(lambda copy: copy(), self._large_copies(), stop=stop)
         self._sources = {array: self._sources[array] for array in self._stable}
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
@@ -142,30 +153,33 @@ class StagedSnapshot:
             nbytes -= len(run)
             number += 1
 
-    def _copies(self) -> Iterator[Callable[[], None]]:
-        """Yield the pieces of work: runs of small arrays, and parts of large ones."""
-        small: list[int] = []
-        for array, data in self._sources.items():
-            if data.nbytes < PAGE_NBYTES:
-                small.append(array)
-                if len(small) < _RUN:
-                    continue
-            if small:
-                yield partial(self._copy_small, small)
-                small = []
-            if data.nbytes >= PAGE_NBYTES and array not in self._stable:
-                for start, target in self._targets(array):
-                    yield partial(copy_bytes, data, start, target)
-        if small:
-            yield partial(self._copy_small, small)
+    def _small_runs(self) -> Iterator[tuple[int, int]]:
+        """Yield the runs of small arrays that follow each other: the first, and the one behind the last."""
+        first = 0
+        for array, meta in enumerate(self._metas):
+            is_small = meta.nbytes < PAGE_NBYTES
+            if is_small and array - first < _RUN:
+                continue
+            if first < array:
+                yield first, array
+            first = array if is_small else array + 1
+        if first < len(self._metas):
+            yield first, len(self._metas)
 
-    def _copy_small(self, arrays: Sequence[int]) -> None:
+    def _copy_small(self, first: int, end: int) -> None:
         """Copy small arrays in a row all at once: a call for each would cost more."""
-        data = _joined([self._sources[array] for array in arrays])
+        data = _joined([self._sources[array] for array in range(first, end)])
         start = 0
-        for target in self._parts(self._offsets[arrays[0]], len(data)):
+        for target in self._parts(self._offsets[first], len(data)):
             np.copyto(target, data[start : start + len(target)])
             start += len(target)
+
+    def _large_copies(self) -> Iterator[Callable[[], None]]:
+        """Yield the pieces of work that are left: parts of large arrays."""
+        for array, meta in enumerate(self._metas):
+            if meta.nbytes >= PAGE_NBYTES and array not in self._stable:
+                for start, target in self._targets(array):
+                    yield partial(copy_bytes, self._sources[array], start, target)
 
     def _targets(self, array: int) -> Iterator[tuple[int, Bytes]]:
         """Yield the runs of memory for an array, each with the position of its first byte in the array."""
@@ -214,24 +228,26 @@ def copy_bytes(array: NDArray[np.generic], start: int, target: Bytes) -> None:
         np.copyto(target, data[start : start + len(target)])
 
 
-def staged_nbytes(flat: FlatState) -> int:
+def staged_nbytes(flat: FlatState, pacer: Pacer) -> int:
     """Return the size of the buffers that the copy of a state takes."""
-    return _lay_out(flat)[1]
+    return _lay_out(flat, pacer)[1]
 
 
-def _lay_out(flat: FlatState) -> tuple[list[int], int]:
+def _lay_out(flat: FlatState, pacer: Pacer) -> tuple[list[int], int]:
     """Place the arrays that are copied, one after the other: on pages, small ones on cache lines."""
-    offsets, end = [], 0
-    for array, meta in enumerate(flat.arrays):
-        nbytes = meta.nbytes
-        if nbytes < PAGE_NBYTES:
-            end = -(-end // SMALL_BOUNDARY) * SMALL_BOUNDARY
-        elif array in flat.stable:
-            nbytes = 0
-        else:
-            end = -(-end // PAGE_NBYTES) * PAGE_NBYTES
-        offsets.append(end)
-        end += nbytes
+    offsets: list[int] = []
+    end = 0
+    for batch in pacer.batches(flat.arrays):
+        for meta in batch:
+            nbytes = meta.nbytes
+            if nbytes < PAGE_NBYTES:
+                end = -(-end // SMALL_BOUNDARY) * SMALL_BOUNDARY
+            elif len(offsets) in flat.stable:
+                nbytes = 0
+            else:
+                end = -(-end // PAGE_NBYTES) * PAGE_NBYTES
+            offsets.append(end)
+            end += nbytes
     return offsets, _padded(end)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import reprlib
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -24,7 +25,7 @@ import numpy as np
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
 from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, read_row
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer
+from asyncckpt.workers import BATCH_OBJECTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -109,11 +110,12 @@ def read_nodes(pieces: Sequence[bytes], pacer: Pacer) -> Iterator[Node]:
     for piece in pieces:
         pacer.pause()
         try:
-            nodes = read_row(piece)
+            nodes = read_row(piece, pacer)
         except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
             message = f"the index is damaged: {error}"
             raise CorruptCheckpointError(message) from error
-        yield from nodes
+        for batch in pacer.batches(nodes):
+            yield from batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,11 +290,13 @@ def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pace
     known: dict[tuple[Any, ...], ArrayMeta] = {}
     for table in tables:
         pacer.pause()
-        for row in map(tuple, read_row(table, max_array_len=_MAX_DIMENSIONS + 1)):
-            meta = known.get(row)
-            if meta is None or {*map(type, row)} != _INTS:  # since True and 1.0 equal 1
-                meta = known[row] = _array_meta(row, dtypes)
-            arrays.append(meta)
+        for batch in pacer.batches(map(tuple, read_row(table, pacer, max_array_len=_MAX_DIMENSIONS + 1))):
+            is_plain = {*map(type, chain.from_iterable(batch))} <= _INTS  # since True and 1.0 equal 1
+            for row in batch:
+                meta = known.get(row)
+                if meta is None or not is_plain:
+                    meta = known[row] = _array_meta(row, dtypes)
+                arrays.append(meta)
     return arrays
 
 
@@ -327,18 +331,19 @@ def _decode_segments(chunks: list[bytes], arrays: list[ArrayMeta], file_nbytes: 
         reason = f"at {offset[number]} with {nbytes[number]} bytes overlaps or leaves the file"
         _refuse(f"a segment of array {array[number]} {reason}")
     pacer.pause()
-    held = [0] * len(arrays)
+    held = np.zeros(len(arrays), np.uint64)
+    np.add.at(held, array, nbytes)  # no sum goes beyond the file
+    pacer.pause()
+    numbers = enumerate(zip(arrays, held.tolist(), strict=True))
+    for batch in pacer.batches(numbers):
+        for number, (meta, found) in batch:
+            if meta.nbytes != found:
+                _refuse(f"array {number} of {meta.nbytes} bytes has segments of {found} bytes")
     segments: list[Segment] = []
     rows = np.stack((array, offset, nbytes), axis=1)
-    for start in range(0, len(rows), PIECE_ELEMENTS):
-        part = [*map(Segment._make, rows[start : start + PIECE_ELEMENTS].tolist())]
-        for segment in part:
-            held[segment.array] += segment.nbytes
-        segments += part
+    for start in range(0, len(rows), BATCH_OBJECTS):
+        segments += map(Segment._make, rows[start : start + BATCH_OBJECTS].tolist())
         pacer.pause()
-    for number, (meta, found) in enumerate(zip(arrays, held, strict=True)):
-        if meta.nbytes != found:
-            _refuse(f"array {number} of {meta.nbytes} bytes has segments of {found} bytes")
     return segments
 
 

@@ -11,25 +11,29 @@ from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+import msgpack
 import numpy as np
 
 from asyncckpt.errors import CheckpointKeyError, CorruptCheckpointError, StateMismatchError
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.state.tree import join_path
+from asyncckpt.state.selection import join_path
 from asyncckpt.state.types import Reduction, find_reduction
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    import msgpack
     from numpy.typing import NDArray
 
     from asyncckpt.state.selection import Selection
 
 ABSENT: Final = object()
 """No template here; or a value that was not selected."""
+FULL: Final = object()
+"""A container got its last child."""
+END: Final = object()
+"""There are no more nodes."""
 SEQUENCES: Final = (list, tuple, deque)
 MAPPING_TYPES: Final = (dict, OrderedDict)
 SETS: Final = (set, frozenset)
@@ -94,6 +98,40 @@ class LeafReader:
         self._top_keys: list[Any] = []
         self.made = 0
         """References in the containers made so far: what a collector has to walk."""
+
+    def _add_leaves(
+        self, frame: Frame, node: ix.Node, nodes: Iterator[ix.Node], arrays: Mapping[int, NDArray[Any]]
+    ) -> ix.Node:
+        """Add leaves in a row to their container, where nothing but their values matters: most nodes end here.
+
+        Returns:
+            The first node that wants a closer look, or `FULL` if the container got its last child, or `END`.
+        """
+        is_mapping = frame.code in ix.MAPPINGS
+        while frame.code != ix.OBJECT:
+            value = node
+            if type(node) is msgpack.ExtType:
+                number = ix.argument_of(node) if node.code == ix.ARRAY else None
+                if type(number) is not int or number not in arrays:
+                    return node
+                value = arrays[number]
+            elif type(node) not in _PLAIN:
+                return node
+            if frame.awaits_key:
+                frame.key, frame.awaits_key = value, False
+            else:
+                frame.items.append((frame.key, value) if is_mapping else value)
+                frame.left -= 1
+                if not frame.left:
+                    return FULL
+                if is_mapping:
+                    frame.awaits_key = True
+                else:
+                    frame.key += 1
+            node = next(nodes, END)
+            if node is END:
+                break
+        return node
 
     def _leaf(self, value: Any, template: Any, selection: Selection | None) -> Any:
         if selection is not None and not self._is_selected(selection):

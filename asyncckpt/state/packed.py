@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgpack
@@ -65,7 +65,7 @@ class MsgpackStream:
         return msgpack.unpackb(self._data[begin : begin + nbytes], unicode_errors=TEXT_ERRORS)
 
 
-def read_row(data: bytes, *, max_array_len: int = 0) -> list[Any]:
+def read_row(data: bytes, pacer: Pacer, *, max_array_len: int = 0) -> list[Any]:
     """Decode an array of scalars, or of arrays of at most so many.
 
     Raises:
@@ -78,7 +78,7 @@ def read_row(data: bytes, *, max_array_len: int = 0) -> list[Any]:
     if count > MAX_ROW:
         message = f"{count} elements to be decoded at once, of at most {MAX_ROW}"
         raise ValueError(message)
-    found = list(islice(unpacker, count))
+    found = list(chain.from_iterable(pacer.batches(islice(unpacker, count))))
     if len(found) != count or unpacker.tell() != len(data):
         message = f"an array says that it has {count} elements, and has others"
         raise ValueError(message)

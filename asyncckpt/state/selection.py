@@ -6,10 +6,8 @@ import re
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.state.tree import join_path
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _ANY_DEPTH: Final = "**"
 _GLOB_CHARACTERS: Final = frozenset("*?[")
@@ -75,3 +73,16 @@ def _advance(rest: tuple[str, ...], part: str) -> Iterable[tuple[str, ...]]:
         yield from _advance(rest[1:], part)
     elif part == rest[0] or fnmatchcase(part, rest[0]):
         yield rest[1:]
+
+
+def join_path(keys: Sequence[object]) -> str:
+    """Spell a path: keys and positions joined by slashes."""
+    return "/".join(key if type(key) is str else _spell(key) for key in keys)
+
+
+def _spell(key: object) -> str:
+    try:
+        text = repr(key) if not isinstance(key, str) else str(key)
+    except (ValueError, RecursionError):  # an int of more digits than Python spells in decimal
+        text = hex(key) if isinstance(key, int) else f"<{type(key).__qualname__}>"
+    return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - long enough to recognize a key

@@ -17,7 +17,7 @@ from support import FORMATS, Color, Fixed, Params, Point, assert_same, canonical
 from asyncckpt.disk import manifest
 from asyncckpt.formats import msgpack as stream
 from asyncckpt.memory import PAGE_NBYTES
-from asyncckpt.state import index, packed, types
+from asyncckpt.state import index, leaf_nodes, packed, types
 from asyncckpt.state import tree as trees
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -142,7 +142,7 @@ def test_the_table_of_codes_is_the_codes() -> None:
     assert {name: int(code) for code, name in rows} == {
         name: code
         for name, code in names.items()
-        if name not in {"FORMAT_VERSION", "PIECE_ELEMENTS"} and not name.startswith("_")
+        if name not in {"FORMAT_VERSION", "BATCH_OBJECTS"} and not name.startswith("_")
     }
 
 
@@ -159,7 +159,7 @@ def test_the_numbers_are_the_codes() -> None:
     assert f"`block_nbytes` | {manifest.DIGEST_BLOCK_NBYTES}:" in PAGE
     assert f"({stream.EXTENT_NBYTES} bytes)" in PAGE
     assert f"a whole page of {PAGE_NBYTES} bytes" in PAGE
-    assert f"more than {trees.INLINE_LEAF_NBYTES} bytes or characters" in PAGE
+    assert f"more than {leaf_nodes.INLINE_LEAF_NBYTES} bytes or characters" in PAGE
     assert f"runs of {trees._NUMBERS_MIN} or more" in PAGE
     assert f"at most {packed.MAX_ROW} in one" in PAGE
     assert f"in at most {index._MAX_DTYPE_NBYTES} bytes" in PAGE

@@ -410,7 +410,8 @@ def test_reads_only_the_blocks_that_are_needed(checkpoint: Any, monkeypatch: pyt
     ranges = record_reads(monkeypatch)
     wanted = [(MIB + 5, 10), (4 * MIB - 1, 2), (5 * MIB, MIB), (20 * MIB, 1000)]
     read_targets(reader, fd, "data", [Target(low, n, np.zeros(n, np.uint8)) for low, n in wanted])
-    assert sorted(ranges) == [(MIB, 2 * MIB), (3 * MIB, 6 * MIB), (20 * MIB, 20 * MIB + 1234)]
+    joined = [(3 * MIB, 5 * MIB), (5 * MIB, 6 * MIB)]  # up to a chunk
+    assert sorted(ranges) == [(MIB, 2 * MIB), *joined, (20 * MIB, 20 * MIB + 1234)]
 
 
 def test_short_reads_go_on(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,8 +481,23 @@ def test_short_direct_reads_go_on_from_a_page(cold_checkpoint: Any, monkeypatch:
         [Target(0, len(data), found := aligned_buffer(len(data)))],
         on_begin=lambda *r: ranges.append(r),
     )
-    assert len(ranges) == 3
+    assert len(ranges) == 11
     assert found.tobytes() == data
+
+
+def test_memory_is_populated_ahead_of_direct_reads(cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads past the page cache with a crew has the memory of large targets made ready, every byte of it, once."""
+    reader, fd, data = cold_checkpoint
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(reading, "populate", lambda memory: made.append((memory.ctypes.data, memory.nbytes)))
+    places = {0: aligned_buffer(11 * MIB + 3), 12 * MIB: np.empty(1000, np.uint8), 13 * MIB: aligned_buffer(7 * MIB)}
+    read_targets(reader, fd, "data", [Target(low, len(found), found) for low, found in places.items()], crew=Crew())
+    expected = [(found.ctypes.data, found.nbytes) for found in places.values() if found.nbytes >= MIB]
+    assert [sum(n for at, n in made if low <= at < low + nbytes) for low, nbytes in expected] == [
+        n for _, n in expected
+    ]
+    assert len(set(made)) == len(made)
+    assert all(found.tobytes() == data[low : low + len(found)] for low, found in places.items())
 
 
 @pytest.mark.parametrize(("written", "is_cached"), [(0, False), (4, False), (12, True), (16, True)])

@@ -10,13 +10,15 @@ import pytest
 from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
 from asyncckpt.state.staging import SMALL_NBYTES, BufferPool
-from asyncckpt.state.tree import FlatState, flatten
+from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from asyncckpt.state.flat import FlatState
 
 
 def make_arrays() -> list[NDArray[Any]]:

@@ -1,0 +1,47 @@
+"""A state taken apart: its tree as encoded nodes, and the arrays to be captured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from asyncckpt.state import index as ix
+from asyncckpt.workers import Pacer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class FlatState:
+    """A state as the nodes of its tree, encoded, and the arrays to be captured."""
+
+    pieces: list[bytes] = field(default_factory=list)
+    arrays: list[ix.ArrayMeta] = field(default_factory=list)
+    """What the index says of each array; arrays of one dtype and shape share theirs."""
+    sources: list[NDArray[Any]] = field(default_factory=list)
+    """The arrays to be captured, until they have been."""
+    stable: set[int] = field(default_factory=set)
+    """Numbers of the arrays that nobody else can change, so that they need no copy: made from immutable leaves.
+    They are all longer than `INLINE_LEAF_NBYTES`."""
+    encoded_nbytes: int = 0
+    """Memory that the walk itself has taken: encoded nodes, and numbers and strings made into arrays."""
+    array_nbytes: int = 0
+    """Bytes of the arrays that are the caller's and still to be copied."""
+
+    def detach(self) -> None:
+        """Let go of the arrays, which have been copied: the caller's memory is the caller's again."""
+        self.sources = []
+
+    def release(self) -> None:
+        """Let go of the arrays: freeing large ones takes its time, which the thread that calls this pays."""
+        pacer = Pacer()
+        while self.pieces:
+            self.pieces.pop()
+            pacer.pause()
+        self.arrays = []
+        self.sources = []
+
+    def index(self) -> ix.Index:
+        """Return the index of the state."""
+        return ix.Index(pieces=self.pieces, arrays=self.arrays)

@@ -1,0 +1,324 @@
+"""Leaves become nodes, and the arrays that are listed beside them.
+
+1. Types are matched exactly. A subclass that is not known by itself would come back as its base, so it is refused.
+2. Every array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so
+   that their bytes take the way of all large data.
+3. Nodes are encoded in pieces while the walk goes on, which is when limits are looked at and other threads get the GIL.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import numpy as np
+
+from asyncckpt.errors import UnsupportedLeafError
+from asyncckpt.state import index as ix
+from asyncckpt.state.dtypes import dtype_to_plain
+from asyncckpt.state.flat import FlatState
+from asyncckpt.state.selection import join_path
+from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+INLINE_LEAF_NBYTES: Final = 4096
+"""Longer bytes, strings and runs of numbers are stored as arrays."""
+SHORT_TEXT: Final = 64  # characters; strings and bytes up to this are counted as nodes, longer ones by their bytes
+_INLINE_NUMBERS: Final = 16_384  # in such lists; packing them takes a few milliseconds
+_PIECE_NBYTES: Final = 1 << 18
+CONTAINER_CODES: Final[dict[type, int]] = {
+    list: ix.LIST,
+    tuple: ix.TUPLE,
+    dict: ix.DICT,
+    set: ix.SET,
+    frozenset: ix.FROZENSET,
+    deque: ix.DEQUE,
+    OrderedDict: ix.ORDERED_DICT,
+}
+
+
+class TooLargeError(Exception):
+    """The state is beyond the given limits; the caller takes another way."""
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """A container whose children are being walked."""
+
+    children: Iterator[object]
+    container: object
+    key: object = None
+    at_key: bool = False  # whether the child at hand is a key
+    in_key: bool = False  # whether all of this is part of a key
+    key_depth: int = 0  # how deep in a key, or in an element of a set
+    has_keys: bool = True  # an object's plain state stands at the object's own path
+
+
+class LeafWriter:
+    """Adds the nodes of leaves, at the place where a walk over a state stands."""
+
+    def __init__(self, root: str, pacer: Pacer, max_nodes: int | None, max_nbytes: int | None) -> None:
+        self._root = root
+        self._pacer = pacer
+        self._max_nodes = max_nodes
+        self._max_nbytes = max_nbytes
+        self._flat = FlatState()
+        self._nodes: list[ix.Node] = []
+        self._nodes_cut = 0
+        self._nbytes = 0  # in strings and numbers of the piece
+        self._due = self._next_due()
+        self._stack: list[Frame] = []
+        self._open: set[int] = set()
+        self._numbers: dict[int, int] = {}
+        self._metas: dict[tuple[int, tuple[int, ...]], ix.ArrayMeta] = {}  # by the dtype's id, which they keep alive
+        self._packed_numbers = 0
+        self._kept: list[object] = []  # an id is only an identity while its object lives
+
+    def _add_leaf(self, value: Any) -> bool:
+        """Add the node of a value of a common type that has no children; return False for any other.
+
+        Nothing in here raises a RuntimeError, so that containers may call it while they are being iterated over.
+        """
+        kind = type(value)
+        if value is None or kind is bool or kind is float:
+            self._nodes.append(value)
+        elif (add := _LEAF_ADDERS.get(kind)) is None or not add(self, value):
+            return False
+        if len(self._nodes) >= self._due:
+            self._look_up()
+        return True
+
+    def _look_up(self) -> None:
+        """Do what is due between two nodes: encode a piece, pause, or give up."""
+        if len(self._nodes) >= PIECE_ELEMENTS or self._nbytes >= _PIECE_NBYTES:
+            self._cut()
+        else:
+            self._check_nodes()
+            self._pacer.pause()
+            self._due = self._next_due()
+
+    def _cut(self) -> None:
+        """Encode the nodes so far as a piece."""
+        self._nodes_cut += len(self._nodes)
+        piece = ix.pack_piece(self._nodes)
+        self._flat.pieces.append(piece)
+        self._flat.encoded_nbytes += len(piece)
+        self._nodes.clear()
+        self._nbytes = 0
+        self._due = self._next_due()
+        self._check_nodes()
+        self._check_nbytes()
+        self._pacer.pause()
+
+    def _next_due(self) -> int:
+        """Return how many nodes are in the piece when it is time to look up again."""
+        count = len(self._nodes)
+        due = min(count + BATCH_OBJECTS, PIECE_ELEMENTS)
+        return due if self._max_nodes is None else min(due, self._max_nodes - self._nodes_cut + 1)
+
+    def _check_nodes(self) -> None:
+        if self._max_nodes is not None and len(self._nodes) + self._nodes_cut > self._max_nodes:
+            raise TooLargeError
+
+    def _add_nbytes(self, nbytes: int) -> None:
+        """Count bytes of a node that is longer than most."""
+        self._nbytes += nbytes
+        if self._nbytes >= _PIECE_NBYTES:
+            self._due = 0
+
+    def _check_nbytes(self, more: int = 0) -> None:
+        """Give up if the limit is passed, or would be with so many bytes more."""
+        nbytes = self._flat.encoded_nbytes + self._flat.array_nbytes + more
+        if self._max_nbytes is not None and nbytes > self._max_nbytes:
+            raise TooLargeError
+
+    def _path(self, without: int = 0) -> str:
+        """Spell the path of the value at hand, or of its container with `without=1`."""
+        frames = self._stack[: len(self._stack) - without]
+        keys = [frame.key for frame in frames if frame.has_keys]
+        return join_path([self._root, *keys] if self._root else keys)
+
+    def _refuse(self, message: str) -> UnsupportedLeafError:
+        return UnsupportedLeafError(message, path=self._path())
+
+    def _add_numbers(self, code: int, value: Sequence[Any]) -> bool:
+        """Add a list or tuple of nothing but ints, or floats, as one node; return False where it is something else."""
+        kind = type(value[0])
+        if kind is not int and kind is not float:
+            return False
+        dtype = np.dtype("<i8" if kind is int else "<f8")
+        count = len(value)
+        self._check_nbytes(count * dtype.itemsize)
+        if self._max_nodes is not None:  # on the loop
+            self._packed_numbers += count
+            if self._packed_numbers > _INLINE_NUMBERS:
+                raise TooLargeError
+        packed = np.empty(count, dtype)
+        try:
+            for start in range(0, count, PIECE_ELEMENTS):
+                part = value[start : start + PIECE_ELEMENTS] if count > PIECE_ELEMENTS else value
+                if set(map(type, part)) != {kind}:
+                    return False
+                packed[start : start + len(part)] = part
+                self._pacer.pause()
+        except (
+            OverflowError,
+            ValueError,
+        ):  # an int beyond 64 bits; a list that changed meanwhile, which _items reports
+            return False
+        if len(value) != count:
+            return False  # as above
+        if packed.nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
+            self._nodes.append(ix.ext(ix.NUMBERS, (code, dtype.str, packed.tobytes())))
+            self._add_nbytes(packed.nbytes)
+        else:
+            self._nodes.append(ix.ext(ix.NUMBERS_ARRAY, (code, self._made_array(packed))))
+        return True
+
+    def _add_int(self, value: int) -> bool:
+        is_small = -(1 << 63) <= value < (1 << 64)
+        self._nodes.append(value if is_small else _big_integer(value))
+        return True
+
+    def _add_complex(self, value: complex) -> bool:
+        self._nodes.append(ix.ext(ix.COMPLEX, (value.real, value.imag)))
+        return True
+
+    def _add_string(self, value: str) -> bool:
+        nbytes = len(value)
+        if nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
+            self._nodes.append(value)
+            if nbytes > SHORT_TEXT:
+                self._add_nbytes(nbytes)
+        else:
+            self._check_nbytes(len(value))
+            encoded = value.encode("utf-8", "surrogatepass")
+            self._nodes.append(ix.ext(ix.STRING, self._made_array(np.frombuffer(encoded, np.uint8))))
+        return True
+
+    def _add_bytes(self, value: bytes) -> bool:
+        nbytes = len(value)
+        if nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
+            self._nodes.append(value)
+            if nbytes > SHORT_TEXT:
+                self._add_nbytes(nbytes)
+        else:
+            self._nodes.append(ix.ext(ix.BYTES, self._made_array(np.frombuffer(value, np.uint8))))
+        return True
+
+    def _is_in_key(self) -> bool:
+        """Whether the value at hand is a key or part of one: keys must be readable without the payload."""
+        return bool(self._stack) and (self._stack[-1].at_key or self._stack[-1].in_key)
+
+    def _made_array(self, data: NDArray[Any]) -> int:
+        """List an array of our own making, which nobody can change."""
+        number = len(self._flat.arrays)
+        self._flat.arrays.append(ix.ArrayMeta(data.dtype, data.shape))
+        self._flat.sources.append(data)
+        self._flat.stable.add(number)
+        self._flat.encoded_nbytes += data.nbytes
+        self._check_nbytes()
+        return number
+
+    def _add_array(self, value: NDArray[Any]) -> bool:
+        number = self._numbers.get(id(value))
+        if number is None:
+            flat = self._flat
+            dtype, shape = value.dtype, value.shape
+            meta = self._metas.get((id(dtype), shape))
+            if meta is None:
+                if dtype.kind == "T":
+                    return False
+                meta = self._new_meta(dtype, shape)
+            number = self._numbers[id(value)] = len(flat.arrays)
+            if type(value) is not np.ndarray:
+                self._kept.append(value)
+                value = value.view(np.ndarray)
+            flat.arrays.append(meta)
+            flat.sources.append(value)
+            flat.array_nbytes += meta.nbytes
+            if self._max_nbytes is not None:
+                self._check_nbytes()
+        self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
+        return True
+
+    def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ix.ArrayMeta:
+        """Describe the arrays of a dtype and shape, once for all of them, or refuse them."""
+        if dtype.hasobject:
+            message = (
+                "an array of Python objects cannot be saved without running code on load: use a list, or a dtype of"
+                " numbers, strings or records"
+            )
+            raise self._refuse(message)
+        # Named here, so that a dtype which cannot be described is refused before anything is written.
+        self._describable(dtype)
+        meta = self._metas[id(dtype), shape] = ix.ArrayMeta(dtype, shape)
+        return meta
+
+    def _describable(self, dtype: np.dtype[Any]) -> object:
+        if dtype.isbuiltin == 2 and dtype.type.__module__.partition(".")[0] != "ml_dtypes":  # noqa: PLR2004 - a user's
+            message = f"arrays of the dtype {dtype!r} cannot be saved: it is neither numpy's nor ml_dtypes'"
+            raise self._refuse(message)
+        return dtype_to_plain(dtype) if dtype.names is not None else None
+
+    def _scalar(self, value: np.generic) -> ix.Node:
+        if type(value) is np.str_:
+            return ix.ext(ix.SCALAR, ("str_", str.__str__(value)))
+        if type(value) is np.bytes_:
+            return ix.ext(ix.SCALAR, ("bytes_", bytes(value)))
+        if type(value) is not value.dtype.type:
+            raise self._refuse(advice(value))
+        if value.dtype.hasobject:
+            message = "a numpy scalar with Python objects in it cannot be saved"
+            raise self._refuse(message)
+        self._describable(value.dtype)
+        data = np.zeros((), value.dtype)  # the padding of a structure is not copied, and shall not be somebody's memory
+        data[()] = value
+        return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), data.tobytes()))
+
+
+_LEAF_ADDERS: Final[dict[type, Callable[[LeafWriter, Any], bool]]] = {
+    int: LeafWriter._add_int,  # noqa: SLF001 - the class's own table
+    str: LeafWriter._add_string,  # noqa: SLF001
+    bytes: LeafWriter._add_bytes,  # noqa: SLF001
+    np.ndarray: LeafWriter._add_array,  # noqa: SLF001
+    np.memmap: LeafWriter._add_array,  # noqa: SLF001
+    complex: LeafWriter._add_complex,  # noqa: SLF001
+}
+
+
+_ARRAY_NODES: Final[dict[int, ix.Node]] = {}
+_KEPT_NODES: Final = 1 << 15
+
+
+def _array_node(number: int) -> ix.Node:
+    """Make the node of an array; kept, because a state may have many and each save lists them all."""
+    node = ix.ext(ix.ARRAY, number)
+    if number < _KEPT_NODES:
+        _ARRAY_NODES[number] = node
+    return node
+
+
+def _big_integer(value: int) -> ix.Node:
+    return msgpack.ExtType(ix.INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+
+
+def advice(value: object) -> str:
+    """Say what can be done about a value that cannot be saved."""
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    for base in kind.__mro__[1:]:
+        if base in CONTAINER_CODES or base in (int, float, str, bytes, complex, np.ndarray):
+            return (
+                f"{name} would come back as a plain {base.__name__}: convert it, or register it with"
+                " asyncckpt.register_type"
+            )
+    if callable(value):
+        return f"{name} is code, which is never saved: save what it was made from"
+    return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"
