@@ -204,7 +204,7 @@ class HDF5Store(Store):
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """Stage a value; see `Store.put`."""
-        self._begin(work)
+        self.begin(work)
         nbytes = _payload_nbytes(value) + _OBJECT_NBYTES
         source: _Source
         if nbytes <= _HELD_MAX_NBYTES:
@@ -220,7 +220,7 @@ class HDF5Store(Store):
 
     def delete(self, key: str, work: Work) -> None:
         """Stage a deletion; see `Store.delete`."""
-        self._begin(work)
+        self.begin(work)
         if key in self._sources:  # another process may have been quicker
             self._forget(self._sources.pop(key))
             del self._entries[key]
@@ -255,8 +255,8 @@ class HDF5Store(Store):
 
     # --- staging ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, work: Work) -> None:
-        """Become the writer, of the file as it is now."""
+    def begin(self, work: Work) -> None:
+        """Become the writer, of the file as it is now; see `Store.begin`."""
         if self._is_writing:
             return
         self._home.lock()
@@ -272,6 +272,8 @@ class HDF5Store(Store):
     def _target(self, key: str | None = None, nbytes: int = 0) -> DataFile:
         """Return the file that is written to, when `nbytes` more for `key` are."""
         if self._fresh is None:
+            if self._main is not None and not self._home.leads_to(self._main.fd):
+                self._is_tainted = True  # it was removed or replaced: what is appended would be nobody's
             if self._main is not None and not self._is_tainted and not self._outgrows(self._main, key, nbytes):
                 return self._main
             self._fresh = DataFile(self._home.path, self._home.create_sibling())

@@ -54,6 +54,11 @@ class Home:
         found = os.fstat(fd)
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
+    def leads_to(self, fd: int) -> bool:
+        """Whether the file's name still leads to this file, which nobody has removed or replaced."""
+        found = self.identity()
+        return found is not None and found[:2] == self.identity_of(fd)[:2]  # type: ignore[index] # of no None
+
     def open(self) -> int | None:
         """Open the file for reading, or return None if there is none.
 

@@ -60,7 +60,7 @@ class JSONStore(Store):
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
-        self._begin(work)
+        self.begin(work)
         text = encode_value(value, work.pacer())
         self._texts[key] = _Text(text)
         self._entries[key] = Entry(sum(map(len, text)), value.names)
@@ -68,7 +68,7 @@ class JSONStore(Store):
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
-        self._begin(work)
+        self.begin(work)
         del self._texts[key], self._entries[key]
         self._is_changed = True
 
@@ -105,8 +105,8 @@ class JSONStore(Store):
         self._entries = {}
         self._home.release()
 
-    def _begin(self, work: Work) -> None:
-        """Become the writer; what another has written since the file was opened is read first."""
+    def begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
         if not self._home.is_locked:
             self._home.lock()
             if self._home.identity() != self._seen:

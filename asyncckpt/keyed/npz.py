@@ -109,7 +109,7 @@ class NumPyStore(Store):
         if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
-        self._begin(work)
+        self.begin(work)
         fd = self._begin_sibling()
         index = value.index
         is_plain = _is_plain(index)
@@ -130,7 +130,7 @@ class NumPyStore(Store):
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
-        self._begin(work)
+        self.begin(work)
         self._drop(key)
         del self._items[key], self._entries[key]
         self._is_changed = True
@@ -214,8 +214,8 @@ class NumPyStore(Store):
         nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
         self._set(key, _Item(tuple(members), tree, Entry(nbytes, of)))
 
-    def _begin(self, work: Work) -> None:
-        """Become the writer; what another has written since the file was opened is read first."""
+    def begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
         if not self._home.is_locked:
             self._home.lock()
             if self._home.identity() != self._seen:
