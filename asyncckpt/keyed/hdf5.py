@@ -126,6 +126,7 @@ class HDF5Store(Store):
         self._is_writing = False
         self._is_dirty = False
         self._is_tainted = False
+        self._small_until = 0  # after a writing anew that failed: how large the file becomes until it is tried again
         self._open(work)
 
     def _open(self, work: Work) -> None:
@@ -213,7 +214,14 @@ class HDF5Store(Store):
             source = _Held(key, value)
         else:
             target = self._target(key, nbytes)
-            places = target.append(self._home.ops, [Value(key, value.index, value.snapshot, value.names)], work)
+            values = [Value(key, value.index, value.snapshot, value.names)]
+            try:
+                places = target.append(self._home.ops, values, work)
+            except OSError:
+                if not self._can_go_back(target):
+                    raise
+                target = self._go_back(work)
+                places = target.append(self._home.ops, values, work)
             source = _Placed(target, places[key])
         self._set(key, source)
         self._is_dirty = True
@@ -230,10 +238,7 @@ class HDF5Store(Store):
         """Make what is staged durable; see `Store.commit`."""
         if not self._is_dirty:
             return
-        target = self._target()
-        self._write_held(target, work)
-        if target is self._fresh:
-            self._move_all(target, work)
+        target = self._gather(work)
         places = {key: source.place for key, source in self._sources.items() if isinstance(source, _Placed)}
         losses = None if self._foreign is None else self._foreign.losses()
         self._commit(target, places, work)
@@ -287,6 +292,8 @@ class HDF5Store(Store):
         promised counts the values alone, and is looked at where it can be kept: the objects of very many tiny values
         are larger than they are.
         """
+        if file.tail < self._small_until:
+            return False
         replaced = None if key is None else self._sources.get(key)
         live = self._live_nbytes + nbytes - (replaced.nbytes if replaced else 0)
         payload = self._payload_nbytes + nbytes - (replaced.payload_nbytes if replaced else 0)
@@ -323,6 +330,42 @@ class HDF5Store(Store):
         self._held_nbytes -= source.nbytes if isinstance(source, _Held) else 0
 
     # --- committing ---------------------------------------------------------------------------------------------------
+
+    def _gather(self, work: Work) -> DataFile:
+        """Bring every value into one file, and return it: a new one when its time has come.
+
+        If that fails, for lack of room or because a value that stays is damaged, the old one takes what is new.
+        """
+        target = self._target()
+        before = dict(self._sources)
+        try:
+            self._write_held(target, work)
+            if target is self._fresh:
+                self._move_all(target, work)
+        except (OSError, CorruptCheckpointError):
+            if not self._can_go_back(target):
+                raise
+            for key, source in before.items():
+                if not (isinstance(source, _Placed) and source.file is target):
+                    self._set(key, source)
+            return self._go_back(work)
+        return target
+
+    def _can_go_back(self, target: DataFile) -> bool:
+        """Whether there is an old file, besides this new one, that may still be appended to."""
+        return target is self._fresh and self._main is not None and not self._is_tainted
+
+    def _go_back(self, work: Work) -> DataFile:
+        """Let the old file have what is staged, and the new one go; return the old one."""
+        main = self._main
+        assert main is not None  # noqa: S101 - asked before
+        self._write_held(main, work)
+        self._move_all(main, work)  # what was written to the new one directly
+        self._close_files(but=main)
+        self._home.discard_sibling()
+        self._fresh = None
+        self._small_until = main.tail + main.tail // 4
+        return main
 
     def _move_all(self, target: DataFile, work: Work) -> None:
         """Bring every value into the new file, in batches."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
-from hdf5_stores import WORK
+from hdf5_stores import WORK, opened, put, read
 from support import assert_same
 
 from asyncckpt.disk.ops import DiskOps
@@ -487,6 +487,43 @@ def test_a_file_whose_sync_failed_is_left_alone(nth: int, tmp_path: Path) -> Non
         assert path.stat().st_ino != inode
         assert not touched
     assert version_of(path) == 2
+
+
+@pytest.mark.parametrize("what", ["damage", "room"])
+def test_a_file_that_cannot_be_written_anew_still_takes_what_is_new(what: str, tmp_path: Path) -> None:
+    """A damaged value, or no room for a second file, keeps nobody else's values from being saved."""
+    path = tmp_path / "a.h5"
+    sizes = {"bad": 1 << 20, "large": 1 << 19, "small": 10, "held": 20}
+    disk = FaultyDisk()
+    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    for key, size in sizes.items():
+        put(store, key, np.zeros(size, np.uint8))
+    store.commit(WORK)
+    store.close()
+    if what == "damage":
+        with path.open("r+b") as file:
+            file.seek(1 << 19)
+            file.write(b"damage")
+    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    for number in range(1, 12):
+        if what == "room" and number == 3:
+            disk.fail("write", errno.ENOSPC, path_part=f".{path.name}.tmp", lasting=True)
+        put(store, "large", np.full(sizes["large"], number, np.uint8))
+        put(store, "held", np.full(sizes["held"], number, np.uint8))
+        store.commit(WORK)
+        with opened(path) as other:
+            for key in ("large", "held", "small"):
+                assert_same(read(other, key), np.full(sizes[key], number if key != "small" else 0, np.uint8))
+    assert not list(tmp_path.glob(".*.tmp"))
+    put(store, "bad", 1)  # replaced, it keeps the file from nothing
+    store.commit(WORK)
+    store.close()
+    disk.heal()
+    with opened(path, disk) as store:
+        for number in range(12):
+            put(store, "large", np.full(sizes["large"], number, np.uint8))
+            store.commit(WORK)
+            assert path.stat().st_size < 3 * sizes["large"] + (4 << 20)
 
 
 def test_no_room(tmp_path: Path) -> None:
