@@ -136,7 +136,6 @@ class HDF5Store(Store):
         self._entries: dict[str, Entry] = {}
         self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
         fd = self._home.open()
-        self._identity = self._home.identity_of(fd)
         if fd is None:
             return
         try:
@@ -264,8 +263,7 @@ class HDF5Store(Store):
         """Become the writer, of the file as it is now; see `Store.begin`."""
         if self._is_writing:
             return
-        self._home.lock()
-        if self._home.identity() != self._identity:
+        if self._home.become_writer():
             self._close_files()
             self._open(work)
         if self._main is not None:

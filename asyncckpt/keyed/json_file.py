@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed.base import Entry, Found, Store
-from asyncckpt.keyed.json_text import decode_value, encode_key, encode_value, split_object
+from asyncckpt.keyed.json_read import decode_value, split_object
+from asyncckpt.keyed.json_write import encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
 
@@ -107,15 +108,12 @@ class JSONStore(Store):
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-        if not self._home.is_locked:
-            self._home.lock()
-            if self._home.identity() != self._seen:
-                self._load(work)
+        if self._home.become_writer():
+            self._load(work)
 
     def _load(self, work: Work) -> None:
         self._texts, self._entries = {}, {}
         fd = self._home.open()
-        self._seen = self._home.identity_of(fd)
         if fd is None:
             return
         try:

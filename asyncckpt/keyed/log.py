@@ -74,7 +74,6 @@ class MsgpackStore(Store):
         self._is_published = False
         self._is_suspect = False  # whether something on the way to the disk has failed, so that a new file is needed
         self._has_tail = False
-        self._seen: tuple[int, ...] | None = None
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -149,7 +148,6 @@ class MsgpackStore(Store):
         fd = self._home.open()
         if fd is None:
             return
-        self._seen = self._home.identity_of(fd)
         try:
             log = records.scan(fd, str(self._home.path), work.pacer())
         except BaseException:
@@ -167,8 +165,7 @@ class MsgpackStore(Store):
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
         if not self._home.is_locked:
-            self._home.lock()
-            if self._home.identity() != self._seen:
+            if self._home.become_writer():
                 if self._fd is not None:
                     os.close(self._fd)
                     self._fd = None

@@ -79,7 +79,6 @@ class NumPyStore(Store):
         self._items: dict[str, _Item] = {}
         self._entries: dict[str, Entry] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
-        self._seen: tuple[int, ...] | None = None
         self._end = 0  # of the sibling
         self._is_changed = False
         self._is_suspect = False  # whether the sibling cannot become the file
@@ -180,7 +179,6 @@ class NumPyStore(Store):
         fd = self._home.open()
         if fd is None:
             return
-        self._seen = self._home.identity_of(fd)
         self._fd = fd
         if os.fstat(fd).st_size == 0:  # somebody has made it in advance
             return
@@ -216,13 +214,11 @@ class NumPyStore(Store):
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-        if not self._home.is_locked:
-            self._home.lock()
-            if self._home.identity() != self._seen:
-                if self._fd is not None:
-                    os.close(self._fd)
-                    self._fd = None
-                self._load(work)
+        if self._home.become_writer():
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+            self._load(work)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

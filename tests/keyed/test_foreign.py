@@ -19,7 +19,7 @@ from support import assert_same
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed import npz_zip as zips
-from asyncckpt.keyed.json_text import decode_value
+from asyncckpt.keyed.json_read import decode_value
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
