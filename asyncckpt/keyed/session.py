@@ -16,14 +16,13 @@ import asyncio
 import contextvars
 import os
 import time
-from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, FileLockedError, QueueFullError
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
+from asyncckpt.keyed.writes import Write, WriteQueue
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.state.staging import BufferPool
@@ -40,19 +39,7 @@ ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
 
 _MISSING: Final = object()
-_MAX_QUEUED: Final = 4096
-"""Writes that may wait: as many small ones as are captured faster than the disk takes them."""
 _GIVE_WAY_SECONDS: Final = 0.002
-
-
-@dataclass(slots=True, eq=False)
-class _Write:
-    """A change that waits for its job: a captured value, or a deletion."""
-
-    number: int
-    path: Path
-    captured: Captured | None
-    nbytes: int
 
 
 class Session:
@@ -63,7 +50,6 @@ class Session:
         self._process = os.getpid()
         self._open_engine = open_engine
         self._place = place
-        self._max_staged_nbytes = max_staged_nbytes
         self._jobs = Jobs(self._loop)
         self._pool = BufferPool()
         self._opened: Engine | None = None
@@ -72,9 +58,7 @@ class Session:
         self._turn = asyncio.Lock()  # jobs, in the order of the calls
         self._intake = asyncio.Lock()  # large values, captured one at a time
         self._depth = 0
-        self._queue: deque[_Write] = deque()
-        self._number = 0
-        self._staged_nbytes = 0
+        self._queue = WriteQueue(max_staged_nbytes)
         self._refused: list[Exception] = []
         self._names = NameIndex({}, place)
         self._drainer: asyncio.Task[None] | None = None
@@ -154,9 +138,6 @@ class Session:
         try:
             engine.store.close()
         finally:
-            for write in self._queue:
-                if write.captured is not None:
-                    write.captured.release()
             self._queue.clear()
             self._pool.close()
 
@@ -189,7 +170,7 @@ class Session:
         assert self._engine is not None  # noqa: S101 - it is open
         self._show(NameIndex.of(self._engine.store, self._place))
 
-    def _show(self, names: NameIndex, done: Sequence[_Write] = ()) -> None:
+    def _show(self, names: NameIndex, done: Sequence[Write] = ()) -> None:
         """Let the index be this one, and show what came after it and what waits."""
         self._names = names
         for write in (*done, *self._queue):
@@ -223,9 +204,9 @@ class Session:
             )
             raise CheckpointerUsageError(message)
         nbytes = flat.encoded_nbytes + flat.array_nbytes
-        if not self._has_room(nbytes):
+        if not self._queue.has_room(nbytes):
             message = (
-                f"{path[0]!r}: {len(self._queue)} writes of {self._staged_nbytes} bytes wait for the disk: `await"
+                f"{path[0]!r}: {len(self._queue)} writes of {self._queue.staged_nbytes} bytes wait for the disk: `await"
                 " chk.save_parameter(key, value)` waits for room"
             )
             raise QueueFullError(message)
@@ -248,7 +229,7 @@ class Session:
             flat = await self._in_thread(self._flatten, path, value)
             await self._become_writer()
             nbytes = flat.encoded_nbytes + flat.array_nbytes
-            if nbytes > self._max_staged_nbytes:
+            if not self._queue.fits(nbytes):
                 await self._stream(path, flat)
                 return
             await self._wait_for_room(nbytes)
@@ -318,21 +299,14 @@ class Session:
         finally:
             captured.release()
 
-    def _has_room(self, nbytes: int) -> bool:
-        if not self._queue:
-            return True
-        return len(self._queue) < _MAX_QUEUED and self._staged_nbytes + nbytes <= self._max_staged_nbytes
-
     async def _wait_for_room(self, nbytes: int) -> None:
-        while not self._has_room(nbytes):
+        while not self._queue.has_room(nbytes):
             await self._run(_nothing)
         self._check()
 
     def _enqueue(self, path: Path, captured: Captured | None, nbytes: int) -> None:
         self._check()
-        self._number += 1
-        self._queue.append(_Write(self._number, path, captured, nbytes))
-        self._staged_nbytes += nbytes
+        self._queue.add(path, captured, nbytes)
         self._note(path, captured)
         if self._drainer is None:
             # In an empty context, which nothing of the caller's outlives.
@@ -356,18 +330,18 @@ class Session:
         return await self._run(action, stop)
 
     async def _run(self, action: Callable[[Engine, Work], ResultT], stop: StopFlag | None = None) -> ResultT:
-        until = self._number
+        until = self._queue.number
         async with self._turn:
             engine = self._engine
             if engine is None:
                 message = f"{self._place} is closed"
                 raise CheckpointerUsageError(message)
-            done: list[_Write] = []
+            done: list[Write] = []
             refused: list[Exception] = []
             try:
                 return await self._jobs.run_stoppable(stop, self._job, engine, until, done, refused, action, stop)
             finally:
-                self._staged_nbytes -= sum(write.nbytes for write in done)
+                self._queue.settle(done)
                 found, self._found_names = self._found_names, None
                 if found is not None:
                     self._show(found, done)  # those that were refused leave it again below
@@ -379,14 +353,13 @@ class Session:
         self,
         engine: Engine,
         until: int,
-        done: list[_Write],
+        done: list[Write],
         refused: list[Exception],
         action: Callable[[Engine, Work], ResultT],
         stop: StopFlag | None,
     ) -> ResultT:
         work = Work(self._jobs.crew())
-        while self._queue and self._queue[0].number <= until:
-            write = self._queue[0]
+        while (write := self._queue.first(until)) is not None:
             try:
                 self._begin(engine, work)
                 if write.captured is None:
@@ -395,22 +368,15 @@ class Session:
                     engine.put(write.path, write.captured, work)
             except FileLockedError as error:
                 refused.append(error)
-                while self._queue and self._queue[0].number <= until:
-                    self._drop(done)
+                while self._queue.first(until) is not None:
+                    done.append(self._queue.take())
                 break
             except (OSError, MemoryError):
                 raise
             except Exception as error:  # noqa: BLE001 - it will never do: others shall not wait behind it
                 refused.append(error)
-            self._drop(done)
+            done.append(self._queue.take())
         return action(engine, Work(work.crew, stop))
-
-    def _drop(self, done: list[_Write]) -> None:
-        """Take the first write from the queue."""
-        write = self._queue.popleft()
-        done.append(write)
-        if write.captured is not None:
-            write.captured.release()
 
     async def load(self, path: Path) -> Any:
         """Load the value at a path."""
@@ -421,6 +387,8 @@ class Session:
         """Load the value at a path and delete it."""
         self._check()
         self._names.check(path)
+        await self._become_writer()
+        self._names.check(path)  # another task, or another writer, may have been quicker
         self._note(path, None)
 
         def action(engine: Engine, work: Work) -> Found:

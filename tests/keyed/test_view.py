@@ -510,6 +510,20 @@ async def test_what_was_refused_is_told_by_the_next_change(file: Place) -> None:
     assert await contents(file) == {"a": 1}
 
 
+async def test_a_first_change_that_takes_shows_the_file_as_it_is(file: Place) -> None:
+    """As does one that writes."""
+    async with file.open() as first:
+        first["gone"] = first["taken"] = 0
+    async with file.open() as late:
+        async with file.open() as other:
+            other["a"] = 1
+            del other["gone"]
+        assert await late.pop("gone", 7) == 7
+        assert list(late) == ["taken", "a"]
+        assert await late.pop("taken") == 0
+    assert await contents(file) == {"a": 1}
+
+
 async def test_a_writer_sees_what_another_wrote_before_it(file: Place) -> None:
     """The index in memory, too, is that of the file as it is when its first change takes the lock."""
     async with file.open() as late:
