@@ -258,6 +258,7 @@ async def test_null_keeps_nothing() -> None:
     async with asyncckpt.NullCheckpointer() as chk:
         chk["a"] = np.ones(3)
         await chk.save_parameter("b", np.ones(1 << 20))
+        chk["d", "x"] = 1
         assert "a" not in chk
         assert list(chk) == []
         assert len(chk) == 0
