@@ -88,12 +88,14 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         if not isinstance(name, str | os.PathLike):
             message = f"{file!r} has no name that tells its kind: make the kind itself, such as JSONCheckpointer(file)"
             raise ConfigError(f"{message} (known extensions: {known})")
-        extension = Path(name).suffix.lower()
-        found = _EXTENSIONS.get(extension)
-        if found is None:
-            message = f"{os.fspath(name)!r} has the extension {extension!r}, and those known are {known}"
-            raise ConfigError(message)
-        return found(file, **opts)
+        suffixes = Path(name).suffixes
+        for start in range(len(suffixes)):  # the longest first: ".h5.old" before ".old"
+            extension = "".join(suffixes[start:])
+            found = _EXTENSIONS.get(extension) or _EXTENSIONS.get(extension.lower())
+            if found is not None:
+                return found(file, **opts)
+        message = f"{os.fspath(name)!r} has the extension {Path(name).suffix!r}, and those known are {known}"
+        raise ConfigError(message)
 
     @classmethod
     def build_canonical(cls, spec: Any) -> Checkpointer:
@@ -219,6 +221,29 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             self.delete_parameter(key)
             return value
 
+    def setdefault(self, key: Key, default: Any = None) -> Any:
+        """Load a value; without one, save the default and return it."""
+        with self.using():
+            return super().setdefault(key, default)
+
+    def popitem(self) -> tuple[str, Any]:
+        """Load and delete the first key; return it and its value.
+
+        Raises:
+            CheckpointKeyError: There is none.
+        """
+        with self.using():
+            for key in self:
+                return key, self.pop(key)
+            message = f"no key in {self.place}: it is empty"
+            raise CheckpointKeyError(message, key=None)
+
+    def clear(self) -> None:
+        """Delete all keys, damaged ones, too: nothing is loaded. Those that are not allowed stay."""
+        with self.using():
+            for key in self:
+                self.delete_parameter(key)
+
     def cached_eval(
         self,
         key: Key,
@@ -242,9 +267,9 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         """
         path = parse_key(key)
         self.check_blocking()
+        asynchronous = f"{generator!r} is a coroutine function: use `async with`, whose cached_eval awaits it"
         if inspect.iscoroutinefunction(generator):
-            message = f"{generator!r} is a coroutine function: use `async with`, whose cached_eval awaits it"
-            raise CheckpointerUsageError(message)
+            raise CheckpointerUsageError(asynchronous)
         with self._lock:
             turn = self._evaluations.setdefault(path, threading.RLock())
         with turn, self:
@@ -252,6 +277,10 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             value = self.get(key, _MISSING)
             if value is _MISSING or (condition is not None and not condition(value)):
                 value = generator(*args, **(kwargs or {}))
+                if inspect.isawaitable(value):  # of a partial or a lambda, say
+                    if inspect.iscoroutine(value):
+                        value.close()
+                    raise CheckpointerUsageError(asynchronous)
                 self.save_parameter(key, value)
             return value
 

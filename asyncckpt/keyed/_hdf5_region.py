@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 _ON_PAGES_NBYTES: Final = 1 << 16  # what the block engine writes from where it lies
+_TINY_BOUNDARY: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,7 @@ class RegionPlan:
             for array, meta in enumerate(value.index.arrays):
                 if not meta.nbytes:
                     continue
-                end = align(end, PAGE_NBYTES if meta.nbytes >= _ON_PAGES_NBYTES else SMALL_BOUNDARY)
+                end = align(end, _boundary(meta.nbytes))
                 mirror.datasets[array].place = end
                 segments.append(ix.Segment(array, end, meta.nbytes))
                 spans.append(Piece(end, meta.nbytes, Span(number + array, 0)))
@@ -118,6 +119,13 @@ class RegionPlan:
                 names=value.names,
             )
             yield value.key, place
+
+
+def _boundary(nbytes: int) -> int:
+    """Return what the place of an array is a multiple of. Tiny ones are packed closely: they may be very many."""
+    if nbytes >= _ON_PAGES_NBYTES:
+        return PAGE_NBYTES
+    return SMALL_BOUNDARY if nbytes >= SMALL_BOUNDARY else _TINY_BOUNDARY
 
 
 class _Together:

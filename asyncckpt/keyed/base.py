@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from asyncckpt.workers import Crew, Pacer, StopFlag
 
@@ -62,6 +62,17 @@ class Store(ABC):
     @abstractmethod
     def entries(self) -> Mapping[str, Entry]:
         """The keys in their order, staged changes included."""
+
+    keeps: ClassVar[bool] = True
+    """Whether what is put is there afterwards."""
+
+    def begin(self, work: Work) -> None:  # noqa: B027 - a store without a file has no writers
+        """Become the file's writer, as the first change does; `entries` are then what the last writer left.
+
+        Raises:
+            FileLockedError: There is another writer.
+            OSError: The file cannot be made or read.
+        """
 
     @abstractmethod
     def read(self, key: str, work: Work) -> Found:

@@ -77,8 +77,15 @@ class KeyRules:
         """Tell whether a key may be used."""
         return (self.allowed is None or key in self.allowed) and (self.omitted is None or key not in self.omitted)
 
+    @property
+    def allow_all(self) -> bool:
+        """Whether any key may be used."""
+        return self.allowed is None and self.omitted is None
+
     def visible(self, keys: Iterable[str]) -> list[str]:
         """Return those of the keys that may be used."""
+        if self.allow_all:
+            return list(keys)
         return [key for key in keys if self.allows(key)]
 
     def path(self, key: Key, known: Callable[[], Iterable[str]]) -> Path:

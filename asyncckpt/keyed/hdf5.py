@@ -126,6 +126,7 @@ class HDF5Store(Store):
         self._is_writing = False
         self._is_dirty = False
         self._is_tainted = False
+        self._small_until = 0  # after a writing anew that failed: how large the file becomes until it is tried again
         self._open(work)
 
     def _open(self, work: Work) -> None:
@@ -135,7 +136,6 @@ class HDF5Store(Store):
         self._entries: dict[str, Entry] = {}
         self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
         fd = self._home.open()
-        self._identity = self._home.identity_of(fd)
         if fd is None:
             return
         try:
@@ -204,7 +204,7 @@ class HDF5Store(Store):
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """Stage a value; see `Store.put`."""
-        self._begin(work)
+        self.begin(work)
         nbytes = _payload_nbytes(value) + _OBJECT_NBYTES
         source: _Source
         if nbytes <= _HELD_MAX_NBYTES:
@@ -213,14 +213,21 @@ class HDF5Store(Store):
             source = _Held(key, value)
         else:
             target = self._target(key, nbytes)
-            places = target.append(self._home.ops, [Value(key, value.index, value.snapshot, value.names)], work)
+            values = [Value(key, value.index, value.snapshot, value.names)]
+            try:
+                places = target.append(self._home.ops, values, work)
+            except OSError:
+                if not self._can_go_back(target):
+                    raise
+                target = self._go_back(work)
+                places = target.append(self._home.ops, values, work)
             source = _Placed(target, places[key])
         self._set(key, source)
         self._is_dirty = True
 
     def delete(self, key: str, work: Work) -> None:
         """Stage a deletion; see `Store.delete`."""
-        self._begin(work)
+        self.begin(work)
         if key in self._sources:  # another process may have been quicker
             self._forget(self._sources.pop(key))
             del self._entries[key]
@@ -230,10 +237,7 @@ class HDF5Store(Store):
         """Make what is staged durable; see `Store.commit`."""
         if not self._is_dirty:
             return
-        target = self._target()
-        self._write_held(target, work)
-        if target is self._fresh:
-            self._move_all(target, work)
+        target = self._gather(work)
         places = {key: source.place for key, source in self._sources.items() if isinstance(source, _Placed)}
         losses = None if self._foreign is None else self._foreign.losses()
         self._commit(target, places, work)
@@ -255,12 +259,11 @@ class HDF5Store(Store):
 
     # --- staging ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, work: Work) -> None:
-        """Become the writer, of the file as it is now."""
+    def begin(self, work: Work) -> None:
+        """Become the writer, of the file as it is now; see `Store.begin`."""
         if self._is_writing:
             return
-        self._home.lock()
-        if self._home.identity() != self._identity:
+        if self._home.become_writer():
             self._close_files()
             self._open(work)
         if self._main is not None:
@@ -272,6 +275,8 @@ class HDF5Store(Store):
     def _target(self, key: str | None = None, nbytes: int = 0) -> DataFile:
         """Return the file that is written to, when `nbytes` more for `key` are."""
         if self._fresh is None:
+            if self._main is not None and not self._home.leads_to(self._main.fd):
+                self._is_tainted = True  # it was removed or replaced: what is appended would be nobody's
             if self._main is not None and not self._is_tainted and not self._outgrows(self._main, key, nbytes):
                 return self._main
             self._fresh = DataFile(self._home.path, self._home.create_sibling())
@@ -285,6 +290,8 @@ class HDF5Store(Store):
         promised counts the values alone, and is looked at where it can be kept: the objects of very many tiny values
         are larger than they are.
         """
+        if file.tail < self._small_until:
+            return False
         replaced = None if key is None else self._sources.get(key)
         live = self._live_nbytes + nbytes - (replaced.nbytes if replaced else 0)
         payload = self._payload_nbytes + nbytes - (replaced.payload_nbytes if replaced else 0)
@@ -321,6 +328,42 @@ class HDF5Store(Store):
         self._held_nbytes -= source.nbytes if isinstance(source, _Held) else 0
 
     # --- committing ---------------------------------------------------------------------------------------------------
+
+    def _gather(self, work: Work) -> DataFile:
+        """Bring every value into one file, and return it: a new one when its time has come.
+
+        If that fails, for lack of room or because a value that stays is damaged, the old one takes what is new.
+        """
+        target = self._target()
+        before = dict(self._sources)
+        try:
+            self._write_held(target, work)
+            if target is self._fresh:
+                self._move_all(target, work)
+        except (OSError, CorruptCheckpointError):
+            if not self._can_go_back(target):
+                raise
+            for key, source in before.items():
+                if not (isinstance(source, _Placed) and source.file is target):
+                    self._set(key, source)
+            return self._go_back(work)
+        return target
+
+    def _can_go_back(self, target: DataFile) -> bool:
+        """Whether there is an old file, besides this new one, that may still be appended to."""
+        return target is self._fresh and self._main is not None and not self._is_tainted
+
+    def _go_back(self, work: Work) -> DataFile:
+        """Let the old file have what is staged, and the new one go; return the old one."""
+        main = self._main
+        assert main is not None  # noqa: S101 - asked before
+        self._write_held(main, work)
+        self._move_all(main, work)  # what was written to the new one directly
+        self._close_files(but=main)
+        self._home.discard_sibling()
+        self._fresh = None
+        self._small_until = main.tail + main.tail // 4
+        return main
 
     def _move_all(self, target: DataFile, work: Work) -> None:
         """Bring every value into the new file, in batches."""

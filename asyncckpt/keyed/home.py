@@ -32,27 +32,24 @@ class Home:
         self.ops = ops
         self.sibling = self.path.with_name(f".{self.path.name}.tmp")
         self._lock: FileLock | None = None
+        self._seen: tuple[int, ...] | None = None
 
     @property
     def is_locked(self) -> bool:
         """Whether this process may change the file."""
         return self._lock is not None
 
-    def identity(self) -> tuple[int, ...] | None:
+    def _identity(self) -> tuple[int, ...] | None:
         """Return what tells whether the file is still the same, or None if there is none."""
         try:
-            found = self.path.stat()
+            return _identity_of(self.path.stat())
         except FileNotFoundError:
             return None
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
-    @staticmethod
-    def identity_of(fd: int | None) -> tuple[int, ...] | None:
-        """Return the identity of a file that `open` has opened, to be compared with that of the name later."""
-        if fd is None:
-            return None
-        found = os.fstat(fd)
-        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    def leads_to(self, fd: int) -> bool:
+        """Whether the file's name still leads to this file, which nobody has removed or replaced."""
+        found = self._identity()
+        return found is not None and found[:2] == _identity_of(os.fstat(fd))[:2]
 
     def open(self) -> int | None:
         """Open the file for reading, or return None if there is none.
@@ -63,22 +60,28 @@ class Home:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
+            self._seen = None
             return None
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        found = os.fstat(fd)
+        self._seen = _identity_of(found)
+        if not stat.S_ISREG(found.st_mode):
             os.close(fd)
             message = f"{self.path} is not a regular file"
             raise IsADirectoryError(message) if self.path.is_dir() else OSError(message)
         return fd
 
-    def lock(self) -> None:
-        """Become the file's writer, with the directory made if it is missing; more than once does no harm.
+    def become_writer(self) -> bool:
+        """Take the lock, unless it is taken, with the directory made if it is missing.
+
+        Returns:
+            Whether the file is not what `open` found: then another writer was quicker, and it is to be read again.
 
         Raises:
             FileLockedError: There is another writer.
             OSError: The directory cannot be made or written.
         """
         if self._lock is not None:
-            return
+            return False
         ensure_directory(self.ops, self.path.parent)
         self._lock = acquire_file_lock(self.ops, self.path)
         if not self._lock.is_supported:
@@ -86,6 +89,7 @@ class Home:
             warnings.warn(message, CheckpointWarning, stacklevel=2)
         with suppress(FileNotFoundError):
             self.ops.unlink(self.sibling)
+        return self._identity() != self._seen
 
     def create_sibling(self) -> int:
         """Create the sibling, with the file's permissions, and return a descriptor to read and write it."""
@@ -124,3 +128,7 @@ class Home:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _identity_of(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed.base import Entry, Found, Store
-from asyncckpt.keyed.json_text import decode_value, encode_key, encode_value, split_object
+from asyncckpt.keyed.json_read import decode_value, split_object
+from asyncckpt.keyed.json_write import encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
 
@@ -60,7 +61,7 @@ class JSONStore(Store):
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
-        self._begin(work)
+        self.begin(work)
         text = encode_value(value, work.pacer())
         self._texts[key] = _Text(text)
         self._entries[key] = Entry(sum(map(len, text)), value.names)
@@ -68,7 +69,7 @@ class JSONStore(Store):
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
-        self._begin(work)
+        self.begin(work)
         del self._texts[key], self._entries[key]
         self._is_changed = True
 
@@ -105,17 +106,14 @@ class JSONStore(Store):
         self._entries = {}
         self._home.release()
 
-    def _begin(self, work: Work) -> None:
-        """Become the writer; what another has written since the file was opened is read first."""
-        if not self._home.is_locked:
-            self._home.lock()
-            if self._home.identity() != self._seen:
-                self._load(work)
+    def begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
+        if self._home.become_writer():
+            self._load(work)
 
     def _load(self, work: Work) -> None:
         self._texts, self._entries = {}, {}
         fd = self._home.open()
-        self._seen = self._home.identity_of(fd)
         if fd is None:
             return
         try:

@@ -74,7 +74,6 @@ class MsgpackStore(Store):
         self._is_published = False
         self._is_suspect = False  # whether something on the way to the disk has failed, so that a new file is needed
         self._has_tail = False
-        self._seen: tuple[int, ...] | None = None
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -98,14 +97,14 @@ class MsgpackStore(Store):
         if len(key) * 4 > _MAX_KEY_NBYTES and len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
-        self._begin(work)
+        self.begin(work)
         record = self._append(lambda fd: _write_value(self._home, fd, self._end, key, value, work))
         self._set(key, _Live(record, Entry(record.end - record.offset, value.names)))
         self._staged.add(key)
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
-        self._begin(work)
+        self.begin(work)
         self._append(lambda fd: self._write_small(fd, records.delete_head(key)))
         self._live_nbytes -= self._live.pop(key).entry.nbytes
         del self._entries[key]
@@ -117,6 +116,8 @@ class MsgpackStore(Store):
             return
         limit = self._live_nbytes + self._live_nbytes // 2 + _SLACK_NBYTES
         is_large = self._end > limit
+        if self._is_published and not self._home.leads_to(self._descriptor()):
+            self._is_suspect = True  # the file was removed or replaced: what is appended would be nobody's
         if is_large or self._is_suspect:
             try:
                 self._rewrite(work)
@@ -147,7 +148,6 @@ class MsgpackStore(Store):
         fd = self._home.open()
         if fd is None:
             return
-        self._seen = self._home.identity_of(fd)
         try:
             log = records.scan(fd, str(self._home.path), work.pacer())
         except BaseException:
@@ -162,11 +162,10 @@ class MsgpackStore(Store):
         for key, record in log.live.items():
             self._set(key, _Live(record, Entry(record.end - record.offset, record.names)))
 
-    def _begin(self, work: Work) -> None:
-        """Become the writer; what another has written since the file was opened is read first."""
+    def begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
         if not self._home.is_locked:
-            self._home.lock()
-            if self._home.identity() != self._seen:
+            if self._home.become_writer():
                 if self._fd is not None:
                     os.close(self._fd)
                     self._fd = None
@@ -193,13 +192,16 @@ class MsgpackStore(Store):
 
     def _cut(self) -> int:
         """Cut off what lies behind the end."""
-        fd = self._fd
-        assert fd is not None  # noqa: S101 - the writer has a file
+        fd = self._descriptor()
         if self._has_tail:
             self._home.ops.truncate(fd, self._end)
             self._sync(fd)
             self._has_tail = False
         return fd
+
+    def _descriptor(self) -> int:
+        assert self._fd is not None  # noqa: S101 - the writer has a file
+        return self._fd
 
     def _write_small(self, fd: int, head: bytes, at: int | None = None) -> records.Record:
         begin = self._end if at is None else at
@@ -237,8 +239,7 @@ class MsgpackStore(Store):
 
     def _rewrite(self, work: Work) -> None:
         """Commit by writing everything that lives to a new file."""
-        old = self._fd
-        assert old is not None  # noqa: S101 - the writer has a file
+        old = self._descriptor()
         if not self._is_published:
             self._home.discard_sibling()
         new = self._home.create_sibling()

@@ -68,6 +68,8 @@ class MemoryStore(Store):
 class NullStore(Store):
     """Takes everything and keeps nothing."""
 
+    keeps = False
+
     @property
     def entries(self) -> Mapping[str, Entry]:
         """Always empty."""

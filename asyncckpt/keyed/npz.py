@@ -79,7 +79,6 @@ class NumPyStore(Store):
         self._items: dict[str, _Item] = {}
         self._entries: dict[str, Entry] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
-        self._seen: tuple[int, ...] | None = None
         self._end = 0  # of the sibling
         self._is_changed = False
         self._is_suspect = False  # whether the sibling cannot become the file
@@ -109,7 +108,7 @@ class NumPyStore(Store):
         if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
-        self._begin(work)
+        self.begin(work)
         fd = self._begin_sibling()
         index = value.index
         is_plain = _is_plain(index)
@@ -130,7 +129,7 @@ class NumPyStore(Store):
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
-        self._begin(work)
+        self.begin(work)
         self._drop(key)
         del self._items[key], self._entries[key]
         self._is_changed = True
@@ -180,7 +179,6 @@ class NumPyStore(Store):
         fd = self._home.open()
         if fd is None:
             return
-        self._seen = self._home.identity_of(fd)
         self._fd = fd
         if os.fstat(fd).st_size == 0:  # somebody has made it in advance
             return
@@ -214,15 +212,13 @@ class NumPyStore(Store):
         nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
         self._set(key, _Item(tuple(members), tree, Entry(nbytes, of)))
 
-    def _begin(self, work: Work) -> None:
-        """Become the writer; what another has written since the file was opened is read first."""
-        if not self._home.is_locked:
-            self._home.lock()
-            if self._home.identity() != self._seen:
-                if self._fd is not None:
-                    os.close(self._fd)
-                    self._fd = None
-                self._load(work)
+    def begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
+        if self._home.become_writer():
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+            self._load(work)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

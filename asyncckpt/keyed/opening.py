@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from weakref import WeakValueDictionary
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointerUsageError, ConfigError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.engine import Path as KeyPath
 
 DEFAULT_STAGED_NBYTES: Final = 2 << 30
+_OF_THIS_PROCESS: Final = frozenset(("_lock", "_evaluations", "_depth", "_mode", "_engine", "_session", "_process"))
 
 
 class Opening(ABC):
@@ -47,7 +49,11 @@ class Opening(ABC):
         serializer: Serializer | None = None,
         disk: DiskOps | None = None,
         max_staged_nbytes: int = DEFAULT_STAGED_NBYTES,
+        **unknown: object,
     ) -> None:
+        if unknown:
+            message = f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}"
+            raise ConfigError(message)
         self.checkpoint_file = self._check_file(checkpoint_file)
         self.rules = KeyRules(
             self.place, _key_set("allowed_keys", allowed_keys), _key_set("omitted_keys", omitted_keys)
@@ -55,13 +61,33 @@ class Opening(ABC):
         self._serializer = serializer
         self._disk = disk or DiskOps()
         self._max_staged_nbytes = max_staged_nbytes
+        self._settle()
+
+    def _settle(self) -> None:
+        """Begin as one that is closed."""
         self._lock = threading.RLock()
-        self._evaluations: dict[KeyPath, threading.RLock] = {}
+        self._evaluations: WeakValueDictionary[KeyPath, threading.RLock] = WeakValueDictionary()
         self._depth = 0
         self._mode: Literal["blocking", "async"] | None = None
         self._engine: Engine | None = None
         self._session: Session | None = None
         self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, in this process or another, is made of: which file it is, and how it is used.
+
+        Raises:
+            CheckpointerUsageError: It is open.
+        """
+        if self.is_open:
+            message = f"{self!r} cannot be copied or pickled while it is open: close it first, and open the copy"
+            raise CheckpointerUsageError(message)
+        return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a closed one of the same file."""
+        vars(self).update(state)
+        self._settle()
 
     def __repr__(self) -> str:
         """Show the file and whether it is open."""
@@ -95,7 +121,7 @@ class Opening(ABC):
     def _known_keys(self) -> list[str]:
         """Return the keys there are, as far as that takes no blocking where it must not."""
         if self._session is not None:
-            return self._session.keys()
+            return self._session.names.keys()
         if _is_loop_running():
             return []
         with self.using() as engine:
@@ -206,7 +232,7 @@ class Opening(ABC):
             finally:
                 self._forget(session)
             if is_entered:
-                return AsyncCheckpointer(repr(self), self.rules, session)
+                return AsyncCheckpointer(f"{type(self).__name__} {self.place}", self.rules, session)
 
     def _new_session(self) -> Session:
         try:
@@ -249,11 +275,11 @@ class Opening(ABC):
 
     def check_blocking(self, *, is_open: bool = True) -> None:
         """Check that the blocking mode may be used here and now."""
-        if _is_loop_running():
-            message = f"{self!r}: blocking access on a running loop would stop it: use `async with`"
-            raise CheckpointerUsageError(message)
         if is_open and self._mode == "async":
             message = f"{self!r} is open in asynchronous mode: use the view that `async with` gave, or leave it first"
+            raise CheckpointerUsageError(message)
+        if _is_loop_running():
+            message = f"{self!r}: blocking access on a running loop would stop it: use `async with`"
             raise CheckpointerUsageError(message)
         if self._depth and self._process != os.getpid():
             message = f"{self!r} was opened by the parent process: a forked child may not use it; make one of its own"

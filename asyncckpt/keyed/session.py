@@ -4,7 +4,7 @@
    begins with the writes that were called before it, so a read sees them, and not those called after it.
 2. A write is a captured value in the queue until a job has put it into the store. If that fails for the disk's sake it
    stays in the queue, and each job that comes tries again; a value that the store refuses is dropped, and the error
-   raised by the next `save_parameter`, `flush` or end of the block.
+   raised by the next change, `flush` or end of the block. If the file has another writer, all that wait are refused.
 3. The index, the queue and the budget belong to the loop's thread. The thread of a job takes from the left of the
    queue only what was there when the job was called.
 4. A job is awaited to its end, whatever is cancelled. A cancelled load ends early; a change is made or not.
@@ -15,14 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-from collections import deque
-from dataclasses import dataclass
+import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, FileLockedError, QueueFullError
 from asyncckpt.keyed.base import Work
-from asyncckpt.keyed.engine import missing
+from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
+from asyncckpt.keyed.writes import Write, WriteQueue
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.state.leaf_nodes import TooLargeError
@@ -31,29 +31,17 @@ from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from asyncckpt.keyed.base import Found
     from asyncckpt.keyed.engine import Engine, Path
-    from asyncckpt.keyed.values import Names
     from asyncckpt.state.flat import FlatState
 
 ResultT = TypeVar("ResultT")
 ItemT = TypeVar("ItemT")
 
 _MISSING: Final = object()
-_MAX_QUEUED: Final = 4096
-"""Writes that may wait: as many small ones as are captured faster than the disk takes them."""
-
-
-@dataclass(slots=True, eq=False)
-class _Write:
-    """A change that waits for its job: a captured value, or a deletion."""
-
-    number: int
-    path: Path
-    captured: Captured | None
-    nbytes: int
+_GIVE_WAY_SECONDS: Final = 0.002
 
 
 class Session:
@@ -64,7 +52,6 @@ class Session:
         self._process = os.getpid()
         self._open_engine = open_engine
         self._place = place
-        self._max_staged_nbytes = max_staged_nbytes
         self._jobs = Jobs(self._loop)
         self._pool = BufferPool()
         self._opened: Engine | None = None
@@ -73,12 +60,13 @@ class Session:
         self._turn = asyncio.Lock()  # jobs, in the order of the calls
         self._intake = asyncio.Lock()  # large values, captured one at a time
         self._depth = 0
-        self._queue: deque[_Write] = deque()
-        self._number = 0
-        self._staged_nbytes = 0
+        self._queue = WriteQueue(max_staged_nbytes)
         self._refused: list[Exception] = []
-        self._names: dict[str, Names] = {}
+        self._names = NameIndex({}, place)
         self._drainer: asyncio.Task[None] | None = None
+        self._is_writer = False
+        self._found_names: NameIndex | None = None
+        self._gave_way = time.perf_counter()
         self.evaluations: dict[Path, asyncio.Future[Any]] = {}
         self.is_over = False
 
@@ -105,7 +93,7 @@ class Session:
 
     def _open(self) -> None:
         self._opened = self._open_engine(Work(Crew()))
-        self._names = {key: entry.names for key, entry in self._opened.store.entries.items()}
+        self._names = NameIndex.of(self._opened.store, self._place)
 
     async def leave(self, error: BaseException | None) -> None:
         """Flush and close the file, if this is the outermost block, whoever cancels."""
@@ -152,9 +140,6 @@ class Session:
         try:
             engine.store.close()
         finally:
-            for write in self._queue:
-                if write.captured is not None:
-                    write.captured.release()
             self._queue.clear()
             self._pool.close()
 
@@ -176,53 +161,29 @@ class Session:
 
     # --- the index ----------------------------------------------------------------------------------------------------
 
+    @property
+    def names(self) -> NameIndex:
+        """The keys, pending writes included; to be looked at only now."""
+        self._check()
+        return self._names
+
     def _read_names(self) -> None:
         """Read the index again, after a failure."""
         assert self._engine is not None  # noqa: S101 - it is open
-        self._names = {key: entry.names for key, entry in self._engine.store.entries.items()}
-        for write in self._queue:
+        self._show(NameIndex.of(self._engine.store, self._place))
+
+    def _show(self, names: NameIndex, done: Sequence[Write] = ()) -> None:
+        """Let the index be this one, and show what came after it and what waits."""
+        self._names = names
+        for write in (*done, *self._queue):
             self._note(write.path, write.captured)
-
-    def keys(self) -> list[str]:
-        """Return the top-level keys, pending writes included."""
-        self._check()
-        return list(self._names)
-
-    def contains(self, path: Path) -> bool:
-        """Tell whether there is a value at a path.
-
-        Raises:
-            CheckpointerUsageError: The index does not reach so deep.
-        """
-        self._check()
-        at: Any = self._names
-        for part in path:
-            if at is False:
-                message = (
-                    f"whether {path!r} is in {self._place} takes reading {path[0]!r}, which has too many keys for the"
-                    " index in memory: use `await chk.get(...)`"
-                )
-                raise CheckpointerUsageError(message)
-            try:
-                if not isinstance(at, dict) or part not in at:
-                    return False
-            except TypeError:  # no key of a dict
-                return False
-            at = at[part]
-        return True
 
     def _note(self, path: Path, captured: Captured | None) -> None:
         """Let the index show a write."""
-        at: dict[Any, Any] = self._names
-        for part in path[:-1]:
-            below = at.setdefault(part, {}) if captured is not None else at.get(part)
-            if not isinstance(below, dict):
-                return  # not known, or no dict: the job will say so
-            at = below
         if captured is None:
-            at.pop(path[-1], None)
+            self._names.remove(path)
         else:
-            at[path[-1]] = captured.names
+            self._names.add(path, captured.names)
 
     # --- writes -------------------------------------------------------------------------------------------------------
 
@@ -234,6 +195,8 @@ class Session:
             QueueFullError: There is no room in the budget.
         """
         self._check()
+        self._raise_refused()
+        self._names.check_way(path)
         assert self._engine is not None  # noqa: S101 - it is open
         flat = _flatten_inline(self._engine.to_state(value), path)
         if flat is None:
@@ -243,9 +206,9 @@ class Session:
             )
             raise CheckpointerUsageError(message)
         nbytes = flat.encoded_nbytes + flat.array_nbytes
-        if not self._has_room(nbytes):
+        if not self._queue.has_room(nbytes):
             message = (
-                f"{path[0]!r}: {len(self._queue)} writes of {self._staged_nbytes} bytes wait for the disk: `await"
+                f"{path[0]!r}: {len(self._queue)} writes of {self._queue.staged_nbytes} bytes wait for the disk: `await"
                 " chk.save_parameter(key, value)` waits for room"
             )
             raise QueueFullError(message)
@@ -255,16 +218,20 @@ class Session:
         """Capture a value of any size, and return; or, if the budget does not hold it, when it has been written."""
         self._check()
         self._raise_refused()
+        self._names.check_way(path)
+        await self._give_way()
         async with self._intake:
             flat = None if self._has_serializer() else _flatten_inline(value, path)
             if flat is not None:
                 nbytes = flat.encoded_nbytes + flat.array_nbytes
+                await self._become_writer()
                 await self._wait_for_room(nbytes)
                 self._enqueue(path, capture(flat, None, Crew()), nbytes)
                 return
             flat = await self._in_thread(self._flatten, path, value)
+            await self._become_writer()
             nbytes = flat.encoded_nbytes + flat.array_nbytes
-            if nbytes > self._max_staged_nbytes:
+            if not self._queue.fits(nbytes):
                 await self._stream(path, flat)
                 return
             await self._wait_for_room(nbytes)
@@ -276,9 +243,38 @@ class Session:
         Raises:
             CheckpointKeyError: There is nothing.
         """
-        if not self.contains(path):
-            raise missing(path, self._place, self.keys())
+        self._check()
+        self._raise_refused()
+        self._names.check(path)
         self._enqueue(path, None, 0)
+
+    async def remove(self, path: Path) -> None:
+        """Delete what is at a path, as `delete` does, once the file's writer."""
+        self._check()
+        self._names.check(path)
+        await self._become_writer()
+        self.delete(path)
+
+    async def _become_writer(self) -> None:
+        """Let a caller who can wait know at once that the file has another writer."""
+        if not self._is_writer:
+            await self._run(self._begin)
+
+    def _begin(self, engine: Engine, work: Work) -> None:
+        """Become the writer; in a thread. The index is read again if another writer was there since it was read."""
+        if self._is_writer:
+            return
+        before = engine.store.entries
+        engine.store.begin(work)
+        if engine.store.entries is not before:
+            self._found_names = NameIndex.of(engine.store, self._place)
+        self._is_writer = True
+
+    async def _give_way(self) -> None:
+        """Let the loop run now and then, if a caller saves many small values in a row: nothing else here would."""
+        if time.perf_counter() - self._gave_way > _GIVE_WAY_SECONDS:
+            await asyncio.sleep(0)
+            self._gave_way = time.perf_counter()
 
     def _has_serializer(self) -> bool:
         return self._engine is not None and self._engine.has_serializer
@@ -305,21 +301,14 @@ class Session:
         finally:
             captured.release()
 
-    def _has_room(self, nbytes: int) -> bool:
-        if not self._queue:
-            return True
-        return len(self._queue) < _MAX_QUEUED and self._staged_nbytes + nbytes <= self._max_staged_nbytes
-
     async def _wait_for_room(self, nbytes: int) -> None:
-        while not self._has_room(nbytes):
+        while not self._queue.has_room(nbytes):
             await self._run(_nothing)
         self._check()
 
     def _enqueue(self, path: Path, captured: Captured | None, nbytes: int) -> None:
         self._check()
-        self._number += 1
-        self._queue.append(_Write(self._number, path, captured, nbytes))
-        self._staged_nbytes += nbytes
+        self._queue.add(path, captured, nbytes)
         self._note(path, captured)
         if self._drainer is None:
             # In an empty context, which nothing of the caller's outlives.
@@ -343,18 +332,21 @@ class Session:
         return await self._run(action, stop)
 
     async def _run(self, action: Callable[[Engine, Work], ResultT], stop: StopFlag | None = None) -> ResultT:
-        until = self._number
+        until = self._queue.number
         async with self._turn:
             engine = self._engine
             if engine is None:
                 message = f"{self._place} is closed"
                 raise CheckpointerUsageError(message)
-            done: list[_Write] = []
+            done: list[Write] = []
             refused: list[Exception] = []
             try:
                 return await self._jobs.run_stoppable(stop, self._job, engine, until, done, refused, action, stop)
             finally:
-                self._staged_nbytes -= sum(write.nbytes for write in done)
+                self._queue.settle(done)
+                found, self._found_names = self._found_names, None
+                if found is not None:
+                    self._show(found, done)  # those that were refused leave it again below
                 if refused:
                     self._refused += refused
                     self._read_names()
@@ -363,27 +355,29 @@ class Session:
         self,
         engine: Engine,
         until: int,
-        done: list[_Write],
+        done: list[Write],
         refused: list[Exception],
         action: Callable[[Engine, Work], ResultT],
         stop: StopFlag | None,
     ) -> ResultT:
         work = Work(self._jobs.crew())
-        while self._queue and self._queue[0].number <= until:
-            write = self._queue[0]
+        while (write := self._queue.first(until)) is not None:
             try:
+                self._begin(engine, work)
                 if write.captured is None:
                     engine.delete(write.path, work)
                 else:
                     engine.put(write.path, write.captured, work)
-            except (OSError, MemoryError, FileLockedError):
+            except FileLockedError as error:
+                refused.append(error)
+                while self._queue.first(until) is not None:
+                    done.append(self._queue.take())
+                break
+            except (OSError, MemoryError):
                 raise
             except Exception as error:  # noqa: BLE001 - it will never do: others shall not wait behind it
                 refused.append(error)
-            self._queue.popleft()
-            done.append(write)
-            if write.captured is not None:
-                write.captured.release()
+            done.append(self._queue.take())
         return action(engine, Work(work.crew, stop))
 
     async def load(self, path: Path) -> Any:
@@ -393,8 +387,10 @@ class Session:
 
     async def take(self, path: Path) -> Any:
         """Load the value at a path and delete it."""
-        if not self.contains(path):
-            raise missing(path, self._place, self.keys())
+        self._check()
+        self._names.check(path)
+        await self._become_writer()
+        self._names.check(path)  # another task, or another writer, may have been quicker
         self._note(path, None)
 
         def action(engine: Engine, work: Work) -> Found:

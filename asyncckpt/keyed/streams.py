@@ -90,6 +90,11 @@ class StreamStore(Store):
         """See `Store`."""
         return self._inner.entries
 
+    def begin(self, work: Work) -> None:
+        """See `Store`."""
+        self._check_writable()
+        self._inner.begin(work)
+
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""
         return self._inner.read(key, work)

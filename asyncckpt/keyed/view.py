@@ -25,8 +25,8 @@ class AsyncCheckpointer:
 
     Calls take effect in their order: a load sees the writes before it. Writes are captured when they are called, so
     that the value may be changed afterwards, and stored in the background; `flush`, or leaving the block, makes them
-    durable, all together. What has failed in the background raises at the next `save_parameter`, `flush` or end of the
-    block.
+    durable, all together. What was refused in the background, such as every change while another Checkpointer is the
+    writer, is dropped, and raises at the next change, `flush` or end of the block.
 
     `chk[key] = value` captures on the spot, up to about 1 MiB. `in`, `len`, iteration, `keys()` and `del` look at an
     index in memory. Everything else is awaited; ``await chk[key]`` loads.
@@ -38,8 +38,8 @@ class AsyncCheckpointer:
         self._session = session
 
     def __repr__(self) -> str:
-        """Show the Checkpointer that this is a view of."""
-        return f"<{type(self).__name__} of {self._owner}>"
+        """Show the file, and whether it is open."""
+        return f"<{type(self).__name__} of {self._owner} ({'open' if self.is_open else 'closed'})>"
 
     @property
     def is_open(self) -> bool:
@@ -57,7 +57,7 @@ class AsyncCheckpointer:
 
     def keys(self) -> AwaitableList[str]:
         """Return the keys in the order in which they came; may be awaited, too."""
-        return AwaitableList(self._rules.visible(self._session.keys()))
+        return AwaitableList(self._rules.visible(self._session.names.keys()))
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a value, and the key is allowed."""
@@ -65,7 +65,7 @@ class AsyncCheckpointer:
             path = parse_key(key)
         except TypeError:
             return False
-        return self._rules.allows(path[0]) and self._session.contains(path)
+        return self._rules.allows(path[0]) and self._session.names.contains(path)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys there are now."""
@@ -73,7 +73,7 @@ class AsyncCheckpointer:
 
     def __len__(self) -> int:
         """Return the number of keys."""
-        return len(self.keys())
+        return len(self._session.names) if self._rules.allow_all else len(self.keys())
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -85,6 +85,7 @@ class AsyncCheckpointer:
             CheckpointerUsageError: The value is larger than about 1 MiB: use `save_parameter`.
             QueueFullError: The values that wait to be written fill the budget.
             UnsupportedLeafError: The value cannot be saved.
+            FileLockedError: Another Checkpointer is changing the file, and an earlier change was refused for it.
         """
         self._session.save_now(self._path(key), value)
 
@@ -96,6 +97,7 @@ class AsyncCheckpointer:
         Raises:
             CheckpointKeyError: The key is not allowed.
             UnsupportedLeafError: The value cannot be saved.
+            FileLockedError: Another Checkpointer is changing the file.
             OSError: The disk failed when room was to be made.
         """
         await self._session.save(self._path(key), value)
@@ -109,8 +111,13 @@ class AsyncCheckpointer:
         self._session.delete(self._path(key))
 
     async def delete_parameter(self, key: Key) -> None:
-        """Delete a key, or what a path leads to; see `del`."""
-        self._session.delete(self._path(key))
+        """Delete a key, or what a path leads to.
+
+        Raises:
+            CheckpointKeyError: There is none, or it is not allowed.
+            FileLockedError: Another Checkpointer is changing the file.
+        """
+        await self._session.remove(self._path(key))
 
     async def update(self, values: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (), /, **more: object) -> None:
         """Save the values of a mapping, or of pairs."""
@@ -123,7 +130,7 @@ class AsyncCheckpointer:
 
         Raises:
             OSError: The disk failed. The changes are kept, and the next flush tries again.
-            FileLockedError: Another Checkpointer is changing the file.
+            FileLockedError: Another Checkpointer is changing the file; the changes were dropped.
         """
         await self._session.flush()
 

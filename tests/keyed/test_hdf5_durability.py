@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
-from hdf5_stores import WORK
+from hdf5_stores import WORK, opened, put, read
 from support import assert_same
 
 from asyncckpt.disk.ops import DiskOps
@@ -168,10 +168,10 @@ def played(scene: Scene, path: Path, disk: FaultyDisk) -> None:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_scenes(name: str, tmp_path: Path) -> None:
+def test_scenes(name: str, quick_path: Path) -> None:
     """They do what they are there for."""
     scene = SCENES[name]
-    path = tmp_path / "here" / "a.h5"
+    path = quick_path / "here" / "a.h5"
     disk = FaultyDisk()
     played(scene, path, disk)
     assert version_of(path) == scene.versions[-1]
@@ -269,10 +269,10 @@ def killed_everywhere(scene: Scene, root: Path, make_disk: Callable[[int], Any])
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_kill_at_any_operation(name: str, tmp_path: Path) -> None:
+def test_a_kill_at_any_operation(name: str, quick_path: Path) -> None:
     """The last completed commit or a later one is there, all keys of it together; other tools see one, too."""
     scene = SCENES[name]
-    for acknowledged, path in killed_everywhere(scene, tmp_path, MortalDisk):
+    for acknowledged, path in killed_everywhere(scene, quick_path, MortalDisk):
         found = version_of(path)
         assert found >= acknowledged
         if found >= 0:
@@ -376,10 +376,10 @@ def keeping(choice: str) -> Callable[[int, int], bool]:
 
 @pytest.mark.parametrize("choice", ["nothing", "ends", "chance"])
 @pytest.mark.parametrize("name", SCENES)
-def test_a_power_cut_at_any_operation(name: str, choice: str, tmp_path: Path) -> None:
+def test_a_power_cut_at_any_operation(name: str, choice: str, quick_path: Path) -> None:
     """What was acknowledged is there, or something later, whatever of the rest the disk has kept."""
     keeps = keeping(choice)
-    for acknowledged, path in killed_everywhere(SCENES[name], tmp_path, lambda at: LosingDisk(at, keeps)):
+    for acknowledged, path in killed_everywhere(SCENES[name], quick_path, lambda at: LosingDisk(at, keeps)):
         assert version_of(path) >= acknowledged, path
 
 
@@ -398,7 +398,7 @@ class LazyDisk(LosingDisk):
 
 
 @pytest.mark.parametrize(("skipped", "choice"), [(0, "ends"), (1, "nothing")])
-def test_the_rig_sees_a_missing_sync(skipped: int, choice: str, tmp_path: Path) -> None:
+def test_the_rig_sees_a_missing_sync(skipped: int, choice: str, quick_path: Path) -> None:
     """Without the sync before the slot is written, or the one behind it, power cuts lose commits."""
 
     def make_disk(position: int) -> LazyDisk:
@@ -407,7 +407,7 @@ def test_the_rig_sees_a_missing_sync(skipped: int, choice: str, tmp_path: Path) 
         return disk
 
     lost = 0
-    for acknowledged, path in killed_everywhere(SCENES["append"], tmp_path, make_disk):
+    for acknowledged, path in killed_everywhere(SCENES["append"], quick_path, make_disk):
         try:
             lost += version_of(path) < acknowledged
         except CheckpointError:
@@ -419,10 +419,10 @@ def test_the_rig_sees_a_missing_sync(skipped: int, choice: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_failure_at_any_operation(name: str, tmp_path: Path) -> None:
+def test_a_failure_at_any_operation(name: str, quick_path: Path) -> None:
     """After an error, the next attempt succeeds, never syncing a file again whose sync failed."""
     scene = SCENES[name]
-    for position, path in enumerate(copies(scene, tmp_path)):
+    for position, path in enumerate(copies(scene, quick_path)):
         before = version_of(path) if path.exists() else -1
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position)
@@ -447,10 +447,10 @@ def test_a_failure_at_any_operation(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_a_disk_that_fails_for_good(name: str, tmp_path: Path) -> None:
+def test_a_disk_that_fails_for_good(name: str, quick_path: Path) -> None:
     """From some operation on nothing works any more: the last commit stays."""
     scene = SCENES[name]
-    for position, path in enumerate(copies(scene, tmp_path)):
+    for position, path in enumerate(copies(scene, quick_path)):
         done = [version_of(path) if path.exists() else -1]
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position, lasting=True)
@@ -468,9 +468,9 @@ def test_a_disk_that_fails_for_good(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("nth", range(3))
-def test_a_file_whose_sync_failed_is_left_alone(nth: int, tmp_path: Path) -> None:
+def test_a_file_whose_sync_failed_is_left_alone(nth: int, quick_path: Path) -> None:
     """After a failed sync, nothing is written to that file: the next commit makes another."""
-    path = tmp_path / "a.h5"
+    path = quick_path / "a.h5"
     SCENES["append"].make(path)
     inode = path.stat().st_ino
     disk = FaultyDisk()
@@ -489,9 +489,46 @@ def test_a_file_whose_sync_failed_is_left_alone(nth: int, tmp_path: Path) -> Non
     assert version_of(path) == 2
 
 
-def test_no_room(tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["damage", "room"])
+def test_a_file_that_cannot_be_written_anew_still_takes_what_is_new(what: str, quick_path: Path) -> None:
+    """A damaged value, or no room for a second file, keeps nobody else's values from being saved."""
+    path = quick_path / "a.h5"
+    sizes = {"bad": 1 << 20, "large": 1 << 19, "small": 10, "held": 20}
+    disk = FaultyDisk()
+    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    for key, size in sizes.items():
+        put(store, key, np.zeros(size, np.uint8))
+    store.commit(WORK)
+    store.close()
+    if what == "damage":
+        with path.open("r+b") as file:
+            file.seek(1 << 19)
+            file.write(b"damage")
+    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    for number in range(1, 12):
+        if what == "room" and number == 3:
+            disk.fail("write", errno.ENOSPC, path_part=f".{path.name}.tmp", lasting=True)
+        put(store, "large", np.full(sizes["large"], number, np.uint8))
+        put(store, "held", np.full(sizes["held"], number, np.uint8))
+        store.commit(WORK)
+        with opened(path) as other:
+            for key in ("large", "held", "small"):
+                assert_same(read(other, key), np.full(sizes[key], number if key != "small" else 0, np.uint8))
+    assert not list(quick_path.glob(".*.tmp"))
+    put(store, "bad", 1)  # replaced, it keeps the file from nothing
+    store.commit(WORK)
+    store.close()
+    disk.heal()
+    with opened(path, disk) as store:
+        for number in range(12):
+            put(store, "large", np.full(sizes["large"], number, np.uint8))
+            store.commit(WORK)
+            assert path.stat().st_size < 3 * sizes["large"] + (4 << 20)
+
+
+def test_no_room(quick_path: Path) -> None:
     """When the disk is full, the commit fails, and works when there is room again, by appending."""
-    path = tmp_path / "a.h5"
+    path = quick_path / "a.h5"
     SCENES["append"].make(path)
     disk = FaultyDisk()
     store = HDF5Store(Home(path, disk), WORK, trusted=False)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
 import io
 import os
+import pickle
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -165,9 +169,13 @@ def test_mapping_methods(place: Place) -> None:
         chk["b"] = 9
         assert list(chk) == ["d", "e", "b"]
     assert place.contents() == {"d": 4, "e": 5, "b": 9}
-    with place.open() as chk:
-        chk.clear()
-    assert place.contents() == {}
+    chk = place.open(omitted_keys=["d"])
+    assert chk.popitem() == ("e", 5)
+    assert chk.setdefault("f", 6) == 6
+    chk.clear()
+    with pytest.raises(asyncckpt.CheckpointKeyError, match="empty"):
+        chk.popitem()
+    assert place.contents() == {"d": 4}
 
 
 def test_a_missing_key_names_the_key_the_file_and_the_keys(place: Place) -> None:
@@ -393,6 +401,28 @@ def test_a_reader_keeps_its_file_while_another_rewrites_it(file: Place) -> None:
         assert_same(reader["a"], np.arange(100_000.0))
 
 
+@pytest.mark.parametrize("by", ["removed", "replaced"])
+def test_a_file_that_loses_its_name_is_written_again(file: Place, by: str) -> None:
+    """What a flush makes durable is under the name, whatever other programs did to it."""
+    large = np.arange(1 << 16)
+    with file.open() as chk:
+        chk["a"], chk["large"] = 1, large
+        chk.flush()
+        chk["b"] = large
+        if by == "removed":
+            file.path.unlink()
+        else:
+            file.path.with_name("other").write_bytes(b"")
+            file.path.with_name("other").replace(file.path)
+        chk["c"] = 3
+        chk.flush()
+        found = file.contents()
+        chk["d"] = 4
+    assert list(found) == ["a", "large", "b", "c"]
+    assert_same(found["large"], large)
+    assert list(file.contents()) == ["a", "large", "b", "c", "d"]
+
+
 def test_flush_makes_durable(file: Place) -> None:
     """After a flush another process finds it all, while the file is still open; before, nothing of it."""
     with file.open() as chk:
@@ -441,6 +471,20 @@ def test_cached_eval(place: Place) -> None:
     with pytest.raises(asyncckpt.CheckpointKeyError):
         place.open(omitted_keys=["s"]).cached_eval("s", generator)
     assert len(calls) == 3
+
+
+def test_cached_eval_refuses_what_must_be_awaited(place: Place) -> None:
+    """Also where only the result tells; nothing is left unawaited, which would be a warning, and so an error."""
+
+    async def generator() -> int:
+        return 5
+
+    chk = place.open()
+    for asynchronous in (generator, functools.partial(lambda made: made(), generator), functools.partial(generator)):
+        with pytest.raises(asyncckpt.CheckpointerUsageError, match="async with"):
+            chk.cached_eval("a", asynchronous)
+    gc.collect()
+    assert "a" not in chk
 
 
 def test_cached_eval_from_several_threads_computes_once(place: Place) -> None:
@@ -512,6 +556,26 @@ def test_null_keeps_nothing() -> None:
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
+def test_copies_are_closed_and_of_the_same_file(file: Place) -> None:
+    """A Checkpointer can be sent to another process; one that is open says why it cannot."""
+    chk = file.open(omitted_keys=["b"])
+    chk["a"] = 1
+    for made in (pickle.loads(pickle.dumps(chk)), copy.copy(chk), copy.deepcopy(chk)):  # noqa: S301 - our own bytes
+        assert type(made) is type(chk)
+        assert dict(made) == {"a": 1}
+        assert made.omitted_keys == ("b",)
+        with made:
+            assert not chk.is_open
+    with chk, pytest.raises(asyncckpt.CheckpointerUsageError, match="close it first"):
+        pickle.dumps(chk)
+
+
+def test_unknown_options_are_refused(file: Place) -> None:
+    """By name."""
+    with pytest.raises(asyncckpt.ConfigError, match="no option 'bogus'"):
+        file.open(bogus=1)
+
+
 def test_extensions() -> None:
     """Each extension has its class, and each class its own."""
     kinds = asyncckpt.Checkpointer.extension_map()
@@ -533,11 +597,13 @@ def test_an_extension_can_be_registered() -> None:
         pass
 
     kinds = asyncckpt.Checkpointer.extension_map()
-    kinds[".mine"] = Mine
-    try:
-        assert type(asyncckpt.Checkpointer.from_file("x.mine")) is Mine
-    finally:
-        del kinds[".mine"]
+    for extension in (".mine", ".Mine", ".mine.h5"):
+        kinds[extension] = Mine
+        try:
+            assert type(asyncckpt.Checkpointer.from_file(f"x.y{extension}")) is Mine
+        finally:
+            del kinds[extension]
+    assert type(asyncckpt.Checkpointer.from_file("x.mine.h5")) is asyncckpt.HDF5Checkpointer
 
 
 def test_checkpointer_itself_is_abstract() -> None:

@@ -53,8 +53,9 @@ async def test_the_example_of_the_issue(place: Place) -> None:
         await chk.flush()
         assert "why" in chk
         assert list(chk) == ["why", "grid"]
-        assert "open" in repr(chk)
+        assert "(open)" in repr(chk)
         assert chk.is_open
+    assert "(closed)" in repr(chk)
     found = await contents(place)
     assert list(found) == ["why", "grid"]
     assert_same(found["why"], [np.ones((1000, 5, 5)), np.array(0), np.array(0)])
@@ -257,7 +258,14 @@ async def test_null_keeps_nothing() -> None:
     async with asyncckpt.NullCheckpointer() as chk:
         chk["a"] = np.ones(3)
         await chk.save_parameter("b", np.ones(1 << 20))
+        chk["d", "x"] = 1
+        assert "a" not in chk
+        assert list(chk) == []
+        assert len(chk) == 0
         await chk.flush()
+        with pytest.raises(asyncckpt.CheckpointKeyError):
+            del chk["a"]
+        assert await chk.pop("a", 7) == 7
         assert await chk.get("a", 7) == 7
         assert await asyncio.gather(*(chk.cached_eval("c", generator) for _ in range(3))) == [5] * 3
         assert len(calls) == 1
@@ -283,7 +291,7 @@ async def test_modes_do_not_mix(place: Place) -> None:
         view["a"] = 1
         with pytest.raises(asyncckpt.CheckpointerUsageError, match="asynchronous mode"):
             await asyncio.to_thread(lambda: chk["a"])
-        with pytest.raises(asyncckpt.CheckpointerUsageError, match="async with"):
+        with pytest.raises(asyncckpt.CheckpointerUsageError, match="the view that `async with` gave"):
             chk["a"]
         with pytest.raises(asyncckpt.CheckpointerUsageError, match="another event loop"):
             await asyncio.to_thread(lambda: view.__setitem__("a", 1))
@@ -455,35 +463,125 @@ async def test_a_failure_at_the_end_comes_out_of_the_block(file: Place) -> None:
 
 
 async def test_two_writers(file: Place) -> None:
-    """The second learns it from flush, and its reads go on."""
+    """Each way to change the file is refused as soon as it can be known, once; reads go on, nothing is left."""
     async with file.open() as first:
         first["a"] = 1
         await first.flush()
+        async with file.open() as second:
+            for change in (
+                second.save_parameter("b", 2),
+                second.save_parameter("b", np.ones(1 << 20)),
+                second.update(b=2),
+                second.delete_parameter("a"),
+                second.pop("a"),
+                second.cached_eval("b", int),
+            ):
+                with pytest.raises(asyncckpt.FileLockedError, match="another writer"):
+                    await change
+            for key in "bcd":
+                second[key] = 2
+            with pytest.raises(asyncckpt.FileLockedError, match="another writer") as caught:
+                await second.flush()
+            assert caught.value.file == str(file.path)
+            await second.flush()
+            assert await second["a"] == 1
+            assert list(second) == ["a"]
         with pytest.raises(asyncckpt.FileLockedError):
             async with file.open() as second:
-                assert await second["a"] == 1
-                second["b"] = 2
-                with pytest.raises(asyncckpt.FileLockedError, match="another writer"):
-                    await second.flush()
+                del second["a"]
+        await first.save_parameter("e", 5)
+    async with file.open() as second:
+        second["b"] = 2
+    assert await contents(file) == {"a": 1, "e": 5, "b": 2}
+
+
+async def test_what_was_refused_is_told_by_the_next_change(file: Place) -> None:
+    """A program that only sets keys learns it, too."""
+    async with file.open() as first:
+        await first.save_parameter("a", 1)
+        async with file.open() as second:
+            second["b"] = 2
+            await second.get("a")  # behind the write
+            with pytest.raises(asyncckpt.FileLockedError):
+                second["c"] = 3
+            second["c"] = 3
+            await second.get("a")
+            with pytest.raises(asyncckpt.FileLockedError):
+                del second["a"]
     assert await contents(file) == {"a": 1}
 
 
+async def test_a_first_change_that_takes_shows_the_file_as_it_is(file: Place) -> None:
+    """As does one that writes."""
+    async with file.open() as first:
+        first["gone"] = first["taken"] = 0
+    async with file.open() as late:
+        async with file.open() as other:
+            other["a"] = 1
+            del other["gone"]
+        assert await late.pop("gone", 7) == 7
+        assert list(late) == ["taken", "a"]
+        assert await late.pop("taken") == 0
+    assert await contents(file) == {"a": 1}
+
+
+async def test_a_writer_sees_what_another_wrote_before_it(file: Place) -> None:
+    """The index in memory, too, is that of the file as it is when its first change takes the lock."""
+    async with file.open() as late:
+        assert list(late) == []
+        async with file.open() as other:
+            other["a"] = {"x": 1}
+            other["b"] = 2
+        late["c"] = 3
+        assert list(late) == ["c"]
+        await late.flush()
+        assert list(late) == ["a", "b", "c"]
+        assert ("a", "x") in late
+        assert await late["b"] == 2
+    assert await contents(file) == {"a": {"x": 1}, "b": 2, "c": 3}
+
+
+async def test_many_saves_in_a_row_let_the_loop_run(place: Place) -> None:
+    """Saves that never have to wait would keep everything else waiting."""
+    ran = []
+
+    async def beside() -> None:
+        while True:
+            ran.append(1)
+            await asyncio.sleep(0)
+
+    async with place.open() as chk:
+        await chk.save_parameter("first", 0)
+        task = asyncio.create_task(beside())
+        for number in range(1000):
+            await chk.save_parameter(f"{number}", number)
+        seen = len(ran)
+        task.cancel()
+    assert seen > 5
+
+
 async def test_a_refused_value_is_told_and_keeps_nobody_waiting(place: Place) -> None:
-    """What cannot be saved raises where it is captured; a path into what is no dict, at the next flush."""
+    """What cannot be saved raises where it is captured; a path whose way turns out wrong, at the flush."""
+    many = dict.fromkeys(map(str, range(300)), 1)  # too many names for the index
     async with place.open() as chk:
         with pytest.raises(asyncckpt.UnsupportedLeafError):
             chk["a"] = print
         with pytest.raises(asyncckpt.UnsupportedLeafError):
             await chk.save_parameter("a", [object()] * 1000)
         assert "a" not in chk
-        chk["b"] = 1
-        chk["b", "x"] = 2
+        await chk.save_parameter("b", many)
+        chk["b", "7", "x"] = 2
         chk["c"] = 3
         with pytest.raises(asyncckpt.CheckpointKeyError, match="no dict but a int"):
             await chk.flush()
         await chk.flush()
         assert list(chk) == ["b", "c"]
-    assert await contents(place) == {"b": 1, "c": 3}
+        with pytest.raises(asyncckpt.CheckpointKeyError, match="at 'c' is no dict"):
+            chk["c", "x"] = 2
+        with pytest.raises(asyncckpt.CheckpointKeyError, match="at 'c' is no dict"):
+            await chk.save_parameter(("c", "x", "y"), 2)
+        await chk.flush()
+    assert await contents(place) == {"b": many, "c": 3}
 
 
 async def test_a_caller_that_changes_its_value_afterwards(place: Place) -> None:
