@@ -84,8 +84,7 @@ class Home:
         if not self._lock.is_supported:
             message = f"{self.path}: the file system has no locks, so nothing keeps a second writer away"
             warnings.warn(message, CheckpointWarning, stacklevel=2)
-        with suppress(FileNotFoundError):
-            self.ops.unlink(self.sibling)
+        self.discard_sibling()  # where that fails, `create_sibling` says so, if there is need of one
 
     def create_sibling(self) -> int:
         """Create the sibling, with the file's permissions, and return a descriptor to read and write it."""

@@ -24,8 +24,9 @@ import numpy as np
 import asyncckpt
 from asyncckpt.disk.manifest import decode_manifest
 
+from .directories import FORMS
 from .rig import Result, Rig
-from .workloads import FORMATS, same
+from .workload import same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,12 +156,12 @@ class CorruptRig(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give all bits and lengths of the smallest checkpoints, then of larger ones, then random damage."""
-        for size, form in itertools.product(SIZES, FORMATS):
+        for size, form in itertools.product(SIZES, FORMS):
             yield f"{size}/{form}/files"
             for part in range(PARTS):
                 yield f"{size}/{form}/bits/{part}"
                 yield f"{size}/{form}/cuts/{part}"
-        for form in FORMATS:
+        for form in FORMS:
             yield f"random/{form}/{seed}"
 
     def run(self, unit: str, scratch: Path) -> Result:

@@ -27,6 +27,7 @@ class Change:
     target: Path | None = None
     """The new name."""
     offset: int = 0
+    """Of a write, where; of a file that is cut off, its new size."""
     data: bytes = b""
     """What a write has written."""
     has_failed: bool = False
@@ -104,6 +105,15 @@ class ShimDisk(DiskOps):
 
         written: int = self._do(Change(0, "write", path_of(fd), offset=offset, data=data), action)
         return written
+
+    def truncate(self, fd: int, nbytes: int) -> None:
+        """Cut a file off."""
+        change = Change(0, "truncate", path_of(fd), offset=nbytes)
+        self._do(change, lambda _: super(ShimDisk, self).truncate(fd, nbytes))
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        """Set permissions."""
+        self._do(Change(0, "set_mode", path_of(fd)), lambda _: super(ShimDisk, self).set_mode(fd, mode))
 
     def sync(self, fd: int) -> None:
         """Sync a file."""

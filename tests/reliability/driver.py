@@ -21,10 +21,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import asyncckpt
 
+from . import files
+from .checks import prepare
 from .ledger import Ledger, library_digest
 from .report import write_report
 from .rig import OURS, Result
 from .rigs import RIGS
+from .workloads import make_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -104,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ledger.skip(rig, why)
                 print(f"{rig.name} ({rig.subject}): SKIPPED: {why}")
                 is_well = is_well and not (options.require and rig.subject == OURS)
+        warm_up()
         plans = [Plan(rig, ledger, options.seed, wanted(rig, options), options.units) for rig in able]
         work_off(
             plans, ledger, time.monotonic() + 60 * options.minutes, options.jobs, is_patient=not options.until_lost
@@ -113,6 +117,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.report is not None:
         write_report(ledger, options.report)
     return 0 if is_well else 1
+
+
+def warm_up() -> None:
+    """Import what the library imports when it is used, before units are forked from here."""
+    for name in ("msgpack/save/0", "hdf5/save/0", *(f"{form}/update/0" for form in files.FORMS)):
+        scratch = make_scratch()
+        prepare(make_workload(name), scratch)
+        shutil.rmtree(scratch)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

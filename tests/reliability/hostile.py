@@ -29,7 +29,7 @@ import asyncckpt
 
 from .hostile_cases import CANARY, FAMILIES, GOOD, SECRET, STEP
 from .rig import Result, Rig
-from .workloads import same
+from .workload import same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -24,12 +24,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from . import directories, files
 from .checks import check_now
 from .disks import ShimDisk
 from .fuse_disk import Flush, FuseDisk, Mark, Write, enter_private_mounts, loop_mounted, why_unavailable
-from .history import Event, History
+from .history import Event
 from .rig import OURS, Result, Rig
-from .workloads import FORMATS, KINDS, fill, make_workload, play
+from .workloads import make_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -99,29 +100,29 @@ class KernelRig(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give all file systems and kinds of workload first, then random ones."""
-        places = list(itertools.product(FILE_SYSTEMS, FORMATS))
-        if seed <= len(KINDS):
-            for number, (system, form) in enumerate(places):
-                yield f"{system}/{form}/{KINDS[(seed + number) % len(KINDS)]}/{seed}"
-        for system, form in places:
-            yield f"{system}/{form}/random/{seed}"
+        for room in (directories, files):
+            places = list(itertools.product(FILE_SYSTEMS, room.FORMS))
+            if seed <= len(room.KINDS):
+                for number, (system, form) in enumerate(places):
+                    yield f"{system}/{form}/{room.KINDS[(seed + number) % len(room.KINDS)]}/{seed}"
+            for system, form in places:
+                yield f"{system}/{form}/random/{seed}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Record a workload, and cut its power in many places."""
         system_name, _, workload_name = unit.partition("/")
         workload = make_workload(workload_name)
-        result = Result()
+        result, known = Result(), dict[bytes, int]()
 
         async def fill_it(root: Path) -> None:
-            await fill(workload, root)
+            await workload.fill(root)
 
         async def play_it(root: Path, disk: FuseDisk) -> None:
             shim = self._disk(exchanges=workload.exchanges)
-            await play(workload, root, shim, lambda event: disk.mark(_spell(event)))
+            await workload.play(root, shim, lambda event: disk.mark(_spell(event)))
 
         def judge(root: Path, marks: Sequence[str]) -> str | None:
-            history = History.of([*workload.before(), *map(_read_event, marks)])
-            return check_now(root / workload.below, history, workload.seed, workload.form)
+            return check_now(workload, root, workload.history(map(_read_event, marks)), known)
 
         cut_everywhere(result, FILE_SYSTEMS[system_name], scratch, unit, fill_it, play_it, judge)
         return result
