@@ -31,6 +31,8 @@ class Change:
     data: bytes = b""
     """What a write has written."""
     has_failed: bool = False
+    code: int | None = None
+    """The errno with which it failed."""
 
     def __str__(self) -> str:
         """Name it, for whoever looks for a loss."""
@@ -71,8 +73,8 @@ class ShimDisk(DiskOps):
             try:
                 limit = None if self._before is None else self._before(change)
                 result = action(limit)
-            except OSError:
-                change.has_failed = True
+            except OSError as error:
+                change.has_failed, change.code = True, error.errno
                 raise
             if change.name == "write" and self._keeps_data:
                 change.data = change.data[:result]

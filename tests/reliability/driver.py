@@ -135,7 +135,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long; 0 runs nothing")
     parser.add_argument("--cases", type=int, help="how many cases of each rig the ledger shall have in the end")
     parser.add_argument("--seed", type=int, default=1, help="the first seed; what the ledger has is not run again")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many units at once")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many cores")
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="what is remembered, and added to")
     parser.add_argument("--quick", action="store_true", help="a fresh ledger, and the goals of CI, to be reached")
     parser.add_argument("--require", action="store_true", help="a rig that cannot run here is a failure")
@@ -160,7 +160,7 @@ def work_off(plans: list[Plan], ledger: Ledger, deadline: float, jobs: int, *, i
     selector = selectors.DefaultSelector()
     try:
         while True:
-            while len(running) < jobs and time.monotonic() < deadline:
+            while sum(each.rig.load for each in running.values()) < jobs and time.monotonic() < deadline:
                 # Of one rig's units several may run at once, and be more than its goal asks for by then.
                 waiting = [plan for plan in plans if not plan.is_exhausted]
                 if not waiting:
@@ -182,7 +182,7 @@ def work_off(plans: list[Plan], ledger: Ledger, deadline: float, jobs: int, *, i
                     del running[each.pipe]
                     result = finish(each, is_late=is_late and each.pipe not in ready)
                     ledger.add(each.rig, each.unit, result, time.monotonic() - each.begun)
-                    for loss in result.losses[:5]:
+                    for loss in result.losses[:5] if each.rig.subject == OURS else ():
                         print(f"LOST: {each.rig.name} ({each.rig.subject}) {each.unit}: {loss}", flush=True)
                     if result.losses and not is_patient:
                         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import pickle
@@ -93,7 +94,7 @@ class FullDisk(Rig):
             played = play_patiently(workload, root, disk, bool, trouble.end)
             trouble.end()
             played.errors = [portable(error) for error in played.errors]
-            failed = [change.name for change in disk.record if change.has_failed]
+            failed = [change.name for change in disk.record if change.has_failed and change.code != errno.ENOENT]
             if failed:
                 played.problem = played.problem or why_silent(failed[0], played.errors, played.outcome)
             elif not played.errors:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = 4096
 STATES: Final = 60  # of a unit
+_SAVES_EVERY: Final = 3  # states that are looked at, to one that is saved into as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +82,13 @@ class KernelRig(Rig):
     name: ClassVar[str] = "kernel"
     tries: ClassVar[str] = (
         "the power is cut at a place in what ext4 (ordered, writeback, journal) and xfs have sent to their disk; of the"
-        " pages since the last flush all or any may be there; the kernel mounts and recovers it"
+        " pages since the last flush all or any may be there; the kernel mounts and recovers it, and a program starts"
+        " on it, which saves in every third"
     )
     cases: ClassVar[str] = "disks"
     quick: ClassVar[int] = 500
     goal: ClassVar[int] = 20_000
+    load: ClassVar[float] = 0.35  # mounts are waited for
 
     def __init__(self, subject: str = OURS, disk: type[ShimDisk] = ShimDisk) -> None:
         self.subject = subject
@@ -112,7 +115,7 @@ class KernelRig(Rig):
         """Record a workload, and cut its power in many places."""
         system_name, _, workload_name = unit.partition("/")
         workload = make_workload(workload_name)
-        result, known = Result(), dict[bytes, int]()
+        result, known, number = Result(), dict[bytes, int](), itertools.count()
 
         async def fill_it(root: Path) -> None:
             await workload.fill(root)
@@ -122,7 +125,8 @@ class KernelRig(Rig):
             await workload.play(root, shim, lambda event: disk.mark(_spell(event)))
 
         def judge(root: Path, marks: Sequence[str]) -> str | None:
-            return check_now(workload, root, workload.history(map(_read_event, marks)), known)
+            saves = next(number) % _SAVES_EVERY == 0
+            return check_now(workload, root, workload.history(map(_read_event, marks)), known, saves=saves)
 
         cut_everywhere(result, FILE_SYSTEMS[system_name], scratch, unit, fill_it, play_it, judge)
         return result

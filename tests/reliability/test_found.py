@@ -6,6 +6,7 @@ import asyncio
 import errno
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from gates import hold
 from kinds import FILES, Place
@@ -49,3 +50,16 @@ def test_a_leftover_that_cannot_be_removed_hinders_nobody(kind: str, tmp_path: P
                 assert error.errno == errno.EFBIG  # noqa: PT017 - it need not be raised
         chk.flush()
     assert file.contents() == {"a": 3}
+
+
+def test_a_damaged_name_of_a_member_is_no_other_key(tmp_path: Path) -> None:
+    """The CRC-32 of a zip file covers no names: each stands in two places, which must agree."""
+    file = Place("npz", tmp_path)
+    with file.open() as chk:
+        chk["a"], chk["b"] = np.arange(3), {"x": 1}
+    data = file.path.read_bytes()
+    for name in (b"a.npy", b"__asyncckpt__.npy"):
+        for at in (data.index(name), data.rindex(name)):
+            file.path.write_bytes(data[:at] + b"z" + data[at + 1 :])
+            with pytest.raises(asyncckpt.CorruptCheckpointError):
+                file.contents()
