@@ -237,7 +237,7 @@ class Worker:
                 self._peer.save(path, arrays)
                 return EQUAL
             found = self._peer.load(path, arrays)
-        except Exception as error:  # noqa: BLE001 - whatever it says, it has noticed
+        except BaseException as error:  # noqa: BLE001 - whatever it says, it has noticed; DCP's own is no Exception
             return DETECTED if kind == "load" else f"the save failed: {error!r:.200}"
         return EQUAL if _same(found, arrays) else "silently wrong"
 
