@@ -191,7 +191,7 @@ def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place]:
     try:
         return _decode(data, end, pacer)
     except (ValueError, TypeError, KeyError, IndexError, msgpack.exceptions.UnpackException) as error:
-        message = f"the catalog is damaged: {error!r}"
+        message = f"the catalog is damaged: {error!r:.200}"
         raise CorruptCheckpointError(message) from error
 
 
@@ -199,12 +199,13 @@ def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Place]:
     content = msgpack.unpackb(data, unicode_errors=_ERRORS, use_list=False)
     missing = content["features"]
     if content["asyncckpt_keyed"] != FORMAT_VERSION or missing:
-        message = f"the file needs {', '.join(map(str, missing)) or 'a later format'}: use a later release of asyncckpt"
+        lacking = f"{', '.join(map(str, missing)):.200}" or "a later format"
+        message = f"the file needs {lacking}: use a later release of asyncckpt"
         raise UnsupportedFormatError(message)
     regions = [_region(end, *row) for row in content["regions"]]
     found: dict[str, Place] = {}
     for key, place in _rows(content["keys"], regions, pacer):
-        _require(type(key) is str and key not in found, f"the key {key!r}")
+        _require(type(key) is str and key not in found, f"the key {key!r:.200}")
         found[key] = place
     return found
 

@@ -87,8 +87,7 @@ class Home:
         if not self._lock.is_supported:
             message = f"{self.path}: the file system has no locks, so nothing keeps a second writer away"
             warnings.warn(message, CheckpointWarning, stacklevel=2)
-        with suppress(FileNotFoundError):
-            self.ops.unlink(self.sibling)
+        self.discard_sibling()  # where that fails, `create_sibling` says so, if there is need of one
         return self._identity() != self._seen
 
     def create_sibling(self) -> int:

@@ -245,8 +245,8 @@ class _Reader:
             except msgpack.exceptions.OutOfData:
                 continue
             except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
-                raise _UnreadableError(f"there is no record: {error!r}") from error
-            if type(head) is not dict:
+                raise _UnreadableError(f"there is no record: {error!r:.200}") from error
+            if type(head) is not dict or type(head.get("asyncckpt")) is not str:
                 break
             return head, unpacker.tell()
         raise _UnreadableError("there is no record")

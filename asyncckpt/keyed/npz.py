@@ -371,11 +371,10 @@ def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[
         if array.dtype != np.uint8 or array.ndim != 1:
             message = "it is no array of bytes"
             raise ValueError(message)  # noqa: TRY301 - one answer to all that is wrong with it
-        head = msgpack.unpackb(array.tobytes(), unicode_errors=_ERRORS, max_map_len=8)
+        head = msgpack.unpackb(array.tobytes(), unicode_errors=_ERRORS, object_pairs_hook=_head)
         if head["asyncckpt"] != "keyed" or head["version"] != VERSION or head["features"]:
-            message = (
-                f"its directory has version {head['version']!r} and needs {head['features']!r}: use a later release"
-            )
+            needs = f"version {head['version']!r:.200} and needs {head['features']!r:.200}"
+            message = f"its directory has {needs}: use a later release"
             raise UnsupportedFormatError(message)
         for key, item_names, tree, listed in head["keys"]:
             is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
@@ -386,5 +385,14 @@ def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.exceptions.UnpackException) as error:
         if isinstance(error, CheckpointError):
             raise
-        message = f"the directory {DIRECTORY!r} is damaged: {error!r}"
+        message = f"the directory {DIRECTORY!r} is damaged: {error!r:.200}"
         raise CorruptCheckpointError(message) from error
+
+
+def _head(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Make the one map that there is; millions of others, each of a byte, would fill memory."""
+    head = dict(pairs)
+    if "keys" not in head:
+        message = "there is a map in it"
+        raise ValueError(message)
+    return head

@@ -121,7 +121,7 @@ def read_npy_header(read: Any) -> NpyHeader:
         dtype = np.lib.format.descr_to_dtype(found["descr"])
         shape, is_fortran = found["shape"], found["fortran_order"]
     except (ValueError, SyntaxError, TypeError, KeyError, IndexError, MemoryError, RecursionError) as error:
-        message = f"its header cannot be read: {error!r}"
+        message = f"its header cannot be read: {error!r:.200}"
         raise ValueError(message) from error
     if dtype.hasobject:
         message = "it holds Python objects, which only code from the file could make: save it without them"
@@ -222,7 +222,7 @@ def read_members(fd: int, pacer: Pacer) -> list[Member]:
         try:
             with zipfile.ZipFile(file) as archive:
                 infos = [info for info in archive.infolist() if not info.is_dir()]
-        except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError, struct.error) as error:
+        except (zipfile.BadZipFile, NotImplementedError, OSError, RuntimeError, IndexError, struct.error) as error:
             message = f"it is not a zip file: {error}"
             raise ValueError(message) from error
     names: set[str] = set()
@@ -261,6 +261,11 @@ def data_offset(member: Member) -> int:
     if len(header) < _LOCAL.size or header[:4] != b"PK\x03\x04":
         raise damaged(member, "it has no header")
     name_nbytes, extra_nbytes = struct.unpack("<2H", header[-4:])
+    flags = int.from_bytes(header[6:8], "little")
+    name = os.pread(member.fd, name_nbytes, member.header_offset + _LOCAL.size)
+    # The CRC-32 is of the bytes alone: a name that was damaged would be another key.
+    if name.decode("utf-8" if flags & _UTF8 else "cp437", "replace").partition("\0")[0] != member.name:
+        raise damaged(member, f"its own header calls it {name[:200]!r}")
     return int(member.header_offset + _LOCAL.size + name_nbytes + extra_nbytes)
 
 
@@ -373,8 +378,11 @@ def read_array(member: Member, pacer: Pacer, *, is_trusted: bool) -> NDArray[Any
     if math.prod(header.shape) * header.dtype.itemsize != member.nbytes - header.nbytes:
         claimed = f"{header.shape} of {header.dtype}"
         raise damaged(member, f"it claims {claimed} and has {member.nbytes - header.nbytes} bytes")
-    # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
-    array: NDArray[Any] = np.ndarray(header.shape[::-1] if header.is_fortran else header.shape, header.dtype)
+    try:
+        # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
+        array: NDArray[Any] = np.ndarray(header.shape[::-1] if header.is_fortran else header.shape, header.dtype)
+    except ValueError as error:  # of no bytes, and larger than memory may be
+        raise damaged(member, f"it claims {header.shape} of {header.dtype}: {error}") from error
     if array.nbytes:
         reader.fill(array.reshape(-1).view(np.uint8))
     reader.finish()

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import asyncckpt
 
-from .checks import check_now, version_of
+from .checks import check_now
+from .directories import FORMS, DirectoryWorkload, content, version_of
 from .history import Event, History
 from .processes import Ended, run_forked
 from .rig import Result, Rig
-from .workloads import FORMATS, LARGE_EVERY, content
+from .workload import LARGE_EVERY
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
@@ -146,7 +147,7 @@ class Cancel(Rig):
         for how in DISTURBANCES:
             for action in ACTIONS:
                 # Small states are captured on the loop, large ones in threads.
-                yield f"{how}/{action}/{FORMATS[seed % 3 == 0]}/{seed if seed % 2 else seed * LARGE_EVERY}"
+                yield f"{how}/{action}/{FORMS[seed % 3 == 0]}/{seed if seed % 2 else seed * LARGE_EVERY}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Disturb an action at one await after the other."""
@@ -180,8 +181,7 @@ def _judge(ended: Ended, root: Path, form: str, seed: int) -> tuple[str | None, 
     events, problem, was_reached = ended.value
     history = History.of([*(Event(kind, step, 0) for step in _STEPS for kind in ("begin", "ack")), *events])
     history.begun.setdefault(6, set()).add(0)
-    looked = run_forked(lambda: check_now_with_others(root, history, seed, form))
-    return problem or looked.error or looked.value, was_reached
+    return problem or check_now_with_others(root, history, seed, form), was_reached
 
 
 def check_now_with_others(root: Path, history: History, seed: int, form: str) -> str | None:
@@ -192,7 +192,7 @@ def check_now_with_others(root: Path, history: History, seed: int, form: str) ->
         if by_hand.read_bytes() != b"6":
             return "step 6 is not what was finalized"
         shutil.rmtree(by_hand.parent)
-    loss = check_now(root, history, seed, form)
+    loss = check_now(DirectoryWorkload(form, seed, ()), root, history)
     return f"left behind: {strange}" if strange else loss
 
 

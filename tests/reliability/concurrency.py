@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import asyncckpt
 
-from .checks import expected, version_of
+from .directories import FORMS, content, expected, version_of
 from .disks import Change, ShimDisk
 from .processes import run_forked
 from .rig import Result, Rig
-from .workloads import FORMATS, content, same
+from .workload import same
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,11 +48,11 @@ class Concurrency(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give one unit for each way."""
-        for form in FORMATS:
+        for form in FORMS:
             yield f"readers/{form}/{seed}"
         yield f"pipeline/{seed}"
         yield f"two-writers/{seed}"
-        yield f"soak/{FORMATS[seed % 2]}/{seed}"
+        yield f"soak/{FORMS[seed % 2]}/{seed}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Run a unit."""

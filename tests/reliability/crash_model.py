@@ -19,17 +19,19 @@ import itertools
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from .disks import Change
 
 SECTOR_NBYTES = 512
-PAGE_NBYTES = 4096
+_CUTS_MAX = 24
 
 State = tuple[tuple[str, bytes | None], ...]
 """What a crash leaves: each path with the digest of its bytes, or None for a directory; sorted."""
@@ -61,14 +63,20 @@ class Inode:
 class CrashModel:
     """The disk below one directory, and what a crash may leave of it."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, source: Path, home: Path | None = None) -> None:
+        """Take what is there.
+
+        Args:
+            source: The directory.
+            home: Where the changes happen, if that is a copy of it.
+        """
+        self.home = source if home is None else home
         self.top = Inode(is_directory=True)
         self.store: dict[bytes, bytes] = {}
         """All contents that a file may have, by digest."""
         self.moment = 0
         self._any_sync = 0  # ext4: what came before this moment is durable
-        self._load(home, self.top)
+        self._load(source, self.top)
 
     def _load(self, path: Path, node: Inode) -> None:
         for entry in path.iterdir():
@@ -104,6 +112,11 @@ class CrashModel:
             self._sync(self._node(change.path))
         elif change.name == "write":
             self._write(self._node(change.path), change.offset, change.data)
+        elif change.name == "truncate":
+            node = self._node(change.path)
+            node.data, node.variants = node.data[: change.offset].ljust(change.offset, b"\0"), None
+        elif change.name == "set_mode":
+            return
         else:
             self._link(change)
 
@@ -157,6 +170,15 @@ class CrashModel:
             if state not in given:
                 given.add(state)
                 yield state
+
+    def make(self, state: State, root: Path) -> None:
+        """Make a directory of a state."""
+        root.mkdir()
+        for path, digest in state:
+            if digest is None:
+                (root / path).mkdir()
+            else:
+                (root / path).write_bytes(self.store[digest])
 
     def certain(self) -> State:
         """Give the one state in which nothing survived that was not synced."""
@@ -227,26 +249,43 @@ def _take(entries: dict[str, Inode], after: dict[str, Inode | None]) -> None:
 
 
 def torn(old: bytes, new: bytes) -> Iterator[bytes]:
-    """Give what a crash may leave of a file whose bytes were to change: the old, the new, zeros, and torn between."""
+    """Give what a crash may leave of a file whose bytes were to change: the old, the new, and torn between.
+
+    Sectors that are the same in both stay. Behind the old end there may be zeros, with the size advanced.
+    """
     yield old
     if old == new:
         return
     yield new
-    yield old[: len(new)].ljust(len(new), b"\0")  # of a new file: zeros
-    cuts = sorted({*range(SECTOR_NBYTES, len(new), SECTOR_NBYTES), *range(PAGE_NBYTES, len(new), PAGE_NBYTES)})
-    for cut in cuts if len(cuts) < 24 else cuts[:8] + cuts[-8:]:
-        yield new[:cut]
-        yield new[:cut].ljust(len(new), b"\0")
-        yield bytes(cut) + new[cut:]
-        yield new[: cut - SECTOR_NBYTES] + bytes(SECTOR_NBYTES) + new[cut:]
+    before = old[: len(new)].ljust(len(new), b"\0")  # of a new file: zeros
+    yield before
+    if len(new) < len(old):
+        yield new + old[len(new) :]  # the size is the last to change
+    first, last = _changed_range(before, new)
+    cuts = range(SECTOR_NBYTES, len(new), SECTOR_NBYTES)
+    cuts = cuts[max(first // SECTOR_NBYTES - 1, 0) : last // SECTOR_NBYTES + 1]
+    for cut in cuts if len(cuts) < _CUTS_MAX else (*cuts[: _CUTS_MAX // 3], *cuts[-_CUTS_MAX // 3 :]):
+        if cut >= len(old):
+            yield new[:cut]
+        yield new[:cut] + before[cut:]
+        yield before[:cut] + new[cut:]
+        hole = slice(cut - SECTOR_NBYTES, cut)
+        yield new[: hole.start] + before[hole] + new[cut:]
+
+
+def _changed_range(one: bytes, other: bytes) -> tuple[int, int]:
+    """Return where the first and the last difference of two texts of one length lie."""
+    different = np.flatnonzero(np.frombuffer(one, np.uint8) != np.frombuffer(other, np.uint8))
+    return (int(different[0]), int(different[-1])) if len(different) else (len(one), len(one))
 
 
 class Shelf:
-    """Makes directories of states quickly: contents are written once, and linked."""
+    """Makes directories of states quickly: contents are written once, and linked if nobody changes files in place."""
 
-    def __init__(self, place: Path, store: dict[bytes, bytes]) -> None:
+    def __init__(self, place: Path, store: dict[bytes, bytes], *, links: bool) -> None:
         self._place = str(place)
         self._store = store
+        self._links = links
         self._made: set[bytes] = set()
         os.makedirs(self._place, exist_ok=True)  # noqa: PTH103 - strings are quicker, here and below
 
@@ -259,8 +298,10 @@ class Shelf:
             if digest is None:
                 os.mkdir(target)  # noqa: PTH102
                 continue
-            source = f"{self._place}/{digest.hex()}"
-            if digest not in self._made:
+            source = f"{self._place}/{digest.hex()}" if self._links else target
+            if source == target or digest not in self._made:
                 self._made.add(digest)
-                Path(source).write_bytes(self._store[digest])
-            os.link(source, target)
+                with open(source, "wb") as file:  # noqa: PTH123 - as above
+                    file.write(self._store[digest])
+            if source != target:
+                os.link(source, target)

@@ -27,9 +27,12 @@ class Change:
     target: Path | None = None
     """The new name."""
     offset: int = 0
+    """Of a write, where; of a file that is cut off, its new size."""
     data: bytes = b""
     """What a write has written."""
     has_failed: bool = False
+    code: int | None = None
+    """The errno with which it failed."""
 
     def __str__(self) -> str:
         """Name it, for whoever looks for a loss."""
@@ -70,8 +73,8 @@ class ShimDisk(DiskOps):
             try:
                 limit = None if self._before is None else self._before(change)
                 result = action(limit)
-            except OSError:
-                change.has_failed = True
+            except OSError as error:
+                change.has_failed, change.code = True, error.errno
                 raise
             if change.name == "write" and self._keeps_data:
                 change.data = change.data[:result]
@@ -104,6 +107,15 @@ class ShimDisk(DiskOps):
 
         written: int = self._do(Change(0, "write", path_of(fd), offset=offset, data=data), action)
         return written
+
+    def truncate(self, fd: int, nbytes: int) -> None:
+        """Cut a file off."""
+        change = Change(0, "truncate", path_of(fd), offset=nbytes)
+        self._do(change, lambda _: super(ShimDisk, self).truncate(fd, nbytes))
+
+    def set_mode(self, fd: int, mode: int) -> None:
+        """Set permissions."""
+        self._do(Change(0, "set_mode", path_of(fd)), lambda _: super(ShimDisk, self).set_mode(fd, mode))
 
     def sync(self, fd: int) -> None:
         """Sync a file."""

@@ -6,29 +6,32 @@ import asyncio
 import errno
 import os
 import shutil
+import traceback
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncckpt
 
-from .checks import check_now, version_of
-from .crash_model import CrashModel, Shelf
+from .checks import check_now, prepare
+from .crash_model import CrashModel
 from .disks import Change, ShimDisk
-from .history import Event, History
-from .processes import run_forked
 from .rig import Result, Rig
-from .workloads import Workload, fill, make_workload, play, workload_names
+from .workload import Healing
+from .workloads import make_workload, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .workloads import Player
+    from .history import Event
+    from .workload import Known, Workload
 
 _RANDOM_A_SEED = 20
 _POINTS_MAX = 300
-_CODES = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")
+CODES = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")
+_RETRIED = ("create", "open_lock", "write", "truncate", "set_mode", "sync", "sync_directory")
+"""Where CPython itself goes on after EINTR: it never comes up here."""
 _NEVER_HARMLESS = ("create", "write", "sync", "pwrite64", "pwritev", "pwritev2")
 
 
@@ -57,7 +60,7 @@ class Faults(Rig):
         " save on the healed disk must work, in the same process and in the next."
     )
     cases = "faults"
-    quick = 800  # with those of the two rigs below, over 1,000
+    quick = 1000
     goal = 5000
 
     def units(self, seed: int) -> Iterator[str]:
@@ -67,54 +70,82 @@ class Faults(Rig):
     def run(self, unit: str, scratch: Path) -> Result:
         """Fail one change after the other."""
         workload = make_workload(unit)
-        source = scratch / "source"
-        asyncio.run(fill(workload, source))
-        result = Result()
+        source, record = prepare(workload, scratch)
+        trial = _Trial(workload, scratch, source)
         for number in range(_POINTS_MAX):
-            if result.has_enough:
+            if trial.result.has_enough:
                 break
-            code = _CODES[(number + workload.seed) % len(_CODES)]
-            kinds = [Fault(number, code, False), Fault(number, code, True), Fault(number, "EINTR", False)]  # noqa: FBT003
-            kinds += [Fault(number, "short", False), Fault(number, "short", True)]  # noqa: FBT003
-            came = [self._try(workload, scratch, source, fault, result) for fault in kinds]
+            name = record[number].name if number < len(record) else ""
+            code = CODES[(number + workload.seed) % len(CODES)]
+            faults = [Fault(number, code, False), Fault(number, code, True)]  # noqa: FBT003
+            if name not in _RETRIED:
+                faults.append(Fault(number, "EINTR", False))  # noqa: FBT003
+            if name == "write":
+                faults += [Fault(number, "short", False), Fault(number, "short", True)]  # noqa: FBT003
+            came = [trial.run(fault) for fault in faults]
             if not any(came):
                 break
-        return result
+        return trial.result
 
-    def _try(self, workload: Workload, scratch: Path, source: Path, fault: Fault, result: Result) -> bool:
-        root = scratch / "root"
-        shutil.copytree(source, root)
+
+class _Trial:
+    """The faults of one workload."""
+
+    def __init__(self, workload: Workload, scratch: Path, source: Path) -> None:
+        self.workload = workload
+        self.result = Result()
+        self._scratch = scratch
+        self._source = source
+        self._known: Known = {}
+
+    def run(self, fault: Fault) -> bool:
+        """Try a fault; return whether the workload came so far."""
+        workload, result, root = self.workload, self.result, self._scratch / "root"
+        shutil.copytree(self._source, root)
         try:
-            ended = run_forked(lambda: play_with_fault(workload, root, fault, scratch))
-            if ended.error:
+            try:
+                name, outcome, problem, events, record = play_with_fault(workload, root, fault)
+            except Exception:  # noqa: BLE001 - it is the loss
                 result.tried += 1
-                result.losses.append(f"{fault}: {ended.error}")
+                result.losses.append(f"{fault}: {traceback.format_exc()}")
                 return True
-            name, outcome, problem, events = ended.value
             if name is None:
                 return False
             if outcome == "nothing":
-                return True  # no short write of what is no write
+                return True  # threads took turns in another way: no short write of what is no write
             result.tried += 1
             result.count(outcome)
-            if problem is None:
-                history = History.of(events)
-                looked = run_forked(lambda: check_now(root / workload.below, history, workload.seed, workload.form))
-                problem = looked.error or looked.value
+            problem = (
+                problem
+                or self._after_power_cut(root, record, events)
+                or check_now(workload, root, workload.history(events), self._known)
+            )
             if problem:
                 result.losses.append(f"{problem}; {fault}: {name}")
             return True
         finally:
             shutil.rmtree(root, ignore_errors=True)
 
+    def _after_power_cut(self, root: Path, record: list[Change], events: list[Event]) -> str | None:
+        """Cut the power, on a disk that keeps nothing but what was synced, and say what is lost."""
+        model = CrashModel(self._source, root)
+        for change in record:
+            model.apply(change)
+        cut = self._scratch / "cut"
+        model.make(model.certain(), cut)
+        loss = check_now(self.workload, cut, self.workload.history(events), self._known, saves=False)
+        shutil.rmtree(cut)
+        return None if loss is None else f"false acknowledgment: {loss}, if the power is cut then"
+
 
 def play_with_fault(
-    workload: Workload, root: Path, fault: Fault, scratch: Path
-) -> tuple[str | None, str, str | None, list[Event]]:
+    workload: Workload, root: Path, fault: Fault
+) -> tuple[str | None, str, str | None, list[Event], list[Change]]:
     """Play a workload on a disk with a fault, heal it, and save again.
 
     Returns:
-        The change that failed, if there were so many; what came of it; what is wrong, if something is; what happened.
+        The change that failed, if there were so many; what came of it; what is wrong, if something is; what happened;
+        and all changes.
     """
     failed: list[Change] = []
     is_healed = False
@@ -127,13 +158,12 @@ def play_with_fault(
                 return None
             failed.append(change)
             return max(1, len(change.data) * 2 // 3)
-        if fault.kind == "EINTR" and change.name in ("create", "open_lock", "write", "sync", "sync_directory"):
-            return None  # CPython itself goes on after EINTR: it never comes up here
+        if fault.kind == "EINTR" and change.name in _RETRIED:
+            return None
         failed.append(change)
         code = getattr(errno, fault.kind)
         raise OSError(code, os.strerror(code), str(change.path))
 
-    model = CrashModel(root)
     disk = ShimDisk(before, exchanges=workload.exchanges, keeps_data=True)
 
     def heal() -> None:
@@ -142,13 +172,11 @@ def play_with_fault(
 
     played = play_patiently(workload, root, disk, lambda _: bool(failed) and not is_healed, heal)
     if not failed:
-        return (None if len(disk.record) <= fault.number else "later"), "nothing", None, played.events
-    problem = (
-        played.problem
-        or _why_silent(fault, failed[0], played.errors, played.outcome)
-        or _after_power_cut(model, disk.record, played.events, workload, scratch)
-    )
-    return str(failed[0]), played.outcome, problem, played.events
+        return (None if len(disk.record) <= fault.number else "later"), "nothing", None, played.events, []
+    problem = played.problem
+    if not workload.is_tidying([(each.name, each.path) for each in disk.record], failed[0].number):
+        problem = problem or _why_silent(fault, failed[0], played.errors, played.outcome)
+    return str(failed[0]), played.outcome, problem, played.events, disk.record
 
 
 @dataclass(slots=True)
@@ -167,7 +195,7 @@ def play_patiently(
     workload: Workload,
     root: Path,
     disk: ShimDisk,
-    is_due: Callable[[Player], bool],
+    is_due: Callable[[list[Exception]], bool],
     heal: Callable[[], object],
 ) -> Played:
     """Play a workload on a disk that fails; heal the disk at the end of a session, look at all there is, and save.
@@ -176,32 +204,17 @@ def play_patiently(
         workload: What.
         root: Where.
         disk: The disk.
-        is_due: Whether the disk has failed, and is to be healed.
+        is_due: Whether the disk has failed, and is to be healed, given the errors so far.
         heal: Heals it.
     """
-    problem = None
-    events = list(workload.before())
-
-    async def look_and_save(player: Player, manager: asyncckpt.CheckpointManager) -> None:
-        nonlocal problem
-        if not is_due(player):
-            return
-        heal()
-        await manager.refresh()
-        found = {step: await version_of(manager, step, workload.seed) for step in manager.steps()}
-        problem = History.of(events).judge(found)
-        step = max(player.versions, default=1)
-        try:
-            await player.burst(manager, step, step + 1)
-        except Exception as error:  # noqa: BLE001 - it is the loss
-            problem = problem or f"the next save of the same manager on the healed disk failed: {error!r}"
-
+    events: list[Event] = []
+    healing = Healing(is_due, heal, lambda found: workload.history(events).judge(found))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", asyncckpt.CheckpointWarning)
-        errors = asyncio.run(play(workload, root, disk, events.append, is_patient=True, before_closing=look_and_save))
+        errors = asyncio.run(workload.play(root, disk, events.append, is_patient=True, healing=healing))
     warned = [each for each in caught if "below the latest" not in str(each.message)]
     outcome = "told" if errors else "warned" if warned else "harmless"
-    return Played(errors, outcome, problem, events)
+    return Played(errors, outcome, healing.problem, events)
 
 
 def why_silent(failed: str, errors: list[Exception], outcome: str) -> str | None:
@@ -217,21 +230,6 @@ def why_silent(failed: str, errors: list[Exception], outcome: str) -> str | None
     if outcome == "harmless" and failed in _NEVER_HARMLESS:
         return f"a failed {failed} of a file went by in silence"
     return None
-
-
-def _after_power_cut(
-    model: CrashModel, record: list[Change], events: list[Event], workload: Workload, scratch: Path
-) -> str | None:
-    """Cut the power, on a disk that keeps nothing but what was synced, and say what is lost."""
-    for change in record:
-        model.apply(change)
-    state = model.certain()
-    shelf = Shelf(scratch / f"shelf-{os.getpid()}", model.store)
-    root = scratch / f"cut-{os.getpid()}"
-    shelf.make(state, root)
-    loss = check_now(root / workload.below, History.of(events), workload.seed, workload.form)
-    shutil.rmtree(root)
-    return None if loss is None else f"false acknowledgment: {loss}, if the power is cut then"
 
 
 def _why_silent(fault: Fault, failed: Change, errors: list[Exception], outcome: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import errno
 import itertools
 import os
 import pickle
@@ -11,19 +11,21 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from .checks import check_now
+from . import directories, files
+from .checks import check_now, prepare
 from .disks import ShimDisk
 from .faults import Played, play_patiently, why_silent
 from .fuse_disk import FuseDisk, enter_private_mounts, loop_mounted, why_unavailable
-from .history import History
 from .processes import run_forked
 from .rig import Result, Rig
 from .syscalls import portable
-from .workloads import FORMATS, KINDS, Workload, fill, make_workload
+from .workloads import make_workload, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from .workload import Workload
 
 _PAGE_NBYTES = 4096
 _LIMITS = (0, 1, 10, 100, 300, 400, 511, 512, 513, 1000, 2000, 4095, 4096, 5000, 8192, 10_000, 20_000)
@@ -51,18 +53,18 @@ class FullDisk(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give one unit for each workload and way to fail."""
-        kinds = [*KINDS, *(f"random/{seed * 4 + number}" for number in range(4))]
-        for how, kind, form in itertools.product(("bytes", "inodes", "limit"), kinds, FORMATS):
-            yield f"{how}:{form}/{kind}" + ("" if "/" in kind else f"/{seed}")
+        for how, name in itertools.product(("bytes", "inodes", "limit"), workload_names(seed, randoms=4)):
+            yield f"{how}:{name}"
         for kind in ("save", "overwrite", "prune", "finalize"):
-            yield f"flush:{FORMATS[seed % 2]}/{kind}/{seed}"
+            yield f"flush:{directories.FORMS[seed % 2]}/{kind}/{seed}"
+        for kind in ("first", "update", "compact"):
+            yield f"flush:{files.FORMS[seed % 4]}/{kind}/{seed}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Fail a workload in one way, at each size."""
         how, name = unit.split(":")
         workload = make_workload(name)
-        source = scratch / "source"
-        asyncio.run(fill(workload, source))
+        source, _ = prepare(workload, scratch)
         enter_private_mounts()
         result = Result()
         if how == "limit":
@@ -89,10 +91,10 @@ class FullDisk(Rig):
         def play() -> Played:
             trouble.begin()
             disk = ShimDisk(exchanges=workload.exchanges)
-            played = play_patiently(workload, root, disk, lambda player: bool(player.errors), trouble.end)
+            played = play_patiently(workload, root, disk, bool, trouble.end)
             trouble.end()
             played.errors = [portable(error) for error in played.errors]
-            failed = [change.name for change in disk.record if change.has_failed]
+            failed = [change.name for change in disk.record if change.has_failed and change.code != errno.ENOENT]
             if failed:
                 played.problem = played.problem or why_silent(failed[0], played.errors, played.outcome)
             elif not played.errors:
@@ -117,9 +119,7 @@ class FullDisk(Rig):
             result.losses.append(f"{what}: {error}")
             return
         result.count(played.outcome)
-        history = History.of(played.events)
-        looked = run_forked(lambda: check_now(root / workload.below, history, workload.seed, workload.form))
-        loss = played.problem or looked.error or looked.value
+        loss = played.problem or check_now(workload, root, workload.history(played.events))
         if loss:
             result.losses.append(f"{loss}; {what}; {played.errors}")
 

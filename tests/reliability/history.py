@@ -17,9 +17,14 @@ class Event(NamedTuple):
     """Something that happened in the program."""
 
     kind: str
-    """`begin` or `ack` or `fail` of a version's save; `delete` or `deleted` of a step; `keep` sets the retention."""
+    """`begin` or `ack` or `fail` of a version's save; `delete` or `deleted` of a step; `keep` sets the retention.
+
+    Of a file of many keys: `set` and `unset` of a key, or `clear` of all; `begin` and `ack` of a flush.
+    """
     step: int
+    """The step, or the key."""
     version: int = 0
+    """The version, or the number that tells a key's values apart."""
 
 
 @dataclass(slots=True)
@@ -94,4 +99,37 @@ class History:
             return (
                 f"step {step} is lost: its version {self.acknowledged[step]} was acknowledged, and retention keeps it"
             )
+        return None
+
+
+@dataclass(slots=True)
+class KeyedHistory:
+    """What a program knows of its file of many keys: it holds the last completed flush or a later one, all together."""
+
+    current: dict[int, int] = field(default_factory=dict)
+    """The number of each key that the program has set."""
+    possible: list[dict[int, int]] = field(default_factory=lambda: [{}])
+    """What the file may hold."""
+
+    def take(self, event: Event) -> None:
+        """Go on."""
+        kind, key, number = event
+        if kind == "clear":
+            self.current = {}
+        elif kind == "set":
+            self.current[key] = number
+        elif kind == "unset":
+            self.current.pop(key, None)
+        elif kind == "begin":
+            self.possible.append(dict(self.current))
+        elif kind == "ack":
+            self.possible = self.possible[-1:]
+
+    def judge(self, found: Mapping[int, int]) -> str | None:
+        """Say what is wrong with the numbers that were found, by key; -1 for one that does not load."""
+        for key, number in found.items():
+            if number < 0:
+                return f"key {key} is there and does not load"
+        if dict(found) not in self.possible:
+            return f"the file holds {dict(found)}, and of the flushes it may hold: {self.possible}"
         return None

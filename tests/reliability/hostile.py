@@ -28,8 +28,9 @@ import numpy as np
 import asyncckpt
 
 from .hostile_cases import CANARY, FAMILIES, GOOD, SECRET, STEP
+from .hostile_files import FILE_FAMILIES, FileCase
 from .rig import Result, Rig
-from .workloads import same
+from .workload import same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 SECONDS: Final = 20.0
 _ADDRESSES: Final = 3 << 30  # of thread stacks and arenas, mostly never touched
 _PART: Final = 16
+_ALL: Final = {**FAMILIES, **FILE_FAMILIES}
+_KEYS_READ: Final = 50
+_MESSAGE_MAX: Final = 5000
 _ALLOWED: Final = (
     "/usr/",
     "/proc/self/",
@@ -67,15 +71,15 @@ class HostileRig(Rig):
         "files made to hurt whoever reads them, with digests that match: bombs, claims, overlaps, cycles, traversal,"
         " hash collisions, states that make objects crash"
     )
-    cases: ClassVar[str] = "hostile checkpoints"
-    quick: ClassVar[int] = 150
-    goal: ClassVar[int] = 1270
+    cases: ClassVar[str] = "hostile checkpoints and files"
+    quick: ClassVar[int] = 300
+    goal: ClassVar[int] = 2557  # all there are
     seconds: ClassVar[float] = SECONDS * (_PART + 1)
 
     def units(self, seed: int) -> Iterator[str]:
         """Give parts of the families; the seed does not matter."""
         del seed
-        counts = {name: sum(1 for _ in family()) for name, family in FAMILIES.items()}
+        counts = {name: sum(1 for _ in family()) for name, family in _ALL.items()}
         for begin in range(0, max(counts.values()), _PART):
             yield from (f"{name}/{begin}" for name, count in counts.items() if begin < count)
 
@@ -83,7 +87,7 @@ class HostileRig(Rig):
         """Read each case of a part."""
         family, _, begin = unit.partition("/")
         result = Result()
-        for case in itertools.islice(FAMILIES[family](), int(begin), int(begin) + _PART):
+        for case in itertools.islice(_ALL[family](), int(begin), int(begin) + _PART):
             result.tried += 1
             result.count(family)
             for problem in try_case(case, scratch / "case"):
@@ -96,7 +100,7 @@ def try_named(names: Iterable[tuple[str, str]], folder: Path) -> dict[str, list[
     wanted = set(names)
     found: dict[str, list[str]] = {}
     for family in {family for family, _ in wanted}:
-        for case in FAMILIES[family]():
+        for case in _ALL[family]():
             if (family, case.name) in wanted:
                 wanted.discard((family, case.name))
                 if problems := try_case(case, folder / "case"):
@@ -104,20 +108,20 @@ def try_named(names: Iterable[tuple[str, str]], folder: Path) -> dict[str, list[
     return found | {name: ["there is no such case"] for _, name in wanted}
 
 
-def try_case(case: Case, folder: Path) -> list[str]:
+def try_case(case: Case | FileCase, folder: Path) -> list[str]:
     """Build a case, and read it in a process of its own; return what went wrong."""
     folder.mkdir()
     try:
         (folder / CANARY).write_bytes(SECRET)
         root = folder / "checkpoints"
         root.mkdir()
-        case.build(root / f"step_{STEP}")
+        case.build(root / (f"woof{case.extension}" if isinstance(case, FileCase) else f"step_{STEP}"))
         return _read_in_child(case, root)
     finally:
         shutil.rmtree(folder)
 
 
-def _read_in_child(case: Case, root: Path) -> list[str]:
+def _read_in_child(case: Case | FileCase, root: Path) -> list[str]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -149,7 +153,7 @@ def _read_in_child(case: Case, root: Path) -> list[str]:
 class _Reader:
     """The process that reads."""
 
-    def __init__(self, case: Case, root: Path) -> None:
+    def __init__(self, case: Case | FileCase, root: Path) -> None:
         self._case = case
         self._root = root
         self._problems: list[str] = []
@@ -160,20 +164,24 @@ class _Reader:
         """Read, and say what went wrong."""
         warnings.simplefilter("ignore")
         nbytes = sum(path.stat().st_size for path in self._root.rglob("*") if path.is_file() and not path.is_symlink())
-        had_hdf5 = {name for name in sys.modules if name.startswith("h5py")}
+        for name in [name for name in sys.modules if name.partition(".")[0] == "h5py"]:
+            del sys.modules[name]  # those who made the case needed it
         before = _status("VmRSS")
         resource.setrlimit(
             resource.RLIMIT_AS, (_status("VmSize") + _ADDRESSES + memory_bound(nbytes, is_refused=False),) * 2
         )
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         sys.addaudithook(self._watch)
-        asyncio.run(self._read())
+        if isinstance(self._case, FileCase):
+            self._read_file(self._root / f"woof{self._case.extension}")
+        else:
+            asyncio.run(self._read())
+            if "h5py" in sys.modules:
+                self._problems.append("loaded h5py")
         grown = _status("VmHWM") - before
         if grown > memory_bound(nbytes, is_refused=self._is_refused):
             self._problems.append(f"{nbytes} bytes became {grown >> 20} MiB")
         self._problems += [f"opened {path}" for path in dict.fromkeys(self._opened)]
-        if {name for name in sys.modules if name.startswith("h5py")} - had_hdf5:
-            self._problems.append("loaded h5py")
         return self._problems
 
     def _watch(self, event: str, args: tuple[Any, ...]) -> None:
@@ -189,6 +197,35 @@ class _Reader:
         inside = text.startswith(str(self._root)) or not text.startswith("/")
         if ".." in text.split("/") or not (inside or text.startswith(_ALLOWED)):
             self._opened.append(text)
+
+    def _read_file(self, path: Path) -> None:
+        """Read all keys; only of the first, where there are very many."""
+        if path.suffix == ".h5":
+            _forbid_libhdf5(self._problems)
+        is_equal, found, keys = self._case.is_equal, {}, list[str]()
+        try:
+            with asyncckpt.Checkpointer.from_file(path) as chk:
+                keys += chk
+                for key in keys[:_KEYS_READ]:
+                    gc.collect()
+                    try:
+                        found[key] = chk[key]
+                        touch(found[key])
+                        self._is_refused = False
+                        if not is_equal:
+                            found.clear()
+                    except asyncckpt.CheckpointError as error:
+                        self._check_message(f"reading {key[:20]!r}", error)
+        except asyncckpt.CheckpointError as error:
+            self._check_message("opening", error)
+        except BaseException as error:  # noqa: BLE001 - any other is a loss
+            self._problems.append(f"it raised {error!r:.200}")
+        if is_equal and not same(found, GOOD):
+            self._problems.append("it is not equal")
+
+    def _check_message(self, way: str, error: Exception) -> None:
+        if len(str(error)) > _MESSAGE_MAX:
+            self._problems.append(f"{way} raised an error of {len(str(error))} characters")
 
     async def _read(self) -> None:
         async with asyncckpt.CheckpointManager(self._root, metric_name="loss", read_only=True) as manager:
@@ -214,10 +251,20 @@ class _Reader:
                 except asyncckpt.CheckpointError as error:
                     if self._case.is_equal and way in ("load", "load lazily", "verify"):
                         self._problems.append(f"{way} raised {error!r:.200}")
-                    if len(str(error)) > 5000:
-                        self._problems.append(f"{way} raised an error of {len(str(error))} characters")
+                    self._check_message(way, error)
                 except BaseException as error:  # noqa: BLE001 - any other is a loss
                     self._problems.append(f"{way} raised {error!r:.200}")
+
+
+def _forbid_libhdf5(problems: list[str]) -> None:
+    """Note it if libhdf5 opens a file."""
+    import h5py
+
+    def opened(name: object, *_: object, **__: object) -> None:
+        problems.append(f"libhdf5 opens {name!r:.100}")
+        raise OSError(name)
+
+    h5py.h5f.open = opened
 
 
 async def _value(*values: object) -> object:

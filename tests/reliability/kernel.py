@@ -24,12 +24,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from . import directories, files
 from .checks import check_now
 from .disks import ShimDisk
 from .fuse_disk import Flush, FuseDisk, Mark, Write, enter_private_mounts, loop_mounted, why_unavailable
-from .history import Event, History
+from .history import Event
 from .rig import OURS, Result, Rig
-from .workloads import FORMATS, KINDS, fill, make_workload, play
+from .workloads import make_workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 PAGE: Final = 4096
 STATES: Final = 60  # of a unit
+_SAVES_EVERY: Final = 3  # states that are looked at, to one that is saved into as well
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,13 @@ class KernelRig(Rig):
     name: ClassVar[str] = "kernel"
     tries: ClassVar[str] = (
         "the power is cut at a place in what ext4 (ordered, writeback, journal) and xfs have sent to their disk; of the"
-        " pages since the last flush all or any may be there; the kernel mounts and recovers it"
+        " pages since the last flush all or any may be there; the kernel mounts and recovers it, and a program starts"
+        " on it, which saves in every third"
     )
     cases: ClassVar[str] = "disks"
     quick: ClassVar[int] = 500
     goal: ClassVar[int] = 20_000
+    load: ClassVar[float] = 0.35  # mounts are waited for
 
     def __init__(self, subject: str = OURS, disk: type[ShimDisk] = ShimDisk) -> None:
         self.subject = subject
@@ -99,29 +103,30 @@ class KernelRig(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give all file systems and kinds of workload first, then random ones."""
-        places = list(itertools.product(FILE_SYSTEMS, FORMATS))
-        if seed <= len(KINDS):
-            for number, (system, form) in enumerate(places):
-                yield f"{system}/{form}/{KINDS[(seed + number) % len(KINDS)]}/{seed}"
-        for system, form in places:
-            yield f"{system}/{form}/random/{seed}"
+        for room in (directories, files):
+            places = list(itertools.product(FILE_SYSTEMS, room.FORMS))
+            if seed <= len(room.KINDS):
+                for number, (system, form) in enumerate(places):
+                    yield f"{system}/{form}/{room.KINDS[(seed + number) % len(room.KINDS)]}/{seed}"
+            for system, form in places:
+                yield f"{system}/{form}/random/{seed}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Record a workload, and cut its power in many places."""
         system_name, _, workload_name = unit.partition("/")
         workload = make_workload(workload_name)
-        result = Result()
+        result, known, number = Result(), dict[bytes, int](), itertools.count()
 
         async def fill_it(root: Path) -> None:
-            await fill(workload, root)
+            await workload.fill(root)
 
         async def play_it(root: Path, disk: FuseDisk) -> None:
             shim = self._disk(exchanges=workload.exchanges)
-            await play(workload, root, shim, lambda event: disk.mark(_spell(event)))
+            await workload.play(root, shim, lambda event: disk.mark(_spell(event)))
 
         def judge(root: Path, marks: Sequence[str]) -> str | None:
-            history = History.of([*workload.before(), *map(_read_event, marks)])
-            return check_now(root / workload.below, history, workload.seed, workload.form)
+            saves = next(number) % _SAVES_EVERY == 0
+            return check_now(workload, root, workload.history(map(_read_event, marks)), known, saves=saves)
 
         cut_everywhere(result, FILE_SYSTEMS[system_name], scratch, unit, fill_it, play_it, judge)
         return result

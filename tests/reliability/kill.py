@@ -8,16 +8,18 @@ import random
 import shutil
 from typing import TYPE_CHECKING
 
-from .checks import NEXT_STEP, check_now
+from .checks import check_now, prepare
 from .disks import Change, ShimDisk
-from .history import Event, History
+from .history import Event
 from .processes import die, run_forked
 from .rig import Result, Rig
-from .workloads import Workload, fill, make_workload, play, workload_names
+from .workloads import make_workload, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from .workload import Known, Workload
 
 _RANDOM_A_SEED = 20
 _POINTS_MAX = 400
@@ -30,7 +32,7 @@ class Kill(Rig):
     name = "kill"
     tries = (
         "The process is killed (SIGKILL) before every change of the disk in a workload, after the last, and in the"
-        " middle of writes; every third time, the process that recovers is killed as well. Then a fresh one recovers,"
+        " middle of writes; every third time, the process that recovers is killed as well. Then another recovers,"
         " lists, loads and saves."
     )
     cases = "kill points"
@@ -45,17 +47,17 @@ class Kill(Rig):
         """Kill at one point after the other."""
         workload = make_workload(unit)
         chance = random.Random(unit)  # noqa: S311 - seeded on purpose
-        source = scratch / "source"
-        asyncio.run(fill(workload, source))
+        source, record = prepare(workload, scratch)
+        known: Known = {}
         result = Result()
         for number in range(_POINTS_MAX):
             if result.has_enough:
                 break
-            ended = self._kill_at(workload, scratch, source, result, number, None, chance)
-            if not ended:
-                return result
-            for tear in _TEARS:
-                self._kill_at(workload, scratch, source, result, number, tear, chance)
+            if not self._kill_at(workload, scratch, source, result, number, None, chance, known):
+                break
+            if number < len(record) and record[number].name == "write":
+                for tear in _TEARS:
+                    self._kill_at(workload, scratch, source, result, number, tear, chance, known)
         return result
 
     def _kill_at(  # noqa: PLR0913, PLR0917
@@ -67,6 +69,7 @@ class Kill(Rig):
         number: int,
         tear: int | None,
         chance: random.Random,
+        known: Known,
     ) -> bool:
         """Try one point; return whether the workload came so far."""
         root, log = scratch / "root", scratch / "log"
@@ -76,24 +79,22 @@ class Kill(Rig):
             if tear is not None and not ended.is_killed:
                 return False  # no write, or none that long
             where = f"kill before change {number}" if tear is None else f"kill in write {number}, {tear} bytes in"
-            history = History.of([*workload.before(), *read_log(log)])
+            history = workload.history(read_log(log))
             if not ended.is_killed and ended.status != 0:
                 result.losses.append(f"{where}: the workload failed: {ended.error}")
                 return False
             result.tried += 1
             result.count("in mid-write" if tear is not None else "before a change" if ended.is_killed else "at the end")
             if result.tried % 3 == 0:
-                again = Workload(workload.form, workload.seed, ((("save", (NEXT_STEP - 1,)),),), below=workload.below)
                 second = chance.randrange(12)
                 where += f", and before change {second} of the next start"
                 log.unlink(missing_ok=True)
-                died = run_forked(lambda: play_to_log(again, root, log, killer(second, None)))
+                died = run_forked(lambda: play_to_log(workload.next_start(), root, log, killer(second, None)))
                 for event in read_log(log):
                     history.take(event)
                 result.tried += died.is_killed
                 result.count("again in recovery", died.is_killed)
-            looked = run_forked(lambda: check_now(root / workload.below, history, workload.seed, workload.form))
-            loss = looked.error or looked.value
+            loss = check_now(workload, root, history, known)
             if loss:
                 result.losses.append(f"{loss}; {where}")
             return ended.is_killed
@@ -123,7 +124,7 @@ def play_to_log(workload: Workload, root: Path, log: Path, hook: Callable[[Chang
     """Play a workload; its events go to a file as they happen, one write each. Return the number of changes."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     disk = ShimDisk(hook, exchanges=workload.exchanges, keeps_data=True)
-    asyncio.run(play(workload, root, disk, lambda event: os.write(fd, f"{' '.join(map(str, event))}\n".encode())))
+    asyncio.run(workload.play(root, disk, lambda event: os.write(fd, f"{' '.join(map(str, event))}\n".encode())))
     return len(disk.record)
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import shutil
 from typing import TYPE_CHECKING
 
-from .checks import NEXT_STEP, judge, survey
 from .crash_model import CrashModel, Shelf, State
 from .disks import Change, ShimDisk
-from .history import Event, History
 from .rig import Result, Rig
-from .workloads import Workload, fill, make_workload, play, workload_names
+from .workload import Looked
+from .workloads import make_workload, workload_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from .history import Event
+    from .workload import Expectation, Known, Workload
 
 PER_MOMENT = 400
 _STATES_KEPT = 2000
+_SAVES_SHARE = 0.25
 _RANDOM_A_SEED = 20
 
 
@@ -31,6 +35,7 @@ class PowerCut(Rig):
         "Every disk operation of a workload is recorded; from the record, what a power cut may leave at each moment is"
         " made as a directory, and a program starts on it: unsynced data absent, whole, torn at 512 B or 4 KiB, or"
         " zeros with the size advanced; unsynced directory entries in any subset, in ext4's order and in any other."
+        " Every checkpoint listed is loaded, but for those that are the same to the bit as one loaded before."
     )
     cases = "distinct directories"
     quick = 20_000
@@ -46,20 +51,18 @@ class PowerCut(Rig):
         workload = make_workload(unit)
         chance = random.Random(unit)  # noqa: S311 - seeded on purpose
         home = scratch / "home"
-        asyncio.run(fill(workload, home))
+        asyncio.run(workload.fill(home))
         result = Result()
         cuts = Cuts(workload, scratch, chance)
-        found = cuts.try_all(home, workload, workload.before(), result, seen=set())
+        found = cuts.try_all(home, workload, workload.history, result, seen=set())
         # The power fails again while the first start after a power cut recovers.
-        again = Workload(
-            form=workload.form, seed=workload.seed, sessions=((("save", (NEXT_STEP - 1,)),),), below=workload.below
-        )
+        again = workload.next_start()
         seen = set(found)
         for number, state in enumerate(chance.sample(sorted(found, key=repr), min(2, len(found)))):
             home = scratch / f"home-{number}"
             cuts.shelf.make(state, home)
-            events = [Event(kind, step, version) for step, version in found[state].items() for kind in ("begin", "ack")]
-            seen.update(cuts.try_all(home, again, [*events, Event("keep", 0)], result, seen=seen))
+            there = functools.partial(again.history_of, found[state])
+            seen.update(cuts.try_all(home, again, there, result, seen=seen))
         return result
 
 
@@ -72,35 +75,46 @@ class Cuts:
         self.chance = chance
         self.store: dict[bytes, bytes] = {}
         self.names: set[tuple[str, ...]] = set()
-        self.shelf = Shelf(scratch / "shelf", self.store)
+        self.known: Known = {}
+        self.shelf = Shelf(scratch / "shelf", self.store, links=not workload.is_changed_in_place)
 
     def try_all(
-        self, home: Path, workload: Workload, before: list[Event], result: Result, *, seen: set[State]
+        self,
+        home: Path,
+        workload: Workload,
+        before: Callable[[], Expectation],
+        result: Result,
+        *,
+        seen: set[State],
     ) -> dict[State, dict[int, int]]:
         """Play a workload, and try what power cuts leave of it; give what was found in each new state."""
         model = CrashModel(home)
-        events: list[tuple[int, Event]] = [(0, event) for event in before]
+        events: list[tuple[int, Event]] = []
         disk = ShimDisk(exchanges=workload.exchanges, keeps_data=True)
-        asyncio.run(play(workload, home, disk, lambda event: events.append((len(disk.record), event))))
-        return asyncio.run(self.try_record(model, disk.record, events, result, seen))
+        asyncio.run(workload.play(home, disk, lambda event: events.append((len(disk.record), event))))
+        return self.try_record(model, disk.record, before, events, result, seen)
 
-    async def try_record(
+    def try_record(  # noqa: PLR0913, PLR0917 - a workload's record has these parts
         self,
         model: CrashModel,
         record: list[Change],
+        before: Callable[[], Expectation],
         events: list[tuple[int, Event]],
         result: Result,
         seen: set[State],
     ) -> dict[State, dict[int, int]]:
         """Try what power cuts leave at each moment of a record, given how long it was at each event."""
         model.store = self.store
-        found: dict[State, tuple[dict[int, int], str | None]] = {}
+        found: dict[State, Looked] = {}
         for moment in range(len(record) + 1):
             if result.has_enough:
                 break
             if moment:
                 model.apply(record[moment - 1])
-            history = History.of(event for at, event in events if at <= moment)
+            history = before()
+            for at, event in events:
+                if at <= moment:
+                    history.take(event)
             lost = set()
             for state in model.states(PER_MOMENT, self.chance):
                 if result.has_enough:
@@ -110,26 +124,27 @@ class Cuts:
                 if state not in found:
                     if len(found) >= _STATES_KEPT * (moment + 1) / (len(record) + 1):
                         continue  # the moments share what a unit may try
-                    found[state] = await self._look(state)
+                    found[state] = self._look(state)
                     result.tried += 1
-                loss = judge(*found[state], history)
+                loss = found[state].problem or history.judge(found[state].found)
                 if loss is not None and loss not in lost:
                     lost.add(loss)
                     last = record[moment - 1] if moment else "nothing"
                     result.losses.append(f"{loss}; power cut after {last}; left: {describe(state)}")
-        return {state: versions for state, (versions, _) in found.items()}
+        return {state: looked.found for state, looked in found.items()}
 
-    async def _look(self, state: State) -> tuple[dict[int, int], str | None]:
+    def _look(self, state: State) -> Looked:
         root = self.scratch / "state"
         self.shelf.make(state, root)
-        # A save sees names and nothing else of what is there: one for each set of names.
+        # A save of a checkpoint sees names and nothing else of what is there: one for each set of names. What is
+        # changed in place is saved into more often.
         names = tuple(path for path, _ in state)
-        saves = names not in self.names
+        saves = names not in self.names or (self.workload.is_changed_in_place and self.chance.random() < _SAVES_SHARE)
         self.names.add(names)
         try:
-            return await survey(root / self.workload.below, self.workload.seed, self.workload.form, saves=saves)
+            return self.workload.look(root / self.workload.below, self.known, saves=saves)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
-            return {}, f"the start after the power cut failed: {error!r}"
+            return Looked({}, f"the start after the power cut failed: {error!r}")
         finally:
             shutil.rmtree(root)
 

@@ -62,6 +62,8 @@ class Rig(ABC):
     """How many cases `make torture` asks for, over all its runs."""
     seconds: ClassVar[float] = 300.0
     """A unit that takes longer hangs, which is a loss."""
+    load: ClassVar[float] = 1.0
+    """How many cores a unit keeps busy."""
     subject: str = OURS
     """Whose promise is tried: ours, or a peer's."""
     promise: str = ""

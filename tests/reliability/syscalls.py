@@ -5,25 +5,26 @@ from __future__ import annotations
 import asyncio
 import pickle
 import shutil
+import signal
 import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncckpt
 
-from .checks import check_now
+from .checks import check_now, prepare
 from .disks import Change, ShimDisk
-from .faults import why_silent
-from .history import History
+from .faults import CODES, why_silent
 from .kill import play_to_log, read_log
-from .processes import run_forked
 from .rig import Result, Rig
 from .strace import Call, changes_below, missing_strace, traced
-from .workloads import Workload, fill, make_workload, play, workload_names
+from .workloads import make_workload, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from io import FileIO
     from pathlib import Path
+
+    from .history import Event
+    from .workload import Known, Workload
 
 _RANDOM_A_SEED = 10
 
@@ -50,41 +51,48 @@ class _Traced(Rig):
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Play a workload again and again under strace."""
-        workload = make_workload(unit)
-        source, root = scratch / "source", scratch / "root"
-        asyncio.run(fill(workload, source))
         result = Result()
-
-        def again(function: Callable[[], object], *inject: str) -> tuple[int, list[Call]]:
-            shutil.rmtree(root, ignore_errors=True)
-            shutil.copytree(source, root)
-            (scratch / "log").unlink(missing_ok=True)
-            return traced(function, scratch, inject=inject)
-
-        shutil.copytree(source, root)
-        asyncio.run(
-            play(workload, root, ShimDisk(exchanges=workload.exchanges), lambda _: None)
-        )  # imports what it needs
-        self.sweep(workload, root, scratch, again, result)
+        workload = make_workload(unit)
+        self.sweep(_Stage(workload, scratch), result)
         return result
 
-    def sweep(
-        self,
-        workload: Workload,
-        root: Path,
-        scratch: Path,
-        again: Callable[..., tuple[int, list[Call]]],
-        result: Result,
-    ) -> None:
+    def sweep(self, stage: _Stage, result: Result) -> None:
         """Try every call."""
         raise NotImplementedError
 
 
-def points(again: Callable[..., tuple[int, list[Call]]], workload: Workload, root: Path, log: Path) -> list[Point]:
-    """Record a workload, and give its changing calls, each name and number once."""
-    _, calls = again(lambda: play_to_log(workload, root, log, None))
-    found = {(call.name, call.number): call.text for call in changes_below(calls, root)}
-    return [Point(name, number, text) for (name, number), text in found.items()]
+class _Stage:
+    """A workload that is played under strace, as often as wanted, each time from the beginning."""
+
+    def __init__(self, workload: Workload, scratch: Path) -> None:
+        self.workload = workload
+        self.root = scratch / "root"
+        self.told = scratch / "told"
+        self._scratch = scratch
+        self._source, _ = prepare(workload, scratch)
+        self._known: Known = {}
+
+    def play(self, function: Callable[[], object], *inject: str) -> tuple[int, list[Call]]:
+        """Call what plays it; return how the process ended, and its changes of the directory."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        shutil.copytree(self._source, self.root)
+        self.told.unlink(missing_ok=True)
+        status, calls = traced(function, self._scratch, inject=inject)
+        return status, changes_below(calls, self.root)
+
+    def play_to_log(self, *inject: str) -> tuple[int, list[Call]]:
+        """Play it, its events going to a file."""
+        return self.play(lambda: play_to_log(self.workload, self.root, self.told, None), *inject)
+
+    def points(self) -> list[Point]:
+        """Record it, and give its changing calls, each name and number once."""
+        _, calls = self.play_to_log()
+        found = {(call.name, call.number): call.text for call in calls}
+        return [Point(name, number, text) for (name, number), text in found.items()]
+
+    def check(self, events: list[Event]) -> str | None:
+        """Look at what is left; return what is wrong, if something is."""
+        return check_now(self.workload, self.root, self.workload.history(events), self._known)
 
 
 class SyscallKill(_Traced):
@@ -92,36 +100,24 @@ class SyscallKill(_Traced):
 
     name = "kill-syscall"
     tries = (
-        "The process is killed by strace on entering every system call of a workload that changes the disk; a fresh one"
+        "The process is killed by strace on entering every system call of a workload that changes the disk; another"
         " recovers, lists, loads and saves."
     )
     cases = "kill points"
     quick = 100
     goal = 2000
 
-    def sweep(
-        self,
-        workload: Workload,
-        root: Path,
-        scratch: Path,
-        again: Callable[..., tuple[int, list[Call]]],
-        result: Result,
-    ) -> None:
+    def sweep(self, stage: _Stage, result: Result) -> None:
         """Kill at every call."""
-        log = scratch / "log"
         died_at: set[str] = set()
-        for point in points(again, workload, root, log):
-            inject = f"{point.call}:signal=KILL:when={point.number}"
-            status, calls = again(lambda: play_to_log(workload, root, log, None), inject)
-            done = changes_below(calls, root)
-            if status != -9 or not done or str(done[-1].text) in died_at:
+        for point in stage.points():
+            status, done = stage.play_to_log(f"{point.call}:signal=KILL:when={point.number}")
+            if status != -signal.SIGKILL or not done or done[-1].text in died_at:
                 continue  # threads took turns in another way than in the recording
-            died_at.add(str(done[-1].text))
+            died_at.add(done[-1].text)
             result.tried += 1
             result.count(done[-1].name)
-            history = History.of([*workload.before(), *read_log(log)])
-            looked = run_forked(lambda h=history: check_now(root / workload.below, h, workload.seed, workload.form))  # type: ignore[misc]
-            loss = looked.error or looked.value
+            loss = stage.check(read_log(stage.told))
             if loss:
                 result.losses.append(f"{loss}; kill by strace at {done[-1].text}")
 
@@ -133,41 +129,33 @@ class SyscallFault(_Traced):
     tries = (
         "Every system call of a workload that changes the disk is made to fail by strace with EIO, ENOSPC, EDQUOT or"
         " EFBIG, once and from then on, and with EINTR once. The failure must reach an awaiter, warn, or be harmless;"
-        " what was acknowledged must load, and a fresh process must recover and save."
+        " what was acknowledged must load, and another process must recover and save."
     )
     cases = "faults"
     quick = 150
     goal = 2000
     seconds = 300.0
 
-    def sweep(
-        self,
-        workload: Workload,
-        root: Path,
-        scratch: Path,
-        again: Callable[..., tuple[int, list[Call]]],
-        result: Result,
-    ) -> None:
+    def sweep(self, stage: _Stage, result: Result) -> None:
         """Fail every call."""
-        log = scratch / "log"
-        for at, point in enumerate(points(again, workload, root, log)):
-            code = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")[at % 4]
+        for at, point in enumerate(stage.points()):
+            code = CODES[at % len(CODES)]
             for how in (
                 f"error={code}:when={point.number}",
                 f"error={code}:when={point.number}+",
                 f"error=EINTR:when={point.number}",
             ):
-                told = scratch / "told"
-                with told.open("wb", buffering=0) as file:
-                    status, calls = again(lambda t=file: play_and_tell(workload, root, t), f"{point.call}:{how}")
-                injected = [call for call in changes_below(calls, root) if "(INJECTED)" in call.text]
+                status, calls = stage.play(
+                    lambda: play_and_tell(stage.workload, stage.root, stage.told), f"{point.call}:{how}"
+                )
+                injected = [call for call in calls if "(INJECTED)" in call.text]
                 if not injected:
                     continue  # it met another thread, in a call that changes nothing
                 result.tried += 1
                 if status != 0:
                     result.losses.append(f"the process ended with {status}; {point.call}:{how}: {point.text}")
                     continue
-                errors, outcome, events = pickle.loads(told.read_bytes())  # noqa: S301 - our own child's
+                errors, outcome, events = pickle.loads(stage.told.read_bytes())  # noqa: S301 - our own child's
                 result.count(outcome)
                 is_retried = "EINTR" in how and not injected[0].name.startswith(("rename", "unlink", "rmdir", "mkdir"))
                 problem = (
@@ -175,23 +163,25 @@ class SyscallFault(_Traced):
                     if is_retried
                     else why_silent(injected[0].name, errors, outcome)
                 )
-                history = History.of(events)
-                looked = run_forked(lambda h=history: check_now(root / workload.below, h, workload.seed, workload.form))  # type: ignore[misc]
-                loss = problem or looked.error or looked.value
+                changes = [(call.name, call.paths[-1]) for call in calls]
+                if stage.workload.is_tidying(changes, calls.index(injected[0])):
+                    problem = None
+                loss = problem or stage.check(events)
                 if loss:
                     result.losses.append(f"{loss}; strace {how} at {injected[0].text}")
 
 
-def play_and_tell(workload: Workload, root: Path, told: FileIO) -> None:
-    """Play a workload patiently; leave errors, outcome and events in a file, which is open already."""
-    events = workload.before()
+def play_and_tell(workload: Workload, root: Path, told: Path) -> None:
+    """Play a workload patiently; leave errors, outcome and events in a file."""
+    file = told.open("wb", buffering=0)  # now, before calls fail
+    events: list[Event] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", asyncckpt.CheckpointWarning)
         disk = ShimDisk(exchanges=workload.exchanges)
-        errors = asyncio.run(play(workload, root, disk, events.append, is_patient=True))
+        errors = asyncio.run(workload.play(root, disk, events.append, is_patient=True))
     warned = [each for each in caught if "below the latest" not in str(each.message)]
     outcome = "told" if errors else "warned" if warned else "harmless"
-    told.write(pickle.dumps(([portable(error) for error in errors], outcome, events)))
+    file.write(pickle.dumps(([portable(error) for error in errors], outcome, events)))
 
 
 def portable(error: BaseException) -> Exception:
@@ -215,26 +205,18 @@ class Record(_Traced):
     quick = 300
     goal = 5000
 
-    def sweep(
-        self,
-        workload: Workload,
-        root: Path,
-        scratch: Path,
-        again: Callable[..., tuple[int, list[Call]]],
-        result: Result,
-    ) -> None:
+    def sweep(self, stage: _Stage, result: Result) -> None:
         """Compare."""
-        told = scratch / "told"
 
         def record() -> None:
-            disk = ShimDisk(exchanges=workload.exchanges)
-            asyncio.run(play(workload, root, disk, lambda _: None))
-            told.write_bytes(pickle.dumps(disk.record))
+            disk = ShimDisk(exchanges=stage.workload.exchanges)
+            asyncio.run(stage.workload.play(stage.root, disk, lambda _: None))
+            stage.told.write_bytes(pickle.dumps(disk.record))
 
-        _, calls = again(record)
-        asked = [_of_change(change) for change in pickle.loads(told.read_bytes())]  # noqa: S301 - our own child's
-        asked = [each for each in asked if root in (each[1], *each[1].parents)]
-        done = [_of_call(call) for call in changes_below(calls, root)]
+        _, calls = stage.play(record)
+        asked = [_of_change(change) for change in pickle.loads(stage.told.read_bytes())]  # noqa: S301 - our own child's
+        asked = [each for each in asked if stage.root in (each[1], *each[1].parents)]
+        done = [_of_call(call) for call in calls]
         result.tried += len(done)
         if asked != done:
             at = next((at for at, pair in enumerate(zip(asked, done, strict=False)) if pair[0] != pair[1]), "the end")
@@ -243,6 +225,10 @@ class Record(_Traced):
 
 _CALLED = {
     "create": "open",
+    "truncate": "truncate",
+    "ftruncate": "truncate",
+    "set_mode": "chmod",
+    "fchmod": "chmod",
     "open_lock": "open",
     "openat": "open",
     "pwritev2": "write",

@@ -35,6 +35,13 @@ ONCE_HURT = [
     ("manifests", r"a file called '\ud800'"),
     ("manifests", "an index of 10 GiB"),
     ("hdf5", "an external link, beside a good index"),
+    ("log-heads", "the file's asyncckpt is '[]'"),
+    ("npz-members", "a member of an empty claim"),
+    ("npz-members", "a member called ''"),
+    ("npz-directories", "empty maps as the directory"),
+    ("npz-directories", "5 MB of empty maps"),
+    ("keyed-hdf5", "empty maps as the catalog"),
+    ("keyed-hdf5", "a long text as features"),
 ]
 
 _SCRIPT = """

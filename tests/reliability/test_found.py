@@ -1,0 +1,65 @@
+"""What the rigs have found, each fixed since: the failing case, by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from gates import hold
+from kinds import FILES, Place
+
+import asyncckpt
+from asyncckpt.testing import FaultyDisk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+async def test_a_pending_directory_whose_maker_is_cancelled_is_removed(tmp_path: Path) -> None:
+    """`init_tmp_checkpoint`, cancelled while its thread makes the directory, leaves none, and the step is free."""
+    disk = FaultyDisk()
+    async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
+        with hold(disk) as gate:
+            task = asyncio.ensure_future(manager.init_tmp_checkpoint(1, {}))
+            await gate.reached()
+            task.cancel()
+            gate.open()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        await (await manager.save(1, {"a": 1}))
+        assert manager.steps() == [1]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_leftover_that_cannot_be_removed_hinders_nobody(kind: str, tmp_path: Path) -> None:
+    """A writer that met an error on its way in once went on with a descriptor that could only read."""
+    file = Place(kind, tmp_path)
+    with file.open() as chk:
+        chk["a"] = 1
+    disk = FaultyDisk()
+    with file.open(disk=disk) as chk:
+        disk.fail("unlink", errno.EFBIG)
+        for value in (2, 3):
+            try:
+                chk["a"] = value
+            except OSError as error:
+                assert error.errno == errno.EFBIG  # noqa: PT017 - it need not be raised
+        chk.flush()
+    assert file.contents() == {"a": 3}
+
+
+def test_a_damaged_name_of_a_member_is_no_other_key(tmp_path: Path) -> None:
+    """The CRC-32 of a zip file covers no names: each stands in two places, which must agree."""
+    file = Place("npz", tmp_path)
+    with file.open() as chk:
+        chk["a"], chk["b"] = np.arange(3), {"x": 1}
+    data = file.path.read_bytes()
+    for name in (b"a.npy", b"__asyncckpt__.npy"):
+        for at in (data.index(name), data.rindex(name)):
+            file.path.write_bytes(data[:at] + b"z" + data[at + 1 :])
+            with pytest.raises(asyncckpt.CorruptCheckpointError):
+                file.contents()
