@@ -314,7 +314,8 @@ def seal(image: NDArray[np.uint8], structures: Sequence[tuple[int, int]], pacer:
     for nbytes, alike in by_length.items():
         if len(alike) < _FEW:
             for begin in alike:
-                struct.pack_into("<I", image, begin + nbytes, _checksum(image[begin : begin + nbytes].tobytes(), pacer))
+                end = begin + nbytes
+                struct.pack_into("<I", image.data, end, _checksum(image[begin:end].tobytes(), pacer))
             continue
         for begins in pacer.batches(alike, _ROWS):
             places = np.array(begins)[:, np.newaxis]
