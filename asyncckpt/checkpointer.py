@@ -221,10 +221,21 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             self.delete_parameter(key)
             return value
 
+    def get(self, key: Key, default: Any = None) -> Any:
+        """Load a value; without one, return the default."""
+        try:
+            return self.load_parameter(key)
+        except CheckpointKeyError:  # and no other KeyError, which may come of the caller's `from_state`
+            return default
+
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Load a value; without one, save the default and return it."""
         with self.using():
-            return super().setdefault(key, default)
+            value = self.get(key, _MISSING)
+            if value is _MISSING:
+                self.save_parameter(key, default)
+                return default
+            return value
 
     def popitem(self) -> tuple[str, Any]:
         """Load and delete the first key; return it and its value.

@@ -147,8 +147,11 @@ class Crew:
                 helping = []
         labour()
         wait([future for future in helping if not future.cancel()])
-        if failures:
-            raise failures[0]
+        try:
+            if failures:
+                raise failures[0]
+        finally:
+            failures.clear()  # in a cycle with this frame, they would keep the memory of the job until a collection
 
 
 _NOTHING: Final = object()

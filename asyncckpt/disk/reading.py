@@ -1,8 +1,8 @@
 """Files become arrays: read into place in large chunks, verified before use.
 
 1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through
-   a scratch buffer where they are small or wanted by nobody. A file that is not in the page cache is read past it, and
-   one thread is ahead of the reads and populates memory: a direct read that has to find its pages leaves the disk idle.
+   a scratch buffer where they are small or wanted by nobody. A file that is not in the page cache is read past it, into
+   memory that was populated some chunks before: a direct read that has to find its pages leaves the disk idle.
 2. Every digest block that holds a wanted byte is read whole and verified; a block that fails ends the reading.
 3. All files of a checkpoint are opened through the descriptor of its directory, opened once: if it is swapped or
    deleted meanwhile, the reader still sees one checkpoint. A path's parts are never followed out of the directory.
@@ -28,7 +28,7 @@ from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.memory import PAGE_NBYTES, aligned_buffer, populate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -38,12 +38,11 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 CHUNK_NBYTES: Final = 2 << 20
-READERS: Final = 5  # four reads in flight, and one thread that is ahead of them
+READERS: Final = 5  # about four reads in flight, and one thread that populates memory
 _COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the memory's bandwidth
 _DIRECT_MIN_NBYTES: Final = 16 << 20  # to ask for less costs as much as the page cache does
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
-_POPULATE_MIN_NBYTES: Final = 1 << 20
-_POPULATE_NBYTES: Final = 4 << 20  # at a time: meanwhile, other threads that map memory wait
+_CHUNKS_AHEAD: Final = 16
 _SHOWN_NAME: Final = 255
 _SMALL_NBYTES: Final = 64 << 10  # a small file comes with one call
 
@@ -139,10 +138,10 @@ def read_unverified(directory: int, name: str) -> bytes:
     """
     fd = _open_below(directory, name)
     try:
-        data = b""
-        while more := os.read(fd, _SMALL_NBYTES):
-            data += more
-        return data
+        data = [os.read(fd, _SMALL_NBYTES)]
+        while data[-1]:
+            data.append(os.read(fd, len(data) * _SMALL_NBYTES))
+        return b"".join(data)
     finally:
         os.close(fd)
 
@@ -287,20 +286,23 @@ def read_record(  # noqa: PLR0913
         for chunk in chunks:
             read(chunk)
     elif reading.is_direct:
-        work = [partial(_populate, targets, stop), *(partial(read, chunk) for chunk in chunks)]
-        crew.run(lambda each: each(), work, stop=stop, threads=READERS)
+        crew.run(lambda each: each(), _with_memory_ready(chunks, reading.populate, read), stop=stop, threads=READERS)
     else:
         crew.run(read, chunks, stop=stop, threads=_COPIES_IN_FLIGHT)
 
 
-def _populate(targets: Sequence[Target], stop: StopFlag | None) -> None:
-    for target in targets:
-        if target.memory is None or target.nbytes < _POPULATE_MIN_NBYTES:
-            continue
-        for begin in range(0, target.nbytes, _POPULATE_NBYTES):
-            if stop is not None:
-                stop.check()
-            populate(target.memory[begin : begin + _POPULATE_NBYTES])
+def _with_memory_ready(
+    chunks: list[tuple[int, int]],
+    populate: Callable[[tuple[int, int]], None],
+    read: Callable[[tuple[int, int]], None],
+) -> Iterator[Callable[[], None]]:
+    """Yield what reads the chunks in turn, and some way ahead of that, what makes their memory ready."""
+    ready = 0
+    for number, chunk in enumerate(chunks):
+        while ready < min(number + _CHUNKS_AHEAD, len(chunks)):
+            yield partial(populate, chunks[ready])
+            ready += 1
+        yield partial(read, chunk)
 
 
 def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:
@@ -361,12 +363,7 @@ class _Reading:
         parts: list[Part] = []
         copies: list[tuple[Target, int, int]] = []
         at = begin
-        number = max(bisect_right(self._offsets, begin) - 1, 0)
-        until = bisect_left(self._offsets, end)
-        for target in self._targets[number:until]:
-            low, high = max(target.offset, begin), min(target.offset + target.nbytes, end)
-            if low >= high:
-                continue
+        for target, low, high in self._wanted(begin, end):
             first, last = self._in_place(target, low, high)
             if first < last:
                 if first > at:
@@ -390,6 +387,22 @@ class _Reading:
                 target.store(low - target.offset, data)
         if scratch is not None:
             self._spare.append(scratch)
+
+    def populate(self, chunk: tuple[int, int]) -> None:
+        """Make the memory ready that a chunk will be read into."""
+        for target, low, high in self._wanted(*chunk):
+            first, last = self._in_place(target, low, high)
+            if first < last:
+                assert target.memory is not None  # noqa: S101 - as above
+                populate(target.memory[first - target.offset : last - target.offset])
+
+    def _wanted(self, begin: int, end: int) -> Iterator[tuple[Target, int, int]]:
+        """Yield the targets in a chunk, each with the range of its bytes there."""
+        number = max(bisect_right(self._offsets, begin) - 1, 0)
+        for target in self._targets[number : bisect_left(self._offsets, end)]:
+            low, high = max(target.offset, begin), min(target.offset + target.nbytes, end)
+            if low < high:
+                yield target, low, high
 
     def _in_place(self, target: Target, low: int, high: int) -> tuple[int, int]:
         """Return which of the bytes from `low` to `high` can be read to where they belong: (first, last + 1)."""

@@ -105,9 +105,13 @@ class DataFile:
         is_ours = all(byte in {each[at] for each in written} for at, byte in enumerate(found))
         nbytes = os.fstat(fd).st_size
         for slot, superblock in zip(slots, written, strict=True):
-            region = os.pread(fd, slot.nbytes, slot.offset) if slot.offset + slot.nbytes <= nbytes else b""
+            is_there = is_ours and slot.offset + slot.nbytes == slot.end <= nbytes
+            try:
+                region = os.pread(fd, slot.nbytes, slot.offset) if is_there else b""
+            except MemoryError as error:  # a sparse file may claim anything
+                raise ForeignFileError(f"claims a catalog of {slot.nbytes} bytes") from error
             pacer.pause()
-            if is_ours and xxh3_128_digest(region) == slot.digest and slot.catalog_nbytes <= len(region):
+            if is_there and xxh3_128_digest(region) == slot.digest and slot.catalog_nbytes <= len(region):
                 file.places = decode_catalog(region[: slot.catalog_nbytes], slot.end, pacer)
                 file.end = file.tail = slot.end
                 shown = sum(not place.array_nbytes and place.address is not None for place in file.places.values())

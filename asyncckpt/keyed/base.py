@@ -13,13 +13,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from asyncckpt.workers import Crew, Pacer, StopFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from asyncckpt.keyed.values import Captured, Names
 
@@ -66,8 +67,20 @@ class Store(ABC):
     keeps: ClassVar[bool] = True
     """Whether what is put is there afterwards."""
 
+    @contextmanager
+    def _as_before_on_failure(self) -> Iterator[None]:
+        """While the file is read again: if that fails, the store stays what it was."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            vars(self).update(before)
+            raise
+
     def begin(self, work: Work) -> None:  # noqa: B027 - a store without a file has no writers
         """Become the file's writer, as the first change does; `entries` are then what the last writer left.
+
+        If the file cannot be read again, this store is no writer, and its entries are what they were.
 
         Raises:
             FileLockedError: There is another writer.

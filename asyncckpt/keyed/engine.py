@@ -16,7 +16,7 @@ from asyncckpt.keyed.values import build_captured, refer
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from asyncckpt.keyed.base import Store, Work
     from asyncckpt.keyed.values import Captured
@@ -44,9 +44,9 @@ def parse_key(key: object) -> Path:
         TypeError: It is neither a str nor a tuple that begins with one.
     """
     if isinstance(key, str):
-        return (str(key),)
+        return (str.__str__(key),)  # of an Enum, too, whose own __str__ gives its name
     if isinstance(key, tuple) and key and isinstance(key[0], str):
-        return (str(key[0]), *key[1:])
+        return (str.__str__(key[0]), *key[1:])
     message = f"a key is a str, or a tuple that begins with one (a path into nested dicts), not {key!r}"
     raise TypeError(message)
 
@@ -70,8 +70,9 @@ class KeyRules:
 
     place: str
     """What errors call the file."""
-    allowed: tuple[str, ...] | None
-    omitted: tuple[str, ...] | None
+    allowed: Mapping[str, None] | None
+    """Keys in the order in which they were given, looked up fast."""
+    omitted: Mapping[str, None] | None
 
     def allows(self, key: str) -> bool:
         """Tell whether a key may be used."""
@@ -103,7 +104,7 @@ class KeyRules:
         if self.allows(path[0]):
             return path
         if self.allowed is not None and path[0] not in self.allowed:
-            reason = f"is not allowed in {self.place}; allowed are {spell_keys(self.allowed)}"
+            reason = f"is not allowed in {self.place}; allowed are {spell_keys(list(self.allowed))}"
         else:
             reason = f"is omitted from {self.place}"
         keys = self.visible(known())

@@ -263,9 +263,15 @@ class HDF5Store(Store):
         """Become the writer, of the file as it is now; see `Store.begin`."""
         if self._is_writing:
             return
-        if self._home.become_writer():
-            self._close_files()
-            self._open(work)
+
+        def read_again() -> None:
+            files, foreign = self._files, self._foreign
+            with self._as_before_on_failure():
+                self._files = []
+                self._open(work)
+            _close(files, foreign)
+
+        self._home.become_writer(read_again)
         if self._main is not None:
             fd = os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
             self._main.reopen(fd)
@@ -412,13 +418,16 @@ class HDF5Store(Store):
             self._fresh = None
 
     def _close_files(self, but: DataFile | None = None) -> None:
-        for file in self._files:
-            if file is not but:
-                file.close()
+        _close([file for file in self._files if file is not but], self._foreign)
         self._files = [] if but is None else [but]
-        if self._foreign is not None:
-            self._foreign.close()
-            self._foreign = None
+        self._foreign = None
+
+
+def _close(files: Sequence[DataFile], foreign: ForeignFile | None) -> None:
+    for file in files:
+        file.close()
+    if foreign is not None:
+        foreign.close()
 
 
 def _payload_nbytes(value: Captured) -> int:

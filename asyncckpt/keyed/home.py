@@ -11,16 +11,19 @@ import os
 import stat
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.lock import FileLock, acquire_file_lock
 from asyncckpt.disk.publish import ensure_directory
 from asyncckpt.errors import CheckpointWarning
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
+
+_UNREAD: Final = (-1,)  # like no file
 
 
 class Home:
@@ -70,25 +73,32 @@ class Home:
             raise IsADirectoryError(message) if self.path.is_dir() else OSError(message)
         return fd
 
-    def become_writer(self) -> bool:
+    def become_writer(self, read_again: Callable[[], None]) -> None:
         """Take the lock, unless it is taken, with the directory made if it is missing.
 
-        Returns:
-            Whether the file is not what `open` found: then another writer was quicker, and it is to be read again.
+        Args:
+            read_again: Called if the file is not what `open` found: another writer was quicker. If it fails, the lock
+                is given back, and the next try reads the file again: who does not know what is in it must not write.
 
         Raises:
             FileLockedError: There is another writer.
             OSError: The directory cannot be made or written.
         """
         if self._lock is not None:
-            return False
+            return
         ensure_directory(self.ops, self.path.parent)
         self._lock = acquire_file_lock(self.ops, self.path)
-        if not self._lock.is_supported:
-            message = f"{self.path}: the file system has no locks, so nothing keeps a second writer away"
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
-        self.discard_sibling()  # where that fails, `create_sibling` says so, if there is need of one
-        return self._identity() != self._seen
+        try:
+            if not self._lock.is_supported:
+                message = f"{self.path}: the file system has no locks, so nothing keeps a second writer away"
+                warnings.warn(message, CheckpointWarning, stacklevel=2)
+            self.discard_sibling()  # where that fails, `create_sibling` says so, if there is need of one
+            if self._identity() != self._seen:
+                read_again()
+        except BaseException:
+            self._seen = _UNREAD
+            self.release()
+            raise
 
     def create_sibling(self) -> int:
         """Create the sibling, with the file's permissions, and return a descriptor to read and write it."""

@@ -10,7 +10,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError
 from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.json_read import decode_value, split_object
 from asyncckpt.keyed.json_write import encode_key, encode_value
@@ -108,8 +108,12 @@ class JSONStore(Store):
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-        if self._home.become_writer():
-            self._load(work)
+
+        def read_again() -> None:
+            with self._as_before_on_failure():
+                self._load(work)
+
+        self._home.become_writer(read_again)
 
     def _load(self, work: Work) -> None:
         self._texts, self._entries = {}, {}
@@ -126,6 +130,10 @@ class JSONStore(Store):
                 self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
         except (ValueError, RecursionError) as error:
             raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
+        except CorruptCheckpointError as error:
+            if error.file is None:
+                raise self._corrupt(str(error)) from error
+            raise
         finally:
             os.close(fd)
 
@@ -173,5 +181,5 @@ def _read_all(fd: int) -> bytes | bytearray:
 def _names(text: bytes | bytearray, low: int, high: int, work: Work) -> Names:
     try:
         return plain_names(decode_value(text, low, high, work.pacer()).value)
-    except (ValueError, CorruptCheckpointError):
+    except (ValueError, CheckpointError):  # of a value that cannot be made: reading it will say why
         return False

@@ -74,6 +74,7 @@ class MsgpackStore(Store):
         self._is_published = False
         self._is_suspect = False  # whether something on the way to the disk has failed, so that a new file is needed
         self._has_tail = False
+        self._can_write = False  # whether the descriptor is for writing, too
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -164,19 +165,25 @@ class MsgpackStore(Store):
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-        if not self._home.is_locked:
-            if self._home.become_writer():
-                if self._fd is not None:
-                    os.close(self._fd)
-                    self._fd = None
+
+        def read_again() -> None:
+            before = self._fd
+            with self._as_before_on_failure():
+                self._fd = None
                 self._load(work)
-            if self._fd is not None:
-                reader, self._fd = self._fd, os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
-                os.close(reader)
+            if before is not None:
+                os.close(before)
+
+        self._home.become_writer(read_again)
         if self._fd is None:
             self._fd = self._home.create_sibling()
+            self._can_write = True
             self._file_id = os.urandom(16)
             self._end = self._write_small(self._fd, records.file_head(self._file_id)).end
+        elif not self._can_write:
+            reader, self._fd = self._fd, os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
+            self._can_write = True
+            os.close(reader)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -195,7 +202,8 @@ class MsgpackStore(Store):
         fd = self._descriptor()
         if self._has_tail:
             self._home.ops.truncate(fd, self._end)
-            self._sync(fd)
+            if not self._is_suspect:  # else nothing is asked of this file any more: a new one takes what lives
+                self._sync(fd)
             self._has_tail = False
         return fd
 
@@ -250,7 +258,7 @@ class MsgpackStore(Store):
             for key, live in self._live.items():
                 if self._is_suspect and key in self._staged:  # it may not have come through
                     read_place(old, _place(live.record), self._teller(live.record, key), work)
-                record = self._copy(old, new, live, end, work)
+                record = self._copy(old, new, key, live, end, work)
                 moved[key] = _Live(record, Entry(record.end - record.offset, live.entry.names))
                 end = record.end
             end = self._write_small(new, records.commit_head(file_id, end), end).end
@@ -267,7 +275,9 @@ class MsgpackStore(Store):
         for key, live in moved.items():
             self._set(key, live)
 
-    def _copy(self, old: int, new: int, live: _Live, end: int, work: Work) -> records.Record:
+    def _copy(  # noqa: PLR0913, PLR0917 - one step of `_rewrite`, which has them all
+        self, old: int, new: int, key: str, live: _Live, end: int, work: Work
+    ) -> records.Record:
         """Copy a record to the end of a new file, as it is: its digests go with it."""
         record = live.record
         place = _place(record)
@@ -282,6 +292,8 @@ class MsgpackStore(Store):
         until = record.end
         while at < until:
             piece = records.read_range(old, at, min(_COPY_NBYTES, until - at))
+            if not piece:
+                raise self._teller(record, key)("is cut off: another program has made the file shorter")
             out.write(piece)
             out.flush()
             at += len(piece)

@@ -214,11 +214,16 @@ class NumPyStore(Store):
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-        if self._home.become_writer():
-            if self._fd is not None:
-                os.close(self._fd)
+
+        def read_again() -> None:
+            before = self._fd
+            with self._as_before_on_failure():
                 self._fd = None
-            self._load(work)
+                self._load(work)
+            if before is not None:
+                os.close(before)
+
+        self._home.become_writer(read_again)
 
     # --- writing ------------------------------------------------------------------------------------------------------
 

@@ -102,12 +102,12 @@ class Opening(ABC):
     @property
     def allowed_keys(self) -> tuple[str, ...] | None:
         """The only keys there may be."""
-        return self.rules.allowed
+        return None if self.rules.allowed is None else tuple(self.rules.allowed)
 
     @property
     def omitted_keys(self) -> tuple[str, ...] | None:
         """Keys that there may not be."""
-        return self.rules.omitted
+        return None if self.rules.omitted is None else tuple(self.rules.omitted)
 
     def check_allowed_key(self, key: Key) -> None:
         """Check that a key, or the first part of a path, may be used.
@@ -286,13 +286,13 @@ class Opening(ABC):
             raise CheckpointerUsageError(message)
 
 
-def _key_set(name: str, keys: Iterable[str] | None) -> tuple[str, ...] | None:
+def _key_set(name: str, keys: Iterable[str] | None) -> dict[str, None] | None:
     if keys is None:
         return None
     if isinstance(keys, str) or not isinstance(keys, Iterable):
         message = f"{name} is a collection of str, not {keys!r}"
         raise ConfigError(message)
-    found = tuple(keys)
+    found = dict.fromkeys(keys)
     for key in found:
         if not isinstance(key, str):
             message = f"{name} holds {key!r}, and keys are str"

@@ -7,6 +7,7 @@ and no survival of a kill in the middle of the copy.
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import tempfile
@@ -40,7 +41,7 @@ def check_stream(stream: Any) -> None:
     if getattr(stream, "closed", False):
         message = f"{name!r} is closed: {need}"
         raise ConfigError(message)
-    if isinstance(stream, io.TextIOBase) or (isinstance(mode, str) and "b" not in mode and "encoding" in dir(stream)):
+    if isinstance(stream, io.TextIOBase) or (isinstance(mode, str) and "b" not in mode and hasattr(stream, "encoding")):
         message = f"{how}, as text: {need}"
         raise ConfigError(message)
     if not (_can(stream, "readable") and _can(stream, "seekable")):
@@ -121,7 +122,10 @@ class StreamStore(Store):
             while chunk := file.read(_CHUNK_NBYTES):
                 left = memoryview(chunk)
                 while left:
-                    left = left[self._stream.write(left) :]
+                    count = self._stream.write(left)
+                    if not count:
+                        raise OSError(errno.EIO, f"{self._stream!r} took none of {len(left)} bytes")
+                    left = left[count:]
         self._stream.truncate()
         self._stream.flush()
         self._is_changed = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Crew, StopFlag
 
 
+_SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _MANY_RECORDS: Final = 1000  # a collector walks so many in less than a millisecond
 
 
@@ -198,7 +200,7 @@ def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[Checkp
     lock = acquire_lock(ops, root)
     try:
         publish.recover(ops, root)
-        return lock, read_records(root)
+        return lock, _aged(read_records(root))
     except BaseException:
         lock.release()
         raise
@@ -215,7 +217,14 @@ def list_directory(ops: DiskOps, root: Path, *, is_writer: bool) -> list[Checkpo
     if is_writer and listing.has_leftovers:
         _tidy(ops, root)
         listing = _scan(root)
-    return _read_listed(root, listing)
+    return _aged(_read_listed(root, listing))
+
+
+def _aged(records: list[CheckpointRecord]) -> list[CheckpointRecord]:
+    """Let the collector take many records, which stay as long as their manager, for old."""
+    if len(records) > _MANY_RECORDS:
+        age_objects()
+    return records
 
 
 def _tidy(ops: DiskOps, root: Path) -> None:
@@ -264,8 +273,6 @@ def _read_listed(root: Path, listing: publish.Listing) -> list[CheckpointRecord]
             for step, path in listing.committed.items():
                 pacer.pause()
                 records.append(_record(step, path, at))
-            if len(records) > _MANY_RECORDS:
-                age_objects()
     finally:
         os.close(at)
     return records
@@ -279,21 +286,26 @@ def read_record(root: Path, step: int) -> CheckpointRecord:
 def _record(step: int, path: Path, at: int | None = None) -> CheckpointRecord:
     """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
     info: dict[str, Any] = {}
-    identity = (0, 0)
+    name = path.name if at is not None else path
+    identity = None
     # What is gone meanwhile, missing or damaged is left out: `load` will say what is wrong.
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        directory = open_directory(path.name if at is not None else path, at)
+    with contextlib.suppress(ValueError, RecursionError):
         try:
-            identity = _identity(directory)
-            info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
-        finally:
-            os.close(directory)
-    return CheckpointRecord(step=step, path=path, training_info=info, identity=identity)
+            directory = open_directory(name, at)
+            try:
+                identity = _identity(directory)
+                info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
+            finally:
+                os.close(directory)
+        except OSError as error:
+            if error.errno in _SHORTAGES:  # which say nothing of the checkpoint: without its metric it might be pruned
+                raise
+    return CheckpointRecord(step=step, path=path, training_info=info, identity=identity or _identity(name, at))
 
 
-def _identity(directory: Path | int) -> tuple[int, int]:
+def _identity(directory: os.PathLike[str] | str | int, at: int | None = None) -> tuple[int, int]:
     try:
-        found = os.stat(directory)  # noqa: PTH116 - of a descriptor too
+        found = os.stat(directory, dir_fd=at)
     except OSError:  # gone meanwhile
         return 0, 0
     return found.st_ino, found.st_mtime_ns

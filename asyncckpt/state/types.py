@@ -140,8 +140,8 @@ def register_type(
         made = found
     made = made._replace(name=name or made.name)
     holder = _by_name.get(made.name)
-    owner = None if holder is None else _type_name(holder.type_) if holder.type_ is not None else holder.name
-    if owner not in (None, _type_name(cls)):
+    if holder is not None and (holder.type_ is None or _type_name(holder.type_) != _type_name(cls)):
+        owner = "a builtin type" if holder.type_ is None else _type_name(holder.type_)
         message = f"the name {made.name!r} belongs to {owner} already: give another name"
         raise ValueError(message)
     _by_type[cls] = _by_name[made.name] = made

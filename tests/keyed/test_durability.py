@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import itertools
+import os
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -331,3 +332,19 @@ def test_what_is_no_log_is_refused(quick_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(asyncckpt.CorruptCheckpointError, match="byte 0"):
         dict(asyncckpt.Checkpointer.from_file(path))
+
+
+def test_a_log_that_another_program_cuts_short_is_damaged(quick_path: Path) -> None:
+    """Rewriting a log whose records are gone is an error that names the key, and comes to an end."""
+    with asyncckpt.Checkpointer.from_file(quick_path / "a.msgpack") as chk:
+        chk["a"] = np.zeros(3 << 20, np.uint8)
+        chk.flush()
+        chk["b"] = np.zeros(4 << 20, np.uint8)
+        del chk["b"]
+        os.truncate(quick_path / "a.msgpack", 1000)
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="'a' is cut off"):
+            chk.flush()
+        del chk["a"]
+        chk["c"] = 1
+    with asyncckpt.Checkpointer.from_file(quick_path / "a.msgpack") as chk:
+        assert dict(chk) == {"c": 1}

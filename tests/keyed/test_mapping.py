@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import gc
 import io
 import os
 import pickle
+import tempfile
 import threading
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -390,6 +392,24 @@ def test_a_writer_sees_what_another_wrote_before_it(file: Place) -> None:
     assert file.contents() == {"a": 10, "b": 2, "c": 3}
 
 
+def test_who_cannot_read_the_file_again_does_not_write_it(file: Place) -> None:
+    """A store that is out of date, and cannot be brought up to date, is no writer: nothing of another's is lost."""
+    with file.open() as chk:
+        chk["old"] = 1
+    with file.open() as late:
+        with file.open() as quick:
+            quick["other"] = 2
+        good = file.path.read_bytes()
+        file.path.write_bytes(b"\0 nothing of the kind")
+        for _ in range(2):
+            with pytest.raises(asyncckpt.CheckpointError):
+                late["new"] = 3
+        assert list(late) == ["old"]
+        file.path.write_bytes(good)
+        late["new"] = 3
+    assert file.contents() == {"old": 1, "other": 2, "new": 3}
+
+
 def test_a_reader_keeps_its_file_while_another_rewrites_it(file: Place) -> None:
     """What was opened is read to the end, whatever becomes of the name."""
     with file.open() as first:
@@ -518,6 +538,47 @@ def test_a_serializer_stands_between(place: Place) -> None:
         chk["z"] = 1 + 2j
         assert chk["z"] == 1 + 2j
     assert place.contents()["z"] == [1.0, 2.0]
+
+
+class Failing:
+    """A serializer that cannot make its values again."""
+
+    def to_state(self, value: object) -> object:
+        """Save it as it is."""
+        return value
+
+    def from_state(self, state: object) -> object:
+        """Fail as code that looks something up may fail."""
+        raise KeyError(state)
+
+
+def test_a_key_error_of_the_callers_is_not_a_missing_key(place: Place) -> None:
+    """No default stands in for a value that is there and cannot be made; least of all is it written over."""
+    with place.open() as chk:
+        chk["a"] = 1
+    with place.open(serializer=Failing()) as chk:
+        for access in (chk.get, chk.setdefault, lambda key, default: chk.cached_eval(key, lambda: default)):
+            with pytest.raises(KeyError) as caught:
+                access("a", 2)
+            assert not isinstance(caught.value, asyncckpt.CheckpointKeyError)
+    assert place.contents() == {"a": 1}
+
+
+class Named(str, enum.Enum):  # noqa: UP042 - a StrEnum shows its value as a str anyway
+    """Keys that are str."""
+
+    A = "a"
+
+
+def test_a_str_of_a_subclass_is_the_key_that_it_equals(place: Place) -> None:
+    """An Enum of str is its value."""
+    with place.open(allowed_keys=["a"]) as chk:
+        chk[Named.A] = {Named.A.value: 1}
+        assert chk["a"] == chk[Named.A]
+        assert chk[Named.A, "a"] == 1
+        assert "a" in chk
+        assert Named.A in chk
+    assert list(place.contents()) == ["a"]
 
 
 def test_what_cannot_be_saved_is_refused_and_changes_nothing(place: Place) -> None:
@@ -685,6 +746,11 @@ def test_files_that_cannot_be_used_are_refused(file: Place) -> None:
             kind(opened)
     with pytest.raises(asyncckpt.ConfigError, match="r\\+b"):
         kind(io.StringIO())
+    with (
+        tempfile.NamedTemporaryFile("w+", suffix=file.path.suffix) as text,
+        pytest.raises(asyncckpt.ConfigError, match="as text"),
+    ):
+        kind(text)
     with pytest.raises(asyncckpt.ConfigError, match="closed"):
         kind(opened)
     with file.path.open("rb") as opened:
@@ -693,6 +759,22 @@ def test_files_that_cannot_be_used_are_refused(file: Place) -> None:
             kind(opened)["a"] = 2
     with pytest.raises(asyncckpt.ConfigError, match="no name"):
         asyncckpt.Checkpointer.from_file(io.BytesIO())
+
+
+def test_a_stream_that_takes_nothing_is_an_error(file: Place) -> None:
+    """A write that says it wrote nothing is a failed flush, not one that goes on for ever."""
+
+    class Stuck(io.BytesIO):
+        def write(self, _: Any) -> int:
+            return 0
+
+    chk = type(file.open())(Stuck())
+    chk.__enter__()
+    chk["a"] = 1
+    with pytest.raises(OSError, match="took none of"):
+        chk.flush()
+    with pytest.raises(OSError, match="took none of"):
+        chk.__exit__(None, None, None)
 
 
 def test_a_forked_child_is_refused(file: Place) -> None:

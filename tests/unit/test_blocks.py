@@ -485,19 +485,50 @@ def test_short_direct_reads_go_on_from_a_page(cold_checkpoint: Any, monkeypatch:
     assert found.tobytes() == data
 
 
-def test_memory_is_populated_ahead_of_direct_reads(cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who reads past the page cache with a crew has the memory of large targets made ready, every byte of it, once."""
+def test_memory_is_populated_some_way_ahead_of_direct_reads(
+    cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading past the page cache, a crew makes memory ready before it is read into, and not all of it at once."""
     reader, fd, data = cold_checkpoint
-    made: list[tuple[int, int]] = []
-    monkeypatch.setattr(reading, "populate", lambda memory: made.append((memory.ctypes.data, memory.nbytes)))
+    monkeypatch.setattr(reading, "_CHUNKS_AHEAD", 3)
     places = {0: aligned_buffer(11 * MIB + 3), 12 * MIB: np.empty(1000, np.uint8), 13 * MIB: aligned_buffer(7 * MIB)}
+    made: list[tuple[int, int]] = []
+    ahead = list[int]()
+
+    def populate(memory: NDArray[np.uint8]) -> None:
+        made.append((memory.ctypes.data, memory.nbytes))
+
+    def preadv(fd: int, buffers: Any, offset: int) -> int:
+        known = [(found.ctypes.data, found.nbytes) for found in places.values()]
+        for buffer in buffers:
+            address = buffer.ctypes.data
+            if any(low <= address < low + nbytes for low, nbytes in known):
+                assert (address, buffer.nbytes) in made
+        ahead.append(sum(nbytes for _, nbytes in made) - offset)
+        return _PREADV(fd, buffers, offset)
+
+    monkeypatch.setattr(reading, "populate", populate)
+    monkeypatch.setattr(reading.os, "preadv", preadv)
     read_targets(reader, fd, "data", [Target(low, len(found), found) for low, found in places.items()], crew=Crew())
-    expected = [(found.ctypes.data, found.nbytes) for found in places.values() if found.nbytes >= MIB]
-    assert [sum(n for at, n in made if low <= at < low + nbytes) for low, nbytes in expected] == [
-        n for _, n in expected
-    ]
-    assert len(set(made)) == len(made)
+    assert len(set(made)) == len(made) > 8
+    assert max(ahead) <= 3 * reading.CHUNK_NBYTES
     assert all(found.tobytes() == data[low : low + len(found)] for low, found in places.items())
+
+
+def test_a_damaged_block_ends_the_populating(
+    cold_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory is not made ready for what will not be read any more."""
+    reader, fd, data = cold_checkpoint
+    made: list[int] = []
+    monkeypatch.setattr(reading, "_CHUNKS_AHEAD", 2)
+    monkeypatch.setattr(reading, "populate", lambda memory: made.append(memory.nbytes))
+    with (tmp_path / "data").open("r+b") as file:
+        file.write(bytes([data[0] ^ 1]))
+    found = aligned_buffer(len(data))
+    with pytest.raises(CorruptCheckpointError):
+        read_targets(reader, fd, "data", [Target(0, len(found), found)], crew=Crew())
+    assert sum(made) <= 2 * reading.CHUNK_NBYTES
 
 
 @pytest.mark.parametrize(("written", "is_cached"), [(0, False), (4, False), (12, True), (16, True)])

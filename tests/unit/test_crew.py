@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from asyncckpt.workers import Crew, StopFlag, Stopped
@@ -100,6 +104,31 @@ def test_the_first_failure_ends_the_work(executor: CountingExecutor) -> None:
     with pytest.raises(ValueError, match="item 1"):
         Crew(executor, helpers=0).run(work, range(10))
     assert done == [0]
+
+
+def test_a_failure_keeps_nothing_alive(executor: CountingExecutor) -> None:
+    """When the error is gone, so is what the failed job had in its hands: no collection is needed."""
+    gc.disable()
+    try:
+        with contextlib.suppress(ValueError):
+            fail_with_memory(Crew(executor, helpers=1))
+        assert memories.pop()() is None
+    finally:
+        gc.enable()
+
+
+memories = list[Any]()
+
+
+def fail_with_memory(crew: Crew) -> None:
+    """Fail in a job, with an array in a local variable."""
+    memory = np.zeros(10)
+    memories.append(weakref.ref(memory))
+
+    def work(_: int) -> None:
+        raise ValueError("no")
+
+    crew.run(work, [1, 2])
 
 
 def test_a_stopped_job_claims_no_more(executor: CountingExecutor) -> None:
