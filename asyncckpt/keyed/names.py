@@ -1,6 +1,7 @@
 """The index of an asynchronous view: the keys of a file, and those of the dicts in its values, in memory.
 
-Pending writes show in it at once. It is looked at and changed on the loop's thread, without waiting for anything.
+It is looked at and changed on the loop's thread, without waiting for anything. The names of a value are shared with
+its store and with other indexes, so they never change: an index changes copies.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from asyncckpt.state.selection import join_path
 if TYPE_CHECKING:
     from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.engine import Path
-    from asyncckpt.keyed.values import Names
+    from asyncckpt.keyed.values import Captured, Names
 
 
 class NameIndex:
@@ -30,6 +31,10 @@ class NameIndex:
         """Read what a store has."""
         return cls({key: entry.names for key, entry in store.entries.items()}, place, keeps=store.keeps)
 
+    def copy(self) -> NameIndex:
+        """Return an index that changes by itself."""
+        return NameIndex(dict(self._names), self._place, keeps=self._keeps)
+
     def __len__(self) -> int:
         """Return the number of top-level keys."""
         return len(self._names)
@@ -38,20 +43,12 @@ class NameIndex:
         """Return the top-level keys."""
         return list(self._names)
 
-    def contains(self, path: Path) -> bool:
-        """Tell whether there is a value at a path.
-
-        Raises:
-            CheckpointerUsageError: The index does not reach so deep.
-        """
+    def find(self, path: Path) -> bool | None:
+        """Tell whether there is a value at a path; None if the index does not reach so deep."""
         at: Any = self._names
         for part in path:
             if at is False:
-                message = (
-                    f"whether {path!r} is in {self._place} takes reading {path[0]!r}, which has too many keys for the"
-                    " index in memory: use `await chk.get(...)`"
-                )
-                raise CheckpointerUsageError(message)
+                return None
             try:
                 if not isinstance(at, dict) or part not in at:
                     return False
@@ -60,13 +57,28 @@ class NameIndex:
             at = at[part]
         return True
 
+    def contains(self, path: Path) -> bool:
+        """Tell whether there is a value at a path.
+
+        Raises:
+            CheckpointerUsageError: The index does not reach so deep.
+        """
+        found = self.find(path)
+        if found is None:
+            message = (
+                f"whether {path!r} is in {self._place} takes reading {path[0]!r}, whose keys the index in memory does"
+                " not hold: use `await chk.get(key)`, or `await chk.delete_parameter(key)` to delete it"
+            )
+            raise CheckpointerUsageError(message)
+        return found
+
     def check(self, path: Path) -> None:
-        """Check that there is a value at a path.
+        """Check that there is a value at a path, as far as is known.
 
         Raises:
             CheckpointKeyError: There is none.
         """
-        if not self.contains(path):
+        if self.find(path) is False:
             raise missing(path, self._place, self.keys())
 
     def check_way(self, path: Path) -> None:
@@ -74,7 +86,13 @@ class NameIndex:
 
         Raises:
             CheckpointKeyError: It does not.
+            TypeError: It is no path into dicts.
         """
+        try:
+            hash(path)
+        except TypeError as error:
+            message = f"{path!r} is no path into nested dicts, whose keys are hashable: {error}"
+            raise TypeError(message) from None
         at: Any = self._names
         for number, part in enumerate(path[:-1], 1):
             if not isinstance(at, dict) or part not in at:
@@ -84,21 +102,21 @@ class NameIndex:
                 message = f"no key {path!r} in {self._place}: at {join_path(path[:number])!r} is no dict"
                 raise CheckpointKeyError(message, key=path, known=self.keys())
 
-    def add(self, path: Path, names: Names) -> None:
-        """Show a value that is put."""
-        at: Any = self._names
-        for part in path[:-1]:
-            if not self._keeps or not isinstance(at, dict):  # not known, or no dict: the job will say so
-                return
-            at = at.setdefault(part, {})
-        if self._keeps and isinstance(at, dict):
-            at[path[-1]] = names
+    def note(self, path: Path, captured: Captured | None) -> None:
+        """Show a value that is put, or the deletion of one."""
+        if captured is None:
+            if self.find(path):
+                del self._owner(path)[path[-1]]
+        elif self._keeps:
+            self._owner(path)[path[-1]] = captured.names
 
-    def remove(self, path: Path) -> None:
-        """Show that a value is deleted."""
-        at: Any = self._names
+    def _owner(self, path: Path) -> dict[Any, Names]:
+        """Return the dict that the last part of a path is in, to be changed: a copy, as are those on the way."""
+        at = self._names
         for part in path[:-1]:
-            at = at.get(part)
-            if not isinstance(at, dict):
-                return
-        at.pop(path[-1], None)
+            below = at.get(part, {})
+            if not isinstance(below, dict):  # not known, or no dict: the job will say so
+                return {}
+            at[part] = dict(below)
+            at = at[part]  # type: ignore[assignment]
+        return at

@@ -3,11 +3,12 @@
 1. Each use of the store is one job in a worker thread, and jobs follow each other in the order of the calls. A job
    begins with the writes that were called before it, so a read sees them, and not those called after it.
 2. A write is a captured value in the queue until a job has put it into the store. If that fails for the disk's sake it
-   stays in the queue, and each job that comes tries again; a value that the store refuses is dropped, and the error
-   raised by the next change, `flush` or end of the block. If the file has another writer, all that wait are refused.
-3. The index, the queue and the budget belong to the loop's thread. The thread of a job takes from the left of the
-   queue only what was there when the job was called.
-4. A job is awaited to its end, whatever is cancelled. A cancelled load ends early; a change is made or not.
+   stays in the queue, and each job that comes tries again; a load of another key goes on without. A value that the
+   store refuses is dropped, and the error raised by the next change, `flush` or end of the block. If the file has
+   another writer, all that wait are refused.
+3. The index, the queue and the budget belong to the loop's thread; see `asyncckpt.keyed.writes`.
+4. A job is awaited to its end, whatever is cancelled. A cancelled load ends early; a change is made or not. A block is
+   left when the file has been flushed and closed, however often that is cancelled.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, FileLockedError, QueueFullError
 from asyncckpt.keyed.base import Work
+from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
-from asyncckpt.keyed.writes import Write, WriteQueue
+from asyncckpt.keyed.writes import Outcome, WriteQueue
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.state.leaf_nodes import TooLargeError
@@ -31,16 +33,16 @@ from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
-    from asyncckpt.keyed.base import Found
+    from asyncckpt.keyed.base import Entry, Found
     from asyncckpt.keyed.engine import Engine, Path
+    from asyncckpt.keyed.view import Evaluation
+    from asyncckpt.keyed.writes import Change
     from asyncckpt.state.flat import FlatState
 
 ResultT = TypeVar("ResultT")
-ItemT = TypeVar("ItemT")
 
-_MISSING: Final = object()
 _GIVE_WAY_SECONDS: Final = 0.002
 
 
@@ -60,14 +62,14 @@ class Session:
         self._turn = asyncio.Lock()  # jobs, in the order of the calls
         self._intake = asyncio.Lock()  # large values, captured one at a time
         self._depth = 0
-        self._queue = WriteQueue(max_staged_nbytes)
-        self._refused: list[Exception] = []
-        self._names = NameIndex({}, place)
+        self._queue = WriteQueue(max_staged_nbytes, NameIndex({}, place))
+        self._refused: list[BaseException] = []
         self._drainer: asyncio.Task[None] | None = None
         self._is_writer = False
-        self._found_names: NameIndex | None = None
+        self._entries: Mapping[str, Entry] | None = None  # of which the index was made
+        self._found: NameIndex | None = None
         self._gave_way = time.perf_counter()
-        self.evaluations: dict[Path, asyncio.Future[Any]] = {}
+        self.evaluations: dict[Path, Evaluation] = {}
         self.is_over = False
 
     # --- opening and closing ------------------------------------------------------------------------------------------
@@ -83,17 +85,17 @@ class Session:
                     await self._jobs.run(self._open)
                 except BaseException:
                     self.is_over = True
-                    if self._opened is not None:  # by a job whose caller was cancelled
-                        await self._jobs.run(self._opened.store.close)
-                    await self._jobs.close(is_stuck=False)
+                    await self._end()
                     raise
                 self._engine = self._opened
+                self._queue.settle(Outcome(found=self._found))
+                self._found = None
             self._depth += 1
             return True
 
     def _open(self) -> None:
         self._opened = self._open_engine(Work(Crew()))
-        self._names = NameIndex.of(self._opened.store, self._place)
+        self._find_names(self._opened)
 
     async def leave(self, error: BaseException | None) -> None:
         """Flush and close the file, if this is the outermost block, whoever cancels."""
@@ -101,15 +103,8 @@ class Session:
         self._depth -= 1
         if self._depth:
             return
-        closing = asyncio.Task(self._close(), loop=self._loop)
-        cancelled: asyncio.CancelledError | None = None
-        while not closing.done():
-            try:
-                await asyncio.wait((closing,))
-            except asyncio.CancelledError as again:
-                cancelled = again
-        failures = [failure for failure in (*self._refused, closing.exception()) if failure is not None]
-        self._refused = []
+        cancelled = await self._close_surely()
+        failures, self._refused = self._refused, []
         raised = error or cancelled
         if raised is None:
             if len(failures) == 1:
@@ -123,22 +118,47 @@ class Session:
         if cancelled is not None and error is None:
             raise cancelled
 
+    async def _close_surely(self) -> asyncio.CancelledError | None:
+        """Close in a task of its own, and return the last cancellation that came meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
+        while True:
+            closing = asyncio.Task(self._close(), loop=self._loop)
+            while not closing.done():
+                try:
+                    await asyncio.wait((closing,))
+                except asyncio.CancelledError as again:
+                    cancelled = again
+            if not closing.cancelled():  # as all tasks of a loop are that is ending, but this one has work to do
+                failure = closing.exception()
+                if failure is not None:
+                    self._refuse(failure)
+                return cancelled
+
     async def _close(self) -> None:
         async with self._gate:
-            if self._depth or self.is_over:  # entered again meanwhile, and maybe closed by that block
+            if self._depth or self._engine is None:  # entered again meanwhile, and maybe closed by that block
                 return
             self.is_over = True
             try:
                 await self._run(_commit)
-            finally:
-                engine, self._engine = self._engine, None
-                assert engine is not None  # noqa: S101 - it was made by `enter`
-                await self._jobs.run(self._shut, engine)
-                await self._jobs.close(is_stuck=False)
+            except asyncio.CancelledError:
+                self.is_over = False
+                raise
+            except BaseException as failure:  # noqa: BLE001 - told when the file is closed
+                self._refuse(failure)
+            self._engine = None
+            await self._end()
 
-    def _shut(self, engine: Engine) -> None:
+    async def _end(self) -> None:
         try:
-            engine.store.close()
+            await self._jobs.run(self._shut)
+        finally:
+            await self._jobs.close(is_stuck=False)
+
+    def _shut(self) -> None:
+        try:
+            if self._opened is not None:
+                self._opened.store.close()
         finally:
             self._queue.clear()
             self._pool.close()
@@ -165,25 +185,13 @@ class Session:
     def names(self) -> NameIndex:
         """The keys, pending writes included; to be looked at only now."""
         self._check()
-        return self._names
+        return self._queue.names
 
-    def _read_names(self) -> None:
-        """Read the index again, after a failure."""
-        assert self._engine is not None  # noqa: S101 - it is open
-        self._show(NameIndex.of(self._engine.store, self._place))
-
-    def _show(self, names: NameIndex, done: Sequence[Write] = ()) -> None:
-        """Let the index be this one, and show what came after it and what waits."""
-        self._names = names
-        for write in (*done, *self._queue):
-            self._note(write.path, write.captured)
-
-    def _note(self, path: Path, captured: Captured | None) -> None:
-        """Let the index show a write."""
-        if captured is None:
-            self._names.remove(path)
-        else:
-            self._names.add(path, captured.names)
+    def _find_names(self, engine: Engine) -> None:
+        """Read what the store has, unless that is known; in a thread."""
+        entries = engine.store.entries
+        if entries is not self._entries:
+            self._entries, self._found = entries, NameIndex.of(engine.store, self._place)
 
     # --- writes -------------------------------------------------------------------------------------------------------
 
@@ -196,7 +204,7 @@ class Session:
         """
         self._check()
         self._raise_refused()
-        self._names.check_way(path)
+        self._queue.names.check_way(path)
         assert self._engine is not None  # noqa: S101 - it is open
         flat = _flatten_inline(self._engine.to_state(value), path)
         if flat is None:
@@ -218,7 +226,7 @@ class Session:
         """Capture a value of any size, and return; or, if the budget does not hold it, when it has been written."""
         self._check()
         self._raise_refused()
-        self._names.check_way(path)
+        self._queue.names.check_way(path)
         await self._give_way()
         async with self._intake:
             flat = None if self._has_serializer() else _flatten_inline(value, path)
@@ -245,15 +253,20 @@ class Session:
         """
         self._check()
         self._raise_refused()
-        self._names.check(path)
+        if not self._queue.names.contains(path):
+            raise missing(path, self._place, self._queue.names.keys())
         self._enqueue(path, None, 0)
 
     async def remove(self, path: Path) -> None:
-        """Delete what is at a path, as `delete` does, once the file's writer."""
+        """Delete what is at a path, once the file's writer; and in the store at once, where the index cannot tell."""
         self._check()
-        self._names.check(path)
+        self._queue.names.check(path)
         await self._become_writer()
-        self.delete(path)
+        if self._queue.names.find(path) is not None:
+            self.delete(path)
+            return
+        self._raise_refused()
+        await self._change(path, None, lambda engine, work: engine.delete(path, work))
 
     async def _become_writer(self) -> None:
         """Let a caller who can wait know at once that the file has another writer."""
@@ -261,14 +274,11 @@ class Session:
             await self._run(self._begin)
 
     def _begin(self, engine: Engine, work: Work) -> None:
-        """Become the writer; in a thread. The index is read again if another writer was there since it was read."""
-        if self._is_writer:
-            return
-        before = engine.store.entries
-        engine.store.begin(work)
-        if engine.store.entries is not before:
-            self._found_names = NameIndex.of(engine.store, self._place)
-        self._is_writer = True
+        """Become the writer; in a thread. The index is made again if another writer was there since it was made."""
+        if not self._is_writer:
+            engine.store.begin(work)
+            self._find_names(engine)
+            self._is_writer = True
 
     async def _give_way(self) -> None:
         """Let the loop run now and then, if a caller saves many small values in a row: nothing else here would."""
@@ -292,12 +302,8 @@ class Session:
     async def _stream(self, path: Path, flat: FlatState) -> None:
         """Write a value that the budget does not hold, from where it is, while the caller waits."""
         captured = refer_flat(flat)
-        self._note(path, captured)
         try:
-            await self._run(lambda engine, work: engine.put(path, captured, work))
-        except BaseException:
-            self._read_names()
-            raise
+            await self._change(path, captured, lambda engine, work: engine.put(path, captured, work))
         finally:
             captured.release()
 
@@ -309,7 +315,6 @@ class Session:
     def _enqueue(self, path: Path, captured: Captured | None, nbytes: int) -> None:
         self._check()
         self._queue.add(path, captured, nbytes)
-        self._note(path, captured)
         if self._drainer is None:
             # In an empty context, which nothing of the caller's outlives.
             self._drainer = contextvars.Context().run(lambda: asyncio.Task(self._drain(), loop=self._loop))
@@ -326,88 +331,99 @@ class Session:
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
-    async def run(self, action: Callable[[Engine, Work], ResultT], *, stop: StopFlag | None = None) -> ResultT:
-        """Do something with the store, behind all that was called before."""
-        self._check()
-        return await self._run(action, stop)
-
-    async def _run(self, action: Callable[[Engine, Work], ResultT], stop: StopFlag | None = None) -> ResultT:
-        until = self._queue.number
-        async with self._turn:
-            engine = self._engine
-            if engine is None:
-                message = f"{self._place} is closed"
-                raise CheckpointerUsageError(message)
-            done: list[Write] = []
-            refused: list[Exception] = []
-            try:
-                return await self._jobs.run_stoppable(stop, self._job, engine, until, done, refused, action, stop)
-            finally:
-                self._queue.settle(done)
-                found, self._found_names = self._found_names, None
-                if found is not None:
-                    self._show(found, done)  # those that were refused leave it again below
-                if refused:
-                    self._refused += refused
-                    self._read_names()
-
-    def _job(  # noqa: PLR0913, PLR0917 - one call, in a thread
+    async def _change(
         self,
-        engine: Engine,
-        until: int,
-        done: list[Write],
-        refused: list[Exception],
+        path: Path,
+        captured: Captured | None,
         action: Callable[[Engine, Work], ResultT],
-        stop: StopFlag | None,
+        stop: StopFlag | None = None,
     ) -> ResultT:
-        work = Work(self._jobs.crew())
-        while (write := self._queue.first(until)) is not None:
-            try:
-                self._begin(engine, work)
-                if write.captured is None:
-                    engine.delete(write.path, work)
-                else:
-                    engine.put(write.path, write.captured, work)
-            except FileLockedError as error:
-                refused.append(error)
-                while self._queue.first(until) is not None:
-                    done.append(self._queue.take())
-                break
-            except (OSError, MemoryError):
-                raise
-            except Exception as error:  # noqa: BLE001 - it will never do: others shall not wait behind it
-                refused.append(error)
-            done.append(self._queue.take())
-        return action(engine, Work(work.crew, stop))
+        """Change what is at a path by a job, and let the index show it from now on."""
+        return await self._run(action, stop, change=self._queue.announce(path, captured))
+
+    async def _run(
+        self,
+        action: Callable[[Engine, Work], ResultT],
+        stop: StopFlag | None = None,
+        *,
+        change: Change | None = None,
+        key: str | None = None,
+    ) -> ResultT:
+        """Do something with the store, once the queue has been written.
+
+        Args:
+            action: What is done; in a thread.
+            stop: Ends it early when the caller is cancelled.
+            change: The change that it makes, if it does.
+            key: The only top-level key that it looks at, if there is one.
+        """
+        until = self._queue.number
+        needed = until if key is None else self._queue.last_of(key)
+        outcome = Outcome()
+
+        def job(engine: Engine) -> ResultT:
+            work = Work(self._jobs.crew())
+            self._queue.drain(until, needed, lambda write: self._store(engine, write, work), outcome)
+            result = action(engine, Work(work.crew, stop))
+            if change is not None:
+                outcome.done.append(change)
+            return result
+
+        try:
+            async with self._turn:
+                if self._engine is None:
+                    message = f"{self._place} is closed"
+                    raise CheckpointerUsageError(message)
+                try:
+                    return await self._jobs.run_stoppable(stop, job, self._engine)
+                finally:
+                    outcome.found, self._found = self._found, None
+        finally:
+            self._queue.settle(outcome, change)
+            for _, error in outcome.refused:
+                self._refuse(error)
+
+    def _store(self, engine: Engine, write: Change, work: Work) -> None:
+        self._begin(engine, work)
+        if write.captured is None:
+            engine.delete(write.path, work)
+        else:
+            engine.put(write.path, write.captured, work)
 
     async def load(self, path: Path) -> Any:
         """Load the value at a path."""
+        self._check()
         stop = StopFlag()
-        return receive(await self.run(lambda engine, work: engine.read(path, work), stop=stop), path[0], stacklevel=3)
+        found = await self._run(lambda engine, work: engine.read(path, work), stop, key=path[0])
+        return receive(found, path[0], stacklevel=3)
 
     async def take(self, path: Path) -> Any:
-        """Load the value at a path and delete it."""
+        """Load the value at a path and delete it; if the caller is cancelled before that, it stays."""
         self._check()
-        self._names.check(path)
+        self._queue.names.check(path)
         await self._become_writer()
-        self._names.check(path)  # another task, or another writer, may have been quicker
-        self._note(path, None)
+        self._queue.names.check(path)  # another task, or another writer, may have been quicker
+        stop = StopFlag()
 
         def action(engine: Engine, work: Work) -> Found:
             found = engine.read(path, work)
-            engine.delete(path, work)
+            stop.check()
+            engine.delete(path, Work(work.crew))
             return found
 
-        try:
-            return receive(await self.run(action), path[0], stacklevel=3)
-        except BaseException:
-            self._read_names()
-            raise
+        return receive(await self._change(path, None, action, stop), path[0], stacklevel=3)
 
     async def flush(self) -> None:
         """Make all writes called so far durable, together."""
-        await self.run(_commit)
+        self._check()
+        await self._run(_commit)
         self._raise_refused()
+
+    def _refuse(self, error: BaseException) -> None:
+        """Keep an error until it can be told; of another writer, once is enough."""
+        is_lock = isinstance(error, FileLockedError)
+        if not (is_lock and any(isinstance(each, FileLockedError) for each in self._refused)):
+            self._refused.append(error)
 
     def _raise_refused(self) -> None:
         refused, self._refused = self._refused, []
@@ -415,7 +431,7 @@ class Session:
             raise refused[0]
         if refused:
             message = f"{self._place}: {len(refused)} values could not be saved"
-            raise ExceptionGroup(message, refused)
+            raise BaseExceptionGroup(message, refused)
 
 
 def _flatten_inline(value: object, path: Path) -> FlatState | None:

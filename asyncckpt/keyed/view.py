@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from asyncckpt.errors import CheckpointKeyError
+from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.engine import parse_key
 
 if TYPE_CHECKING:
@@ -23,13 +23,16 @@ _MISSING: Final = object()
 class AsyncCheckpointer:
     """The view of a `Checkpointer` for event loops, which `async with` gives.
 
-    Calls take effect in their order: a load sees the writes before it. Writes are captured when they are called, so
-    that the value may be changed afterwards, and stored in the background; `flush`, or leaving the block, makes them
-    durable, all together. What was refused in the background, such as every change while another Checkpointer is the
-    writer, is dropped, and raises at the next change, `flush` or end of the block.
+    Calls take effect in their order: a load sees the writes before it. (A coroutine does so when it runs, and a
+    `save_parameter` once it has captured the value: await it before what shall come after it.) Writes are captured when
+    they are called, so that the value may be changed afterwards, and stored in the background; `flush`, or leaving the
+    block, makes them durable, all together. What was refused in the background, such as every change while another
+    Checkpointer is the writer, is dropped, and raises at the next change, `flush` or end of the block.
 
     `chk[key] = value` captures on the spot, up to about 1 MiB. `in`, `len`, iteration, `keys()` and `del` look at an
-    index in memory. Everything else is awaited; ``await chk[key]`` loads.
+    index in memory. It has all keys, and those of the dicts in their values where they are few; for a path below any
+    others, `in` and `del` raise `CheckpointerUsageError`, and `get`, `pop` and `delete_parameter` serve. Everything
+    else is awaited; ``await chk[key]`` loads.
     """
 
     def __init__(self, owner: str, rules: KeyRules, session: Session) -> None:
@@ -60,7 +63,11 @@ class AsyncCheckpointer:
         return AwaitableList(self._rules.visible(self._session.names.keys()))
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether there is a value, and the key is allowed."""
+        """Tell whether there is a value, and the key is allowed.
+
+        Raises:
+            CheckpointerUsageError: It is a path below a key whose dicts are not in the index: use `get`.
+        """
         try:
             path = parse_key(key)
         except TypeError:
@@ -107,6 +114,7 @@ class AsyncCheckpointer:
 
         Raises:
             CheckpointKeyError: There is none, or it is not allowed.
+            CheckpointerUsageError: It is a path below a key whose dicts are not in the index: use `delete_parameter`.
         """
         self._session.delete(self._path(key))
 
@@ -142,6 +150,7 @@ class AsyncCheckpointer:
         Raises:
             CheckpointKeyError: There is none, or it is not allowed.
             CorruptCheckpointError: It is damaged.
+            OSError: It cannot be read, or the disk refused an earlier change of the same key, which waits.
         """
         return await self._session.load(self._path(key))
 
@@ -178,7 +187,7 @@ class AsyncCheckpointer:
         args: Iterable[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Load a value, or compute and save it. Concurrent calls for one key compute it once.
+        """Load a value, or compute and save it. Concurrent calls for one key compute it once, if it will do for all.
 
         Args:
             key: Its key.
@@ -187,14 +196,23 @@ class AsyncCheckpointer:
             condition: Called with the value that was loaded; if it returns false, the value is computed anew.
             args: Positional, and
             kwargs: keyword arguments of `generator`.
+
+        Raises:
+            CheckpointerUsageError: The generator of a key asks for its own value.
         """
         path = self._path(key)
         evaluations = self._session.evaluations
         while (running := evaluations.get(path)) is not None:
-            await asyncio.wait((running,))
-            if not running.cancelled() and running.exception() is None:
-                return await self.get(key, running.result())
-        mine = evaluations[path] = asyncio.get_running_loop().create_future()
+            if running.task is asyncio.current_task():
+                message = f"cached_eval of {key!r} inside of its own generator would wait for itself for ever"
+                raise CheckpointerUsageError(message)
+            await asyncio.wait((running.result,))
+            if not running.result.cancelled():
+                value = await self.get(key, running.result.result())
+                if condition is None or condition(value):
+                    return value
+        mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        evaluations[path] = Evaluation(mine, asyncio.current_task())
         try:
             value = await self.get(key, _MISSING)
             if value is _MISSING or (condition is not None and not condition(value)):
@@ -207,6 +225,14 @@ class AsyncCheckpointer:
         finally:
             del evaluations[path]
             mine.cancel()  # unless it has its result: whoever waits tries by itself
+
+
+class Evaluation(NamedTuple):
+    """A value that is being computed, or loaded to see whether it will do."""
+
+    result: asyncio.Future[Any]
+    """Cancelled if nothing came of it."""
+    task: asyncio.Task[Any] | None
 
 
 class AwaitableList(list[ItemT], Generic[ItemT]):

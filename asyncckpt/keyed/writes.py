@@ -1,28 +1,35 @@
-"""The writes of an asynchronous view that wait for their job, and the budget that bounds them.
+"""The changes of an asynchronous view that are not in the store yet, the budget that bounds them, and the index.
 
-The queue belongs to the loop's thread. The thread of a job takes from its left what was there when the job was called,
-and hands it back for the count of staged bytes.
+1. All that were called are pending until they are settled, on the loop's thread: they were stored, or refused, or given
+   up. Most are writes that wait in the queue for whatever job comes next; a few are made by a job of their own.
+2. There are two indexes: what is in the store as of the last job that was settled, and that with all that is pending,
+   which callers see. When a change comes to nothing, the second is made from the first again.
+3. The thread of a job takes from the left of the queue what was there when the job was called, and touches nothing else
+   here.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from asyncckpt.errors import FileLockedError
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable
 
     from asyncckpt.keyed.engine import Path
+    from asyncckpt.keyed.names import NameIndex
     from asyncckpt.keyed.values import Captured
 
-_MAX_QUEUED: Final = 4096
-"""Writes that may wait: as many small ones as are captured faster than the disk takes them."""
+_WRITE_NBYTES: Final = 2048
+"""What a write takes beside its bytes, in Python objects: a small one has 1.5 KB (measured)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Write:
-    """A change that waits for its job: a captured value, or a deletion."""
+class Change:
+    """A captured value to be stored, or a deletion."""
 
     number: int
     path: Path
@@ -30,24 +37,39 @@ class Write:
     nbytes: int
 
 
-class WriteQueue:
-    """Writes in the order of the calls."""
+@dataclass(slots=True)
+class Outcome:
+    """What a job did: filled in its thread, looked at when it has ended."""
 
-    def __init__(self, max_staged_nbytes: int) -> None:
-        self._writes: deque[Write] = deque()
+    done: list[Change] = field(default_factory=list)
+    refused: list[tuple[Change, Exception]] = field(default_factory=list)
+    found: NameIndex | None = None
+    """What the store had before that, if it was not what it was known to have."""
+
+
+class WriteQueue:
+    """Changes in the order of the calls."""
+
+    def __init__(self, max_staged_nbytes: int, stored: NameIndex) -> None:
+        self._writes: deque[Change] = deque()
+        self._pending: dict[int, Change] = {}
+        self._last: dict[str, int] = {}
         self._max_staged_nbytes = max_staged_nbytes
+        self._stored = stored
+        self.names = stored.copy()
+        """What there is, all that is pending included."""
         self.number = 0
-        """Of the last write."""
+        """Of the last change."""
         self.staged_nbytes = 0
         """Bytes of memory that those take which wait, or are being written."""
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return how many wait in the queue."""
         return len(self._writes)
 
-    def __iter__(self) -> Iterator[Write]:
-        """Iterate over those that wait."""
-        return iter(self._writes)
+    def last_of(self, key: str) -> int:
+        """Return the number of the last pending change of a top-level key, or 0."""
+        return self._last.get(key, 0)
 
     def fits(self, nbytes: int) -> bool:
         """Whether the budget holds a value of this size at all."""
@@ -55,32 +77,83 @@ class WriteQueue:
 
     def has_room(self, nbytes: int) -> bool:
         """Whether it holds one now; a single value always has room."""
-        if not self._writes:
-            return True
-        return len(self._writes) < _MAX_QUEUED and self.fits(self.staged_nbytes + nbytes)
+        return not self._writes or self.fits(self.staged_nbytes + nbytes + _WRITE_NBYTES)
 
-    def add(self, path: Path, captured: Captured | None, nbytes: int) -> None:
-        """Let a write wait."""
+    def announce(self, path: Path, captured: Captured | None, nbytes: int = 0) -> Change:
+        """Let a change be pending, which a job of its own makes, and show it."""
+        self.names.note(path, captured)
         self.number += 1
-        self._writes.append(Write(self.number, path, captured, nbytes))
+        change = Change(self.number, path, captured, nbytes)
+        self._pending[self.number] = change
+        self._last[path[0]] = self.number
         self.staged_nbytes += nbytes
+        return change
 
-    def first(self, until: int) -> Write | None:
-        """Return the first write, if its number is not above `until`."""
-        return self._writes[0] if self._writes and self._writes[0].number <= until else None
+    def add(self, path: Path, captured: Captured | None, nbytes: int) -> Change:
+        """Let a write wait, and show it."""
+        change = self.announce(path, captured, nbytes + _WRITE_NBYTES)
+        self._writes.append(change)
+        return change
 
-    def take(self) -> Write:
+    def drain(self, until: int, needed: int, store: Callable[[Change], None], outcome: Outcome) -> None:
+        """Store what waits; in the thread of a job.
+
+        Args:
+            until: The number of the last write that is to be stored, and
+            needed: of the last that has to be.
+            store: Stores one.
+            outcome: Is told.
+
+        Raises:
+            OSError: The disk failed before all that is needed was stored; what was not stays in the queue.
+            MemoryError: So did the memory.
+        """
+        while self._writes and self._writes[0].number <= until:
+            try:
+                store(self._writes[0])
+            except FileLockedError as error:  # nor will any other do
+                while self._writes and self._writes[0].number <= until:
+                    outcome.refused.append((self._take(), error))
+            except (OSError, MemoryError):
+                if self._writes[0].number <= needed:
+                    raise
+                return
+            except Exception as error:  # noqa: BLE001 - it will never do: others shall not wait behind it
+                outcome.refused.append((self._take(), error))
+            else:
+                outcome.done.append(self._take())
+
+    def _take(self) -> Change:
         """Remove the first write, and give its memory back."""
         write = self._writes.popleft()
         if write.captured is not None:
             write.captured.release()
         return write
 
-    def settle(self, done: Sequence[Write]) -> None:
-        """Count off what was taken."""
-        self.staged_nbytes -= sum(write.nbytes for write in done)
+    def settle(self, outcome: Outcome, change: Change | None = None) -> None:
+        """Count off what a job, which has ended, was to do, and let the index show what has come of it.
+
+        Args:
+            outcome: What it did.
+            change: The change that it was to make itself.
+        """
+        if outcome.found is not None:
+            self._stored = outcome.found
+        for done in outcome.done:
+            self._stored.note(done.path, done.captured)
+        refused = [write for write, _ in outcome.refused]
+        own = [] if change is None else [change]
+        for each in (*outcome.done, *refused, *own):
+            if self._pending.pop(each.number, None) is not None:
+                self.staged_nbytes -= each.nbytes
+                if self._last[each.path[0]] == each.number:
+                    del self._last[each.path[0]]
+        if outcome.found is not None or refused or (own and outcome.done[-1:] != own):
+            self.names = self._stored.copy()
+            for pending in self._pending.values():
+                self.names.note(pending.path, pending.captured)
 
     def clear(self) -> None:
         """Drop all that wait."""
         while self._writes:
-            self.take()
+            self._take()
