@@ -34,6 +34,7 @@ UNITS = {
     "record": ("msgpack/random/0", "keyed-hdf5/update/1"),
     "cancel": ("cancel/save/msgpack/0",),
     "concurrency": ("two-writers/0",),
+    "soak": ("msgpack/0", "keyed-hdf5/0"),
 }
 
 
