@@ -25,7 +25,7 @@ from . import files
 from .checks import prepare
 from .ledger import Ledger, library_digest
 from .report import write_report
-from .rig import OURS, Result
+from .rig import OURS, RIG_FAILED, Result
 from .rigs import RIGS
 from .workloads import make_workload
 
@@ -211,7 +211,7 @@ def run_child(rig: Rig, unit: str, scratch: Path, pipe: int) -> NoReturn:
         try:
             result = rig.run(unit, scratch)
         except BaseException:  # noqa: BLE001 - it is reported
-            result = Result(losses=[f"the rig itself failed: {traceback.format_exc()}"])
+            result = Result(losses=[f"{RIG_FAILED}: {traceback.format_exc()}"])
         with os.fdopen(pipe, "wb") as file:
             pickle.dump(result, file)
     finally:

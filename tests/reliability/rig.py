@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OURS = "asyncckpt"
+RIG_FAILED = "the rig itself failed"
+"""How the loss begins of a unit that raised, and so tells nothing of the library."""
 
 
 @dataclass(slots=True)
