@@ -32,7 +32,7 @@ UNITS = {
     "full-disk": ("limit:msgpack/save/0",),
     "power-cut": ("msgpack/delete/0", "keyed-msgpack/update/0", "keyed-hdf5/update/0", "keyed-npz/recover/0"),
     "record": ("msgpack/random/0", "keyed-hdf5/update/1"),
-    "cancel": ("cancel/save/msgpack/0",),
+    "cancel": ("cancel/save/msgpack/0", "cancel/flush/keyed-npz/1", "cancel/evaluate_before/keyed-msgpack/1"),
     "concurrency": ("two-writers/0",),
     "soak": ("msgpack/0", "keyed-hdf5/0"),
 }
