@@ -248,17 +248,19 @@ def replay(rig: Rig, unit: str) -> int:
 
 
 def tell(plan: Plan, ledger: Ledger, *, must_reach: bool) -> bool:
-    """Print a rig's sum; return whether nothing of ours was lost, and enough was tried."""
+    """Print a rig's sum; return whether nothing of ours was lost, what must be lost was, and enough was tried."""
     rig = plan.rig
     total = ledger.sum(rig.name, rig.subject)
     is_short = must_reach and total.tried < plan.wanted
+    is_blind = rig.must_lose and total.tried > 0 and total.lost == 0
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(total.counts.items()))
     print(
         f"{rig.name} ({rig.subject}): {total.tried:,} {rig.cases}, {total.lost} lost, in {total.seconds:.1f} s"
         + (f"; {counts}" if counts else "")
         + (f"; TOO FEW: {plan.wanted} were asked for" if is_short else "")
+        + ("; BLIND: this mistake must be seen" if is_blind else "")
     )
-    return not is_short and (total.lost == 0 or rig.subject != OURS)
+    return not is_short and not is_blind and (total.lost == 0 or rig.subject != OURS)
 
 
 def make_scratch() -> Path:
