@@ -30,7 +30,7 @@ _PAGE_NBYTES: Final = 4096
 _TAIL_NBYTES: Final = 24  # of a record without blocks, and
 _DIGEST_NBYTES: Final = 16  # more for each
 _DIRECTORY: Final = "__asyncckpt__.npy"
-_VALUES: Final[dict[str, Any]] = {
+VALUES: Final[dict[str, Any]] = {
     "grid": np.arange(6, dtype="<f4").reshape(2, 3),
     "b/c": {"words": ["x", b"y", None, 2.5, -1], "pair": (1, {2}), "rows": np.array([(1, 2.0)], "<i2,<f8")},
     "é": 1 << 70,
@@ -58,7 +58,7 @@ def write_good(path: Path) -> bytes:
     from asyncckpt import Checkpointer
 
     with Checkpointer.from_file(path) as chk:
-        chk.update(_VALUES)
+        chk.update(VALUES)
     return path.read_bytes()
 
 

@@ -226,6 +226,65 @@ BUGS = (
         ),
         (("concurrency", "pipeline/1"),),
     ),
+    Bug(
+        "a log's values are not synced before their commit",
+        (
+            (
+                "keyed/log.py",
+                "        if self._is_published:\n            self._sync(fd)  # or",
+                "        if False:\n            self._sync(fd)  # or",
+            ),
+        ),
+        (("power-cut", "keyed-msgpack/update/0"),),
+    ),
+    Bug(
+        "a log's commit is not synced",
+        (
+            (
+                "keyed/log.py",
+                "self._end))\n        self._sync(fd)\n        self._has_tail",
+                "self._end))\n        self._has_tail",
+            ),
+        ),
+        (("power-cut", "keyed-msgpack/update/0"),),
+    ),
+    Bug(
+        "a failed sync of a log is tried again",
+        (
+            (
+                "keyed/log.py",
+                "            self._is_suspect = True\n            raise\n\n    def _rewrite",
+                "            self._home.ops.sync(fd)\n\n    def _rewrite",
+            ),
+        ),
+        (("fault", "keyed-msgpack/update/1"),),
+    ),
+    Bug(
+        "an HDF5 file's values are not synced before its slot",
+        (
+            (
+                "keyed/_hdf5_data.py",
+                "            ops.sync(self.fd)\n            self._write(ops, slot",
+                "            self._write(ops, slot",
+            ),
+        ),
+        (("power-cut", "keyed-hdf5/update/0"),),
+    ),
+    Bug(
+        "an HDF5 file's slot is not synced",
+        (("keyed/_hdf5_data.py", "slot.encode())\n            ops.sync(self.fd)\n", "slot.encode())\n"),),
+        (("power-cut", "keyed-hdf5/update/0"),),
+    ),
+    Bug(
+        "a file that was written anew is not synced",
+        (("keyed/npz.py", "            self._home.ops.sync(target)\n", ""),),
+        (("power-cut", "keyed-npz/update/0"),),
+    ),
+    Bug(
+        "the name of a file that was written anew is not synced",
+        (("keyed/home.py", "        self.ops.sync_directory(self.path.parent)\n", ""),),
+        (("power-cut", "keyed-npz/update/0"),),
+    ),
 )
 
 
