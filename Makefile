@@ -48,8 +48,8 @@ torture: $(READY)
 $(BENCH_READY): pyproject.toml
 	test -x $(BENCH_BIN)/python || $(PYTHON) -m venv build/bench-venv
 	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' \
-	|| { $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable . matplotlib && \
-	     for peer in torch==2.13.0 torch-checkpointing moonclip orbax-checkpoint safetensors mfusepy; do \
+	|| { $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[rigs]' matplotlib && \
+	     for peer in torch==2.13.0 torch-checkpointing moonclip orbax-checkpoint safetensors; do \
 	       $(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check $$peer || true; done; }
 	touch $@
 

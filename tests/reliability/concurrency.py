@@ -1,4 +1,4 @@
-"""Rig: readers in other processes, a second writer, slow disks, and long random use."""
+"""Rig: readers in other processes, a second writer, and slow disks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import random
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import asyncckpt
@@ -22,11 +21,11 @@ from .rig import Result, Rig
 from .workload import same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _READERS = 2
 _SECONDS = 4.0
-_SOAK_SECONDS = 20.0
 _STEPS = range(1, 7)
 _NOT_FOUND = "pruned meanwhile"
 
@@ -38,10 +37,9 @@ class Concurrency(Rig):
     tries = (
         "Processes list, load and verify without pause while another saves, overwrites, deletes and prunes as fast as"
         " it can: never an error but not-found for a step that went, never a wrong byte. A second writer is refused"
-        " while the first lives, and let in when it is killed. States change while their saves wait for a slow disk. A"
-        " manager is used at random for long: memory and descriptors stay as they were."
+        " while the first lives, and let in when it is killed. States change while their saves wait for a slow disk."
     )
-    cases = "loads and operations"
+    cases = "loads and saves"
     quick = 1000
     goal = 1_000_000
     seconds = 200.0
@@ -52,7 +50,6 @@ class Concurrency(Rig):
             yield f"readers/{form}/{seed}"
         yield f"pipeline/{seed}"
         yield f"two-writers/{seed}"
-        yield f"soak/{FORMS[seed % 2]}/{seed}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Run a unit."""
@@ -63,10 +60,8 @@ class Concurrency(Rig):
             read_while_writing(scratch / "root", rest[0], seed, result)
         elif kind == "pipeline":
             run_pipeline(scratch / "root", seed, result)
-        elif kind == "two-writers":
-            try_second_writer(scratch / "root", seed, result)
         else:
-            asyncio.run(soak(scratch / "root", rest[0], seed, result))
+            try_second_writer(scratch / "root", seed, result)
         return result
 
 
@@ -273,66 +268,3 @@ def _hold_lock(root: Path, seed: int, ready: Any) -> None:
             await asyncio.sleep(60)
 
     asyncio.run(main())
-
-
-# --- long use ---------------------------------------------------------------------------------------------------------
-
-
-async def soak(root: Path, form: str, seed: int, result: Result) -> None:
-    """Use one manager at random, against a model; memory and descriptors must not grow."""
-    chance = random.Random(f"soak {seed}")  # noqa: S311 - seeded on purpose
-    model: dict[int, int] = {}
-    begun: dict[int, int] = {}
-    baseline: tuple[int, int] | None = None
-    began = time.monotonic()
-    operations: list[Callable[[asyncckpt.CheckpointManager], Any]] = []
-
-    async def save(manager: asyncckpt.CheckpointManager) -> None:
-        step = chance.randint(1, 12)
-        version = begun[step] = begun.get(step, -1) + 1
-        state = content(seed, step, version)
-        await (await manager.save(step, state, training_info={"version": version}, overwrite=True))
-        model[step] = version
-
-    async def delete(manager: asyncckpt.CheckpointManager) -> None:
-        if model:
-            step = chance.choice(sorted(model))
-            await manager.delete(step)
-            del model[step]
-
-    async def load(manager: asyncckpt.CheckpointManager) -> None:
-        if model:
-            step = chance.choice(sorted(model))
-            version = await version_of(manager, step, seed)
-            if version != model[step]:
-                result.losses.append(f"step {step} is version {version}, not {model[step]}")
-
-    async def listing(manager: asyncckpt.CheckpointManager) -> None:
-        if chance.random() < 0.3:
-            await manager.refresh()
-        if manager.steps() != sorted(model):
-            result.losses.append(f"steps are {manager.steps()}, not {sorted(model)}")
-
-    async def cancelled(manager: asyncckpt.CheckpointManager) -> None:
-        task = asyncio.ensure_future(load(manager))
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait({task})
-
-    operations += [save, save, save, delete, load, load, listing, cancelled]
-    while time.monotonic() - began < _SOAK_SECONDS and not result.losses:
-        async with asyncckpt.CheckpointManager(root, format=form) as manager:
-            for _ in range(150):
-                await chance.choice(operations)(manager)
-                result.tried += 1
-        now = _usage()
-        if baseline is None and time.monotonic() - began > _SOAK_SECONDS / 4:
-            baseline = now
-        elif baseline is not None and (now[0] > baseline[0] or now[1] > baseline[1] + (32 << 20)):
-            result.losses.append(f"descriptors and memory grew from {baseline} to {now}")
-    result.count("operations against a model", result.tried)
-
-
-def _usage() -> tuple[int, int]:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE")  # noqa: PTH208 - only their number

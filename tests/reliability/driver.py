@@ -25,7 +25,7 @@ from . import files
 from .checks import prepare
 from .ledger import Ledger, library_digest
 from .report import write_report
-from .rig import OURS, Result
+from .rig import OURS, RIG_FAILED, Result
 from .rigs import RIGS
 from .workloads import make_workload
 
@@ -211,7 +211,7 @@ def run_child(rig: Rig, unit: str, scratch: Path, pipe: int) -> NoReturn:
         try:
             result = rig.run(unit, scratch)
         except BaseException:  # noqa: BLE001 - it is reported
-            result = Result(losses=[f"the rig itself failed: {traceback.format_exc()}"])
+            result = Result(losses=[f"{RIG_FAILED}: {traceback.format_exc()}"])
         with os.fdopen(pipe, "wb") as file:
             pickle.dump(result, file)
     finally:
@@ -248,17 +248,19 @@ def replay(rig: Rig, unit: str) -> int:
 
 
 def tell(plan: Plan, ledger: Ledger, *, must_reach: bool) -> bool:
-    """Print a rig's sum; return whether nothing of ours was lost, and enough was tried."""
+    """Print a rig's sum; return whether nothing of ours was lost, what must be lost was, and enough was tried."""
     rig = plan.rig
     total = ledger.sum(rig.name, rig.subject)
     is_short = must_reach and total.tried < plan.wanted
+    is_blind = rig.must_lose and total.tried > 0 and total.lost == 0
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(total.counts.items()))
     print(
         f"{rig.name} ({rig.subject}): {total.tried:,} {rig.cases}, {total.lost} lost, in {total.seconds:.1f} s"
         + (f"; {counts}" if counts else "")
         + (f"; TOO FEW: {plan.wanted} were asked for" if is_short else "")
+        + ("; BLIND: this mistake must be seen" if is_blind else "")
     )
-    return not is_short and (total.lost == 0 or rig.subject != OURS)
+    return not is_short and not is_blind and (total.lost == 0 or rig.subject != OURS)
 
 
 def make_scratch() -> Path:

@@ -2,45 +2,49 @@
 
 `python -m tests.reliability.fuzz TARGET --seconds N` searches with atheris, guided by coverage, if it is installed
 (the extra `fuzz`), and else with the seeded mutator below, which the rig uses, too. Each input's digest is made to
-match. A new format adds its reader to `TARGETS` and some good files to `corpus`.
+match. A new format adds its reader to `TARGETS` and some good files to `corpus`, or itself to `fuzz_files.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import random
 import resource
 import signal
 import sys
+import tempfile
 import time
 import warnings
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgpack
 import numpy as np
 import xxhash
 
+from .fuzz_files import FILE_TARGETS, good_inputs, read_input
 from .hostile import touch
 from .hostile_cases import STEP, entries, ext, piece
 from .rig import Result, Rig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-_MAX_NBYTES: Final = 4096
+_MAX_NBYTES: Final = 1 << 14
 _SECONDS: Final = 10  # for one input of a few KiB
 _ADDRESSES: Final = 2 << 30
 _INPUTS: Final = 10_000  # of a unit
+_FILES: Final = 2_000  # where each is a file
 
 
 class _TooSlowError(BaseException):
     """An input took too long."""
 
 
-def read_manifest(data: bytes) -> None:
+def read_manifest(data: bytes, folder: Path) -> None:  # noqa: ARG001 - it needs none
     """Decode a manifest with these contents."""
     from asyncckpt.disk.manifest import decode_manifest
     from asyncckpt.errors import CheckpointError
@@ -51,7 +55,7 @@ def read_manifest(data: bytes) -> None:
         return
 
 
-def read_index(data: bytes) -> None:
+def read_index(data: bytes, folder: Path) -> None:  # noqa: ARG001 - it needs none
     """Decode an index, walk its tree, and make what it says, from arrays of zeros."""
     from asyncckpt.errors import CheckpointError
     from asyncckpt.state.build import Builder
@@ -68,11 +72,18 @@ def read_index(data: bytes) -> None:
         return
 
 
-TARGETS: Final[dict[str, Callable[[bytes], None]]] = {"manifest": read_manifest, "index": read_index}
+TARGETS: Final[dict[str, Callable[[bytes, Path], None]]] = {
+    "manifest": read_manifest,
+    "index": read_index,
+    **{name: functools.partial(read_input, name) for name in FILE_TARGETS},
+}
+"""What reads an input, and may use a folder."""
 
 
 def corpus(target: str) -> list[bytes]:
     """Return good inputs to begin with."""
+    if target in FILE_TARGETS:
+        return good_inputs(target)
     if target == "manifest":
         files = {"state.msgpack": {"nbytes": 5, "xxh3_128": "00" * 16}, "a/b": {"nbytes": 0, "xxh3_128": ""}}
         content = {"format_version": 1, "step": STEP, "created": 1.5, "block_nbytes": 1 << 20, "files": files}
@@ -129,11 +140,11 @@ def inputs(target: str, seed: str) -> Iterator[bytes]:
         yield made
 
 
-def try_input(target: str, data: bytes) -> str | None:
+def try_input(target: str, data: bytes, folder: Path) -> str | None:
     """Read an input; return what went wrong, if something did."""
     signal.alarm(_SECONDS)
     try:
-        TARGETS[target](data)
+        TARGETS[target](data, folder)
     except BaseException as error:  # noqa: BLE001 - any but a CheckpointError is a loss
         return f"{data.hex()}: {error!r:.200}"
     finally:
@@ -154,9 +165,9 @@ class FuzzRig(Rig):
     """The seeded mutator."""
 
     name: ClassVar[str] = "fuzz"
-    tries: ClassVar[str] = "good manifests and indexes, changed at random, with digests that match"
+    tries: ClassVar[str] = "good manifests, indexes and files of many keys, changed at random, with digests that match"
     cases: ClassVar[str] = "inputs"
-    quick: ClassVar[int] = 20_000
+    quick: ClassVar[int] = 30_000
     goal: ClassVar[int] = 1_000_000
 
     def units(self, seed: int) -> Iterator[str]:
@@ -165,16 +176,15 @@ class FuzzRig(Rig):
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Try many inputs."""
-        del scratch
         _limit()
         target, _, seed = unit.partition("/")
         result, seen = Result(), set[bytes]()
         for data in inputs(target, seed):
             if data not in seen:
                 seen.add(data)
-                problem = try_input(target, data)
+                problem = try_input(target, data, scratch)
                 result.losses += [problem] if problem is not None else []
-            if len(seen) == _INPUTS:
+            if len(seen) == (_FILES if target in FILE_TARGETS else _INPUTS):
                 break
         result.tried = len(seen)
         result.count(target, len(seen))
@@ -195,34 +205,37 @@ def main() -> int:
         return _search_guided(options.target, int(options.seconds), options.seed)
     _limit()
     end, count = time.monotonic() + options.seconds, 0
-    for data in inputs(options.target, options.seed):
-        count += 1
-        if (problem := try_input(options.target, data)) is not None:
-            print(problem)
-            return 1
-        if time.monotonic() > end:
-            break
+    with tempfile.TemporaryDirectory() as folder:
+        for data in inputs(options.target, options.seed):
+            count += 1
+            if (problem := try_input(options.target, data, Path(folder))) is not None:
+                print(problem)
+                return 1
+            if time.monotonic() > end:
+                break
     print(f"{count} inputs, without atheris")
     return 0
 
 
 def _search_guided(target: str, seconds: int, seed: str) -> int:
-    import tempfile
-    from pathlib import Path
-
     import atheris
 
     for name in [name for name in sys.modules if name.partition(".")[0] == "asyncckpt"]:
         del sys.modules[name]  # to be imported again, with its branches counted
     with atheris.instrument_imports(include=["asyncckpt"]):
         import asyncckpt.disk.manifest
+        import asyncckpt.keyed.hdf5
+        import asyncckpt.keyed.json_file
+        import asyncckpt.keyed.log
+        import asyncckpt.keyed.npz
         import asyncckpt.state.build  # noqa: F401 - imported for the readers
-    reader: Any = TARGETS[target]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         for number, data in enumerate(corpus(target)):
             (Path(folder) / str(number)).write_bytes(data)
         flags = [f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={_MAX_NBYTES}", "-rss_limit_mb=1024"]
-        atheris.Setup([sys.argv[0], folder, f"-timeout={_SECONDS}", *flags], reader)
+        atheris.Setup(
+            [sys.argv[0], folder, f"-timeout={_SECONDS}", *flags], lambda data: TARGETS[target](data, Path(other))
+        )
         atheris.Fuzz()  # ends the process
     return 0
 

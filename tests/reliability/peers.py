@@ -317,6 +317,7 @@ class PeerKernelRig(KernelRig):
         super().__init__(peer.name)
         self._peer = peer
         self.promise = peer.promise
+        self.must_lose = False
         # One needs nothing that CI lacks, and shows there what the rig sees.
         self.quick, self.goal = 100 * (peer.package == "numpy"), 240  # type: ignore[misc] # a peer's own
 

@@ -81,7 +81,10 @@ def _seeded(ledger: Ledger) -> Iterator[str]:
     """Tell which rig sees which mistake."""
     yield "## Known mistakes, and which rig sees them"
     yield ""
-    yield "Each was made in a copy of the library. A rig that is to see one and does not is a loss, too."
+    yield (
+        "Each was made in a copy of the library. A rig that is to see one and does not is a loss, too. The others tried"
+        " the same workload; a kill, say, never shows that a sync is missing."
+    )
     yield ""
     found: dict[str, dict[str, int]] = {}
     for key, entry in ledger.entries.items():

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 OURS = "asyncckpt"
+RIG_FAILED = "the rig itself failed"
+"""How the loss begins of a unit that raised, and so tells nothing of the library."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,8 @@ class Rig(ABC):
     """Whose promise is tried: ours, or a peer's."""
     promise: str = ""
     """What a peer promises, for the report."""
+    must_lose: bool = False
+    """Whether it is a mistake that the rig must see: to lose nothing is a failure of the rig."""
 
     def missing(self) -> str | None:
         """Return what this machine lacks to run it, or None."""

@@ -16,6 +16,7 @@ from .kill import Kill
 from .peers import PEER_RIGS
 from .power_cut import PowerCut
 from .seeded import SeededBugs
+from .soak import Soak
 from .syscalls import Record, SyscallFault, SyscallKill
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ RIGS: tuple[Rig, ...] = (
     FuzzRig(),
     Cancel(),
     Concurrency(),
+    Soak(),
     SeededBugs(),
     *PEER_RIGS,
 )

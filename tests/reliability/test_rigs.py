@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+import asyncckpt
 from reliability.crash_model import CrashModel, torn
 from reliability.disks import Change, ShimDisk
+from reliability.driver import Plan, tell
+from reliability.fuzz_files import FILE_TARGETS, VALUES, write_good
 from reliability.history import Event, History, KeyedHistory
 from reliability.ledger import Ledger
 from reliability.power_cut import Cuts
@@ -21,6 +24,7 @@ from reliability.report import GUARANTEE, lines
 from reliability.rig import Result
 from reliability.rigs import RIGS
 from reliability.seeded import BUGS, seed
+from reliability.workload import same
 from reliability.workloads import make_workload
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +36,9 @@ UNITS = {
     "full-disk": ("limit:msgpack/save/0",),
     "power-cut": ("msgpack/delete/0", "keyed-msgpack/update/0", "keyed-hdf5/update/0", "keyed-npz/recover/0"),
     "record": ("msgpack/random/0", "keyed-hdf5/update/1"),
-    "cancel": ("cancel/save/msgpack/0",),
+    "cancel": ("cancel/save/msgpack/0", "cancel/flush/keyed-npz/1", "cancel/evaluate_before/keyed-msgpack/1"),
     "concurrency": ("two-writers/0",),
+    "soak": ("msgpack/0", "keyed-hdf5/0"),
 }
 
 
@@ -83,6 +88,30 @@ def test_a_patch_that_does_not_apply_is_a_loss(tmp_path: Path) -> None:
     file.write_text("")
     with pytest.raises(ValueError, match="no longer applies"):
         seed(BUGS[0], tmp_path)
+
+
+def test_a_control_that_sees_nothing_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistake that a rig must see, and has not, fails the run."""
+    control = next(rig for rig in RIGS if rig.must_lose)
+    ledger = Ledger(tmp_path / "ledger", "one")
+    ledger.add(control, "a", Result(tried=60), 1.0)
+    plan = Plan(control, ledger, 1, 1, [])
+    assert not tell(plan, ledger, must_reach=False)
+    assert "BLIND" in capsys.readouterr().out
+    ledger.add(control, "b", Result(tried=60, losses=["gone"]), 1.0)
+    assert tell(plan, ledger, must_reach=False)
+
+
+@pytest.mark.parametrize("target", FILE_TARGETS)
+def test_what_is_fuzzed_begins_as_a_good_file(tmp_path: Path, target: str) -> None:
+    """A good file, taken apart into an input and made again with its digests, has all its values."""
+    extension, join, split = FILE_TARGETS[target]
+    good = tmp_path / f"good{extension}"
+    again = tmp_path / f"again{extension}"
+    again.write_bytes(join(split(write_good(good))))
+    for path in (good, again):
+        with asyncckpt.Checkpointer.from_file(path) as chk:
+            assert same(dict(chk), VALUES)
 
 
 # --- what the rigs rest on --------------------------------------------------------------------------------------------
