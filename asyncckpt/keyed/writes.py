@@ -47,6 +47,34 @@ class Outcome:
     """What the store had before that, if it was not what it was known to have."""
 
 
+class Refusals:
+    """Errors of changes that were called before, until somebody can be told."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._errors: list[BaseException] = []
+
+    def add(self, error: BaseException) -> None:
+        """Keep an error; that there is another writer, once."""
+        is_lock = isinstance(error, FileLockedError)
+        if not (is_lock and any(isinstance(each, FileLockedError) for each in self._errors)):
+            self._errors.append(error)
+
+    def take(self) -> list[BaseException]:
+        """Return them, once."""
+        errors, self._errors = self._errors, []
+        return errors
+
+    def tell(self) -> None:
+        """Raise them, if there are any: one by itself, more as a group."""
+        errors = self.take()
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            message = f"{self._place}: {len(errors)} changes failed"
+            raise BaseExceptionGroup(message, errors)
+
+
 class WriteQueue:
     """Changes in the order of the calls."""
 
