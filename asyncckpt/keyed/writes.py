@@ -96,7 +96,7 @@ class WriteQueue:
         return len(self._writes)
 
     def last_of(self, key: str) -> int:
-        """Return the number of the last pending change of a top-level key, or 0."""
+        """Return the number of the last write of a top-level key that waits, or 0."""
         return self._last.get(key, 0)
 
     def fits(self, nbytes: int) -> bool:
@@ -113,7 +113,6 @@ class WriteQueue:
         self.number += 1
         change = Change(self.number, path, captured, nbytes)
         self._pending[self.number] = change
-        self._last[path[0]] = self.number
         self.staged_nbytes += nbytes
         return change
 
@@ -121,6 +120,7 @@ class WriteQueue:
         """Let a write wait, and show it."""
         change = self.announce(path, captured, nbytes + _WRITE_NBYTES)
         self._writes.append(change)
+        self._last[path[0]] = change.number
         return change
 
     def drain(self, until: int, needed: int, store: Callable[[Change], None], outcome: Outcome) -> None:
@@ -174,7 +174,7 @@ class WriteQueue:
         for each in (*outcome.done, *refused, *own):
             if self._pending.pop(each.number, None) is not None:
                 self.staged_nbytes -= each.nbytes
-                if self._last[each.path[0]] == each.number:
+                if self._last.get(each.path[0]) == each.number:
                     del self._last[each.path[0]]
         if outcome.found is not None or refused or (own and outcome.done[-1:] != own):
             self.names = self._stored.copy()
