@@ -116,6 +116,7 @@ async def test_a_pop_that_is_cancelled_changes_nothing(place: Place) -> None:
             waiting = asyncio.ensure_future(chk.pop(("a", "b")))
             await turns(3)
             assert ("a", "b") not in chk
+            chk["a", "d"] = 2
             chk["a", "d"] = 3
             late = asyncio.ensure_future(chk.pop("a"))
             await turns(3)
@@ -127,6 +128,7 @@ async def test_a_pop_that_is_cancelled_changes_nothing(place: Place) -> None:
             assert ("a", "b") in chk
             assert ("a", "d") in chk
         await load
+        assert await chk["a", "d"] == 3
         del chk["a", "d"]
         held.gate = gate = Gate()
         reading = asyncio.ensure_future(chk.pop("a"))
