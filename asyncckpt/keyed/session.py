@@ -19,12 +19,12 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from asyncckpt.errors import CheckpointerUsageError, FileLockedError, QueueFullError
+from asyncckpt.errors import CheckpointerUsageError, QueueFullError
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
-from asyncckpt.keyed.writes import Outcome, WriteQueue
+from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.state.leaf_nodes import TooLargeError
@@ -63,7 +63,7 @@ class Session:
         self._intake = asyncio.Lock()  # large values, captured one at a time
         self._depth = 0
         self._queue = WriteQueue(max_staged_nbytes, NameIndex({}, place))
-        self._refused: list[BaseException] = []
+        self._refusals = Refusals(place)
         self._drainer: asyncio.Task[None] | None = None
         self._is_writer = False
         self._entries: Mapping[str, Entry] | None = None  # of which the index was made
@@ -104,16 +104,11 @@ class Session:
         if self._depth:
             return
         cancelled = await self._close_surely()
-        failures, self._refused = self._refused, []
         raised = error or cancelled
         if raised is None:
-            if len(failures) == 1:
-                raise failures[0]
-            if failures:
-                message = f"{self._place}: {len(failures)} failures"
-                raise BaseExceptionGroup(message, failures)
+            self._refusals.tell()
             return
-        for failure in failures:
+        for failure in self._refusals.take():
             raised.add_note(f"asyncckpt: {self._place} could not be flushed: {failure}")
         if cancelled is not None and error is None:
             raise cancelled
@@ -131,7 +126,7 @@ class Session:
             if not closing.cancelled():  # as all tasks of a loop are that is ending, but this one has work to do
                 failure = closing.exception()
                 if failure is not None:
-                    self._refuse(failure)
+                    self._refusals.add(failure)
                 return cancelled
 
     async def _close(self) -> None:
@@ -145,7 +140,7 @@ class Session:
                 self.is_over = False
                 raise
             except BaseException as failure:  # noqa: BLE001 - told when the file is closed
-                self._refuse(failure)
+                self._refusals.add(failure)
             self._engine = None
             await self._end()
 
@@ -203,7 +198,7 @@ class Session:
             QueueFullError: There is no room in the budget.
         """
         self._check()
-        self._raise_refused()
+        self._refusals.tell()
         self._queue.names.check_way(path)
         assert self._engine is not None  # noqa: S101 - it is open
         flat = _flatten_inline(self._engine.to_state(value), path)
@@ -225,7 +220,7 @@ class Session:
     async def save(self, path: Path, value: object) -> None:
         """Capture a value of any size, and return; or, if the budget does not hold it, when it has been written."""
         self._check()
-        self._raise_refused()
+        self._refusals.tell()
         self._queue.names.check_way(path)
         await self._give_way()
         async with self._intake:
@@ -252,7 +247,7 @@ class Session:
             CheckpointKeyError: There is nothing.
         """
         self._check()
-        self._raise_refused()
+        self._refusals.tell()
         if not self._queue.names.contains(path):
             raise missing(path, self._place, self._queue.names.keys())
         self._enqueue(path, None, 0)
@@ -265,7 +260,7 @@ class Session:
         if self._queue.names.find(path) is not None:
             self.delete(path)
             return
-        self._raise_refused()
+        self._refusals.tell()
         await self._change(path, None, lambda engine, work: engine.delete(path, work))
 
     async def _become_writer(self) -> None:
@@ -381,7 +376,7 @@ class Session:
         finally:
             self._queue.settle(outcome, change)
             for _, error in outcome.refused:
-                self._refuse(error)
+                self._refusals.add(error)
 
     def _store(self, engine: Engine, write: Change, work: Work) -> None:
         self._begin(engine, work)
@@ -417,21 +412,7 @@ class Session:
         """Make all writes called so far durable, together."""
         self._check()
         await self._run(_commit)
-        self._raise_refused()
-
-    def _refuse(self, error: BaseException) -> None:
-        """Keep an error until it can be told; of another writer, once is enough."""
-        is_lock = isinstance(error, FileLockedError)
-        if not (is_lock and any(isinstance(each, FileLockedError) for each in self._refused)):
-            self._refused.append(error)
-
-    def _raise_refused(self) -> None:
-        refused, self._refused = self._refused, []
-        if len(refused) == 1:
-            raise refused[0]
-        if refused:
-            message = f"{self._place}: {len(refused)} values could not be saved"
-            raise BaseExceptionGroup(message, refused)
+        self._refusals.tell()
 
 
 def _flatten_inline(value: object, path: Path) -> FlatState | None:

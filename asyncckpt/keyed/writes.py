@@ -47,6 +47,34 @@ class Outcome:
     """What the store had before that, if it was not what it was known to have."""
 
 
+class Refusals:
+    """Errors of changes that were called before, until somebody can be told."""
+
+    def __init__(self, place: str) -> None:
+        self._place = place
+        self._errors: list[BaseException] = []
+
+    def add(self, error: BaseException) -> None:
+        """Keep an error; that there is another writer, once."""
+        is_lock = isinstance(error, FileLockedError)
+        if not (is_lock and any(isinstance(each, FileLockedError) for each in self._errors)):
+            self._errors.append(error)
+
+    def take(self) -> list[BaseException]:
+        """Return them, once."""
+        errors, self._errors = self._errors, []
+        return errors
+
+    def tell(self) -> None:
+        """Raise them, if there are any: one by itself, more as a group."""
+        errors = self.take()
+        if len(errors) == 1:
+            raise errors[0]
+        if errors:
+            message = f"{self._place}: {len(errors)} changes failed"
+            raise BaseExceptionGroup(message, errors)
+
+
 class WriteQueue:
     """Changes in the order of the calls."""
 
@@ -68,7 +96,7 @@ class WriteQueue:
         return len(self._writes)
 
     def last_of(self, key: str) -> int:
-        """Return the number of the last pending change of a top-level key, or 0."""
+        """Return the number of the last write of a top-level key that waits, or 0."""
         return self._last.get(key, 0)
 
     def fits(self, nbytes: int) -> bool:
@@ -85,7 +113,6 @@ class WriteQueue:
         self.number += 1
         change = Change(self.number, path, captured, nbytes)
         self._pending[self.number] = change
-        self._last[path[0]] = self.number
         self.staged_nbytes += nbytes
         return change
 
@@ -93,6 +120,7 @@ class WriteQueue:
         """Let a write wait, and show it."""
         change = self.announce(path, captured, nbytes + _WRITE_NBYTES)
         self._writes.append(change)
+        self._last[path[0]] = change.number
         return change
 
     def drain(self, until: int, needed: int, store: Callable[[Change], None], outcome: Outcome) -> None:
@@ -146,7 +174,7 @@ class WriteQueue:
         for each in (*outcome.done, *refused, *own):
             if self._pending.pop(each.number, None) is not None:
                 self.staged_nbytes -= each.nbytes
-                if self._last[each.path[0]] == each.number:
+                if self._last.get(each.path[0]) == each.number:
                     del self._last[each.path[0]]
         if outcome.found is not None or refused or (own and outcome.done[-1:] != own):
             self.names = self._stored.copy()

@@ -112,24 +112,34 @@ async def test_a_pop_that_is_cancelled_changes_nothing(place: Place) -> None:
         await chk.flush()
         load = await hold(chk, held)
         assert held.gate is not None
-        waiting = asyncio.ensure_future(chk.pop(("a", "b")))
-        await turns(3)
-        assert ("a", "b") not in chk
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert ("a", "b") in chk
-        held.gate.open()
+        with held.gate:
+            waiting = asyncio.ensure_future(chk.pop(("a", "b")))
+            await turns(3)
+            assert ("a", "b") not in chk
+            chk["a", "d"] = 2
+            chk["a", "d"] = 3
+            late = asyncio.ensure_future(chk.pop("a"))
+            await turns(3)
+            assert "a" not in chk
+            for each in (waiting, late):
+                each.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await each
+            assert ("a", "b") in chk
+            assert ("a", "d") in chk
         await load
+        assert await chk["a", "d"] == 3
+        del chk["a", "d"]
         held.gate = gate = Gate()
         reading = asyncio.ensure_future(chk.pop("a"))
-        await gate.reached()
-        reading.cancel()
-        await turns(3)
-        gate.open()
+        with gate:
+            await gate.reached()
+            reading.cancel()
+            await turns(3)
         with pytest.raises(asyncio.CancelledError):
             await reading
         assert list(chk) == ["a", "held"]
+        assert ("a", "d") not in chk
         assert await chk["a"] == {"b": 1, "c": 2}
         chk["held"] = 1
     async with place.open() as chk:
@@ -148,10 +158,10 @@ async def test_a_file_has_the_names_of_its_flush(file: Place) -> None:
         gate = Gate()
         disk.fail(None, gate)
         flush = asyncio.ensure_future(chk.flush())
-        await gate.reached()
-        chk["a", "c"] = 2
-        assert ("a", "c") in chk
-        gate.open()
+        with gate:
+            await gate.reached()
+            chk["a", "c"] = 2
+            assert ("a", "c") in chk
         await flush
         killed = Place(file.kind, file.directory, "killed")
         await asyncio.to_thread(shutil.copy, file.path, killed.path)
@@ -169,13 +179,13 @@ async def test_the_index_after_a_refusal_shows_what_waits(place: Place) -> None:
         await chk.flush()
         load = await hold(chk, held)
         assert held.gate is not None
-        chk["many", "k7", "x"] = 2  # no dict, which only its job will find
-        pop = asyncio.ensure_future(chk.pop("p"))
-        save = asyncio.ensure_future(chk.save_parameter("big", np.zeros(50_000)))
-        while "big" not in chk:
-            await asyncio.sleep(0)
-        assert list(chk) == ["many", "held", "big"]
-        held.gate.open()
+        with held.gate:
+            chk["many", "k7", "x"] = 2  # no dict, which only its job will find
+            pop = asyncio.ensure_future(chk.pop("p"))
+            save = asyncio.ensure_future(chk.save_parameter("big", np.zeros(50_000)))
+            while "big" not in chk:
+                await asyncio.sleep(0)
+            assert list(chk) == ["many", "held", "big"]
         assert await pop == 1
         assert list(chk) == ["many", "held", "big"]
         await asyncio.gather(load, save)
