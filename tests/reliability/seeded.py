@@ -104,7 +104,7 @@ BUGS = (
                 (
                     "            self._catalog.begin(handle.step)\n"
                     "            most = self._settings.keep_latest_k\n"
-                    "            await self.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
+                    "            await self.retirement.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
                 ),
             ),
         ),
@@ -220,7 +220,9 @@ BUGS = (
                 "        pending = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
                 (
                     "        pending = publish.stage(ops, request.root, request.step)\n"
-                    "        request.snapshot.release()\n        with SyncBatch"
+                    "        if (pool := getattr(request.snapshot, '_pool', None)) is not None:\n"
+                    "            pool.give(list(request.snapshot._buffers))\n"
+                    "        with SyncBatch"
                 ),
             ),
         ),
