@@ -252,7 +252,7 @@ def tell(plan: Plan, ledger: Ledger, *, must_reach: bool) -> bool:
     rig = plan.rig
     total = ledger.sum(rig.name, rig.subject)
     is_short = must_reach and total.tried < plan.wanted
-    is_blind = rig.must_lose and total.tried >= rig.goal and total.lost == 0  # fewer cases may miss a rare loss
+    is_blind = rig.must_lose and total.tried > 0 and total.lost == 0
     counts = ", ".join(f"{number} {kind}" for kind, number in sorted(total.counts.items()))
     print(
         f"{rig.name} ({rig.subject}): {total.tried:,} {rig.cases}, {total.lost} lost, in {total.seconds:.1f} s"
