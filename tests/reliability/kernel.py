@@ -98,7 +98,7 @@ class KernelRig(Rig):
         self._disk = disk
         if subject != OURS:
             self.must_lose = True
-            self.quick, self.goal = 100, 500  # type: ignore[misc] # enough to see it
+            self.quick, self.goal = 300, 500  # type: ignore[misc] # enough to see it
             self.promise = "nothing: it shows that the rig sees what is lost"
 
     def missing(self) -> str | None:
