@@ -195,7 +195,7 @@ class CheckpointManager(Primitives):
         """Delete a checkpoint, after everything queued so far. When this returns it is gone for good.
 
         Raises:
-            CheckpointNotFoundError: It is not committed.
+            CheckpointNotFoundError: It is not committed. What a failed save of the step has left is gone for good too.
             ManagerUsageError: The manager is disabled.
             OSError: The disk failed.
         """
@@ -205,10 +205,11 @@ class CheckpointManager(Primitives):
 
         async def action() -> None:
             await here.writer.take_directory()
-            if self._catalog.get(step) is None:
+            is_committed = self._catalog.get(step) is not None
+            await here.writer.retirement.retire([step])
+            if not is_committed:
                 message = f"step {step} is not committed in {self._root}"
                 raise CheckpointNotFoundError(message, step=step)
-            await here.writer.retirement.retire([step])
 
         await here.writer.perform(action)
 

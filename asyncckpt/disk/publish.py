@@ -285,6 +285,8 @@ def publish(ops: DiskOps, root: Path, step: int) -> Path | None:
 def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
     """Take away the committed names of steps, durably, and return the trash that `sweep` deletes.
 
+    That a step has no such name is made durable too: a save that failed may have moved its name back, or not.
+
     Raises:
         OSError: The disk failed. The names were given back, if that could be done.
     """
@@ -298,8 +300,7 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
                     trash = _trash_name(root, step)
                     ops.rename(path, trash)
                     retired.append((path, trash))
-        if retired:
-            ops.sync_directory(root)
+        ops.sync_directory(root)
     except OSError as error:
         for path, trash in reversed(retired):
             _undo(error, functools.partial(ops.rename, trash, path))

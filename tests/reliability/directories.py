@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import os
@@ -324,6 +325,8 @@ class _Player:
 
     async def _look_and_save(self, manager: asyncckpt.CheckpointManager, healing: Healing) -> None:
         healing.heal()
+        with contextlib.suppress(asyncckpt.CheckpointError, ExceptionGroup):  # what failed was told to its handle
+            await manager.flush()  # retention may be taking steps away
         await manager.refresh()
         found = {step: await version_of(manager, step, self.workload.seed) for step in manager.steps()}
         healing.problem = healing.judge(found)

@@ -63,3 +63,23 @@ def test_a_damaged_name_of_a_member_is_no_other_key(tmp_path: Path) -> None:
             file.path.write_bytes(data[:at] + b"z" + data[at + 1 :])
             with pytest.raises(asyncckpt.CorruptCheckpointError):
                 file.contents()
+
+
+async def test_what_a_failed_save_has_left_is_deleted_with_its_step(tmp_path: Path) -> None:
+    """A save whose name was neither durable nor moved back once came to light at the next start, though deleted."""
+    disk = FaultyDisk()
+    async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
+        await (await manager.save(1, {"a": 1}))
+        disk.fail("sync_directory", errno.EIO, after=1)  # behind that of the pending directory
+        disk.fail("rename", errno.EIO, after=1)
+        handle = await manager.save(2, {"a": 2})
+        with pytest.raises(asyncckpt.SaveFailedError):
+            await handle
+        assert (tmp_path / "step_2").exists()
+        disk.operations.clear()
+        with pytest.raises(asyncckpt.CheckpointNotFoundError):
+            await manager.delete(2)
+        assert not (tmp_path / "step_2").exists()
+        assert disk.names()[:2] == ["rename", "sync_directory"]
+    async with asyncckpt.CheckpointManager(tmp_path) as manager:
+        assert manager.steps() == [1]
