@@ -5,7 +5,8 @@
 2. Members that this directory does not know are somebody else's: each is a key.
 3. New members go to the sibling as soon as they are put. A commit copies the others to it, as they are, and gives it
    the file's name.
-4. After a failed sync nothing more is asked of that file: the next commit makes another, and verifies what it copies.
+4. After a failed commit nothing more is written to its file, which may have the file's name by then: what was put into
+   it is copied to another, and verified.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ class NumPyStore(Store):
         self._is_trusted = trusted
         self._fd: int | None = None
         self._sibling: int | None = None
+        self._left: set[int] = set()  # earlier siblings, from which what was put into them is copied
         self._forget()
         self._load(work)
 
@@ -81,7 +83,6 @@ class NumPyStore(Store):
         self._owners: dict[str, str] = {}  # the key of each member, by its name
         self._end = 0  # of the sibling
         self._is_changed = False
-        self._is_suspect = False  # whether the sibling cannot become the file
 
     @property
     def entries(self) -> Mapping[str, Entry]:
@@ -140,35 +141,31 @@ class NumPyStore(Store):
             return
         pacer = work.pacer()
         held = sum(member.stored_nbytes for item in self._items.values() for member in item.members if item.is_staged)
-        if self._sibling is not None and (self._is_suspect or self._end > held + held // 2 + _SLACK_NBYTES):
-            target, end = self._replace_sibling()
-        else:
-            target, end = self._begin_sibling(), self._end
-        old_sibling = self._sibling
+        if self._sibling is not None and self._end > held + held // 2 + _SLACK_NBYTES:
+            self._leave_sibling()
+        target = self._begin_sibling()
         try:
-            items = self._complete(target, end, pacer)
+            items = self._complete(target, self._end, pacer)
             self._home.ops.sync(target)
-            self._is_suspect = True  # if this fails, who knows which file has the name
             self._home.publish_sibling()
         except BaseException:
-            self._is_suspect = True
-            if target != old_sibling:
-                os.close(target)
+            self._leave_sibling()
             raise
-        for fd in {self._fd, old_sibling} - {None, target}:
+        for fd in {self._fd, *self._left} - {None}:
             os.close(fd)  # type: ignore[arg-type] # None is left out
         self._fd, self._sibling, self._end = target, None, 0
-        self._is_suspect = self._is_changed = False
+        self._left.clear()
+        self._is_changed = False
         self._items = items
 
     def close(self) -> None:
         """See `Store`."""
-        for fd in (self._fd, self._sibling):
-            if fd is not None:
-                os.close(fd)
         if self._sibling is not None:
             self._home.discard_sibling()
+        for fd in {self._fd, self._sibling, *self._left} - {None}:
+            os.close(fd)  # type: ignore[arg-type] # None is left out
         self._fd = self._sibling = None
+        self._left.clear()
         self._forget()
         self._home.release()
 
@@ -233,10 +230,15 @@ class NumPyStore(Store):
             self._end = 0
         return self._sibling
 
-    def _replace_sibling(self) -> tuple[int, int]:
-        """Begin another sibling beside the one that holds what was put, whose name it takes."""
+    def _leave_sibling(self) -> None:
+        """Write no more to the sibling; what was put into it can still be read."""
+        fd, self._sibling = self._sibling, None
+        assert fd is not None  # noqa: S101 - whoever leaves it has it
         self._home.discard_sibling()
-        return self._home.create_sibling(), 0
+        if any(member.fd == fd for item in self._items.values() for member in item.members):
+            self._left.add(fd)
+        else:
+            os.close(fd)
 
     def _complete(self, target: int, end: int, pacer: Pacer) -> dict[str, _Item]:
         """Copy what is not in the new file yet, and end it with the directories."""
@@ -248,7 +250,7 @@ class NumPyStore(Store):
                 if member.fd == target:
                     moved.append(member)
                     continue
-                if item.is_staged and self._is_suspect:
+                if member.fd in self._left:
                     self._read_member(member, pacer)  # it may not have come through
                 copy, end = zips.copy_member(ops, member, target, end, pacer)
                 moved.append(copy)

@@ -21,7 +21,7 @@ from .history import Event, History
 from .workload import LARGE_EVERY, Action, Healing, Known, Looked, Workload, same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from .disks import ShimDisk
@@ -64,6 +64,11 @@ class DirectoryWorkload(Workload):
     def next_start(self) -> DirectoryWorkload:
         """See `Workload`."""
         return DirectoryWorkload(self.form, self.seed, ((("save", (NEXT_STEP - 1,)),),), below=self.below)
+
+    def is_tidying(self, changes: Sequence[tuple[str, Path]], at: int) -> bool:
+        """See `Workload`: whoever lists what a killed writer left tries to clear it away; the first save must."""
+        locks = sum(name in ("open_lock", "openat") and path.name == ".lock" for name, path in changes[: at + 1])
+        return bool(self.leftovers) and locks <= 1
 
     async def fill(self, root: Path) -> None:
         """See `Workload`."""

@@ -23,9 +23,9 @@ import asyncckpt
 
 from . import files
 from .checks import prepare
-from .ledger import Ledger, library_digest
+from .ledger import Ledger, sources_digest
 from .report import write_report
-from .rig import OURS, RIG_FAILED, Result
+from .rig import HUNG, OURS, RIG_FAILED, SAID_NOTHING, Result
 from .rigs import RIGS
 from .workloads import make_workload
 
@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Result.enough = 1
     if options.quick:
         options.ledger.unlink(missing_ok=True)
-    ledger = Ledger(options.ledger, library_digest(Path(asyncckpt.__file__).parent))
+    ledger = Ledger(options.ledger, sources_digest(Path(asyncckpt.__file__).parent, Path(__file__).parent))
     is_well = True
     if options.minutes > 0:
         ledger.begin(describe_machine())
@@ -144,7 +144,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--report", type=Path, help="write the report of the ledger here")
     parser.add_argument("--replay", nargs=2, metavar=("RIG", "UNIT"), help="run one unit here, and print what it says")
     parser.add_argument("--subject", default=OURS, help="whose unit to replay")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    unknown = {*(options.rigs or "").split(","), *(options.replay or ())[:1]} - {*names, ""}
+    if unknown:
+        parser.error(f"no rig is called {', '.join(sorted(unknown))}; there are {', '.join(names)}")
+    return options
 
 
 def wanted(rig: Rig, options: argparse.Namespace) -> int:
@@ -227,9 +231,9 @@ def finish(each: Running, *, is_late: bool) -> Result:
     status = os.waitstatus_to_exitcode(os.waitpid(each.pid, 0)[1])
     shutil.rmtree(each.scratch, ignore_errors=True)
     if is_late:
-        return Result(losses=[f"it hung: no end after {each.rig.seconds} s"])
+        return Result(losses=[f"{HUNG}: no end after {each.rig.seconds} s"])
     if not data:
-        return Result(losses=[f"the process ended with {status} and said nothing"])
+        return Result(losses=[f"{SAID_NOTHING} with {status} and said nothing"])
     found: Result = pickle.loads(data)  # noqa: S301 - our own child's
     return found
 

@@ -32,7 +32,11 @@ _POINTS_MAX = 300
 CODES = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")
 _RETRIED = ("create", "open_lock", "write", "truncate", "set_mode", "sync", "sync_directory")
 """Where CPython itself goes on after EINTR: it never comes up here."""
-_NEVER_HARMLESS = ("create", "write", "sync", "pwrite64", "pwritev", "pwritev2")
+_NEVER_HARMLESS = (
+    *("create", "write", "sync", "sync_directory"),
+    *("openat", "pwrite64", "pwritev", "pwritev2", "fsync", "fdatasync"),
+)
+"""What no program can do without, by the names of `DiskOps` and of system calls."""
 
 
 class Fault(NamedTuple):

@@ -53,12 +53,12 @@ class FullDisk(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give one unit for each workload and way to fail."""
-        for how, name in itertools.product(("bytes", "inodes", "limit"), workload_names(seed, randoms=4)):
-            yield f"{how}:{name}"
         for kind in ("save", "overwrite", "prune", "finalize"):
             yield f"flush:{directories.FORMS[seed % 2]}/{kind}/{seed}"
         for kind in ("first", "update", "compact"):
             yield f"flush:{files.FORMS[seed % 4]}/{kind}/{seed}"
+        for how, name in itertools.product(("bytes", "inodes", "limit"), workload_names(seed, randoms=4)):
+            yield f"{how}:{name}"
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Fail a workload in one way, at each size."""
@@ -124,41 +124,57 @@ class FullDisk(Rig):
             result.losses.append(f"{loss}; {what}; {played.errors}")
 
     def _try_flush(self, number: int, workload: Workload, scratch: Path, source: Path, result: Result) -> bool:
-        folder, root = scratch / "disk", scratch / "root"
+        """Let a disk's flushes fail from one on; return whether there were so many."""
+        folder, mounted = scratch / "disk", scratch / "mounted"
+        root = mounted / "root"  # ext4 has a lost+found beside it
         folder.mkdir()
-        root.mkdir()
+        mounted.mkdir()
         backing = scratch / "backing"
         with backing.open("wb") as file:
             file.truncate(16 << 20)
         subprocess.run(["mkfs.ext4", "-q", "-F", str(backing)], check=True, capture_output=True)  # noqa: S603, S607
         told = scratch / "played"
+
+        def play(disk: FuseDisk) -> None:
+            shim = ShimDisk(exchanges=workload.exchanges)
+            played = play_patiently(workload, root, shim, lambda _: False, lambda: None)
+            played.errors = [portable(error) for error in played.errors]
+            if disk.failed_flushes():
+                played.problem = played.problem or _why_silent(workload, shim, played)
+            else:
+                played.outcome = "nothing"
+            told.write_bytes(pickle.dumps(played))
+
         try:
             with FuseDisk(folder, backing) as disk:
-                with loop_mounted(disk.image, root, "ext4", "errors=remount-ro"):
-                    shutil.copytree(source, root, dirs_exist_ok=True)
+                with loop_mounted(disk.image, mounted, "ext4", "errors=remount-ro"):
+                    shutil.copytree(source, root)
                     os.sync()
                     disk.fail_fsync(after=number)
-
-                    def play() -> None:
-                        shim = ShimDisk(exchanges=workload.exchanges)
-                        played = play_patiently(workload, root, shim, lambda _: False, lambda: None)
-                        played.errors = [portable(error) for error in played.errors]
-                        told.write_bytes(pickle.dumps(played))
-
-                    ended = run_forked(play)
+                    ended = run_forked(lambda: play(disk))
                     disk.heal()
                 played: Played | None = pickle.loads(told.read_bytes()) if told.exists() else None  # noqa: S301
-                if played is not None and played.outcome == "harmless":
+                if played is not None and played.outcome == "nothing" and not played.problem:
                     return False
                 result.tried += 1
                 result.count("failing flushes")
-                with loop_mounted(disk.image, root, "ext4", ""):
+                with loop_mounted(disk.image, mounted, "ext4", ""):
                     self._judge(played, ended.error, f"flushes fail from {number} on", workload, root, result)
             return True
         finally:
             told.unlink(missing_ok=True)
             shutil.rmtree(folder)
-            root.rmdir()
+            mounted.rmdir()
+
+
+def _why_silent(workload: Workload, disk: ShimDisk, played: Played) -> str | None:
+    """Say what is wrong with how a failed flush of the disk was told, if something is."""
+    failed = next((each for each in disk.record if each.has_failed and each.code != errno.ENOENT), None)
+    if failed is None:
+        return "a flush of the disk failed, and no change of a file or directory did"
+    if workload.is_tidying([(each.name, each.path) for each in disk.record], failed.number):
+        return None
+    return why_silent(failed.name, played.errors, played.outcome)
 
 
 class _Limit:

@@ -34,6 +34,7 @@ CONTROL: Final = "control"
 
 HEADER: Final = struct.Struct("<cQQ")  # kind, offset, nbytes of what follows
 WRITE, FLUSH, MARK = b"w", b"f", b"m"
+FAILED: Final = "a flush failed"
 
 _CLONE_NEWNS: Final = 0x20000
 _MS_PRIVATE_ALL: Final = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
@@ -165,6 +166,10 @@ class FuseDisk:
     def log(self) -> list[Record]:
         """Return what was done so far."""
         return list(read_log(self._log))
+
+    def failed_flushes(self) -> int:
+        """Return how many flushes have failed."""
+        return sum(each == Mark(FAILED) for each in self.log())
 
     def mark(self, text: str) -> None:
         """Note something in the log: it stands behind all that was served before."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import mfusepy
 
-from .fuse_disk import CONTROL, FLUSH, HEADER, IMAGE, MARK, WRITE
+from .fuse_disk import CONTROL, FAILED, FLUSH, HEADER, IMAGE, MARK, WRITE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,7 @@ class Served(mfusepy.Operations):
             left, code, is_lasting = self._failure
             if left == 0:
                 self._failure = self._failure if is_lasting else None
+                self._note(MARK, 0, FAILED.encode())
                 raise mfusepy.FuseOSError(code)
             self._failure = (left - 1, code, is_lasting)
         self._note(FLUSH, 0, b"")

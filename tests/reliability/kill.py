@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _RANDOM_A_SEED = 20
 _POINTS_MAX = 400
-_TEARS = (1, 512, 4096)  # a write is cut here, and before its last byte
+_TEARS = (1, 512, 4096, -1)  # a write is cut here; -1: before its last byte
 
 
 class Kill(Rig):
@@ -78,13 +78,13 @@ class Kill(Rig):
             ended = run_forked(lambda: play_to_log(workload, root, log, killer(number, tear)))
             if tear is not None and not ended.is_killed:
                 return False  # no write, or none that long
-            where = f"kill before change {number}" if tear is None else f"kill in write {number}, {tear} bytes in"
+            where = f"kill before change {number}" if tear is None else f"kill in write {number}, at byte {tear}"
             history = workload.history(read_log(log))
             if not ended.is_killed and ended.status != 0:
                 result.losses.append(f"{where}: the workload failed: {ended.error}")
                 return False
-            result.tried += 1
-            result.count("in mid-write" if tear is not None else "before a change" if ended.is_killed else "at the end")
+            result.tried += ended.is_killed  # else it came to its end, and what it leaves is looked at as well
+            result.count("in mid-write" if tear is not None else "before a change", ended.is_killed)
             if result.tried % 3 == 0:
                 second = chance.randrange(12)
                 where += f", and before change {second} of the next start"
@@ -92,6 +92,8 @@ class Kill(Rig):
                 died = run_forked(lambda: play_to_log(workload.next_start(), root, log, killer(second, None)))
                 for event in read_log(log):
                     history.take(event)
+                if not died.is_killed and died.status != 0:
+                    result.losses.append(f"{where}: the next start failed: {died.error}")
                 result.tried += died.is_killed
                 result.count("again in recovery", died.is_killed)
             loss = check_now(workload, root, history, known)
@@ -110,8 +112,8 @@ def killer(number: int, tear: int | None) -> Callable[[Change], int | None]:
         if change.number == number:
             if tear is None:
                 die()
-            if change.name == "write" and tear < len(change.data):
-                return tear
+            if change.name == "write" and tear < len(change.data) > 1:
+                return tear if tear > 0 else len(change.data) - 1
             os._exit(0)
         if tear is not None and change.number > number:
             die()

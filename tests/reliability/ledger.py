@@ -1,8 +1,8 @@
 """What was tried, remembered: one JSON line for each unit, only ever appended.
 
 1. Of several lines of one unit the last one counts: nothing is counted twice.
-2. A line says which state of the library was tried (a digest of its sources). A unit that lost something is run again
-   when the library has changed; one that lost nothing stays counted.
+2. A line says which sources were tried: a digest of the library's and of the rigs'. A unit that lost something is run
+   again when they have changed; one that lost nothing stays counted, unless it is about the sources themselves.
 3. A line that a kill has torn is left out.
 """
 
@@ -112,7 +112,9 @@ class Ledger:
     def has(self, rig: Rig, unit: str) -> bool:
         """Whether a unit need not be run again."""
         entry = self.entries.get(Key(rig.name, rig.subject, unit))
-        return entry is not None and (entry["library"] == self.library or not entry["lost"])
+        if entry is None:
+            return False
+        return entry["library"] == self.library or not (entry["lost"] or rig.is_of_sources)
 
     def sum(self, rig: str, subject: str) -> Sum:
         """Sum the units of a rig."""
@@ -130,9 +132,10 @@ class Ledger:
         return total
 
 
-def library_digest(package: Path) -> str:
-    """Return what tells one state of a package's sources from another."""
+def sources_digest(*packages: Path) -> str:
+    """Return what tells one state of packages' sources from another."""
     digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for package in packages:
+        for path in sorted(package.rglob("*.py")):
+            digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]

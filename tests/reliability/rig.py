@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 OURS = "asyncckpt"
 RIG_FAILED = "the rig itself failed"
 """How the loss begins of a unit that raised, and so tells nothing of the library."""
+HUNG = "it hung"
+SAID_NOTHING = "the process ended"
 
 
 @dataclass(slots=True)
@@ -70,6 +72,8 @@ class Rig(ABC):
     """Whose promise is tried: ours, or a peer's."""
     promise: str = ""
     """What a peer promises, for the report."""
+    is_of_sources: ClassVar[bool] = False
+    """Whether a unit tells of the sources as they are, and nothing of any others."""
     must_lose: bool = False
     """Whether it is a mistake that the rig must see: to lose nothing is a failure of the rig."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from typing import TYPE_CHECKING
 
@@ -83,3 +84,26 @@ async def test_what_a_failed_save_has_left_is_deleted_with_its_step(tmp_path: Pa
         assert disk.names()[:2] == ["rename", "sync_directory"]
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
         assert manager.steps() == [1]
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_what_follows_a_name_that_is_not_durable_leaves_its_file_alone(kind: str, tmp_path: Path) -> None:
+    """What was set after a flush that could not sync the directory once went into the file of that flush."""
+    file = Place(kind, tmp_path)
+    with file.open() as chk:
+        chk["a"], chk["b"] = 1, np.arange(2)
+    disk = FaultyDisk()
+    with file.open(disk=disk) as chk:
+        chk["a"] = np.arange(10)
+        disk.fail("sync_directory", errno.EIO, lasting=True)
+        with contextlib.suppress(OSError):  # a kind that appends syncs no directory
+            chk.flush()
+        chk["b"] = np.arange(300)
+        assert file.contents()["b"].size == 2
+        with contextlib.suppress(OSError):
+            chk.flush()
+        chk["c"] = 4
+        assert file.contents()["b"].size in (2, 300)
+        disk.heal()
+    found = file.contents()
+    assert (found["a"].size, found["b"].size, found["c"]) == (10, 300, 4)
