@@ -20,6 +20,7 @@ import asyncckpt
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.json_read import decode_value
+from asyncckpt.keyed.json_text import Text
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def test_long_json_is_parsed_in_pieces() -> None:
     }
     for indent in (None, 1):
         text = json.dumps(value, indent=indent).encode()
-        assert decode_value(text, 0, len(text), Pacer()).value == value
+        assert decode_value(Text([text]), 0, len(text), Pacer()).value == value
 
 
 def test_json_stays_json(tmp_path: Path) -> None:
