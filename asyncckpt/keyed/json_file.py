@@ -16,7 +16,7 @@ from asyncckpt.keyed.json_text import Text, read_text
 from asyncckpt.keyed.json_write import encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
-from asyncckpt.workers import Pacer
+from asyncckpt.workers import Pacer, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -122,13 +122,8 @@ class JSONStore(Store):
         if fd is None:
             return
         try:
-            text = self._text = read_text(fd, work.pacer())
-            is_small = len(text) <= _NAMED_NBYTES
-            for key, low, high in split_object(text, work.pacer()) if text else ():
-                if key in self._places:
-                    raise self._corrupt(f"the key {key!r} stands twice")
-                self._places[key] = _Place(text, low, high)
-                self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
+            with paused_gc():
+                self._fill(fd, work)
         except (ValueError, RecursionError) as error:
             raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
         except CorruptCheckpointError as error:
@@ -137,6 +132,15 @@ class JSONStore(Store):
             raise
         finally:
             os.close(fd)
+
+    def _fill(self, fd: int, work: Work) -> None:
+        text = self._text = read_text(fd, work.pacer())
+        is_small = len(text) <= _NAMED_NBYTES
+        for key, low, high in split_object(text, work.pacer()) if text else ():
+            if key in self._places:
+                raise self._corrupt(f"the key {key!r} stands twice")
+            self._places[key] = _Place(text, low, high)
+            self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
 
     def _drop(self, key: str, pacer: Pacer) -> None:
         """Give back the memory of a text that goes. This must not be stopped half-way: the pacer has no flag."""

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,7 +21,6 @@ from asyncckpt.keyed.json_scan import (
     WINDOW_NBYTES,
     end_of_string,
     skip_blanks,
-    split_entry,
     windows,
 )
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Pacer
 
 _MAX_BRACKETS: Final = 3 * tags.MAX_DEPTH  # a container of ours takes two, and a leaf in it up to three more
+_NEAR_NBYTES: Final = 256  # where a key and its colon are mostly found
+_PLAIN_KEY: Final = re.compile(rb'[ \t\r\n]*+"([^"\\\x00-\x1f]*+)"[ \t\r\n]*+:[ \t\r\n]*+')
 _SPAN_NBYTES: Final = 1 << 20  # a multiple of 4: base64 is decoded in parts
 
 
@@ -90,6 +92,31 @@ _DECODERS: Final = {
 def decode(data: bytes, pairs: type[Pairs] | None) -> Any:
     """Parse JSON; objects become Pairs, if that is given, or else dicts."""
     return _DECODERS[pairs].decode(data.decode("utf-8", "surrogatepass"))
+
+
+def split_near(data: bytes, low: int, high: int) -> tuple[str, int] | None:
+    """Return the key of an entry of an object, and where its value begins, if that is soon told."""
+    found = _PLAIN_KEY.match(data, low, high)
+    return None if found is None else (found[1].decode("utf-8", "surrogatepass"), found.end())
+
+
+def split_entry(text: Text, low: int, high: int, pacer: Pacer) -> tuple[str, int]:
+    """Return the key of an entry of an object, and where the text of its value begins, or blanks before it.
+
+    Raises:
+        ValueError: There is no key, or no colon behind it.
+    """
+    found = split_near(text.slice(low, min(low + _NEAR_NBYTES, high)), 0, _NEAR_NBYTES)
+    if found is not None:
+        return found[0], low + found[1]
+    low = skip_blanks(text, low, high)
+    if low < high and text.slice(low, low + 1) == b'"':
+        end = end_of_string(text, low, high, pacer)
+        colon = skip_blanks(text, end, high)
+        if colon < high and text.slice(colon, colon + 1) == b":":
+            return decode(text.slice(low, end), None), colon + 1
+    message = f"there is no key at byte {low}"
+    raise ValueError(message)
 
 
 def parse(text: Text, low: int, high: int, pairs: type[Pairs] | None, pacer: Pacer) -> Any:
@@ -186,8 +213,7 @@ class _Parser:
             message = f"there is no comma before byte {at}"
             raise ValueError(message)
         if not frame.is_list:
-            found, start = split_entry(self._text, start, at, self._pacer)
-            key = decode(found, None)
+            key, start = split_entry(self._text, start, at, self._pacer)
         if skip_blanks(self._text, start, at) < at:
             message = f"something stands before the bracket at byte {at}"
             raise ValueError(message)

@@ -15,18 +15,20 @@ import numpy as np
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed import json_tags as tags
 from asyncckpt.keyed.base import Found
-from asyncckpt.keyed.json_parse import Pairs, Span, decode, parse, unique
-from asyncckpt.keyed.json_scan import CLOSE, COMMA, skip_blanks, split_entry, windows
+from asyncckpt.keyed.json_parse import Pairs, Span, decode, parse, split_entry, split_near, unique
+from asyncckpt.keyed.json_scan import CLOSE, COMMA, skip_blanks, windows
 from asyncckpt.keyed.json_text import Text
 from asyncckpt.keyed.values import build_value
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer, paused_gc
+from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    from asyncckpt.keyed.json_scan import Window
 
 _OURS: Final = tags.PREFIX.encode()
 _SEARCH_NBYTES: Final = 1 << 20
@@ -42,24 +44,35 @@ def split_object(text: Text, pacer: Pacer) -> Iterator[tuple[str, int, int]]:
     if begin == len(text) or text.slice(begin, begin + 1) != b"{":
         message = "it is no JSON object"
         raise ValueError(message)
-    low, end = begin + 1, None
+    low, end, count = begin + 1, None, 0
     for window in windows(text, low, len(text), 1, pacer):
-        is_end = (window.kinds == CLOSE) & (window.depths == 0)
-        for high in window.at[is_end | ((window.kinds == COMMA) & (window.depths == 1))].tolist():
-            if end is not None:
-                break  # whatever follows its end is refused
-            end = high if is_end.any() and high == window.at[is_end][0] else None
-            if end is None or low != begin + 1 or skip_blanks(text, low, high) < high:
-                key, at = split_entry(text, low, high, pacer)
+        is_mark = ((window.kinds == COMMA) & (window.depths == 1)) | ((window.kinds == CLOSE) & (window.depths == 0))
+        for high, depth in zip(window.at[is_mark].tolist(), window.depths[is_mark].tolist(), strict=True):
+            end = high if depth == 0 else None
+            if end is None or count or skip_blanks(text, low, high) < high:
+                key, at = _split_in(window, low, high) or split_entry(text, low, high, pacer)
                 yield _decode_key(key), skip_blanks(text, at, high), high
+                count += 1
+                if not count % BATCH_OBJECTS:
+                    pacer.pause()
             low = high + 1
-        pacer.pause()
+            if end is not None:
+                break
+        if end is not None:
+            break  # whatever follows is refused
     if end is None or text.slice(end, end + 1) != b"}":
-        message = "it ends early"
+        message = "it does not end with a bracket like its first"
         raise ValueError(message)
     if skip_blanks(text, end + 1, len(text)) < len(text):
         message = f"something follows its end at byte {end + 1}"
         raise ValueError(message)
+
+
+def _split_in(window: Window, low: int, high: int) -> tuple[str, int] | None:
+    """Split an entry as `split_entry` does, but without copies, if it lies in the window and is a plain one."""
+    start = window.low
+    near = split_near(window.data, low - start, high - start) if low >= start else None
+    return None if near is None else (near[0], start + near[1])
 
 
 def decode_value(text: Text, low: int, high: int, pacer: Pacer) -> Found:
@@ -87,8 +100,7 @@ def _holds_ours(text: Text, low: int, high: int, pacer: Pacer) -> bool:
     return False
 
 
-def _decode_key(text: bytes) -> str:
-    key = decode(text, None)
+def _decode_key(key: str) -> str:
     if key.startswith(tags.KEY_TAG):
         encoded = key.removeprefix(tags.KEY_TAG).encode()
         key = decode_value(Text([encoded]), 0, len(encoded), Pacer(yields=False)).value

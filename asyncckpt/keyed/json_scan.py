@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Pacer
 
 WINDOW_NBYTES: Final = 1 << 15
-_NEAR_NBYTES: Final = 256  # where a key and its colon are mostly found
+_NEAR_NBYTES: Final = 256
 _BLANK: Final = b" \t\r\n"
 _NOT_BLANK: Final = re.compile(rb"[^ \t\r\n]")
-_KEY: Final = re.compile(rb'[ \t\r\n]*+("[^"\\]*+(?:\\.[^"\\]*+)*+")[ \t\r\n]*+:', re.DOTALL)
 _STRING_PART: Final = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 _QUOTE, _BACKSLASH, COMMA, OPEN, CLOSE = range(1, 6)
 _KINDS: Final = np.zeros(256, np.uint8)
@@ -40,6 +39,8 @@ class Window(NamedTuple):
 
     low: int
     high: int
+    data: bytes
+    """What lies there, but for a string that reaches far beyond its end."""
     at: NDArray[np.int64]
     """Where its brackets and commas lie in the text, without those in strings."""
     kinds: NDArray[np.uint8]
@@ -80,7 +81,7 @@ def _window(text: Text, low: int, high: int, depth: int, pacer: Pacer) -> Window
     if (kinds == _BACKSLASH).any():
         message = f"there is a backslash outside of a string at byte {at[kinds == _BACKSLASH][0]}"
         raise ValueError(message)
-    return Window(low, end, at, kinds, depth + np.cumsum(_CHANGES[kinds]))
+    return Window(low, end, data, at, kinds, depth + np.cumsum(_CHANGES[kinds]))
 
 
 def _without_escapes(at: NDArray[Any], kinds: NDArray[np.uint8]) -> tuple[NDArray[Any], NDArray[np.uint8]]:
@@ -114,7 +115,7 @@ def end_of_string(text: Text, start: int, high: int, pacer: Pacer) -> int:
             found = _STRING_PART.match(data)
             quote = found.end() if found is not None else 0
             if data[quote : quote + 1] != b'"':  # it ends here, perhaps in the middle of an escape
-                at += quote if quote else len(data)
+                at += quote or len(data)
                 if quote == 0:
                     break
                 pacer.pause()
@@ -138,22 +139,3 @@ def skip_blanks(text: Text, low: int, high: int) -> int:
             return low + found.start()
         low += len(data)
     return high
-
-
-def split_entry(text: Text, low: int, high: int, pacer: Pacer) -> tuple[bytes, int]:
-    """Return the key of an entry of an object, as JSON, and where the text of its value begins.
-
-    Raises:
-        ValueError: There is no key, or no colon behind it.
-    """
-    found = _KEY.match(text.slice(low, min(low + _NEAR_NBYTES, high)))
-    if found is not None:
-        return found.group(1), low + found.end()
-    low = skip_blanks(text, low, high)
-    if low < high and text.slice(low, low + 1) == b'"':
-        end = end_of_string(text, low, high, pacer)
-        colon = skip_blanks(text, end, high)
-        if colon < high and text.slice(colon, colon + 1) == b":":
-            return text.slice(low, end), colon + 1
-    message = f"there is no key at byte {low}"
-    raise ValueError(message)
