@@ -24,9 +24,11 @@ import asyncckpt.formats.msgpack
 import asyncckpt.keyed.hdf5
 import asyncckpt.keyed.home
 import asyncckpt.keyed.json_file
+import asyncckpt.keyed.json_parse
 import asyncckpt.keyed.json_read
 import asyncckpt.keyed.json_scan
 import asyncckpt.keyed.json_tags
+import asyncckpt.keyed.json_text
 import asyncckpt.keyed.json_write
 import asyncckpt.keyed.log
 import asyncckpt.keyed.log_records
@@ -63,9 +65,11 @@ _BLOCKING_MODULES = (
     asyncckpt.keyed.hdf5,
     asyncckpt.keyed.home,
     asyncckpt.keyed.json_file,
+    asyncckpt.keyed.json_parse,
     asyncckpt.keyed.json_read,
     asyncckpt.keyed.json_scan,
     asyncckpt.keyed.json_tags,
+    asyncckpt.keyed.json_text,
     asyncckpt.keyed.json_write,
     asyncckpt.keyed.log,
     asyncckpt.keyed.log_records,

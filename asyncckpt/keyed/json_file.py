@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
 from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.json_read import decode_value, split_object
+from asyncckpt.keyed.json_text import Text, read_text
 from asyncckpt.keyed.json_write import encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
+from asyncckpt.workers import Pacer, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
 
-_READ_NBYTES: Final = 4 << 20
 _NAMED_NBYTES: Final = 1 << 20  # of files whose values are looked into for their keys, as soon as they are opened
 
 
@@ -39,7 +39,8 @@ class JSONStore(Store):
             OSError: It cannot be read.
         """
         self._home = home
-        self._texts: dict[str, _Text] = {}
+        self._text = Text(())
+        self._places: dict[str, _Place] = {}
         self._entries: dict[str, Entry] = {}
         self._is_changed = False
         self._load(work)
@@ -52,8 +53,7 @@ class JSONStore(Store):
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""
         try:
-            text, low, high = self._texts[key].joined()
-            return decode_value(text, low, high, work.pacer())
+            return decode_value(*self._places[key], work.pacer())
         except CorruptCheckpointError as error:
             raise self._corrupt(f"the value of {key!r}: {error}", error) from error
         except ValueError as error:
@@ -62,15 +62,17 @@ class JSONStore(Store):
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
         self.begin(work)
-        text = encode_value(value, work.pacer())
-        self._texts[key] = _Text(text)
-        self._entries[key] = Entry(sum(map(len, text)), value.names)
+        text = Text(encode_value(value, work.pacer()))
+        self._drop(key, Pacer(yields=work.yields))
+        self._places[key] = _Place(text, 0, len(text))
+        self._entries[key] = Entry(len(text), value.names)
         self._is_changed = True
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
         self.begin(work)
-        del self._texts[key], self._entries[key]
+        self._drop(key, Pacer(yields=work.yields))
+        del self._places[key], self._entries[key]
         self._is_changed = True
 
     def commit(self, work: Work) -> None:
@@ -83,12 +85,12 @@ class JSONStore(Store):
             out = Appender(self._home.ops, fd, 0)
             out.write(b"{")
             separator = b"\n"
-            for key, text in self._texts.items():
+            for key, place in self._places.items():
                 out.write(separator + encode_key(key) + b": ")
-                for piece in text.pieces():
+                for piece in place.text.pieces(place.low, place.high):
                     out.write(piece)
+                    pacer.pause()
                 separator = b",\n"
-                pacer.pause()
             out.write(b"\n}\n")
             out.flush()
             self._home.ops.sync(fd)
@@ -102,8 +104,7 @@ class JSONStore(Store):
 
     def close(self) -> None:
         """See `Store`."""
-        self._texts = {}
-        self._entries = {}
+        self._drop_all(Pacer())
         self._home.release()
 
     def begin(self, work: Work) -> None:
@@ -116,18 +117,13 @@ class JSONStore(Store):
         self._home.become_writer(read_again)
 
     def _load(self, work: Work) -> None:
-        self._texts, self._entries = {}, {}
+        self._text, self._places, self._entries = Text(()), {}, {}
         fd = self._home.open()
         if fd is None:
             return
         try:
-            text = _read_all(fd)
-            is_small = len(text) <= _NAMED_NBYTES
-            for key, low, high in split_object(text, work.pacer()) if text else ():
-                if key in self._texts:
-                    raise self._corrupt(f"the key {key!r} stands twice")
-                self._texts[key] = _Text(text, low, high)
-                self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
+            with paused_gc():
+                self._fill(fd, work)
         except (ValueError, RecursionError) as error:
             raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
         except CorruptCheckpointError as error:
@@ -137,48 +133,42 @@ class JSONStore(Store):
         finally:
             os.close(fd)
 
+    def _fill(self, fd: int, work: Work) -> None:
+        text = self._text = read_text(fd, work.pacer())
+        is_small = len(text) <= _NAMED_NBYTES
+        for key, low, high in split_object(text, work.pacer()) if text else ():
+            if key in self._places:
+                raise self._corrupt(f"the key {key!r} stands twice")
+            self._places[key] = _Place(text, low, high)
+            self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
+
+    def _drop(self, key: str, pacer: Pacer) -> None:
+        """Give back the memory of a text that goes. This must not be stopped half-way: the pacer has no flag."""
+        place = self._places.get(key)
+        if place is not None and place.text is not self._text:
+            place.text.drop(pacer)
+
+    def _drop_all(self, pacer: Pacer) -> None:
+        for key in self._places:
+            self._drop(key, pacer)
+        self._text.drop(pacer)
+        self._places, self._entries = {}, {}
+
     def _corrupt(self, reason: str, error: Exception | None = None) -> CorruptCheckpointError:
         if isinstance(error, CorruptCheckpointError):
             reason = str(error)
         return CorruptCheckpointError(f"{self._home.path}: {reason}", file=str(self._home.path))
 
 
-class _Text:
-    """The text of a value: pieces, or a part of the file that was read."""
+class _Place(NamedTuple):
+    """Where the text of a value lies."""
 
-    __slots__ = ("_high", "_low", "_text")
-
-    def __init__(self, text: list[bytes] | bytes | bytearray, low: int = 0, high: int = 0) -> None:
-        self._text = text
-        self._low = low
-        self._high = high
-
-    def pieces(self) -> list[bytes] | list[memoryview]:
-        return self._text if isinstance(self._text, list) else [memoryview(self._text)[self._low : self._high]]
-
-    def joined(self) -> tuple[bytes | bytearray, int, int]:
-        """Return a text, and where in it the value lies."""
-        if isinstance(self._text, list):
-            text = b"".join(self._text)
-            return text, 0, len(text)
-        return self._text, self._low, self._high
+    text: Text
+    low: int
+    high: int
 
 
-def _read_all(fd: int) -> bytes | bytearray:
-    text = bytearray(os.fstat(fd).st_size)
-    view = memoryview(text)
-    at = 0
-    while at < len(text):
-        count = os.preadv(fd, [view[at : at + _READ_NBYTES]], at)
-        if count == 0:
-            message = "it ended while it was read"
-            raise ValueError(message)
-        at += count
-    encoding = json.detect_encoding(bytes(text[:4]))
-    return text if encoding == "utf-8" else text.decode(encoding).encode()
-
-
-def _names(text: bytes | bytearray, low: int, high: int, work: Work) -> Names:
+def _names(text: Text, low: int, high: int, work: Work) -> Names:
     try:
         return plain_names(decode_value(text, low, high, work.pacer()).value)
     except (ValueError, CheckpointError):  # of a value that cannot be made: reading it will say why

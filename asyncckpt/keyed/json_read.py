@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import binascii
-import json
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
@@ -16,16 +15,20 @@ import numpy as np
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed import json_tags as tags
 from asyncckpt.keyed.base import Found
-from asyncckpt.keyed.json_scan import Pairs, Parser, Text, elements, loads, skip_blanks, split_entry, unique
+from asyncckpt.keyed.json_parse import Pairs, Span, decode, parse, split_entry, split_near, unique
+from asyncckpt.keyed.json_scan import CLOSE, COMMA, skip_blanks, windows
+from asyncckpt.keyed.json_text import Text
 from asyncckpt.keyed.values import build_value
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer, paused_gc
+from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
+
+    from asyncckpt.keyed.json_scan import Window
 
 _OURS: Final = tags.PREFIX.encode()
 _SEARCH_NBYTES: Final = 1 << 20
@@ -38,12 +41,38 @@ def split_object(text: Text, pacer: Pacer) -> Iterator[tuple[str, int, int]]:
         ValueError: It is none.
     """
     begin = skip_blanks(text, 0, len(text))
-    if text[begin : begin + 1] != b"{":
+    if begin == len(text) or text.slice(begin, begin + 1) != b"{":
         message = "it is no JSON object"
         raise ValueError(message)
-    for low, high in elements(text, begin, len(text), pacer):
-        key, at = split_entry(text, low, high)
-        yield _decode_key(key), skip_blanks(text, at, high), high
+    low, end, count = begin + 1, None, 0
+    for window in windows(text, low, len(text), 1, pacer):
+        is_mark = ((window.kinds == COMMA) & (window.depths == 1)) | ((window.kinds == CLOSE) & (window.depths == 0))
+        for high, depth in zip(window.at[is_mark].tolist(), window.depths[is_mark].tolist(), strict=True):
+            end = high if depth == 0 else None
+            if end is None or count or skip_blanks(text, low, high) < high:
+                key, at = _split_in(window, low, high) or split_entry(text, low, high, pacer)
+                yield _decode_key(key), skip_blanks(text, at, high), high
+                count += 1
+                if not count % BATCH_OBJECTS:
+                    pacer.pause()
+            low = high + 1
+            if end is not None:
+                break
+        if end is not None:
+            break  # whatever follows is refused
+    if end is None or text.slice(end, end + 1) != b"}":
+        message = "it does not end with a bracket like its first"
+        raise ValueError(message)
+    if skip_blanks(text, end + 1, len(text)) < len(text):
+        message = f"something follows its end at byte {end + 1}"
+        raise ValueError(message)
+
+
+def _split_in(window: Window, low: int, high: int) -> tuple[str, int] | None:
+    """Split an entry as `split_entry` does, but without copies, if it lies in the window and is a plain one."""
+    start = window.low
+    near = split_near(window.data, low - start, high - start) if low >= start else None
+    return None if near is None else (near[0], start + near[1])
 
 
 def decode_value(text: Text, low: int, high: int, pacer: Pacer) -> Found:
@@ -56,8 +85,8 @@ def decode_value(text: Text, low: int, high: int, pacer: Pacer) -> Found:
     with paused_gc():
         try:
             if not _holds_ours(text, low, high, pacer):
-                return Found(Parser(None, pacer).parse(text, low, high), {})
-            return _Decoder(pacer).run(Parser(Pairs, pacer).parse(text, low, high))
+                return Found(parse(text, low, high, None, pacer), {})
+            return _Decoder(pacer).run(parse(text, low, high, Pairs, pacer))
         except RecursionError as error:
             message = f"containers are nested more than {tags.MAX_DEPTH} deep"
             raise ValueError(message) from error
@@ -65,17 +94,16 @@ def decode_value(text: Text, low: int, high: int, pacer: Pacer) -> Found:
 
 def _holds_ours(text: Text, low: int, high: int, pacer: Pacer) -> bool:
     for start in range(low, high, _SEARCH_NBYTES):
-        if text.find(_OURS, start, min(start + _SEARCH_NBYTES + len(_OURS), high)) >= 0:
+        if _OURS in text.slice(start, min(start + _SEARCH_NBYTES + len(_OURS), high)):
             return True
         pacer.pause()
     return False
 
 
-def _decode_key(text: bytes) -> str:
-    key = json.loads(text)
+def _decode_key(key: str) -> str:
     if key.startswith(tags.KEY_TAG):
         encoded = key.removeprefix(tags.KEY_TAG).encode()
-        key = decode_value(encoded, 0, len(encoded), Pacer(yields=False)).value
+        key = decode_value(Text([encoded]), 0, len(encoded), Pacer(yields=False)).value
     if not isinstance(key, str):
         message = f"{key!r} is no key of a file"
         raise ValueError(message)  # noqa: TRY004 - of the text
@@ -138,7 +166,7 @@ class _Decoder:
             data = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
             self._add(msgpack.ExtType(ix.INTEGER, data))
         else:
-            self._add(value)
+            self._add(str(value) if type(value) is Span else value)
 
     def _entries(self, pairs: Any, depth: int) -> None:
         _expect(Pairs, pairs)
@@ -146,7 +174,7 @@ class _Decoder:
         for key, value in pairs:
             if key.startswith(tags.KEY_TAG):
                 text = key.removeprefix(tags.KEY_TAG).encode("utf-8", "surrogatepass")
-                self._value(loads(text, Pairs), depth + 1)
+                self._value(decode(text, Pairs), depth + 1)
             else:
                 if key in seen:
                     _damaged(f"the key {key!r} stands twice")
@@ -210,7 +238,7 @@ class _Decoder:
         self._add(_joined(found["data"]).decode("utf-8", "surrogatepass"))
 
     def _tree(self, found: dict[str, Any]) -> None:
-        self._pieces = [binascii.a2b_base64(piece, strict_mode=True) for piece in found["pieces"]]
+        self._pieces = [_joined([piece]) for piece in found["pieces"]]
         for each in found["arrays"]:
             entry = dict(each)
             meta = ix.ArrayMeta(dtype_from_plain(_to_dicts(entry["dtype"])), _shape(entry["shape"]))
@@ -218,17 +246,19 @@ class _Decoder:
 
     def _made(self, meta: ix.ArrayMeta, data: list[str]) -> int:
         """Make an array of its bytes, which must be as many as it has."""
-        nbytes = sum(len(each) // 4 * 3 - each[-2:].count("=") for each in _expect(list, data))
+        nbytes = sum(map(_decoded_nbytes, _expect(list, data)))
         if nbytes != meta.nbytes:
             _damaged(f"an array of {meta.nbytes} bytes has {nbytes}")
         array: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
         memory = _bytes_of(array)
         at = 0
         for each in data:
-            part = binascii.a2b_base64(each, strict_mode=True)
-            memory[at : at + len(part)] = np.frombuffer(part, np.uint8)
-            at += len(part)
-            self._pacer.pause()
+            for part in _decoded(each):
+                memory[at : at + len(part)] = np.frombuffer(part, np.uint8)
+                at += len(part)
+                self._pacer.pause()
+        if at != nbytes:
+            _damaged(f"an array of {nbytes} bytes has {at}")
         self._metas.append(meta)
         self._arrays[len(self._metas) - 1] = array
         return len(self._metas) - 1
@@ -253,8 +283,18 @@ def _float_of(found: dict[str, Any]) -> float:
     return float(np.uint64(int(found["bits"], 16)).view(np.float64))
 
 
-def _joined(data: list[str]) -> bytes:
-    return b"".join(binascii.a2b_base64(each, strict_mode=True) for each in _expect(list, data))
+def _decoded_nbytes(text: str | Span) -> int:
+    padding = text.ends().count(b"=") if isinstance(text, Span) else text[-2:].count("=")
+    return len(text) // 4 * 3 - padding
+
+
+def _decoded(text: str | Span) -> Iterator[bytes]:
+    for part in text.parts() if isinstance(text, Span) else (text,):
+        yield binascii.a2b_base64(part, strict_mode=True)
+
+
+def _joined(data: list[str | Span]) -> bytes:
+    return b"".join(part for each in _expect(list, data) for part in _decoded(each))
 
 
 def _shape(shape: Any) -> tuple[int, ...]:

@@ -18,12 +18,13 @@ from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_to_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from asyncckpt.keyed.values import Captured
     from asyncckpt.workers import Pacer
 
 _DATA_NBYTES: Final = 196_608  # bytes in one base64 string: a multiple of 3
+_PIECE_NBYTES: Final = 1 << 18  # of text, at least, in all but the last piece
 _MAX_DIGITS: Final = 4000  # Python reads and writes decimals of up to 4300
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
@@ -31,14 +32,29 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 def encode_value(captured: Captured, pacer: Pacer) -> list[bytes]:
     """Return the JSON of a captured value, in pieces."""
     try:
-        return [piece.encode() for piece in _Encoder(captured, pacer).value()]
+        return list(_joined(_Encoder(captured, pacer).value()))
     except _TooDeepError:
-        return [piece.encode() for piece in _tree(captured, pacer)]
+        return list(_joined(_tree(captured, pacer)))
 
 
 def encode_key(key: str) -> bytes:
     """Return the JSON of a key."""
     return (json.dumps(key) if _is_plain_key(key) else json.dumps(tags.KEY_TAG + _str(key))).encode()
+
+
+def _joined(pieces: Iterable[str | bytes]) -> Iterator[bytes]:
+    """Join what is short."""
+    held: list[bytes] = []
+    nbytes = 0
+    for piece in pieces:
+        data = piece.encode() if isinstance(piece, str) else piece
+        held.append(data)
+        nbytes += len(data)
+        if nbytes >= _PIECE_NBYTES:
+            yield b"".join(held)
+            held, nbytes = [], 0
+    if held:
+        yield b"".join(held)
 
 
 class _TooDeepError(Exception):
@@ -60,7 +76,7 @@ class _Encoder:
         self._nodes = ix.read_nodes(captured.index.pieces, pacer)
         self._written: set[int] = set()
 
-    def value(self) -> Iterator[str]:
+    def value(self) -> Iterator[str | bytes]:
         """Yield the text of the next value."""
         frames: list[_Frame] = []
         while True:
@@ -110,13 +126,13 @@ class _Encoder:
         )
 
     def _key(self) -> str:
-        text = "".join(self.value())
+        text = b"".join(_joined(self.value())).decode()
         key = json.loads(text) if text[0] == '"' else None
         if isinstance(key, str) and _is_plain_key(key):
             return text + ":"
         return json.dumps(tags.KEY_TAG + text) + ":"
 
-    def _leaf(self, node: ix.Node) -> Iterator[str]:
+    def _leaf(self, node: ix.Node) -> Iterator[str | bytes]:
         if type(node) is not msgpack.ExtType:
             yield _plain(node)
             return
@@ -162,7 +178,7 @@ class _Encoder:
             self._pacer.pause()
         yield "]" if kind == ix.LIST else "]}"
 
-    def _array(self, number: int) -> Iterator[str]:
+    def _array(self, number: int) -> Iterator[str | bytes]:
         if number in self._written:
             yield f'{{"{tags.TAG}":"array","number":{number}}}'
             return
@@ -173,22 +189,22 @@ class _Encoder:
         yield from self._data(number)
         yield "]}"
 
-    def _data(self, number: int) -> Iterator[str]:
-        separator = ""
+    def _data(self, number: int) -> Iterator[bytes]:
+        separator = b""
         held = b""
         for run in runs_of(self._captured, number, _DATA_NBYTES):
             data = held + run.tobytes()
             whole = len(data) - len(data) % 3
             held = data[whole:]
             if whole:
-                yield f'{separator}"{_base64(data[:whole])}"'
-                separator = ","
+                yield b'%s"%s"' % (separator, binascii.b2a_base64(data[:whole], newline=False))
+                separator = b","
             self._pacer.pause()
         if held:
-            yield f'{separator}"{_base64(held)}"'
+            yield b'%s"%s"' % (separator, binascii.b2a_base64(held, newline=False))
 
 
-def _tree(captured: Captured, pacer: Pacer) -> Iterator[str]:
+def _tree(captured: Captured, pacer: Pacer) -> Iterator[str | bytes]:
     """Yield the text of a value that is nested too deeply for JSON's readers."""
     encoder = _Encoder(captured, pacer)
     yield f'{{"{tags.TAG}":"tree","pieces":['

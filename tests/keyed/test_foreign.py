@@ -20,9 +20,11 @@ import asyncckpt
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.json_read import decode_value
+from asyncckpt.keyed.json_text import Text
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -57,7 +59,51 @@ def test_long_json_is_parsed_in_pieces() -> None:
     }
     for indent in (None, 1):
         text = json.dumps(value, indent=indent).encode()
-        assert decode_value(text, 0, len(text), Pacer()).value == value
+        assert decode_value(Text([text]), 0, len(text), Pacer()).value == value
+
+
+def _marked(count: int) -> str:
+    return "[" + ",".join(f'{{"{n}": "\\\\{n}"}}' for n in range(count)) + "]"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace(",", ",,", 1),
+        lambda text: text[:-1] + ",]",
+        lambda text: text[:-1] + "}",
+        lambda text: text[:-1],
+        lambda text: text + " 1",
+        lambda text: text + "]",
+        lambda text: "[" + text + " 1]",
+        lambda text: "[" + text + text + "]",
+        lambda text: "[," + text + "]",
+        lambda text: "[1 " + text + "]",
+        lambda text: "[" + text + ",]",
+        lambda text: '{"a" ' + text + "}",
+        lambda text: '{"a": ' + text + ', "a": ' + text + "}",
+        lambda text: "{" + text + "}",
+        lambda text: text[:-1] + ', "' + "a" * 70_000 + "]",
+        lambda text: text[:-1] + ', "' + "\\\\" * 70_000 + '\\"]',
+    ],
+)
+@pytest.mark.parametrize("blanks", ["", " " * 40_000])
+def test_long_json_is_refused_where_json_refuses_it(spoil: Callable[[str], str], blanks: str) -> None:
+    """Text of many windows with one thing wrong at the seams of what is built here."""
+    text = (spoil(_marked(5_000)) + blanks).encode()
+    with pytest.raises(ValueError):  # noqa: PT011 - json has many words for it
+        decode_value(Text([text]), 0, len(text), Pacer())
+
+
+def test_json_nested_as_deep_as_it_is_written(tmp_path: Path) -> None:
+    """Containers of ours take two brackets each, and are read whatever their length."""
+    value: Any = (np.arange(100_000), list(range(50_000)))
+    for _ in range(190):
+        value = (value, 1)
+    path = tmp_path / "x.json"
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["deep"] = value
+    assert_same(dict(asyncckpt.Checkpointer.from_file(path))["deep"], value)
 
 
 def test_json_stays_json(tmp_path: Path) -> None:

@@ -202,7 +202,7 @@ BUGS = (
             (
                 "disk/publish.py",
                 "        ops.rename(swapped, committed)\n        return\n",
-                "        ops.rename(swapped, _trash_name(root, step))\n        return\n",
+                "        ops.rename(swapped, _trash_name(swapped.parent, step))\n        return\n",
             ),
         ),
         (("kill", "msgpack/recover/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
