@@ -93,8 +93,8 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
 class Listing(NamedTuple):
     """What there is in a checkpoint directory."""
 
-    committed: dict[int, Path]
-    """The directories of the committed checkpoints, by ascending step: `step_N`, or a lone `old_step_N`."""
+    committed: dict[int, str]
+    """The names of the committed checkpoints, by ascending step: `step_N`, or a lone `old_step_N`."""
     has_leftovers: bool
     """Whether there is something for `recover` to do."""
 
@@ -113,10 +113,9 @@ def scan(root: Path) -> Listing:
         if kind is Kind.SWAPPED:
             swapped[step] = name
     names = {**swapped, **names}
-    committed = {}
-    for step in sorted(names):
-        pacer.pause()
-        committed[step] = root / names[step]
+    committed: dict[int, str] = {}
+    for steps in pacer.batches(sorted(names)):
+        committed.update((step, names[step]) for step in steps)
     return Listing(committed, has_leftovers)
 
 
@@ -354,11 +353,11 @@ def _names(root: Path, pacer: Pacer) -> list[tuple[Kind, int, str]]:
     names = []
     try:
         with os.scandir(root) as found:
-            for entry in found:
-                pacer.pause()
-                place = parse_name(entry.name)
-                if place is not None and entry.is_dir(follow_symlinks=False):
-                    names.append((*place, entry.name))
+            for entries in pacer.batches(found):
+                for entry in entries:
+                    place = parse_name(entry.name)
+                    if place is not None and entry.is_dir(follow_symlinks=False):
+                        names.append((*place, entry.name))
     except FileNotFoundError:
         return []
     return names

@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
+
+from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-
-    from asyncckpt.workers import Pacer
 
     Words = NDArray[np.uint32]
 
@@ -43,6 +44,7 @@ GROUP_DEFAULTS: Final = b"\0\0"
 
 _CHECKSUM: Final = bytes(4)
 _FEW: Final = 16
+_KNOWN_NBYTES: Final = 1024
 _HEAP_ID_NBYTES: Final = 7
 _RECORD_NBYTES: Final = 4 + _HEAP_ID_NBYTES
 _NODE_PREFIX_NBYTES: Final = 6
@@ -266,7 +268,18 @@ def _finish(a: Any, b: Any, c: Any) -> Any:
 
 
 def _checksum(data: bytes, pacer: Pacer) -> int:
-    """Return the lookup3 of one run of bytes: with numbers, which for a few runs are ten times as quick as arrays.
+    """Return the lookup3 of one run of bytes; short ones are remembered."""
+    return _known_checksum(data) if len(data) <= _KNOWN_NBYTES else _lookup3(data, pacer)
+
+
+@lru_cache(maxsize=1024)
+def _known_checksum(data: bytes) -> int:
+    """Remember the checksums of a small state's structures: the next save of such a state has the same ones."""
+    return _lookup3(data, Pacer(yields=False))
+
+
+def _lookup3(data: bytes, pacer: Pacer) -> int:
+    """Compute with numbers, which for a few runs of bytes are ten times as quick as arrays.
 
     The shifts are written out, because a loop over them would take as long again.
     """

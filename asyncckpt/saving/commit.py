@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import time
@@ -270,9 +269,9 @@ def _read_listed(root: Path, listing: publish.Listing) -> list[CheckpointRecord]
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
         with paused_gc():
-            for step, path in listing.committed.items():
+            for step, name in listing.committed.items():
                 pacer.pause()
-                records.append(_record(step, path, at))
+                records.append(_record(step, root, name, at))
     finally:
         os.close(at)
     return records
@@ -280,27 +279,30 @@ def _read_listed(root: Path, listing: publish.Listing) -> list[CheckpointRecord]
 
 def read_record(root: Path, step: int) -> CheckpointRecord:
     """Read one committed checkpoint's record."""
-    return _record(step, root / name_of(Kind.COMMITTED, step))
+    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return _record(step, root, name_of(Kind.COMMITTED, step), at)
+    finally:
+        os.close(at)
 
 
-def _record(step: int, path: Path, at: int | None = None) -> CheckpointRecord:
+def _record(step: int, root: Path, name: str, at: int) -> CheckpointRecord:
     """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
     info: dict[str, Any] = {}
-    name = path.name if at is not None else path
     identity = None
-    # What is gone meanwhile, missing or damaged is left out: `load` will say what is wrong.
-    with contextlib.suppress(ValueError, RecursionError):
+    try:
+        directory = open_directory(name, at)
         try:
-            directory = open_directory(name, at)
-            try:
-                identity = _identity(directory)
-                info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
-            finally:
-                os.close(directory)
-        except OSError as error:
-            if error.errno in _SHORTAGES:  # which say nothing of the checkpoint: without its metric it might be pruned
-                raise
-    return CheckpointRecord(step=step, path=path, training_info=info, identity=identity or _identity(name, at))
+            identity = _identity(directory)
+            info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
+        finally:
+            os.close(directory)
+    except OSError as error:
+        if error.errno in _SHORTAGES:  # which say nothing of the checkpoint: without its metric it might be pruned
+            raise
+    except (ValueError, RecursionError):  # damaged, and left out like what is missing: `load` will say what is wrong
+        pass
+    return CheckpointRecord(step=step, path=root / name, training_info=info, identity=identity or _identity(name, at))
 
 
 def _identity(directory: os.PathLike[str] | str | int, at: int | None = None) -> tuple[int, int]:

@@ -77,6 +77,7 @@ class LeafWriter:
         self._open: set[int] = set()
         self._numbers: dict[int, int] = {}
         self._metas: dict[tuple[int, tuple[int, ...]], ix.ArrayMeta] = {}  # by the dtype's id, which they keep alive
+        self._meta: ix.ArrayMeta | None = None  # of the array before this one, which is often like it
         self._packed_numbers = 0
         self._kept: list[object] = []  # an id is only an identity while its object lives
 
@@ -86,7 +87,10 @@ class LeafWriter:
         Nothing in here raises a RuntimeError, so that containers may call it while they are being iterated over.
         """
         kind = type(value)
-        if value is None or kind is bool or kind is float:
+        if kind is np.ndarray:  # first, because states of many leaves are states of many arrays
+            if not self._add_array(value):
+                return False
+        elif value is None or kind is bool or kind is float:
             self._nodes.append(value)
         elif (add := _LEAF_ADDERS.get(kind)) is None or not add(self, value):
             return False
@@ -227,16 +231,19 @@ class LeafWriter:
         return number
 
     def _add_array(self, value: NDArray[Any]) -> bool:
-        number = self._numbers.get(id(value))
-        if number is None:
-            flat = self._flat
-            dtype, shape = value.dtype, value.shape
-            meta = self._metas.get((id(dtype), shape))
-            if meta is None:
-                if dtype.kind == "T":
-                    return False
-                meta = self._new_meta(dtype, shape)
-            number = self._numbers[id(value)] = len(flat.arrays)
+        flat = self._flat
+        count = len(flat.sources)
+        number = self._numbers.setdefault(id(value), count)
+        if number == count:
+            dtype, shape, meta = value.dtype, value.shape, self._meta
+            if meta is None or dtype is not meta.dtype or shape != meta.shape:
+                meta = self._metas.get((id(dtype), shape))
+                if meta is None:
+                    if dtype.kind == "T":
+                        del self._numbers[id(value)]
+                        return False
+                    meta = self._new_meta(dtype, shape)
+                self._meta = meta
             if type(value) is not np.ndarray:
                 self._kept.append(value)
                 value = value.view(np.ndarray)
@@ -287,7 +294,6 @@ _LEAF_ADDERS: Final[dict[type, Callable[[LeafWriter, Any], bool]]] = {
     int: LeafWriter._add_int,  # noqa: SLF001 - the class's own table
     str: LeafWriter._add_string,  # noqa: SLF001
     bytes: LeafWriter._add_bytes,  # noqa: SLF001
-    np.ndarray: LeafWriter._add_array,  # noqa: SLF001
     np.memmap: LeafWriter._add_array,  # noqa: SLF001
     complex: LeafWriter._add_complex,  # noqa: SLF001
 }

@@ -54,7 +54,8 @@ def save(disk: FaultyDisk, root: Path, step: int, content: str) -> Path | None:
 def committed(root: Path) -> dict[int, str]:
     """Read what readers see: for each step its file, which must be what the manifest says."""
     found = {}
-    for step, path in publish.scan(root).committed.items():
+    for step, name in publish.scan(root).committed.items():
+        path = root / name
         manifest = decode_manifest((path / "manifest.json").read_bytes(), step)
         data = (path / "file").read_bytes()
         assert manifest.files == {"file": digest_bytes(data)}

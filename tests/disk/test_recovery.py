@@ -100,7 +100,7 @@ def test_what_is_found_is_made_durable(tmp_path: Path) -> None:
 def test_readers_take_a_lone_old_one(tmp_path: Path) -> None:
     """Before recovery, and without it, `old_step_N` is step N, unless `step_N` is there."""
     make(tmp_path, "old_step_1 old_step_2 step_2 tmp_step_3 trash_step_4")
-    assert publish.scan(tmp_path).committed == {1: tmp_path / "old_step_1", 2: tmp_path / "step_2"}
+    assert publish.scan(tmp_path).committed == {1: "old_step_1", 2: "step_2"}
     assert publish.locate(tmp_path, 1) == tmp_path / "old_step_1"
     assert publish.locate(tmp_path, 2) == tmp_path / "step_2"
     assert publish.locate(tmp_path, 3) is None

@@ -717,6 +717,23 @@ def test_checksums_of_few_and_of_many_agree(nbytes: int) -> None:
     assert hb.checksums(rows, Pacer()).tolist() == [hb.checksums(row[np.newaxis], Pacer()).item() for row in rows]
 
 
+def test_the_next_save_of_a_small_state_computes_no_checksum_anew() -> None:
+    """All its structures are as they were. Those of another layout are not, and long runs of bytes are not kept."""
+
+    def computed_by(length: int) -> int:
+        before = hb._known_checksum.cache_info().misses
+        hdf5.FORMAT.plan(wide_index(10, (length,)), Pacer())
+        return hb._known_checksum.cache_info().misses - before
+
+    hb._known_checksum.cache_clear()
+    assert computed_by(7) >= 10
+    assert computed_by(7) == 0
+    assert computed_by(8) > 0
+    kept = hb._known_checksum.cache_info()
+    hb.checksums(np.zeros((1, 1025), np.uint8), Pacer())
+    assert hb._known_checksum.cache_info() == kept
+
+
 def test_many_arrays_take_little_metadata() -> None:
     """Ten thousand arrays are as many datasets, with a few hundred bytes of metadata each."""
     plan = hdf5.FORMAT.plan(wide_index(10_000, (1024,)), Pacer())
