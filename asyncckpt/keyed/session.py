@@ -21,7 +21,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, QueueFullError
-from asyncckpt.keyed.base import Work
+from asyncckpt.keyed.base import Found, Work
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
@@ -36,7 +36,7 @@ from asyncckpt.workers import Crew, Pacer, StopFlag, age_objects, paused_gc
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from asyncckpt.keyed.base import Entry, Found
+    from asyncckpt.keyed.base import Entry
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.view import Evaluation
     from asyncckpt.keyed.writes import Change
@@ -413,12 +413,16 @@ class Session:
         else:
             engine.put(write.path, write.captured, work)
 
-    async def load(self, path: Path) -> Any:
-        """Load the value at a path."""
+    async def load(self, path: Path, *default: object) -> Any:
+        """Load the value at a path; the default, if there is one, where there is none at its first part."""
         self._check()
-        stop = StopFlag()
-        needed = self._queue.last_of(path[0])
-        found = await self._run(lambda engine, work: engine.read(path, work), stop, needed=needed)
+
+        def action(engine: Engine, work: Work) -> Found:
+            if default and path[0] not in engine.store.entries:  # an error would list all keys
+                return Found(default[0], {})
+            return engine.read(path, work)
+
+        found = await self._run(action, StopFlag(), needed=self._queue.last_of(path[0]))
         return receive(found, path[0], stacklevel=3)
 
     async def take(self, path: Path) -> Any:

@@ -162,10 +162,7 @@ class AsyncCheckpointer:
     async def get(self, key: Key, default: Any = None) -> Any:
         """Load a value; without one, return the default."""
         try:
-            path = self._path(key)
-            if self._session.names.find(path[:1]) is False:  # an error would list all keys
-                return default
-            return await self._session.load(path)
+            return await self._session.load(self._path(key), default)
         except CheckpointKeyError:
             return default
 
