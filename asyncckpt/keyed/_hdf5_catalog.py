@@ -139,8 +139,8 @@ def link_name(key: str) -> bytes:
     return names.shorten(name.decode()).encode() if len(name) > names.NAME_MAX_NBYTES else name
 
 
-def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> bytes:
-    """Return the catalog of these keys."""
+def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> list[bytes]:
+    """Return the catalog of these keys, in pieces: to put them together would take long, if they are many."""
     regions: dict[int, int] = {}
     rows: list[Any] = []
     chunks = [b""]
@@ -179,7 +179,7 @@ def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> bytes:
         map(packer.pack, ("asyncckpt_keyed", FORMAT_VERSION, "features", [], "regions", listed, "keys"))
     )
     chunks[0] += packer.pack_array_header(len(chunks) - 1)
-    return b"".join(chunks)
+    return chunks
 
 
 def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place]:

@@ -16,7 +16,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from asyncckpt.disk.blocks import Part, write_all, write_plan_at
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
@@ -35,9 +35,11 @@ from asyncckpt.keyed._hdf5_catalog import (
     link_name,
 )
 from asyncckpt.keyed._hdf5_region import RegionPlan, Value, array_of, digest_runs
+from asyncckpt.keyed.writing import Appender
 from asyncckpt.memory import PAGE_NBYTES
 from asyncckpt.saving.loading import fresh_array, targets_of
 from asyncckpt.state.index import Index, Segment, decode_index
+from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.keyed.base import Work
-    from asyncckpt.workers import Pacer
 
     Bytes = NDArray[np.uint8]
 
@@ -138,6 +139,7 @@ class DataFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        discard(self.places, Pacer())
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -187,16 +189,23 @@ class DataFile:
             Stopped: The pacer was stopped; nothing was written.
         """
         offset = self.tail
-        catalog = encode_catalog(places, pacer)
+        pieces = encode_catalog(places, pacer)
+        catalog_nbytes = sum(map(len, pieces))
         links = [(link_name(key), place.address) for key, place in places.items() if place.address is not None]
-        begin = align(offset + len(catalog), 8)
-        root_at, group = root.root_group(begin, links, (offset, len(catalog)), pacer)
-        data = catalog.ljust(begin - offset, b"\0") + group
-        data = data.ljust(align(len(data), PAGE_NBYTES), b"\0")
-        end = offset + len(data)
-        slot = Slot(self._number + 1, end, offset, len(data), len(catalog), root_at, xxh3_128_digest(data))
+        begin = align(offset + catalog_nbytes, 8)
+        root_at, group = root.root_group(begin, links, (offset, catalog_nbytes), pacer)
+        pieces += [bytes(begin - offset - catalog_nbytes), *group]
+        end = align(begin + sum(map(len, group)), PAGE_NBYTES)
+        pieces.append(bytes(end - begin - sum(map(len, group))))
+        digest = xxh3_128()
+        out = Appender(ops, self.fd, offset)
+        for piece in pieces:
+            digest.update(piece)
+            out.write(piece)
+            pacer.pause()
+        out.flush()
+        slot = Slot(self._number + 1, end, offset, end - offset, catalog_nbytes, root_at, digest.digest())
         superblock = root.superblock(end, root_at)
-        self._write(ops, offset, data)
         self.is_suspect = True
         if self._number:
             ops.sync(self.fd)

@@ -23,6 +23,7 @@ from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value, array_of
 from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.values import build_value, refer, runs_of
 from asyncckpt.state.index import Index
+from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -245,6 +246,7 @@ class HDF5Store(Store):
             with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
                 main.settle(self._home.ops)
         self._close_files()
+        discard(self._sources, Pacer())
         self._home.release()
         self._is_writing = False
 

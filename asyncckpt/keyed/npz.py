@@ -29,6 +29,7 @@ from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
 from asyncckpt.state import index as ix
+from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured
-    from asyncckpt.workers import Pacer
 
 VERSION: Final = 1
 DIRECTORY: Final = "__asyncckpt__.npy"
@@ -169,6 +169,7 @@ class NumPyStore(Store):
         if self._sibling is not None:
             self._home.discard_sibling()
         self._fd = self._sibling = None
+        discard(self._items, Pacer())
         self._forget()
         self._home.release()
 

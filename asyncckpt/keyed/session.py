@@ -31,7 +31,7 @@ from asyncckpt.saving.jobs import Jobs
 from asyncckpt.state.leaf_nodes import TooLargeError
 from asyncckpt.state.staging import BufferPool
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer, StopFlag, age_objects, paused_gc
+from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _GIVE_WAY_SECONDS: Final = 0.002
-_MANY: Final = 2048
 
 
 class Session:
@@ -71,7 +70,6 @@ class Session:
         self._entries: Mapping[str, Entry] | None = None  # of which the index was made
         self._found: NameIndex | None = None
         self._gave_way = time.perf_counter()
-        self._young = 0  # entries of the store that came since the collector was last told of them
         self.evaluations: dict[Path, Evaluation] = {}
         self.is_over = False
 
@@ -92,7 +90,6 @@ class Session:
                     raise
                 self._engine = self._opened
                 self._settle(Outcome(found=self._found), None)
-                self._age(len(self._queue.names))
             self._depth += 1
             return True
 
@@ -395,14 +392,6 @@ class Session:
         self._queue.settle(outcome, change)
         for _, error in outcome.refused:
             self._refusals.add(error)
-        self._age(len(outcome.done))
-
-    def _age(self, count: int) -> None:
-        """Count what a store was given, which lasts, and let the collector take it for old before it walks over it."""
-        self._young += count
-        if self._young >= _MANY:
-            age_objects()
-            self._young = 0
 
     def _store(self, engine: Engine, write: Change, work: Work) -> None:
         self._begin(engine, work)
