@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
@@ -13,6 +12,7 @@ from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, ConfigE
 from asyncckpt.keyed.engine import Key, parse_key, spell_keys
 from asyncckpt.keyed.memory import MemoryStore, NullStore
 from asyncckpt.keyed.opening import Opening, blocking_work
+from asyncckpt.keyed.turns import Turn
 from asyncckpt.keyed.values import receive
 
 if TYPE_CHECKING:
@@ -223,10 +223,13 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
 
     def get(self, key: Key, default: Any = None) -> Any:
         """Load a value; without one, return the default."""
-        try:
-            return self.load_parameter(key)
-        except CheckpointKeyError:  # and no other KeyError, which may come of the caller's `from_state`
-            return default
+        with self.using() as engine:
+            if parse_key(key)[0] not in engine.store.entries:  # an error would list all keys
+                return default
+            try:
+                return self.load_parameter(key)
+            except CheckpointKeyError:  # and no other KeyError, which may come of the caller's `from_state`
+                return default
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Load a value; without one, save the default and return it."""
@@ -274,7 +277,8 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             kwargs: keyword arguments of `generator`.
 
         Raises:
-            CheckpointerUsageError: `generator` is asynchronous: that takes `async with`.
+            CheckpointerUsageError: `generator` is asynchronous: that takes `async with`. Or generators wait for each
+                other's keys, or one for its own.
         """
         path = parse_key(key)
         self.check_blocking()
@@ -282,8 +286,8 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         if inspect.iscoroutinefunction(generator):
             raise CheckpointerUsageError(asynchronous)
         with self._lock:
-            turn = self._evaluations.setdefault(path, threading.RLock())
-        with turn, self:
+            turn = self._turns.setdefault(path, Turn(path))
+        with turn.needed(), turn.lock, turn.taken(), self:
             self.check_allowed_key(key)
             value = self.get(key, _MISSING)
             if value is _MISSING or (condition is not None and not condition(value)):

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
 from operator import length_hint
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -85,6 +85,13 @@ class Pacer:
         while batch := list(islice(source, size)):
             yield batch
             self.pause()
+
+
+def discard(items: dict[Any, Any], pacer: Pacer) -> None:
+    """Empty a dict of many objects that nobody else has: to drop them all in one call would hold the GIL for long."""
+    for batch in pacer.batches(list(items)):
+        for key in batch:
+            del items[key]
 
 
 class Crew:
@@ -154,6 +161,7 @@ class Crew:
             failures.clear()  # in a cycle with this frame, they would keep the memory of the job until a collection
 
 
+_MANY_OBJECTS: Final = 10_000  # a collector walks so many in about a millisecond
 _NOTHING: Final = object()
 _MANY: Final = 1 << 30
 
@@ -166,7 +174,8 @@ _gc_was_enabled = False
 def paused_gc() -> Iterator[None]:
     """Pause automatic garbage collection.
 
-    Re-entrant, from any threads; what was set before holds again when the last one leaves.
+    Re-entrant, from any threads; what was set before holds again when the last one leaves. What has lasted until then
+    counts as old if it is much, or the next collection would walk over all of it.
     """
     global _gc_pauses, _gc_was_enabled  # noqa: PLW0603 - the collector is the process's, and so is its pause
     with _gc_lock:
@@ -180,6 +189,8 @@ def paused_gc() -> Iterator[None]:
         with _gc_lock:
             _gc_pauses -= 1
             if _gc_pauses == 0 and _gc_was_enabled:
+                if gc.get_count()[0] > _MANY_OBJECTS:
+                    age_objects()
                 gc.enable()
 
 

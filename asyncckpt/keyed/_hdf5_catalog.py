@@ -32,7 +32,7 @@ HEAD_NBYTES: Final = 3 * PAGE_NBYTES
 _MAGIC: Final = b"asyncckpt keyed\n"
 _SLOT: Final = struct.Struct("<16sIIQQQQQQ16s")
 _ROWS: Final = 1024
-_ROW_NBYTES: Final = 160
+_ROW_NBYTES: Final = 180
 _ERRORS: Final = "surrogatepass"
 
 
@@ -117,6 +117,10 @@ class Place:
     array_nbytes: int
     """Bytes of its arrays."""
     names: Names
+    data_offset: int | None
+    """Of a small value: where its arrays begin, with its index behind them,"""
+    digest: bytes | None
+    """and the xxh3-128 of its HDF5 objects and all that, together. Others are verified by the region's digests."""
 
     @property
     def nbytes(self) -> int:
@@ -135,8 +139,8 @@ def link_name(key: str) -> bytes:
     return names.shorten(name.decode()).encode() if len(name) > names.NAME_MAX_NBYTES else name
 
 
-def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> bytes:
-    """Return the catalog of these keys."""
+def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> list[bytes]:
+    """Return the catalog of these keys, in pieces: to put them together would take long, if they are many."""
     regions: dict[int, int] = {}
     rows: list[Any] = []
     chunks = [b""]
@@ -162,6 +166,8 @@ def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> bytes:
                 place.address,
                 place.array_nbytes,
                 place.names,
+                place.data_offset,
+                place.digest,
             )
         )
         if len(rows) == _ROWS:
@@ -173,7 +179,7 @@ def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> bytes:
         map(packer.pack, ("asyncckpt_keyed", FORMAT_VERSION, "features", [], "regions", listed, "keys"))
     )
     chunks[0] += packer.pack_array_header(len(chunks) - 1)
-    return b"".join(chunks)
+    return chunks
 
 
 def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place]:
@@ -214,7 +220,8 @@ def _rows(pieces: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[st
     for piece in pieces:
         pacer.pause()
         for row in msgpack.unpackb(piece, unicode_errors=_ERRORS, strict_map_key=False):
-            key, number, begin, end, index_offset, index_nbytes, address, array_nbytes, found_names = row
+            key, number, begin, end, index_offset, index_nbytes, address, array_nbytes, found_names, *small = row
+            data_offset, digest = small
             place = Place(
                 region=regions[number],
                 begin=begin,
@@ -224,18 +231,23 @@ def _rows(pieces: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[st
                 address=address,
                 array_nbytes=array_nbytes,
                 names=found_names,
+                data_offset=data_offset,
+                digest=digest,
             )
             low, high = place.region.offset, place.region.end
             _require(low <= begin <= end <= high, f"the place of {key!r}")
             _require(low <= index_offset <= index_offset + index_nbytes <= high, f"the index of {key!r}")
+            if digest is None:
+                _require(bool(place.region.record.digests), f"the digest of {key!r}")
+            else:
+                _require(type(digest) is bytes and low <= data_offset <= index_offset, f"the data of {key!r}")
             yield key, place
 
 
 def _region(end: int, offset: int, nbytes: int, digests: bytes) -> Region:
     _require(HEAD_NBYTES <= offset <= offset + nbytes <= end, f"a region at {offset}")
-    _require(
-        len(digests) == -(-nbytes // DIGEST_BLOCK_NBYTES) * DIGEST_NBYTES, f"the digests of the region at {offset}"
-    )
+    expected = -(-nbytes // DIGEST_BLOCK_NBYTES) * DIGEST_NBYTES
+    _require(len(digests) in {0, expected}, f"the digests of the region at {offset}")
     return Region(offset, FileRecord(nbytes, digests))
 
 

@@ -16,10 +16,10 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from xxhash import xxh3_128_digest
+from xxhash import xxh3_128, xxh3_128_digest
 
 from asyncckpt.disk.blocks import Part, write_all, write_plan_at
-from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
 from asyncckpt.disk.plan import align
 from asyncckpt.disk.reading import Target, read_record
 from asyncckpt.errors import CorruptCheckpointError
@@ -34,10 +34,12 @@ from asyncckpt.keyed._hdf5_catalog import (
     find_slots,
     link_name,
 )
-from asyncckpt.keyed._hdf5_region import RegionPlan, Value
+from asyncckpt.keyed._hdf5_region import RegionPlan, Value, array_of, digest_runs
+from asyncckpt.keyed.writing import Appender
 from asyncckpt.memory import PAGE_NBYTES
 from asyncckpt.saving.loading import fresh_array, targets_of
 from asyncckpt.state.index import Index, Segment, decode_index
+from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +49,6 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.keyed.base import Work
-    from asyncckpt.workers import Pacer
 
     Bytes = NDArray[np.uint8]
 
@@ -93,8 +94,19 @@ class DataFile:
             CorruptCheckpointError: The catalog claims what cannot be.
             UnsupportedFormatError: A later release wrote it.
         """
-        file = cls(path, fd)
         head = os.pread(fd, HEAD_NBYTES, 0)
+        while True:
+            try:
+                return cls._open_at(head, path, fd, pacer)
+            except ForeignFileError:
+                before, head = head, os.pread(fd, HEAD_NBYTES, 0)
+                if head == before:
+                    raise
+                # A writer was at it: what was read was part of one commit and part of another.
+
+    @classmethod
+    def _open_at(cls, head: bytes, path: Path, fd: int, pacer: Pacer) -> DataFile:
+        file = cls(path, fd)
         slots = find_slots(head)
         if not slots:
             raise ForeignFileError("was not written by asyncckpt as a file of many keys")
@@ -127,6 +139,7 @@ class DataFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        discard(self.places, Pacer())
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -153,11 +166,20 @@ class DataFile:
             UnsupportedLeafError: HDF5 cannot hold a value.
             Stopped: `work.stop` was set.
         """
-        region = RegionPlan(values, self.tail, work.pacer(), max_leaves=self._leaves_left)
-        record = write_plan_at(ops, self.fd, region.plan, region.arrays, base=self.tail, crew=work.crew, stop=work.stop)
+        pacer = work.pacer()
+        region = RegionPlan(values, self.tail, pacer, max_leaves=self._leaves_left)
+        image = None
+        if all(value.is_small for value in values):
+            image = region.image(pacer)
+            record = FileRecord(len(image), b"")
+            write_all(ops, self.fd, [Part(self.tail, image)])
+        else:
+            record = write_plan_at(
+                ops, self.fd, region.plan, region.arrays, base=self.tail, crew=work.crew, stop=work.stop
+            )
         self.tail += record.nbytes
         self._leaves_left = region.leaves_left
-        return dict(region.places(record))
+        return dict(region.places(record, image, pacer))
 
     def commit(self, ops: DiskOps, places: Mapping[str, Place], pacer: Pacer) -> None:
         """Make these the values of the file, durably.
@@ -167,16 +189,23 @@ class DataFile:
             Stopped: The pacer was stopped; nothing was written.
         """
         offset = self.tail
-        catalog = encode_catalog(places, pacer)
+        pieces = encode_catalog(places, pacer)
+        catalog_nbytes = sum(map(len, pieces))
         links = [(link_name(key), place.address) for key, place in places.items() if place.address is not None]
-        begin = align(offset + len(catalog), 8)
-        root_at, group = root.root_group(begin, links, (offset, len(catalog)), pacer)
-        data = catalog.ljust(begin - offset, b"\0") + group
-        data = data.ljust(align(len(data), PAGE_NBYTES), b"\0")
-        end = offset + len(data)
-        slot = Slot(self._number + 1, end, offset, len(data), len(catalog), root_at, xxh3_128_digest(data))
+        begin = align(offset + catalog_nbytes, 8)
+        root_at, group = root.root_group(begin, links, (offset, catalog_nbytes), pacer)
+        pieces += [bytes(begin - offset - catalog_nbytes), *group]
+        end = align(begin + sum(map(len, group)), PAGE_NBYTES)
+        pieces.append(bytes(end - begin - sum(map(len, group))))
+        digest = xxh3_128()
+        out = Appender(ops, self.fd, offset)
+        for piece in pieces:
+            digest.update(piece)
+            out.write(piece)
+            pacer.pause()
+        out.flush()
+        slot = Slot(self._number + 1, end, offset, end - offset, catalog_nbytes, root_at, digest.digest())
         superblock = root.superblock(end, root_at)
-        self._write(ops, offset, data)
         self.is_suspect = True
         if self._number:
             ops.sync(self.fd)
@@ -211,6 +240,9 @@ class DataFile:
             CorruptCheckpointError: It is damaged, or was changed by another program.
             Stopped: `work.stop` was set.
         """
+        if place.digest is not None:
+            index, small = self._read_small(key, place, work.pacer())
+            return index, small.arrays(index)
         index, segments = self.read_index(key, place, work.pacer())
         arrays = {number: fresh_array(meta) for number, meta in enumerate(index.arrays)}
         base = place.region.offset
@@ -228,8 +260,25 @@ class DataFile:
             raise self._corrupt(key)("has an index that leads elsewhere")
         return index, segments
 
+    def _read_small(self, key: str, place: Place, pacer: Pacer) -> tuple[Index, _ReadArrays]:
+        """Read a small value as a whole."""
+        begin, stop = place.data_offset, place.index_offset + place.index_nbytes
+        assert begin is not None  # noqa: S101 - it stands with the digest
+        objects = os.pread(self.fd, place.end - place.begin, place.begin)
+        data = os.pread(self.fd, stop - begin, begin)
+        if digest_runs(objects, data) != place.digest:
+            raise self._corrupt(key)("does not match its digest")
+        index, segments = decode_index(
+            memoryview(data)[place.index_offset - begin :], file_nbytes=place.region.end, pacer=pacer
+        )
+        if any(not begin <= each.offset <= each.offset + each.nbytes <= place.index_offset for each in segments):
+            raise self._corrupt(key)("has an index that leads elsewhere")
+        return index, _ReadArrays(np.frombuffer(data, np.uint8), {each.array: each.offset - begin for each in segments})
+
     def stored(self, key: str, place: Place, pacer: Pacer) -> Value:
-        """Return a value that is to be copied, without reading its arrays."""
+        """Return a value that is to be copied, without reading its arrays where they are large."""
+        if place.digest is not None:
+            return Value(key, *self._read_small(key, place, pacer), place.names)
         index, segments = self.read_index(key, place, pacer)
         return Value(key, index, _StoredArrays(self, key, place.region, segments), place.names)
 
@@ -275,6 +324,25 @@ class DataFile:
             return CorruptCheckpointError(message, file=self.path.name)
 
         return corrupt
+
+
+class _ReadArrays:
+    """The arrays of a small value, in memory."""
+
+    def __init__(self, data: Bytes, offsets: Mapping[int, int]) -> None:
+        self._data = data
+        self._offsets = offsets
+
+    def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes]:
+        begin = self._offsets.get(array, 0) + start  # one without bytes lies nowhere
+        return [self._data[begin : begin + nbytes]]
+
+    def copy_to(self, target: Bytes, array: int, start: int) -> None:
+        target[:] = self.view(array, start, len(target))[0]
+
+    def arrays(self, index: Index) -> dict[int, NDArray[Any]]:
+        """Return them, as copies."""
+        return {number: array_of(meta, self, number) for number, meta in enumerate(index.arrays)}
 
 
 class _StoredArrays:

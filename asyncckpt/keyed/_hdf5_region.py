@@ -1,11 +1,14 @@
-"""A region: values as HDF5 objects, the bytes of their arrays, and their indexes, each of the three together."""
+"""A region: values as HDF5 objects, and behind all of those, value by value, the bytes of its arrays and its index."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from xxhash import xxh3_128
 
 from asyncckpt.disk.plan import FilePlan, Piece, Span, align
 from asyncckpt.formats._hdf5_file import MetadataFile
@@ -13,11 +16,11 @@ from asyncckpt.formats.hdf5 import Mirror
 from asyncckpt.keyed._hdf5_catalog import Place, Region, link_name
 from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state import index as ix
+from asyncckpt.state.strided import flat_bytes, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from asyncckpt.disk.blocks import ArrayBytes
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 _ON_PAGES_NBYTES: Final = 1 << 16  # what the block engine writes from where it lies
 _TINY_BOUNDARY: Final = 8
+SMALL_NBYTES: Final = 1 << 18
+"""A value of at most so much is read and verified as a whole, and has a digest of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,16 @@ class Value:
     index: ix.Index
     arrays: ArrayBytes
     names: Names
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays and of its tree."""
+        return sum(meta.nbytes for meta in self.index.arrays) + sum(map(len, self.index.pieces))
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it has a digest of its own."""
+        return self.nbytes <= SMALL_NBYTES
 
 
 class RegionPlan:
@@ -76,38 +91,58 @@ class RegionPlan:
         self._extents = [(file.address(begin), file.address(stop)) for begin, stop in pairwise(starts)]
         linked = {name: node.address for name, node in file.root.links or ()}
         self._addresses = [linked.get(link_name(value.key)) for value in values]
-        spans: list[Piece] = []
-        indexes = []
+        pieces: list[Piece] = []
+        self._indexes = []
+        self._data_offsets = []
         for value, mirror, number in zip(values, mirrors, firsts, strict=True):
             segments = []
+            end = align(end, 8)
+            begin = None
             for array, meta in enumerate(value.index.arrays):
                 if not meta.nbytes:
                     continue
                 end = align(end, _boundary(meta.nbytes))
                 mirror.datasets[array].place = end
                 segments.append(ix.Segment(array, end, meta.nbytes))
-                spans.append(Piece(end, meta.nbytes, Span(number + array, 0)))
+                begin = end if begin is None else begin
+                pieces.append(Piece(end, meta.nbytes, Span(number + array, 0)))
                 end += meta.nbytes
                 pacer.pause()
-            indexes.append(b"".join(value.index.encode(segments, pacer)))
-        pieces = [*file.render(None), *spans]
-        self._indexes = []
-        for index in indexes:
+            index = b"".join(value.index.encode(segments, pacer))
             end = align(end, 8)
             self._indexes.append((end, len(index)))
+            self._data_offsets.append(end if begin is None else begin)
             pieces.append(Piece(end, len(index), index))
             end += len(index)
+        pieces = [*file.render(None), *pieces]  # now that it is known where the arrays lie
         pieces = [piece._replace(offset=piece.offset - base) for piece in pieces]
         self.plan = FilePlan(align(end, PAGE_NBYTES) - base, pieces, 0, 0)
         """The layout, counted from `base`."""
         self.arrays: ArrayBytes = _Together([value.arrays for value in values], firsts)
         """The bytes of all arrays, by their number in the plan."""
 
-    def places(self, record: FileRecord) -> Iterator[tuple[str, Place]]:
-        """Yield each key and where its value lies, once the region has been written."""
+    def image(self, pacer: Pacer) -> Bytes:
+        """Return the bytes of the region, which is made of small values."""
+        image = np.zeros(self.plan.nbytes, np.uint8)
+        for batch in pacer.batches(self.plan.pieces):
+            for offset, nbytes, source in batch:
+                target = image[offset : offset + nbytes]
+                if isinstance(source, Span):
+                    self.arrays.copy_to(target, source.array, source.start)
+                else:
+                    target[:] = np.frombuffer(source, np.uint8)
+        return image
+
+    def places(self, record: FileRecord, image: Bytes | None, pacer: Pacer) -> Iterator[tuple[str, Place]]:
+        """Yield each key and where its value lies, once the region has been written; with its image, if it was made."""
         region = Region(self._base, record)
-        columns = zip(self._values, self._extents, self._indexes, self._addresses, strict=True)
-        for value, (begin, end), (index_offset, index_nbytes), address in columns:
+        columns = zip(self._values, self._extents, self._indexes, self._addresses, self._data_offsets, strict=True)
+        for value, (begin, end), (index_offset, index_nbytes), address, data_offset in columns:
+            pacer.pause()
+            digest = None
+            if image is not None:
+                runs = (begin, end), (data_offset, index_offset + index_nbytes)
+                digest = digest_runs(*(image[start - self._base : stop - self._base].data for start, stop in runs))
             place = Place(
                 region=region,
                 begin=begin,
@@ -117,8 +152,30 @@ class RegionPlan:
                 address=address,
                 array_nbytes=sum(meta.nbytes for meta in value.index.arrays),
                 names=value.names,
+                data_offset=None if image is None else data_offset,
+                digest=digest,
             )
             yield value.key, place
+
+
+def digest_runs(objects: bytes | memoryview, data: bytes | memoryview) -> bytes:
+    """Return the digest of a small value: of its HDF5 objects, and of its arrays and its index."""
+    digest = xxh3_128(objects)
+    digest.update(data)
+    return digest.digest()
+
+
+def array_of(meta: ix.ArrayMeta, source: ArrayBytes, number: int) -> NDArray[Any]:
+    """Return an array of a source, as a copy."""
+    made: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
+    memory = flat_bytes(made)
+    if memory is not None:
+        source.copy_to(memory, number, 0)
+    elif meta.nbytes:
+        data = np.empty(meta.nbytes, np.uint8)
+        source.copy_to(data, number, 0)
+        scatter(made, 0, data)
+    return made
 
 
 def _boundary(nbytes: int) -> int:

@@ -31,7 +31,7 @@ def superblock(end: int, root: int) -> bytes:
 
 def root_group(
     begin: int, links: Iterable[tuple[bytes, int]], catalog: tuple[int, int], pacer: Pacer
-) -> tuple[int, bytes]:
+) -> tuple[int, list[bytes]]:
     """Make a root group that lies from `begin` on.
 
     Args:
@@ -41,7 +41,7 @@ def root_group(
         pacer: Paused between pieces.
 
     Returns:
-        The address of the group's header, and the bytes.
+        The address of the group's header, and the bytes, in pieces.
     """
     file = MetadataFile(pacer)
     for name, address in links:
@@ -49,4 +49,4 @@ def root_group(
     place, nbytes = catalog
     file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes).place = place
     file.arrange(begin)
-    return file.root.address, b"".join(bytes(piece.source) for piece in file.render(None))
+    return file.root.address, [bytes(piece.source) for piece in file.render(None)]

@@ -16,7 +16,7 @@ from asyncckpt.keyed.values import build_captured, refer
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from asyncckpt.keyed.base import Store, Work
     from asyncckpt.keyed.values import Captured
@@ -83,13 +83,13 @@ class KeyRules:
         """Whether any key may be used."""
         return self.allowed is None and self.omitted is None
 
-    def visible(self, keys: Iterable[str]) -> list[str]:
+    def visible(self, keys: Collection[str]) -> Collection[str]:
         """Return those of the keys that may be used."""
         if self.allow_all:
-            return list(keys)
+            return keys
         return [key for key in keys if self.allows(key)]
 
-    def path(self, key: Key, known: Callable[[], Iterable[str]]) -> Path:
+    def path(self, key: Key, known: Callable[[], Collection[str]]) -> Path:
         """Return a key as a path.
 
         Args:
@@ -107,7 +107,7 @@ class KeyRules:
             reason = f"is not allowed in {self.place}; allowed are {spell_keys(list(self.allowed))}"
         else:
             reason = f"is omitted from {self.place}"
-        keys = self.visible(known())
+        keys = list(self.visible(known()))
         message = f"the key {path[0]!r} {reason}; the keys there are: {spell_keys(keys)}"
         raise CheckpointKeyError(message, key=path[0], known=keys)
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
 from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
-from asyncckpt.keyed._hdf5_region import Value
+from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value, array_of
 from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.values import build_value, refer, runs_of
 from asyncckpt.state.index import Index
-from asyncckpt.state.strided import flat_bytes, scatter
+from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-_HELD_MAX_NBYTES: Final = 1 << 18
 _ALL_HELD_NBYTES: Final = 16 << 20
 _BATCH_KEYS: Final = 1024
 _OBJECT_NBYTES: Final = 512  # a guess, for a value that is not placed yet
@@ -84,15 +83,7 @@ class _Held:
 
     def arrays(self) -> dict[int, NDArray[Any]]:
         """Return the arrays, as copies."""
-        made: dict[int, NDArray[Any]] = {}
-        for number, (meta, data) in enumerate(zip(self.value.index.arrays, self._data, strict=True)):
-            made[number] = np.ndarray(meta.shape, meta.dtype)
-            memory = flat_bytes(made[number])
-            if memory is not None:
-                memory[:] = data
-            elif len(data):
-                scatter(made[number], 0, data)
-        return made
+        return {number: array_of(meta, self, number) for number, meta in enumerate(self.value.index.arrays)}
 
 
 class _Foreign:
@@ -205,9 +196,10 @@ class HDF5Store(Store):
     def put(self, key: str, value: Captured, work: Work) -> None:
         """Stage a value; see `Store.put`."""
         self.begin(work)
-        nbytes = _payload_nbytes(value) + _OBJECT_NBYTES
+        payload_nbytes = _payload_nbytes(value)
+        nbytes = payload_nbytes + _OBJECT_NBYTES
         source: _Source
-        if nbytes <= _HELD_MAX_NBYTES:
+        if payload_nbytes <= SMALL_NBYTES:
             if self._held_nbytes + nbytes > _ALL_HELD_NBYTES:
                 self._write_held(self._target(), work)
             source = _Held(key, value)
@@ -254,6 +246,7 @@ class HDF5Store(Store):
             with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
                 main.settle(self._home.ops)
         self._close_files()
+        discard(self._sources, Pacer())
         self._home.release()
         self._is_writing = False
 
@@ -314,6 +307,8 @@ class HDF5Store(Store):
             self._append(target, held, work)
 
     def _append(self, target: DataFile, values: list[Value], work: Work) -> None:
+        if not values:
+            return
         for key, place in target.append(self._home.ops, values, work).items():
             self._set(key, _Placed(target, place))
 
@@ -373,15 +368,18 @@ class HDF5Store(Store):
 
     def _move_all(self, target: DataFile, work: Work) -> None:
         """Bring every value into the new file, in batches."""
-        batch: list[Value] = []
-        nbytes = 0
+        batches: dict[bool, list[Value]] = {True: [], False: []}
+        held_nbytes = 0
         for value in self._values_elsewhere(target, work):
+            batch = batches[value.is_small]
             batch.append(value)
-            nbytes += sum(meta.nbytes for meta in value.index.arrays)
-            if nbytes > _ALL_HELD_NBYTES or len(batch) == _BATCH_KEYS:
-                self._append(target, batch, work)
-                batch, nbytes = [], 0
-        if batch:
+            held_nbytes += value.nbytes
+            if held_nbytes > _ALL_HELD_NBYTES or len(batch) == _BATCH_KEYS:
+                for each in batches.values():
+                    self._append(target, each, work)
+                    each.clear()
+                held_nbytes = 0
+        for batch in batches.values():
             self._append(target, batch, work)
 
     def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:

@@ -24,6 +24,7 @@ from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.reading import Place, read_place
 from asyncckpt.keyed.writing import Appender
 from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -139,6 +140,7 @@ class MsgpackStore(Store):
             os.close(fd)
             if not self._is_published:
                 self._home.discard_sibling()
+        discard(self._live, Pacer())
         self._forget()
         self._home.release()
 
@@ -271,7 +273,6 @@ class MsgpackStore(Store):
         os.close(old)
         self._fd, self._file_id, self._end = new, file_id, end
         self._has_tail = False
-        self._live, self._entries, self._live_nbytes = {}, {}, 0
         for key, live in moved.items():
             self._set(key, live)
 

@@ -13,6 +13,8 @@ from asyncckpt.keyed.engine import missing
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
+    from collections.abc import KeysView
+
     from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.engine import Path
     from asyncckpt.keyed.values import Captured, Names
@@ -38,6 +40,10 @@ class NameIndex:
     def __len__(self) -> int:
         """Return the number of top-level keys."""
         return len(self._names)
+
+    def view(self) -> KeysView[str]:
+        """Return the top-level keys, as they are from now on."""
+        return self._names.keys()
 
     def keys(self) -> list[str]:
         """Return the top-level keys."""

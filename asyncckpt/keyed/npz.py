@@ -30,6 +30,7 @@ from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.base import Entry, Found, Store
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
 from asyncckpt.state import index as ix
+from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured
-    from asyncckpt.workers import Pacer
 
 VERSION: Final = 1
 DIRECTORY: Final = "__asyncckpt__.npy"
@@ -166,6 +166,7 @@ class NumPyStore(Store):
             os.close(fd)  # type: ignore[arg-type] # None is left out
         self._fd = self._sibling = None
         self._left.clear()
+        discard(self._items, Pacer())
         self._forget()
         self._home.release()
 

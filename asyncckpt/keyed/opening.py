@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncckpt.keyed.engine import Path as KeyPath
+    from asyncckpt.keyed.turns import Turn
 
 DEFAULT_STAGED_NBYTES: Final = 2 << 30
-_OF_THIS_PROCESS: Final = frozenset(("_lock", "_evaluations", "_depth", "_mode", "_engine", "_session", "_process"))
+_OF_THIS_PROCESS: Final = frozenset(("_lock", "_turns", "_depth", "_mode", "_engine", "_session", "_process"))
 
 
 class Opening(ABC):
@@ -66,7 +67,7 @@ class Opening(ABC):
     def _settle(self) -> None:
         """Begin as one that is closed."""
         self._lock = threading.RLock()
-        self._evaluations: WeakValueDictionary[KeyPath, threading.RLock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[KeyPath, Turn] = WeakValueDictionary()
         self._depth = 0
         self._mode: Literal["blocking", "async"] | None = None
         self._engine: Engine | None = None

@@ -17,10 +17,11 @@ import asyncio
 import contextvars
 import os
 import time
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from asyncckpt.errors import CheckpointerUsageError, QueueFullError
-from asyncckpt.keyed.base import Work
+from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, QueueFullError
+from asyncckpt.keyed.base import Found, Work
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
@@ -35,7 +36,7 @@ from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from asyncckpt.keyed.base import Entry, Found
+    from asyncckpt.keyed.base import Entry
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.view import Evaluation
     from asyncckpt.keyed.writes import Change
@@ -88,14 +89,14 @@ class Session:
                     await self._end()
                     raise
                 self._engine = self._opened
-                self._queue.settle(Outcome(found=self._found))
-                self._found = None
+                self._settle(Outcome(found=self._found), None)
             self._depth += 1
             return True
 
     def _open(self) -> None:
-        self._opened = self._open_engine(Work(Crew()))
-        self._find_names(self._opened)
+        with paused_gc():
+            self._opened = self._open_engine(Work(Crew()))
+            self._find_names(self._opened)
 
     async def leave(self, error: BaseException | None) -> None:
         """Flush and close the file, if this is the outermost block, whoever cancels."""
@@ -266,7 +267,7 @@ class Session:
     async def _become_writer(self) -> None:
         """Let a caller who can wait know at once that the file has another writer."""
         if not self._is_writer:
-            await self._run(self._begin)
+            await self._run(self._begin, needed=0)
 
     def _begin(self, engine: Engine, work: Work) -> None:
         """Become the writer; in a thread. The index is made again if another writer was there since it was made."""
@@ -334,7 +335,8 @@ class Session:
         stop: StopFlag | None = None,
     ) -> ResultT:
         """Change what is at a path by a job, and let the index show it from now on."""
-        return await self._run(action, stop, change=self._queue.announce(path, captured))
+        needed = self._queue.last_of(path[0])
+        return await self._run(action, stop, change=self._queue.announce(path, captured), needed=needed)
 
     async def _run(
         self,
@@ -342,7 +344,7 @@ class Session:
         stop: StopFlag | None = None,
         *,
         change: Change | None = None,
-        key: str | None = None,
+        needed: int | None = None,
     ) -> ResultT:
         """Do something with the store, once the queue has been written.
 
@@ -350,46 +352,66 @@ class Session:
             action: What is done; in a thread.
             stop: Ends it early when the caller is cancelled.
             change: The change that it makes, if it does.
-            key: The only top-level key that it looks at, if there is one.
+            needed: The number of the last write that it cannot do without; all there are now, if None.
         """
         until = self._queue.number
-        needed = until if key is None else self._queue.last_of(key)
-        outcome = Outcome()
+        needed = until if needed is None else needed
+        is_complete = False
 
-        def job(engine: Engine) -> ResultT:
-            work = Work(self._jobs.crew())
-            self._queue.drain(until, needed, lambda write: self._store(engine, write, work), outcome)
-            result = action(engine, Work(work.crew, stop))
-            if change is not None:
-                outcome.done.append(change)
-            return result
+        def job(engine: Engine, outcome: Outcome) -> ResultT | None:
+            nonlocal is_complete
+            with paused_gc():
+                work = Work(self._jobs.crew())
+                if self._queue.drain(until, needed, lambda write: self._store(engine, write, work), outcome):
+                    return None
+                result = action(engine, Work(work.crew, stop))
+                is_complete = True
+                if change is not None:
+                    outcome.done.append(change)
+                return result
 
         try:
             async with self._turn:
-                if self._engine is None:
-                    message = f"{self._place} is closed"
-                    raise CheckpointerUsageError(message)
-                try:
-                    return await self._jobs.run_stoppable(stop, job, self._engine)
-                finally:
-                    outcome.found, self._found = self._found, None
+                while True:
+                    if self._engine is None:
+                        message = f"{self._place} is closed"
+                        raise CheckpointerUsageError(message)
+                    outcome = Outcome()
+                    try:
+                        result = await self._jobs.run_stoppable(stop, job, self._engine, outcome)
+                    finally:
+                        self._settle(outcome, change if is_complete else None)
+                    if is_complete:
+                        return result  # type: ignore[return-value] # what the action returned
         finally:
-            self._queue.settle(outcome, change)
-            for _, error in outcome.refused:
-                self._refusals.add(error)
+            if not is_complete:
+                self._settle(Outcome(), change)
+
+    def _settle(self, outcome: Outcome, change: Change | None) -> None:
+        outcome.found, self._found = self._found, None
+        self._queue.settle(outcome, change)
+        for _, error in outcome.refused:
+            self._refusals.add(error)
 
     def _store(self, engine: Engine, write: Change, work: Work) -> None:
         self._begin(engine, work)
         if write.captured is None:
-            engine.delete(write.path, work)
+            # One that is gone is what was asked for: the write of it, which the disk refused, was dropped for this.
+            with suppress(CheckpointKeyError) if len(write.path) == 1 else nullcontext():
+                engine.delete(write.path, work)
         else:
             engine.put(write.path, write.captured, work)
 
-    async def load(self, path: Path) -> Any:
-        """Load the value at a path."""
+    async def load(self, path: Path, *default: object) -> Any:
+        """Load the value at a path; the default, if there is one, where there is none at its first part."""
         self._check()
-        stop = StopFlag()
-        found = await self._run(lambda engine, work: engine.read(path, work), stop, key=path[0])
+
+        def action(engine: Engine, work: Work) -> Found:
+            if default and path[0] not in engine.store.entries:  # an error would list all keys
+                return Found(default[0], {})
+            return engine.read(path, work)
+
+        found = await self._run(action, StopFlag(), needed=self._queue.last_of(path[0]))
         return receive(found, path[0], stacklevel=3)
 
     async def take(self, path: Path) -> Any:

@@ -6,8 +6,9 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
-from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
+from asyncckpt.errors import CheckpointKeyError
 from asyncckpt.keyed.engine import parse_key
+from asyncckpt.keyed.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
@@ -60,7 +61,7 @@ class AsyncCheckpointer:
 
     def keys(self) -> AwaitableList[str]:
         """Return the keys in the order in which they came; may be awaited, too."""
-        return AwaitableList(self._rules.visible(self._session.names.keys()))
+        return AwaitableList(self._rules.visible(self._session.names.view()))
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a value, and the key is allowed.
@@ -161,7 +162,7 @@ class AsyncCheckpointer:
     async def get(self, key: Key, default: Any = None) -> Any:
         """Load a value; without one, return the default."""
         try:
-            return await self.load_parameter(key)
+            return await self._session.load(self._path(key), default)
         except CheckpointKeyError:
             return default
 
@@ -187,39 +188,34 @@ class AsyncCheckpointer:
         args: Iterable[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Load a value, or compute and save it. Concurrent calls for one key compute it once, if it will do for all.
+        """Load a value, or compute and save it; see `Checkpointer.cached_eval`.
 
-        Args:
-            key: Its key.
-            generator: Called with `args` and `kwargs` if there is no value, or none that will do; what it returns is
-                awaited if it can be. A plain function runs on the loop: hand long ones to `asyncio.to_thread` in it.
-            condition: Called with the value that was loaded; if it returns false, the value is computed anew.
-            args: Positional, and
-            kwargs: keyword arguments of `generator`.
+        Concurrent calls for one key compute it once, if it will do for all. What `generator` returns is awaited if it
+        can be. A plain function runs on the loop: hand long ones to `asyncio.to_thread` in it.
 
         Raises:
-            CheckpointerUsageError: The generator of a key asks for its own value.
+            CheckpointerUsageError: Generators wait for each other's keys, or one for its own.
         """
         path = self._path(key)
         evaluations = self._session.evaluations
         while (running := evaluations.get(path)) is not None:
-            if running.task is asyncio.current_task():
-                message = f"cached_eval of {key!r} inside of its own generator would wait for itself for ever"
-                raise CheckpointerUsageError(message)
-            await asyncio.wait((running.result,))
+            with running.turn.needed():
+                await asyncio.wait((running.result,))
             if not running.result.cancelled():
                 value = await self.get(key, running.result.result())
                 if condition is None or condition(value):
                     return value
         mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        evaluations[path] = Evaluation(mine, asyncio.current_task())
+        turn = Turn(path)
+        evaluations[path] = Evaluation(mine, turn)
         try:
-            value = await self.get(key, _MISSING)
-            if value is _MISSING or (condition is not None and not condition(value)):
-                value = generator(*args, **(kwargs or {}))
-                if inspect.isawaitable(value):
-                    value = await value
-                await self.save_parameter(key, value)
+            with turn.needed(), turn.taken():
+                value = await self.get(key, _MISSING)
+                if value is _MISSING or (condition is not None and not condition(value)):
+                    value = generator(*args, **(kwargs or {}))
+                    if inspect.isawaitable(value):
+                        value = await value
+                    await self.save_parameter(key, value)
             mine.set_result(value)
             return value
         finally:
@@ -232,7 +228,7 @@ class Evaluation(NamedTuple):
 
     result: asyncio.Future[Any]
     """Cancelled if nothing came of it."""
-    task: asyncio.Task[Any] | None
+    turn: Turn
 
 
 class AwaitableList(list[ItemT], Generic[ItemT]):

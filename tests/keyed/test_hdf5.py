@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import Params, assert_same
 
+import asyncckpt
 from asyncckpt.errors import (
     CheckpointError,
     CorruptCheckpointError,
@@ -510,3 +512,45 @@ def test_a_later_version(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(UnsupportedFormatError, match="version 2"), opened(path):
         pass
+
+
+def test_damage_to_a_small_value_is_its_own(quick_path: Path) -> None:
+    """Whatever of it is damaged, its neighbours are read."""
+    path = quick_path / "woof.h5"
+    values = {f"k{n}": [np.full(40, n), f"text {n}"] for n in range(20)}
+    with asyncckpt.HDF5Checkpointer(path) as chk:
+        chk.update(values)
+    data = path.read_bytes()
+    at = data.index(np.full(40, 7).tobytes())
+    path.write_bytes(data[:at] + b"!" + data[at + 1 :])
+    with asyncckpt.HDF5Checkpointer(path) as chk:
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="'k7' does not match its digest"):
+            chk["k7"]
+        for key in set(values) - {"k7"}:
+            assert_same(chk[key], values[key])
+        chk["k7"] = 1
+        assert chk["k7"] == 1
+
+
+def test_who_reads_while_a_commit_is_made_sees_one(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also who has read the slots before it and the superblock after it."""
+    path = quick_path / "woof.h5"
+    heads = []
+    with asyncckpt.HDF5Checkpointer(path) as chk:
+        for number in range(4):
+            chk["a"] = number
+            chk.flush()
+            heads.append(path.read_bytes()[:12288])
+        torn = heads[3][:4096] + heads[0][4096:]
+        pread = os.pread
+
+        def pread_once_torn(fd: int, nbytes: int, offset: int) -> bytes:
+            if (nbytes, offset) == (12288, 0):
+                monkeypatch.undo()
+                return torn
+            return pread(fd, nbytes, offset)
+
+        monkeypatch.setattr(os, "pread", pread_once_torn)
+        with asyncckpt.HDF5Checkpointer(path) as reader:
+            assert reader["a"] == 3
+        assert os.pread is pread

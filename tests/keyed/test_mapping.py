@@ -12,6 +12,7 @@ import pickle
 import tempfile
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -491,6 +492,29 @@ def test_cached_eval(place: Place) -> None:
     with pytest.raises(asyncckpt.CheckpointKeyError):
         place.open(omitted_keys=["s"]).cached_eval("s", generator)
     assert len(calls) == 3
+
+
+def test_cached_evals_that_wait_for_each_other(place: Place) -> None:
+    """One for itself, or threads for each other."""
+    with place.open() as chk:
+        with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' takes 'k'"):
+            chk.cached_eval("k", lambda: chk.cached_eval("k", int))
+        together = threading.Barrier(2)
+        first = {"a", "b"}
+
+        def generator(other: str) -> Any:
+            if other in first:
+                first.discard(other)
+                together.wait(20)
+            return chk.cached_eval(other, generator, args=("ab".replace(other, ""),))
+
+        with ThreadPoolExecutor(2) as threads:
+            jobs = [
+                threads.submit(chk.cached_eval, *pair)
+                for pair in (("a", lambda: generator("b")), ("b", lambda: generator("a")))
+            ]
+            assert {type(job.exception(20)) for job in jobs} == {asyncckpt.CheckpointerUsageError}
+        assert list(chk) == []
 
 
 def test_cached_eval_refuses_what_must_be_awaited(place: Place) -> None:

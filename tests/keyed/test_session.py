@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import shutil
 import threading
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from gates import Gate, turns
 from kinds import FILES, KINDS, Place
 
 import asyncckpt
+from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed.memory import MemoryStore
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MANY = {f"k{n}": n for n in range(300)}
@@ -255,9 +258,48 @@ async def test_cached_eval_in_its_own_generator(place: Place) -> None:
         async def generator(key: str) -> int:
             return await chk.cached_eval(key, lambda: 5)
 
-        with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' inside of its own generator"):
+        with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' takes 'k'"):
             await asyncio.wait_for(chk.cached_eval("k", generator, args=("k",)), 20)
         assert await chk.cached_eval("k", generator, args=("other",)) == 5
+
+
+async def test_cached_evals_that_wait_for_each_other(place: Place) -> None:
+    """Through tasks of their own, too: the one that closes the circle is told, and nobody waits for ever."""
+    async with place.open() as chk:
+        together = asyncio.Barrier(3)
+        needs = {"a": "b", "b": ("c", 1), ("c", 1): "a"}
+
+        async def generator(key: Any) -> int:
+            if key in first:
+                first.discard(key)
+                await together.wait()
+            return await asyncio.gather(chk.cached_eval(needs[key], generator, args=(needs[key],)))  # type: ignore[return-value]
+
+        first = set(needs)
+        calls = [chk.cached_eval(key, generator, args=(key,)) for key in needs]
+        errors = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        assert {type(error) for error in errors} == {asyncckpt.CheckpointerUsageError}
+        assert all(repr(key) in str(errors[0]) for key in needs)
+        assert list(chk) == []
+        assert await chk.cached_eval("a", lambda: 5) == 5
+
+
+async def test_generators_may_need_the_same_key(place: Place) -> None:
+    """One computes it, the other waits; there is no circle in that."""
+    async with place.open() as chk:
+        gate = asyncio.Event()
+
+        async def shared() -> int:
+            await gate.wait()
+            return 3
+
+        async def generator() -> int:
+            return 2 * int(await chk.cached_eval("shared", shared))
+
+        tasks = [asyncio.ensure_future(chk.cached_eval(key, generator)) for key in "abc"]
+        await turns(10)
+        gate.set()
+        assert await asyncio.gather(*tasks) == [6, 6, 6]
 
 
 async def test_another_writer_is_told_alone(file: Place) -> None:
@@ -313,6 +355,44 @@ async def test_a_full_disk_keeps_nobody_from_loading(file: Place) -> None:
         disk.heal()
         assert await chk["a"] == 3
     assert await contents(file) == {"a": 3, "b": 2}
+
+
+class FullDisk(DiskOps):
+    """A disk whose files end at so many bytes."""
+
+    limit = 2 << 20
+
+    def write(self, fd: int, buffers: Sequence[Any], offset: int) -> int:
+        """Write, where there is room."""
+        if offset + sum(memoryview(part).nbytes for part in buffers) > self.limit:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(fd, buffers, offset)
+
+
+async def test_a_deletion_takes_back_what_the_disk_refused(file: Place) -> None:
+    """Until then flush tells of it each time, and what was called after it waits: all keys count together."""
+    async with file.open(disk=FullDisk()) as chk:
+        chk["old"], chk["kept"] = 1, 2
+        await chk.flush()
+        big = np.ones(1 << 19)
+        await chk.save_parameter("big", big)
+        del chk["old"]
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                await chk.flush()
+            assert list(chk) == ["kept", "big"]
+            assert await contents(file) == {"old": 1, "kept": 2}
+        del chk["big"]
+        chk["new"] = 3
+        await chk.flush()
+        assert list(chk) == ["kept", "new"]
+        assert await contents(file) == {"kept": 2, "new": 3}
+        await chk.save_parameter("kept", big)
+        with pytest.raises(OSError, match="No space"):
+            await chk.flush()
+        chk["kept"] = 4
+        await chk.flush()
+    assert await contents(file) == {"kept": 4, "new": 3}
 
 
 async def test_a_path_that_is_none_is_refused_at_once(place: Place) -> None:

@@ -846,3 +846,11 @@ def test_a_plan_can_be_stopped_anywhere() -> None:
         with pytest.raises(Stopped):
             hdf5.FORMAT.plan(index, Pacer(StopLater(left)))
     check_layout(hdf5.FORMAT.plan(index, Pacer(StopLater(looks))))
+
+
+def test_names_of_one_hash_stand_in_their_order() -> None:
+    """However many: of a hundred thousand names two or so have the same."""
+    names = [b"b", b"d", b"c", b"a"]
+    links = [hb.link(name, 0, 0) for name in names]
+    assert hb.by_hash([7, 7, 3, 7], links) == [2, 3, 0, 1]
+    assert hb.by_hash([], []) == []
