@@ -222,6 +222,7 @@ def _rows(pieces: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[st
         for row in msgpack.unpackb(piece, unicode_errors=_ERRORS, strict_map_key=False):
             key, number, begin, end, index_offset, index_nbytes, address, array_nbytes, found_names, *small = row
             data_offset, digest = small
+            _require({*map(type, (*row[1:8], data_offset or 0))} == {int}, f"the row of {key!r}")
             place = Place(
                 region=regions[number],
                 begin=begin,
