@@ -13,25 +13,32 @@ import asyncckpt
 
 from .corrupt import DETECTED, EQUAL, SIZES, Subject, make_state
 from .files import EXTENSIONS
+from .replaced_files import REPLACEMENTS, fresh
 from .workload import same
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 EARLIER: Final = "the flush before"
 CHANGED: Final = "changed, where there are no digests"
+NEW: Final = "no file, or an empty one, which has no keys"
 _FALLS_BACK: Final = ("keyed-msgpack", "keyed-hdf5")
+_NOT_YET: Final = ("replaced by a link to itself",)  # opening it raises RuntimeError, and should an error of ours
+_STALE: Final = "as it was after the flush before"
+_MORE: Final = {"with a byte more": 1, "with 4096 bytes more": 4096}
 
 
 class OursFile(Subject):
     """A reader of a file that was flushed twice."""
 
-    harmless = (EQUAL, DETECTED, EARLIER, CHANGED)
+    harmless = (EQUAL, DETECTED, EARLIER, CHANGED, NEW)
 
     def __init__(self, form: str) -> None:
         self._form = form
         self._states: list[dict[str, Any]] = []
         self._path: Path
+        self._first = b""
 
     def make(self, root: Path, size: str) -> Path:
         """Flush two states."""
@@ -42,7 +49,44 @@ class OursFile(Subject):
             self._states.append(make_state(size, step))
             with asyncckpt.Checkpointer.from_file(self._path) as chk:
                 chk.update(self._states[-1])
+            self._first = self._first or self._path.read_bytes()
         return self._path
+
+    def damage_files(self, root: Path, path: Path) -> Iterator[str]:
+        """See `Subject`."""
+        others = {form: root / f"other{extension}" for form, extension in EXTENSIONS.items() if form != self._form}
+        for other in others.values():
+            with asyncckpt.Checkpointer.from_file(other) as chk:
+                chk.update(self._states[1])
+        hows = (*(how for how in REPLACEMENTS if how not in _NOT_YET), _STALE, *others, *_MORE)
+        for how, _ in zip(hows, fresh(root), strict=False):
+            if how in REPLACEMENTS:
+                REPLACEMENTS[how](path)
+            elif how == _STALE:
+                path.write_bytes(self._first)
+            elif how in others:
+                others[how].rename(path)
+            else:
+                with path.open("ab") as file:
+                    file.write(bytes(_MORE[how]))
+            yield f"the file {'swapped with one that is ' if how in others else ''}{how}"
+
+    def go_on(self, root: Path) -> str | None:
+        """See `Subject`: a key is set, or that is refused and the file is as it was."""
+        del root
+        before = self._path.read_bytes() if self._path.is_file() else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                with asyncckpt.Checkpointer.from_file(self._path) as chk:
+                    chk["next"] = 1
+            except (asyncckpt.CheckpointError, OSError):
+                is_same = before is None or self._path.read_bytes() == before
+                return None if is_same else "a change was refused, and the file is not as it was"
+            except Exception as error:  # noqa: BLE001 - any other is a loss
+                return f"a change raised {error!r}"
+            with asyncckpt.Checkpointer.from_file(self._path) as chk:
+                return None if chk.get("next") == 1 else "a key that was set afterwards is not there"
 
     def look(self, root: Path) -> str:
         """Load all keys."""
@@ -54,10 +98,20 @@ class OursFile(Subject):
                     found = dict(chk)
             except asyncckpt.CheckpointError:
                 return DETECTED
+            except OSError as error:
+                return f"it raised {error!r}" if self._path.is_file() else DETECTED
             except Exception as error:  # noqa: BLE001 - any other is a loss
                 return f"it raised {error!r}"
+        return self._judge(found)
+
+    def _judge(self, found: dict[str, Any]) -> str:
         if same(found, self._states[1]):
             return EQUAL
+        data = self._path.read_bytes() if self._path.is_file() else b""
+        if data == self._first and same(found, self._states[0]):
+            return EARLIER  # as it was then, to the bit
+        if not data and not found:
+            return NEW
         if self._form in _FALLS_BACK and (same(found, self._states[0]) or not found):
             return EARLIER
         return CHANGED if self._form == "keyed-json" else f"it is silently wrong: {[*found]}"
