@@ -204,6 +204,8 @@ class FuzzRig(Rig):
             before.update(map(_digest, first_inputs(target, str(number))))
         result = Result()
         for data in first_inputs(target, seed):
+            if result.has_enough:
+                break
             if _digest(data) not in before:
                 result.tried += 1
                 problem = try_input(target, data, scratch)
