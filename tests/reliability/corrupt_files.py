@@ -6,7 +6,9 @@ last commit itself is damaged, a log or an HDF5 file shows the flush before it, 
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncckpt
@@ -18,7 +20,6 @@ from .workload import same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 EARLIER: Final = "the flush before"
 CHANGED: Final = "changed, where there are no digests"
@@ -72,8 +73,12 @@ class OursFile(Subject):
             yield f"the file {'swapped with one that is ' if how in others else ''}{how}"
 
     def go_on(self, root: Path) -> str | None:
-        """See `Subject`: a key is set, or that is refused and the file is as it was."""
-        del root
+        """See `Subject`: a key is set, or that is refused and the file is as it was.
+
+        Never through a link that leads out of the directory: a library with a mistake would replace a device.
+        """
+        if not Path(os.path.realpath(self._path)).is_relative_to(root.parent.resolve()):
+            return None
         before = self._path.read_bytes() if self._path.is_file() else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -104,14 +109,17 @@ class OursFile(Subject):
                 return f"it raised {error!r}"
         return self._judge(found)
 
+    def _is_nothing(self) -> bool:
+        return not self._path.exists() or (self._path.is_file() and not self._path.stat().st_size)
+
     def _judge(self, found: dict[str, Any]) -> str:
         if same(found, self._states[1]):
             return EQUAL
         data = self._path.read_bytes() if self._path.is_file() else b""
         if data == self._first and same(found, self._states[0]):
             return EARLIER  # as it was then, to the bit
-        if not data and not found:
+        if not found and self._is_nothing():
             return NEW
-        if self._form in _FALLS_BACK and (same(found, self._states[0]) or not found):
+        if self._form in _FALLS_BACK and (same(found, self._states[0]) or (not found and self._path.is_file())):
             return EARLIER
         return CHANGED if self._form == "keyed-json" else f"it is silently wrong: {[*found]}"
