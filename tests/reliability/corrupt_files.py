@@ -1,7 +1,8 @@
 """Damage of files of many keys: the same as of checkpoints, with what each kind can promise.
 
 A log and an HDF5 file have digests of every value, an npz file a CRC-32 of each member; a JSON file has none. Where the
-last commit itself is damaged, a log or an HDF5 file shows the flush before it, as after a power cut.
+last commit itself is damaged, a log or an HDF5 file shows the flush before it, as after a power cut, and says so; that
+no key is left is accepted only of a file that is shorter than its first commit was.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 EARLIER: Final = "the flush before"
 CHANGED: Final = "changed, where there are no digests"
-NEW: Final = "no file, or an empty one, which has no keys"
+NEW: Final = "no keys, as before the first commit"
 _FALLS_BACK: Final = ("keyed-msgpack", "keyed-hdf5")
 _NOT_YET: Final = ("replaced by a link to itself",)  # opening it raises RuntimeError, and should an error of ours
 _STALE: Final = "as it was after the flush before"
@@ -40,6 +41,7 @@ class OursFile(Subject):
         self._states: list[dict[str, Any]] = []
         self._path: Path
         self._first = b""
+        self._nbytes = 0
 
     def make(self, root: Path, size: str) -> Path:
         """Flush two states."""
@@ -51,6 +53,7 @@ class OursFile(Subject):
             with asyncckpt.Checkpointer.from_file(self._path) as chk:
                 chk.update(self._states[-1])
             self._first = self._first or self._path.read_bytes()
+        self._nbytes = self._path.stat().st_size
         return self._path
 
     def damage_files(self, root: Path, path: Path) -> Iterator[str]:
@@ -96,8 +99,8 @@ class OursFile(Subject):
     def look(self, root: Path) -> str:
         """Load all keys."""
         del root
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
             try:
                 with asyncckpt.Checkpointer.from_file(self._path) as chk:
                     found = dict(chk)
@@ -107,19 +110,21 @@ class OursFile(Subject):
                 return f"it raised {error!r}" if self._path.is_file() else DETECTED
             except Exception as error:  # noqa: BLE001 - any other is a loss
                 return f"it raised {error!r}"
-        return self._judge(found)
+        has_warned = any(issubclass(each.category, asyncckpt.CheckpointWarning) for each in told)
+        return self._judge(found, has_warned=has_warned)
 
     def _is_nothing(self) -> bool:
         return not self._path.exists() or (self._path.is_file() and not self._path.stat().st_size)
 
-    def _judge(self, found: dict[str, Any]) -> str:
+    def _judge(self, found: dict[str, Any], *, has_warned: bool) -> str:
         if same(found, self._states[1]):
             return EQUAL
         data = self._path.read_bytes() if self._path.is_file() else b""
-        if data == self._first and same(found, self._states[0]):
-            return EARLIER  # as it was then, to the bit
-        if not found and self._is_nothing():
+        if same(found, self._states[0]) and (data == self._first or self._form in _FALLS_BACK):
+            # What a log lacks at its end may be what a crash has kept from coming: nobody need be told.
+            is_told = has_warned or data == self._first or (self._form == "keyed-msgpack" and len(data) < self._nbytes)
+            return EARLIER if is_told else f"it is {EARLIER}, and nobody was told"
+        is_short = self._path.is_file() and self._form in _FALLS_BACK and len(data) < len(self._first)
+        if not found and (is_short or self._is_nothing()):
             return NEW
-        if self._form in _FALLS_BACK and (same(found, self._states[0]) or (not found and self._path.is_file())):
-            return EARLIER
         return CHANGED if self._form == "keyed-json" else f"it is silently wrong: {[*found]}"
