@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -83,13 +84,18 @@ class Cancel(Rig):
     goal = 2000
 
     def units(self, seed: int) -> Iterator[str]:
-        """Give one unit for each action and disturbance."""
+        """Give one unit for each action and disturbance, every disturbance in turn."""
         # Small states are captured on the loop, large ones in threads.
         contents = seed if seed % 2 else seed * LARGE_EVERY
-        for kind, form in ((ManagerPlay, FORMS[seed % 3 == 0]), (FilePlay, FILE_FORMS[seed % len(FILE_FORMS)])):
-            for how, actions in kind.disturbances.items():
-                yield from (f"{how}/{action}/{form}/{contents}" for action in actions)
-        yield f"deadline/save/{FORMS[seed % 3 == 0]}/{contents}"
+        manager_form, file_form = FORMS[seed % 3 == 0], FILE_FORMS[seed % len(FILE_FORMS)]
+        yield f"deadline/save/{manager_form}/{contents}"
+        columns = [
+            [f"{how}/{action}/{form}/{contents}" for action in actions]
+            for kind, form in ((ManagerPlay, manager_form), (FilePlay, file_form))
+            for how, actions in kind.disturbances.items()
+        ]
+        for row in itertools.zip_longest(*columns):
+            yield from filter(None, row)
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Disturb an action at one await after the other; or leave while a change of the disk hangs, each in turn."""
