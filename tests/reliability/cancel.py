@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import asyncckpt
 
 from .cancel_plays import FilePlay, ManagerPlay, Play, make_play
 from .directories import FORMS
+from .disks import ShimDisk
 from .files import FORMS as FILE_FORMS
 from .processes import Ended, run_forked
 from .rig import Result, Rig
@@ -24,7 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
     from pathlib import Path
 
+    from .disks import Change
+
 _POINTS_MAX = 300
+_TURNS = 10
+_DEADLINE = 0.5
+_HELD = (1, 5, 9)  # changes of the last save; each takes the seconds after which a thread counts as stuck
+_PATIENCE = 20.0  # seconds after which a disk that stands still goes on
 
 
 class Steps:
@@ -68,34 +76,47 @@ class Cancel(Rig):
         "A manager's save, load, flush, delete, finalize and close, and those of a file of many keys and its"
         " cached_eval, are cancelled at each of their awaits, in turn; the loop ends under them; SIGINT and"
         " SIGTERM come there; `asyncio.run` ends with saves pending, the manager never closed. No thread, task,"
-        " descriptor, lock or pending directory may be left, and what was acknowledged, or captured, must be there."
+        " descriptor, lock or pending directory may be left, and what was acknowledged, or captured, must be there; a"
+        " signal that came ends the program, as it says, and within the deadline even if the disk stands still."
     )
     cases = "cancellations"
     quick = 80
     goal = 2000
 
     def units(self, seed: int) -> Iterator[str]:
-        """Give one unit for each action and disturbance."""
+        """Give one unit for each action and disturbance, every disturbance in turn."""
         # Small states are captured on the loop, large ones in threads.
         contents = seed if seed % 2 else seed * LARGE_EVERY
-        for kind, form in ((ManagerPlay, FORMS[seed % 3 == 0]), (FilePlay, FILE_FORMS[seed % len(FILE_FORMS)])):
-            for how, actions in kind.disturbances.items():
-                yield from (f"{how}/{action}/{form}/{contents}" for action in actions)
+        manager_form, file_form = FORMS[seed % 3 == 0], FILE_FORMS[seed % len(FILE_FORMS)]
+        yield f"deadline/save/{manager_form}/{contents}"
+        columns = [
+            [f"{how}/{action}/{form}/{contents}" for action in actions]
+            for kind, form in ((ManagerPlay, manager_form), (FilePlay, file_form))
+            for how, actions in kind.disturbances.items()
+        ]
+        for row in itertools.zip_longest(*columns):
+            yield from filter(None, row)
 
     def run(self, unit: str, scratch: Path) -> Result:
-        """Disturb an action at one await after the other."""
+        """Disturb an action at one await after the other; or leave while a change of the disk hangs, each in turn."""
         how, action, form, seed = unit.split("/")
         source = scratch / "source"
         asyncio.run(make_play(source, form, int(seed)).fill())
         result = Result()
-        for at in range(1, _POINTS_MAX):
+        for at in _HELD if how == "deadline" else range(1, _POINTS_MAX):
             root = scratch / "root"
             shutil.copytree(source, root)
-            ended = run_forked(functools.partial(disturb, how, action, make_play(root, form, int(seed)), at))
+            if how == "deadline":
+                case = functools.partial(leave_in_time, ManagerPlay(root, form, int(seed)), at)
+            else:
+                case = functools.partial(disturb, how, action, make_play(root, form, int(seed)), at)
+            ended = run_forked(case)
             loss, was_reached = _judge(ended, make_play(root, form, int(seed)))
             shutil.rmtree(root)
             if loss:
-                result.losses.append(f"{loss}; {how} at await {at} of {action}")
+                result.losses.append(f"{loss}; {how} at {'change' if how == 'deadline' else 'await'} {at} of {action}")
+                if how == "deadline":  # the next would wait as long
+                    break
             elif not was_reached:
                 break
             result.tried += 1
@@ -112,7 +133,7 @@ def _judge(ended: Ended, play: Play) -> tuple[str | None, bool]:
 def disturb(how: str, action: str, play: Play, at: int) -> tuple[Any, str | None, bool]:
     """Play an action in this process, disturbed at an await; give what happened, what is wrong, and whether it came."""
     before = _resources()
-    reached = []
+    reached: list[int] = []
 
     def now(action: Callable[[], object]) -> Callable[[], None]:
         def act() -> None:
@@ -121,16 +142,63 @@ def disturb(how: str, action: str, play: Play, at: int) -> tuple[Any, str | None
 
         return act
 
-    run = (lambda *each: asyncio.run(_cancel(*each))) if how == "cancel" else functools.partial(_end_loop, how)
-    problem = run(play, action, at, now)
+    if how == "cancel":
+        problem = asyncio.run(_cancel(play, action, at, now))
+    else:
+        problem, ending = _end_loop(how, play, action, at, now)
+        if problem is None and reached and ending != _ENDINGS[how]:
+            problem = f"asyncio.run ended with {ending}, not {_ENDINGS[how]}"
+    return play.report(), problem or _left_behind(before), bool(reached)
+
+
+_ENDINGS = {
+    "teardown": "CancelledError()",
+    "SIGINT": "KeyboardInterrupt()",
+    "SIGTERM": "SystemExit(143)",
+    "pending": "",
+}
+"""How `asyncio.run` ends when the loop was ended; empty where the main task just returns."""
+
+
+def _left_behind(before: dict[str, Any]) -> str | None:
     gc.collect()
     for thread in threading.enumerate():  # a manager that was never closed ends its threads when it is collected
         if thread is not threading.current_thread():
             thread.join(10)
     after = _resources()
-    if problem is None and after != before:
-        problem = f"left behind: {after} where there was {before}"
-    return play.report(), problem, bool(reached)
+    return None if after == before else f"left behind: {after} where there was {before}"
+
+
+def leave_in_time(play: ManagerPlay, at: int) -> tuple[Any, str | None, bool]:
+    """Let SIGTERM come, and the disk stand still at a change of the last save until the program has left."""
+    before = _resources()
+    has_left = threading.Event()
+    changes: list[Change] = []
+    waited: list[Change] = []
+
+    def hold(change: Change) -> None:
+        changes.append(change)
+        if len(changes) == at and not has_left.wait(_PATIENCE):
+            waited.append(change)
+
+    play.disk, play.grace = ShimDisk(hold), 0.0  # a manager that is closed then waits for its grace besides
+
+    async def main() -> None:
+        async with play.opened() as place, asyncckpt.leave_on_sigterm(lambda: play.leave(place), deadline=_DEADLINE):
+            changes.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(_PATIENCE)
+
+    problem, ending = _run(main)
+    was_reached = len(changes) >= at
+    has_left.set()
+    if problem is None and ending != _ENDINGS["SIGTERM"]:
+        problem = f"asyncio.run ended with {ending}"
+    problem = problem or _left_behind(before)
+    if waited:
+        problem = f"it waited for the disk longer than {_PATIENCE} s, with a deadline of {_DEADLINE} s"
+    begun = [event for event in play.report() if event.kind == "begin"]  # and not waited for: it is there or not
+    return begun, problem, was_reached
 
 
 async def _cancel(play: Play, action: str, at: int, now: Callable[..., Callable[[], None]]) -> str | None:
@@ -155,8 +223,10 @@ async def _cancel(play: Play, action: str, at: int, now: Callable[..., Callable[
     return f"tasks are left: {others}" if others else None
 
 
-def _end_loop(how: str, play: Play, action: str, at: int, now: Callable[..., Callable[[], None]]) -> str | None:
-    """End the loop under an action: its main task cancelled, by a signal or not, or just returning."""
+def _end_loop(
+    how: str, play: Play, action: str, at: int, now: Callable[..., Callable[[], None]]
+) -> tuple[str | None, str]:
+    """End the loop under an action: its main task cancelled, by a signal or not, or just returning; say how."""
 
     async def act(place: Any, disturbance: Callable[[], object]) -> None:
         await Steps(getattr(play, action)(place), at, now(disturbance))
@@ -179,13 +249,13 @@ def _end_loop(how: str, play: Play, action: str, at: int, now: Callable[..., Cal
 
             async with asyncckpt.leave_on_sigterm(last):
                 await act(place, lambda: os.kill(os.getpid(), signal.SIGTERM))
+                for _ in range(_TURNS):  # the loop hears of the signal while the program goes on
+                    await asyncio.sleep(0)
 
     kept: list[Any] = []
 
     async def pending() -> None:
-        manager = play.opened()
-        kept.append(manager)  # or its own finalizer would warn
-        task = asyncio.get_running_loop().create_task(act(await manager.__aenter__(), leave.set))
+        task = asyncio.get_running_loop().create_task(play.abandon(lambda place: act(place, leave.set), kept))
         task.add_done_callback(lambda _: leave.set())
         kept.append(task)
         await leave.wait()
@@ -193,15 +263,20 @@ def _end_loop(how: str, play: Play, action: str, at: int, now: Callable[..., Cal
     leave = asyncio.Event()
     main = {"teardown": torn_down, "SIGINT": interrupted, "SIGTERM": terminated, "pending": pending}[how]
     try:
-        asyncio.run(main())
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        pass
-    except SystemExit as error:
-        if error.code != 128 + signal.SIGTERM:
-            return f"the exit status is {error.code}"
+        return _run(main)
     finally:
         kept.clear()
-    return None
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> tuple[str | None, str]:
+    """Run a program; return what is wrong with how it ended, and how it ended."""
+    try:
+        asyncio.run(main())
+    except (asyncio.CancelledError, KeyboardInterrupt, SystemExit) as error:
+        return None, f"{type(error).__name__}({error.code if isinstance(error, SystemExit) else ''})"
+    except BaseException as error:  # noqa: BLE001 - it is the loss
+        return f"asyncio.run ended with {error!r}", ""
+    return None, ""
 
 
 def _resources() -> dict[str, Any]:

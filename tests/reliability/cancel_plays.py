@@ -18,9 +18,11 @@ from .files import KeyedWorkload, key_of, name_of, value_of
 from .history import Event, History
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
+
+    from asyncckpt.disk.ops import DiskOps
 
 _STEPS = (1, 2)
 _GRACE = 60.0
@@ -59,6 +61,15 @@ class Play(ABC):
         return None
 
     @abstractmethod
+    async def abandon(self, use: Callable[[Any], Awaitable[None]], kept: list[Any]) -> None:
+        """Open the place and use it, in a task that the loop's end cancels.
+
+        Args:
+            use: What is done.
+            kept: What must live until the loop has ended.
+        """
+
+    @abstractmethod
     def report(self) -> Any:
         """Return what happened, for `judge` in another process."""
 
@@ -87,10 +98,18 @@ class ManagerPlay(Play):
     def __init__(self, root: Path, form: str, seed: int) -> None:
         super().__init__(root, form, seed)
         self._events: list[Event] = []
+        self.disk: DiskOps | None = None
+        self.grace = _GRACE
 
     def opened(self) -> asyncckpt.CheckpointManager:
         """See `Play`."""
-        return asyncckpt.CheckpointManager(self.root, format=self.form, grace=_GRACE)
+        return asyncckpt.CheckpointManager(self.root, disk=self.disk, format=self.form, grace=self.grace)
+
+    async def abandon(self, use: Callable[[Any], Awaitable[None]], kept: list[Any]) -> None:
+        """See `Play`: it is never closed."""
+        manager = self.opened()
+        kept.append(manager)  # or its own finalizer would warn
+        await use(await manager.__aenter__())
 
     async def fill(self) -> None:
         """See `Play`."""
@@ -192,6 +211,8 @@ class FilePlay(Play):
         "cancel": (*_FILE_ACTIONS, "evaluate_before", "evaluate_after"),
         "teardown": _FILE_ACTIONS,
         "SIGINT": _FILE_ACTIONS,
+        "SIGTERM": _FILE_ACTIONS,
+        "pending": _FILE_ACTIONS,
     }
 
     def __init__(self, root: Path, form: str, seed: int) -> None:
@@ -221,6 +242,18 @@ class FilePlay(Play):
             raise
         if self._file.is_open:
             await self._file.__aexit__(None, None, None)
+
+    async def abandon(self, use: Callable[[Any], Awaitable[None]], kept: list[Any]) -> None:
+        """See `Play`: the block is left when the loop, which is ending, cancels the task."""
+        del kept
+        async with self.opened() as view:
+            await use(view)
+
+    async def leave(self, place: Any) -> Awaitable[Any] | None:
+        """See `Play`."""
+        await self._set(place, _LAST, 60)
+        flushing: Awaitable[Any] = place.flush()
+        return flushing
 
     async def go_on(self, place: Any) -> str | None:
         """See `Play`."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _READERS = 2
 _SECONDS = 4.0
 _STEPS = range(1, 7)
+_KEPT = 4
+"""The step that nobody deletes and retention keeps: whatever overwrites it, it is there at every moment."""
 _NOT_FOUND = "pruned meanwhile"
 
 
@@ -36,8 +38,9 @@ class Concurrency(Rig):
     name = "concurrency"
     tries = (
         "Processes list, load and verify without pause while another saves, overwrites, deletes and prunes as fast as"
-        " it can: never an error but not-found for a step that went, never a wrong byte. A second writer is refused"
-        " while the first lives, and let in when it is killed. States change while their saves wait for a slow disk."
+        " it can: never an error but not-found for a step that went, never a wrong byte, and never a moment without"
+        " the step that is overwritten and not pruned. A second writer is refused while the first lives, and let in"
+        " when it is killed. States change while their saves wait for a slow disk."
     )
     cases = "loads and saves"
     quick = 1000
@@ -73,9 +76,13 @@ def read_while_writing(root: Path, form: str, seed: int, result: Result) -> None
     context = multiprocessing.get_context("fork")
     told: Any = context.SimpleQueue()
     root.mkdir()
-    writer = context.Process(target=write_on, args=(root, form, seed))
+    has_begun = context.Event()
+    writer = context.Process(target=write_on, args=(root, form, seed, has_begun))
     readers = [context.Process(target=read_on, args=(root, seed, number, told)) for number in range(_READERS)]
-    for process in (writer, *readers):
+    writer.start()
+    if not has_begun.wait(60):
+        result.losses.append("the writer does not save")
+    for process in readers:
         process.start()
     for _ in readers:
         counts, losses = told.get()
@@ -93,16 +100,19 @@ def read_while_writing(root: Path, form: str, seed: int, result: Result) -> None
         result.losses.append(f"after the writer was killed: {ended.error or ended.value}")
 
 
-def write_on(root: Path, form: str, seed: int) -> None:
-    """Save, overwrite, delete and prune until killed."""
+def write_on(root: Path, form: str, seed: int, has_begun: Any) -> None:
+    """Save, overwrite, delete and prune until killed; say when the step that is kept is there."""
     chance = random.Random(seed)  # noqa: S311 - seeded on purpose
 
     async def main() -> None:
         versions = dict.fromkeys(_STEPS, -1)
-        async with asyncckpt.CheckpointManager(root, format=form, keep_latest_k=4) as manager:
+        versions[_KEPT] = 0
+        async with asyncckpt.CheckpointManager(root, format=form, keep_latest_k=2, keep_every=_KEPT) as manager:
+            await (await manager.save(_KEPT, content(seed, _KEPT, 0), training_info={"version": 0}))
+            has_begun.set()
             while True:
-                step = chance.choice(_STEPS)
-                if chance.random() < 0.1 and step in manager.steps():
+                step = _KEPT if chance.random() < 0.4 else chance.choice(_STEPS)
+                if step != _KEPT and chance.random() < 0.1 and step in manager.steps():
                     with contextlib.suppress(asyncckpt.CheckpointNotFoundError):  # pruned by what was queued before
                         await manager.delete(step)
                     continue
@@ -122,6 +132,8 @@ def read_on(root: Path, seed: int, number: int, told: Any) -> None:
 
     async def read(manager: asyncckpt.CheckpointManager) -> None:
         await manager.refresh()
+        if _KEPT not in manager.steps():
+            losses.append(f"step {_KEPT} is not listed: {manager.steps()}")
         for step in manager.steps():
             try:
                 if chance.random() < 0.3:
@@ -136,14 +148,18 @@ def read_on(root: Path, seed: int, number: int, told: Any) -> None:
                         losses.append(f"step {step} went back from version {newest[step]} to {version}")
                     newest[step] = version
                     kind = "loaded"
-            except asyncckpt.CheckpointNotFoundError:
+            except asyncckpt.CheckpointNotFoundError as error:
                 kind = _NOT_FOUND
+                if step == _KEPT:
+                    losses.append(f"step {_KEPT}, which is only overwritten, is not found: {error}")
             counts[kind] = counts.get(kind, 0) + 1
 
     async def main() -> None:
         deadline = time.monotonic() + _SECONDS
         while time.monotonic() < deadline:
             async with asyncckpt.CheckpointManager(root, read_only=True) as manager:
+                if _KEPT not in manager.steps():
+                    losses.append(f"step {_KEPT} is not listed by a new reader: {manager.steps()}")
                 for _ in range(chance.randint(1, 5)):
                     await read(manager)
             counts["listed"] = counts.get("listed", 0) + 1

@@ -10,13 +10,14 @@ Peers go through the same (`peers.py`), each loaded as its documentation says; w
 from __future__ import annotations
 
 import asyncio
-import itertools
+import functools
 import os
 import random
-import shutil
+import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
@@ -26,17 +27,17 @@ from asyncckpt.disk.manifest import decode_manifest
 
 from .directories import FORMS
 from .files import EXTENSIONS
+from .replaced_files import damage_directory, go_on, outside
 from .rig import Result, Rig
 from .workload import same
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable, Iterable, Iterator
 
 EQUAL: Final = "equal"
 DETECTED: Final = "detected"
 BEFORE, DAMAGED = 1, 2  # the steps: one that stays whole, and the one that is damaged
-_FALLBACK_EVERY: Final = 61  # how many flips there are to one look at "latest", which takes five times as long
+_FALLBACK_EVERY: Final = 8  # how many flips or lengths there are to one look at "latest", which takes longer
 PARTS: Final = 32  # units that the bits of a checkpoint are shared out to
 
 SIZES: Final = {"smallest": 1, "16 KiB": 1200}
@@ -65,6 +66,16 @@ class Subject(ABC):
 
     def look_again(self, root: Path) -> str | None:
         """Look at what else was promised; return what is wrong."""
+        del root
+        return None
+
+    def damage_files(self, root: Path, path: Path) -> Iterator[str]:
+        """Do to each file, and to the whole checkpoint, what people and programs do to them: say what was done."""
+        del root, path
+        return iter(())
+
+    def go_on(self, root: Path) -> str | None:
+        """Save beside the damage; return what is wrong."""
         del root
         return None
 
@@ -136,6 +147,18 @@ class Ours(Subject):
             return "load('latest') fell back and told nobody"
         return None
 
+    def damage_files(self, root: Path, path: Path) -> Iterator[str]:
+        """See `Subject`."""
+        return damage_directory(root, path, path.with_name(f"step_{BEFORE}"))
+
+    def go_on(self, root: Path) -> str | None:
+        """See `Subject`: what links lead to stays."""
+        before = outside(root.parent)
+        wrong = asyncio.run(go_on(root, DAMAGED))
+        if wrong is None and outside(root.parent) != before:
+            return "saving afterwards changed what lies outside of the directory"
+        return wrong
+
     def _is(self, loaded: Any, step: int) -> bool:
         return loaded.step == step and same(loaded.state, self._states[step]) and loaded.training_info == {"step": step}
 
@@ -144,6 +167,39 @@ class Ours(Subject):
         if self._manager is not None:
             self._runner.run(self._manager.__aexit__(None, None, None))
         self._runner.close()
+
+
+def make_subject(form: str) -> Subject:
+    """Make what is ours and has a form."""
+    from .corrupt_files import OursFile  # it needs this module
+
+    return Ours(form) if form in FORMS else OursFile(form)
+
+
+_PLACES: Final = (
+    ("smallest", "msgpack"),
+    ("16 KiB", "msgpack"),
+    *(("smallest", form) for form in (*FORMS, *EXTENSIONS) if form != "msgpack"),
+    *(("16 KiB", form) for form in (*FORMS, *EXTENSIONS) if form != "msgpack"),
+)
+"""What is damaged, at every place, in this order."""
+_QUICK_PLACES: Final = 1
+_GOAL_PLACES: Final = 1 + len((*FORMS, *EXTENSIONS))  # all of the smallest, and 16 KiB
+
+
+def count_cases(places: Iterable[tuple[str, str]]) -> int:
+    """Count the cases of places: each bit and each length of what is saved now, and all that is done to files."""
+    count = 0
+    for size, form in places:
+        with tempfile.TemporaryDirectory() as folder:
+            root, subject = Path(folder) / "checkpoints", make_subject(form)
+            try:
+                path = subject.make(root, size)
+                count += sum(9 * file.stat().st_size for file in files_of(path))
+                count += sum(1 for _ in subject.damage_files(root, path))
+            finally:
+                subject.close()
+    return count
 
 
 class CorruptRig(Rig):
@@ -157,14 +213,21 @@ class CorruptRig(Rig):
         " before"
     )
     cases: ClassVar[str] = "damaged checkpoints"
-    quick: ClassVar[int] = 78_000  # all of the smallest, as msgpack
-    goal: ClassVar[int] = 500_000
+
+    @functools.cached_property
+    def quick(self) -> int:  # type: ignore[override] # a count that follows the format
+        """All of the smallest, as msgpack."""
+        return count_cases(_PLACES[:_QUICK_PLACES])
+
+    @functools.cached_property
+    def goal(self) -> int:  # type: ignore[override] # as above
+        """All of the smallest and of 16 KiB; and 1 % more, because what was tried of an older format counts, too."""
+        return count_cases(_PLACES[:_GOAL_PLACES]) * 101 // 100
 
     def units(self, seed: int) -> Iterator[str]:
-        """Give all bits and lengths of the smallest checkpoints, then of larger ones, then random damage."""
-        for size, form in itertools.product(SIZES, (*FORMS, *EXTENSIONS)):
-            if form in FORMS:
-                yield f"{size}/{form}/files"
+        """Give all bits and lengths of one place after the other, then random damage."""
+        for size, form in _PLACES:
+            yield f"{size}/{form}/files"
             for part in range(PARTS):
                 yield f"{size}/{form}/bits/{part}"
                 yield f"{size}/{form}/cuts/{part}"
@@ -178,13 +241,11 @@ class CorruptRig(Rig):
         if first == "random":
             asyncio.run(_random_damage(result, root, form, unit))
             return result
-        from .corrupt_files import OursFile  # it needs this module
-
-        subject: Subject = Ours(form) if form in FORMS else OursFile(form)
+        subject = make_subject(form)
         try:
             path = subject.make(root, first)
             if rest[0] == "files":
-                _replace_files(result, subject, root, path)
+                replace_files(result, subject, root, path)
             elif rest[0] == "bits":
                 flip_bits(result, subject, root, path, range(int(rest[1]), 1 << 62, PARTS))
             else:
@@ -207,7 +268,8 @@ def flip_bits(result: Result, subject: Subject, root: Path, path: Path, chosen: 
     for file, number in _places(files_of(path), chosen, 8):
         position, bit = divmod(number, 8)
         with _patched(file, position, lambda byte, bit=bit: bytes([byte[0] ^ 1 << bit])):
-            _judge(result, subject, root, f"bit {bit} of byte {position} of {file.name}", result.tried)
+            is_chosen = bit == position // 4 % _FALLBACK_EVERY  # of each byte one, of each part as many
+            _judge(result, subject, root, f"bit {bit} of byte {position} of {file.name}", looks_again=is_chosen)
 
 
 def cut_files(result: Result, subject: Subject, root: Path, path: Path, chosen: range | list[int]) -> None:
@@ -215,7 +277,8 @@ def cut_files(result: Result, subject: Subject, root: Path, path: Path, chosen: 
     for file, length in _places(files_of(path), chosen, 1):
         data = file.read_bytes()
         os.truncate(file, length)
-        _judge(result, subject, root, f"{file.name} cut to {length} of {len(data)} bytes", result.tried)
+        is_chosen = length % _FALLBACK_EVERY == 0
+        _judge(result, subject, root, f"{file.name} cut to {length} of {len(data)} bytes", looks_again=is_chosen)
         with file.open("r+b") as writing:
             writing.write(data)
 
@@ -247,108 +310,27 @@ def _patched(file: Path, position: int, patch: Callable[[bytes], bytes]) -> Iter
         os.close(fd)
 
 
-def _judge(result: Result, subject: Subject, root: Path, says: str, number: int) -> None:
+def _judge(result: Result, subject: Subject, root: Path, says: str, *, looks_again: bool) -> None:
     result.tried += 1
     found = subject.look(root)
     result.count(found if found in subject.harmless else "lost")
     if found not in subject.harmless:
         result.losses.append(f"{says}: {found}")
-    if number % _FALLBACK_EVERY == 0 and (wrong := subject.look_again(root)) is not None:
-        result.losses.append(f"{says}: {wrong}")
+    if looks_again:
+        result.count("looked at again")
+        if (wrong := subject.look_again(root)) is not None:
+            result.losses.append(f"{says}: {wrong}")
 
 
-# --- whole files, of ours ---------------------------------------------------------------------------------------------
+# --- whole files ------------------------------------------------------------------------------------------------------
 
 
-def _replace_files(result: Result, subject: Subject, root: Path, path: Path) -> None:
-    """Do to each file, and to the whole checkpoint, what people and programs do to them."""
-    kept = root.parent / "kept"
-    shutil.copytree(root, kept, symlinks=True)
-    names = [file.name for file in files_of(path)]
-    whole = [("the checkpoint", path, how) for how in (*_REPLACEMENTS, "of the step before", "of another step")]
-    single = [(name, path / name, how) for name in names for how in (*_REPLACEMENTS, "of the step before")]
-    swaps = [(f"{one} and {two}", path / one, two) for one, two in itertools.combinations(names, 2)]
-    extras = [(name, path / name, f"with {count} bytes more") for name in names for count in (1, 4096)]
-    for says, place, how in [*whole, *single, *swaps, *extras]:
-        shutil.rmtree(root)
-        shutil.copytree(kept, root)
-        if how in _REPLACEMENTS:
-            _REPLACEMENTS[how](place)
-        elif how.startswith("of"):
-            _remove(place)
-            other = kept / f"step_{BEFORE}" / place.relative_to(path)
-            (shutil.copytree if other.is_dir() else shutil.copy)(other, place)
-        elif how.startswith("with"):
-            with place.open("ab") as file:
-                file.write(bytes(int(how.split()[1])))
-        else:
-            place.rename(place.with_name("aside"))
-            place.with_name(how).rename(place)
-            place.with_name("aside").rename(place.with_name(how))
-        _judge(result, subject, root, f"{says} {how}", 0)
-        outside = _outside(root.parent)
-        if (wrong := asyncio.run(_go_on(root))) is not None:
-            result.losses.append(f"{says} {how}: {wrong}")
-        if _outside(root.parent) != outside:
-            result.losses.append(f"{says} {how}: saving afterwards changed what lies outside of the directory")
-
-
-async def _go_on(root: Path) -> str | None:
-    """Save into a directory with a damaged checkpoint: the next step, and in the place of the damaged one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            async with asyncckpt.CheckpointManager(root) as manager:
-                for step in (3, DAMAGED):
-                    if step == DAMAGED and not (root / f"step_{step}").is_dir():
-                        continue  # something else has its name, and whoever put it there must take it away
-                    await (await manager.save(step, {"next": step}, overwrite=True))
-                    if (await manager.load(step)).state != {"next": step}:
-                        return f"step {step}, saved afterwards, is silently wrong"
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
-        return f"saving afterwards raised {error!r}"
-    return None
-
-
-def _outside(folder: Path) -> dict[Path, bytes]:
-    """Return what links may lead to."""
-    return {file: file.read_bytes() for place in folder.glob("elsewhere-*") for file in files_of(place)}
-
-
-def _remove(place: Path) -> None:
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink()
-
-
-def _link(place: Path) -> None:
-    """Put a link there, to the very same contents elsewhere."""
-    elsewhere = place.parents[1 if place.name.startswith("step_") else 2] / f"elsewhere-{place.name}"  # beside the root
-    if elsewhere.exists():
-        _remove(elsewhere)
-    place.rename(elsewhere)
-    place.symlink_to(elsewhere)
-
-
-def _replacement(make: Callable[[Path], object]) -> Callable[[Path], None]:
-    def replace(place: Path) -> None:
-        _remove(place)
-        make(place)
-
-    return replace
-
-
-_REPLACEMENTS: Final[dict[str, Callable[[Path], Any]]] = {
-    "missing": _remove,
-    "replaced by a link to the same": _link,
-    "replaced by a link to nothing": _replacement(lambda place: place.symlink_to("nothing")),
-    "replaced by a link to itself": _replacement(lambda place: place.symlink_to(place.name)),
-    "replaced by a link to /dev/zero": _replacement(lambda place: place.symlink_to("/dev/zero")),
-    "replaced by an empty file": _replacement(lambda place: place.touch()),
-    "replaced by a directory": _replacement(lambda place: place.mkdir()),
-    "replaced by a FIFO": _replacement(os.mkfifo),
-}
+def replace_files(result: Result, subject: Subject, root: Path, path: Path) -> None:
+    """Try what is done to files, and save beside each."""
+    for says in subject.damage_files(root, path):
+        _judge(result, subject, root, says, looks_again=True)
+        if (wrong := subject.go_on(root)) is not None:
+            result.losses.append(f"{says}: {wrong}")
 
 
 # --- random damage, of ours -------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """What a crash may leave of a directory: a model of a disk on which only what was synced is certain.
 
 1. A synced file has its bytes. An unsynced one may have its old bytes, its new ones, a part of them that ends at a
-   sector (512 B) or a page (4 KiB), zeros in the place of any of it with the size already advanced.
+   sector (512 B) or a page (4 KiB), zeros in the place of any of it with the size already advanced, or all but one
+   sector or page in the midst of them. Of a large write, some of these places are tried: the first ones, the last
+   ones, and others spread evenly between.
 2. A sync that failed has made nothing durable, and neither does a second one: the kernel marks the pages clean.
 3. Each change of a directory's entries since its sync is there or not, whatever became of the others; a rename or an
    exchange is one change. This holds every order a file system may write in. The order that ext4's journal keeps, in
@@ -25,13 +27,15 @@ import numpy as np
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from .disks import Change
 
 SECTOR_NBYTES = 512
+PAGE_NBYTES = 4096
 _CUTS_MAX = 24
+_HOLES_MAX = 12
 
 State = tuple[tuple[str, bytes | None], ...]
 """What a crash leaves: each path with the digest of its bytes, or None for a directory; sorted."""
@@ -263,14 +267,26 @@ def torn(old: bytes, new: bytes) -> Iterator[bytes]:
         yield new + old[len(new) :]  # the size is the last to change
     first, last = _changed_range(before, new)
     cuts = range(SECTOR_NBYTES, len(new), SECTOR_NBYTES)
-    cuts = cuts[max(first // SECTOR_NBYTES - 1, 0) : last // SECTOR_NBYTES + 1]
-    for cut in cuts if len(cuts) < _CUTS_MAX else (*cuts[: _CUTS_MAX // 3], *cuts[-_CUTS_MAX // 3 :]):
+    for cut in _spread(cuts[max(first // SECTOR_NBYTES - 1, 0) : last // SECTOR_NBYTES + 1], _CUTS_MAX):
         if cut >= len(old):
             yield new[:cut]
         yield new[:cut] + before[cut:]
         yield before[:cut] + new[cut:]
         hole = slice(cut - SECTOR_NBYTES, cut)
         yield new[: hole.start] + before[hole] + new[cut:]
+    pages = range(0, len(new), PAGE_NBYTES)
+    for begin in _spread(pages[first // PAGE_NBYTES : last // PAGE_NBYTES + 1], _HOLES_MAX):
+        hole = slice(begin, begin + PAGE_NBYTES)
+        yield new[:begin] + before[hole] + new[hole.stop :]
+
+
+def _spread(places: Sequence[int], limit: int) -> Sequence[int]:
+    """Choose places if there are too many: a third of them the first, a third the last, the others between."""
+    if len(places) <= limit:
+        return places
+    third = limit // 3
+    between = places[third:-third]
+    return (*places[:third], *(between[at * len(between) // third] for at in range(third)), *places[-third:])
 
 
 def _changed_range(one: bytes, other: bytes) -> tuple[int, int]:

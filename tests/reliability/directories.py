@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,12 +48,18 @@ class DirectoryWorkload(Workload):
     keep_every: int | None = None
     exchanges: bool = True
     """Whether the disk can exchange two names."""
-    options: dict[str, Any] = field(default_factory=dict)
+    keep_top: int | None = None
+    """How many of the best stay. The metric is the version: what was overwritten oftener is better, or worse."""
+    higher_is_better: bool = True
 
     def history(self, events: Iterable[Event] = ()) -> History:
         """See `Workload`."""
         history = self.history_of(dict.fromkeys(self.steps, 0))
-        for event in (Event("keep", self.keep_latest or 0, self.keep_every or 0), *events):
+        retention = (
+            Event("keep", self.keep_latest or 0, self.keep_every or 0),
+            Event("keep-top", self.keep_top or 0, int(self.higher_is_better)),
+        )
+        for event in (*retention, *events):
             history.take(event)
         return history
 
@@ -146,6 +152,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "overwrite": {"sessions": ((("save", (3,)),),)},
     "overwrite-renaming": {"sessions": ((("save", (3,)),),), "exchanges": False},
     "prune": {"sessions": ((("save", (4,)), ("flush", ())),), "keep_latest": 2},
+    "prune-by-metric": {"sessions": ((("save", (1,)), ("save", (4,)), ("save", (5,)), ("flush", ())),), "keep_top": 2},
     "delete": {"sessions": ((("delete", (2,)),),)},
     "finalize": {"sessions": ((("finalize", (3,)),),)},
     "finalize-renaming": {"sessions": ((("finalize", (3,)),),), "exchanges": False},
@@ -176,6 +183,8 @@ def make_workload(name: str) -> DirectoryWorkload:
         keep_latest=chance.choice((None, 1, 2, 3)),
         keep_every=chance.choice((None, 2)),
         exchanges=chance.random() < 0.7,
+        keep_top=chance.choice((None, None, 1, 2)),
+        higher_is_better=chance.random() < 0.5,
     )
 
 
@@ -282,6 +291,16 @@ async def version_of(manager: asyncckpt.CheckpointManager, step: int, seed: int)
     return version if is_same else -1
 
 
+def retention_of(latest: int | None, every: int | None, top: int | None, *, higher_is_better: bool = True) -> Any:
+    """Return a manager's options; the metric is the version."""
+    options: dict[str, Any] = {"keep_latest_k": latest, "keep_top_k": top}
+    if top is not None:
+        options |= {"metric_name": "version", "higher_is_better": higher_is_better}
+    if latest is not None or top is not None:
+        options["keep_every"] = every
+    return options
+
+
 # --- playing ----------------------------------------------------------------------------------------------------------
 
 
@@ -303,12 +322,16 @@ class _Player:
 
     async def play(self, session: tuple[Action, ...], healing: Healing | None) -> None:
         """Play a session."""
-        retention: Any = {"keep_latest_k": self.workload.keep_latest}
-        if self.workload.keep_latest is not None:
-            retention["keep_every"] = self.workload.keep_every
-        options = {"format": self.workload.form, **retention, **self.workload.options}
+        retention = retention_of(
+            self.workload.keep_latest,
+            self.workload.keep_every,
+            self.workload.keep_top,
+            higher_is_better=self.workload.higher_is_better,
+        )
         try:
-            async with asyncckpt.CheckpointManager(self.root, disk=self.disk, **options) as manager:
+            async with asyncckpt.CheckpointManager(
+                self.root, disk=self.disk, format=self.workload.form, **retention
+            ) as manager:
                 for kind, steps in session:
                     try:
                         await getattr(self, kind)(manager, *steps)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 import random
 import resource
@@ -26,7 +27,7 @@ import numpy as np
 import xxhash
 
 from .fuzz_files import FILE_TARGETS, good_inputs, read_input
-from .hostile import touch
+from .hostile import memory_bound, touch
 from .hostile_cases import STEP, entries, ext, piece
 from .rig import Result, Rig
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 _MAX_NBYTES: Final = 1 << 14
 _SECONDS: Final = 10  # for one input of a few KiB
-_ADDRESSES: Final = 2 << 30
+_ADDRESSES: Final = 2 << 30  # beyond which nothing is allocated, so that the machine survives
 _INPUTS: Final = 10_000  # of a unit
 _FILES: Final = 2_000  # where each is a file
 
@@ -129,6 +130,12 @@ def mutate(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
     return data[:_MAX_NBYTES]
 
 
+def first_inputs(target: str, seed: str) -> dict[bytes, None]:
+    """Give the inputs of a unit, each once."""
+    number = _FILES if target in FILE_TARGETS else _INPUTS
+    return dict.fromkeys(itertools.islice(inputs(target, seed), number))
+
+
 def inputs(target: str, seed: str) -> Iterator[bytes]:
     """Give inputs, for ever; some grow out of earlier ones."""
     chance = random.Random(f"{target} {seed}")  # noqa: S311 - seeded on purpose
@@ -141,7 +148,9 @@ def inputs(target: str, seed: str) -> Iterator[bytes]:
 
 
 def try_input(target: str, data: bytes, folder: Path) -> str | None:
-    """Read an input; return what went wrong, if something did."""
+    """Read an input; return what went wrong, if something did: any other error, too much time, too much memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _peak()
     signal.alarm(_SECONDS)
     try:
         TARGETS[target](data, folder)
@@ -149,7 +158,19 @@ def try_input(target: str, data: bytes, folder: Path) -> str | None:
         return f"{data.hex()}: {error!r:.200}"
     finally:
         signal.alarm(0)
+    grown = _peak() - before
+    if grown > memory_bound(len(data), is_refused=False):
+        return f"{data.hex()}: {len(data)} bytes became {grown >> 20} MiB"
     return None
+
+
+def _peak() -> int:
+    """Return how much memory this process has had at most since its peak was set back, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _digest(data: bytes) -> bytes:
+    return xxhash.xxh3_128_digest(data)
 
 
 def _limit() -> None:
@@ -175,19 +196,21 @@ class FuzzRig(Rig):
         yield from (f"{target}/{seed}" for target in TARGETS)
 
     def run(self, unit: str, scratch: Path) -> Result:
-        """Try many inputs."""
+        """Try many inputs: those that no seed before has had, which makes them again to see that."""
         _limit()
         target, _, seed = unit.partition("/")
-        result, seen = Result(), set[bytes]()
-        for data in inputs(target, seed):
-            if data not in seen:
-                seen.add(data)
+        before: set[bytes] = set()
+        for number in range(1, int(seed)):
+            before.update(map(_digest, first_inputs(target, str(number))))
+        result = Result()
+        for data in first_inputs(target, seed):
+            if result.has_enough:
+                break
+            if _digest(data) not in before:
+                result.tried += 1
                 problem = try_input(target, data, scratch)
                 result.losses += [problem] if problem is not None else []
-            if len(seen) == (_FILES if target in FILE_TARGETS else _INPUTS):
-                break
-        result.tried = len(seen)
-        result.count(target, len(seen))
+        result.count(target, result.tried)
         return result
 
 

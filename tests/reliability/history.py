@@ -17,7 +17,7 @@ class Event(NamedTuple):
     """Something that happened in the program."""
 
     kind: str
-    """`begin` or `ack` or `fail` of a version's save; `delete` or `deleted` of a step; `keep` sets the retention.
+    """`begin` or `ack` of a version's save; `delete` or `deleted` of a step; `keep` and `keep-top` set the retention.
 
     Of a file of many keys: `set` and `unset` of a key, or `clear` of all; `begin` and `ack` of a flush.
     """
@@ -41,6 +41,9 @@ class History:
     """Steps whose deletion was acknowledged."""
     keep_latest: int | None = None
     keep_every: int | None = None
+    keep_top: int | None = None
+    """How many of the best stay, by their versions: the greatest are the best, or the smallest; of equals the later."""
+    higher_is_better: bool = True
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> History:
@@ -55,6 +58,8 @@ class History:
         kind, step, version = event
         if kind == "keep":
             self.keep_latest, self.keep_every = step or None, version or None
+        elif kind == "keep-top":
+            self.keep_top, self.higher_is_better = step or None, bool(version)
         elif kind == "begin":
             self.begun.setdefault(step, set()).add(version)
             self.gone.discard(step)
@@ -63,7 +68,7 @@ class History:
             self.begun[step] = {each for each in self.begun.get(step, ()) if each > version}
             self.may_be_gone.discard(step)
             self.gone.discard(step)
-            self.may_be_gone |= self.acknowledged.keys() - self._kept(self.acknowledged)
+            self.may_be_gone |= self.acknowledged.keys() - self._kept({})
         elif kind == "delete":
             self.may_be_gone.add(step)
         elif kind == "deleted":
@@ -71,12 +76,26 @@ class History:
             self.begun.pop(step, None)
             self.gone.add(step)
 
-    def _kept(self, steps: Iterable[int]) -> set[int]:
-        ordered = sorted(steps)
-        if self.keep_latest is None:
+    def _kept(self, found: Mapping[int, int]) -> set[int]:
+        """Return what retention keeps for sure of what was acknowledged or found, the newest always."""
+        ordered = sorted(self.acknowledged.keys() | found.keys())
+        if self.keep_latest is None and self.keep_top is None:
             return set(ordered)
-        kept = set(ordered[-self.keep_latest :])
-        return kept | {step for step in ordered if self.keep_every and step % self.keep_every == 0}
+        kept = set(ordered[-(self.keep_latest or 1) :])
+        kept |= {step for step in ordered if self.keep_every and step % self.keep_every == 0}
+        return kept | (set() if self.keep_top is None else self._best(found, self.keep_top))
+
+    def _best(self, found: Mapping[int, int], count: int) -> set[int]:
+        """Return the acknowledged steps that are among the best, whichever of the saves that have begun are there."""
+        ranks: dict[int, list[tuple[int, int]]] = {}
+        for step in self.acknowledged.keys() | self.begun.keys() | found.keys():
+            versions = {*self.begun.get(step, ()), self.acknowledged.get(step), found.get(step)} - {None}
+            ranks[step] = [(each if self.higher_is_better else -each, step) for each in versions if each is not None]
+        return {
+            step
+            for step in self.acknowledged
+            if sum(max(rank) > min(ranks[step]) for other, rank in ranks.items() if rank and other != step) < count
+        }
 
     def judge(self, found: Mapping[int, int]) -> str | None:
         """Say what is wrong with what was found, if something is.
@@ -94,8 +113,7 @@ class History:
                 return f"step {step} is version {version} again, after version {least} was acknowledged"
             if version != least and version not in self.begun.get(step, ()):
                 return f"step {step} has version {version}, which nobody saved"
-        present = found.keys() | self.acknowledged.keys()
-        for step in sorted(self._kept(present) & self.acknowledged.keys() - self.may_be_gone - found.keys()):
+        for step in sorted(self._kept(found) & self.acknowledged.keys() - self.may_be_gone - found.keys()):
             return (
                 f"step {step} is lost: its version {self.acknowledged[step]} was acknowledged, and retention keeps it"
             )

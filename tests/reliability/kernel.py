@@ -15,6 +15,7 @@ file, the next commit of its journal, which any sync of a directory makes, takes
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import mmap
 import os
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from .fuse_disk import Record
 
 PAGE: Final = 4096
+_ZEROS: Final = bytes(PAGE)
 STATES: Final = 60  # of a unit
 _SAVES_EVERY: Final = 3  # states that are looked at, to one that is saved into as well
 
@@ -230,7 +232,8 @@ def _neighbour(path: Path) -> Iterator[None]:
 
 def choose_cuts(base: Disk, log: list[Record], chance: random.Random) -> Iterator[tuple[int, Disk]]:
     """Choose power cuts: where in the log, and what the disk holds then. None comes twice."""
-    durable, pending, at = base, list[Write](), 0
+    durable, pending, at, notes = base, list[Write](), 0, 0
+    given: set[tuple[int, int]] = set()
     for cut, kept in _plan_cuts(log, chance):
         for each in log[at:cut]:
             if isinstance(each, Write):
@@ -238,16 +241,21 @@ def choose_cuts(base: Disk, log: list[Record], chance: random.Random) -> Iterato
             elif isinstance(each, Flush):
                 durable.apply(pending)
                 pending.clear()
+            else:
+                notes += 1
         at = cut
-        left = durable.with_writes([each for each, is_kept in zip(pending, kept, strict=True) if is_kept])
-        left.says = f"{sum(kept)} of {len(kept)} pages since the last flush"
-        yield cut, left
+        left = durable.with_writes([pending[place] for place in kept])
+        left.says = f"{len(kept)} of {len(pending)} pages since the last flush"
+        if (notes, left.fingerprint) not in given:
+            given.add((notes, left.fingerprint))
+            yield cut, left
 
 
-def _plan_cuts(log: list[Record], chance: random.Random) -> list[tuple[int, tuple[bool, ...]]]:
-    """Say of each cut which of the pages since the last flush are on the disk.
+def _plan_cuts(log: list[Record], chance: random.Random) -> list[tuple[int, tuple[int, ...]]]:
+    """Say of each cut which of the pages since the last flush are on the disk: their places among these.
 
-    Two cuts are one case if the disk holds the same and the program knew the same.
+    Two cuts are one case if the disk holds the same and the program knew the same. Most of such pairs keep the same
+    pages after the same flush, and are found here; where other pages have the same bytes, the disks show it.
     """
     pending: list[int] = [0]  # pages since the last flush, at each place
     known: list[tuple[int, int]] = [(0, 0)]  # flushes and notes before it
@@ -258,10 +266,10 @@ def _plan_cuts(log: list[Record], chance: random.Random) -> list[tuple[int, tupl
         known.append((flushes + isinstance(each, Flush), notes + isinstance(each, Mark)))
     places = [number + 1 for number, each in enumerate(log) if isinstance(each, Mark)] + [len(log)]
     places += chance.choices(range(1, len(log) + 1), k=4 * STATES)
-    cases: dict[object, tuple[int, tuple[bool, ...]]] = {}
+    cases: dict[object, tuple[int, tuple[int, ...]]] = {}
     for cut in places:
         share = chance.choice((0.0, 0.05, 0.3, 0.5, 0.7, 0.95, 1.0, 1.0))
-        kept = tuple(chance.random() < share for _ in range(pending[cut]))
+        kept = tuple(place for place in range(pending[cut]) if chance.random() < share)
         cases.setdefault((known[cut], kept), (cut, kept))
     return sorted(chance.sample(list(cases.values()), min(STATES, len(cases))))
 
@@ -282,13 +290,14 @@ class Disk:
         self._bytes = mmap.mmap(-1, nbytes)
         self._used: set[int] = set()
         self._over: dict[int, bytearray] = {}
+        self.fingerprint = 0
+        """The same for disks that hold the same, whatever has written it: a sum over their pages."""
         self.says = ""
 
     @classmethod
     def read(cls, path: Path) -> Disk:
         """Read a file."""
         disk = cls(path.stat().st_size)
-        zeros = bytes(PAGE)
         with path.open("rb") as file:
             at = 0
             while True:
@@ -297,13 +306,19 @@ class Disk:
                 except OSError:  # no more
                     return disk
                 page = os.pread(file.fileno(), PAGE, at)
-                if page != zeros:
+                if page != _ZEROS:
                     disk._put(at, page)
                 at += PAGE
 
+    def _page(self, number: int) -> bytes:
+        return self._bytes[number * PAGE : (number + 1) * PAGE]
+
     def _put(self, offset: int, data: bytes) -> None:
+        number = offset // PAGE
+        self.fingerprint ^= _fingerprint(number, self._page(number))
         self._bytes[offset : offset + len(data)] = data
-        self._used.add(offset // PAGE)
+        self.fingerprint ^= _fingerprint(number, self._page(number))
+        self._used.add(number)
 
     def apply(self, writes: Sequence[Write]) -> None:
         """Write, each within a page."""
@@ -318,8 +333,11 @@ class Disk:
             number = offset // PAGE
             page = left._over.get(number)
             if page is None:
-                page = left._over[number] = bytearray(self._bytes[number * PAGE : (number + 1) * PAGE])
+                page = left._over[number] = bytearray(self._page(number))
             page[offset % PAGE : offset % PAGE + len(data)] = data
+        left.fingerprint = self.fingerprint
+        for number, page in left._over.items():
+            left.fingerprint ^= _fingerprint(number, self._page(number)) ^ _fingerprint(number, page)
         return left
 
     def write_to(self, path: Path) -> None:
@@ -335,6 +353,12 @@ class Disk:
             view.release()
         finally:
             os.close(fd)
+
+
+def _fingerprint(number: int, page: bytes | bytearray) -> int:
+    if page == _ZEROS:
+        return 0
+    return int.from_bytes(hashlib.blake2b(page, digest_size=16, salt=number.to_bytes(16)).digest())
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

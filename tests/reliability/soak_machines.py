@@ -1,4 +1,4 @@
-"""What `soak.py` does at random: state machines of hypothesis, each with a model beside it.
+"""What `soak.py` does at random: state machines, each with a model beside it, driven by hypothesis or for long.
 
 1. The loop runs only while an operation does: between two, what was queued waits or goes on in threads.
 2. Draws depend on nothing that happens, so that the same choices can be played again.
@@ -9,13 +9,16 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
+import random
 import shutil
+import threading
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import hypothesis.configuration
 from hypothesis import HealthCheck, Phase, settings
@@ -26,25 +29,39 @@ import asyncckpt
 
 from . import directories
 from .directories import content, version_of
-from .files import KeyedWorkload, name_of, value_of
 from .history import Event, History
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Coroutine
 
 _STEP = st.integers(1, 8)
-_KEY = st.integers(0, 5)
-_TURNS = st.integers(0, 12)
+TURNS = st.integers(0, 12)
 """How many turns the loop takes until a cancellation."""
+
+
+class Usage(NamedTuple):
+    """What a process has."""
+
+    descriptors: int
+    threads: int
+    nbytes: int
+    """Of memory."""
 
 
 @dataclass(slots=True)
 class Used:
-    """What came of many runs."""
+    """What came of many runs, or of a long one."""
 
     operations: int = 0
-    usages: list[tuple[int, int]] = field(default_factory=list)
-    """Open descriptors and bytes of memory, after each run."""
+    usages: list[Usage] = field(default_factory=list)
+    """After each run, or now and then in a long one."""
+
+
+def machine_of(form: str) -> type[Machine]:
+    """Return what uses a kind of place."""
+    from .soak_files import FileMachine  # it needs this module
+
+    return ManagerMachine if form in directories.FORMS else FileMachine
 
 
 def use_at_random(form: str, seed: int, scratch: Path, *, runs: int, steps: int) -> Used:
@@ -54,7 +71,7 @@ def use_at_random(form: str, seed: int, scratch: Path, *, runs: int, steps: int)
         Exception: What went wrong; its notes have the operations, as few as hypothesis could find.
     """
     hypothesis.configuration.set_hypothesis_home_dir(scratch / "hypothesis")
-    kind = ManagerMachine if form in directories.FORMS else FileMachine
+    kind = machine_of(form)
     used = Used()
     machine: Any = type(kind.__name__, (kind,), {"form": form, "seed": seed, "folder": scratch, "used": used})
     run_state_machine_as_test(
@@ -68,6 +85,28 @@ def use_at_random(form: str, seed: int, scratch: Path, *, runs: int, steps: int)
             suppress_health_check=list(HealthCheck),
         ),
     )
+    return used
+
+
+def use_for_long(  # noqa: PLR0913
+    form: str, seed: int, scratch: Path, *, rounds: int, samples: int, reopens: bool
+) -> Used:
+    """Use one place in this process, so many rounds of an operation or a few, and see now and then what that takes.
+
+    Raises:
+        Exception: What went wrong.
+    """
+    used = Used()
+    kind: Any = machine_of(form)
+    machine: Machine = type(kind.__name__, (kind,), {"form": form, "seed": seed, "folder": scratch, "used": used})()
+    chance = random.Random(f"{form} {seed}")  # noqa: S311 - seeded on purpose
+    machine.begin_long()
+    for number in range(1, rounds + 1):
+        machine.act_at_random(chance, reopens=reopens)
+        if number % (rounds // samples) == 0:
+            machine.do(machine.settle())
+            used.usages.append(usage())
+    machine.teardown()
     return used
 
 
@@ -105,6 +144,18 @@ class Machine(RuleBasedStateMachine):
     async def close(self) -> None:
         """Close it, if it is open."""
 
+    def begin_long(self) -> None:
+        """Begin what is used for long."""
+        self.do(self.open())
+
+    @abstractmethod
+    def act_at_random(self, chance: random.Random, *, reopens: bool) -> None:
+        """Do something, and maybe close the place and open it again."""
+
+    @abstractmethod
+    async def settle(self) -> None:
+        """Wait until nothing is queued."""
+
     def teardown(self) -> None:
         """Close all, and see what is left."""
         try:
@@ -112,14 +163,18 @@ class Machine(RuleBasedStateMachine):
         finally:
             self._runner.close()
             shutil.rmtree(self.root)
-        gc.collect()
         self.used.usages.append(usage())
 
 
-def usage() -> tuple[int, int]:
-    """Return how many descriptors are open, and how many bytes of memory are in use."""
+def usage() -> Usage:
+    """Return what this process has, when it has given back what it can."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return len(os.listdir("/proc/self/fd")), pages * os.sysconf("SC_PAGE_SIZE")  # noqa: PTH208 - only their number
+    descriptors = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - only their number
+    return Usage(descriptors, threading.active_count(), pages * os.sysconf("SC_PAGE_SIZE"))
 
 
 async def cancel_after(turns: int, awaitable: Awaitable[Any]) -> bool:
@@ -157,6 +212,31 @@ class ManagerMachine(Machine):
             self.model.take(Event("keep", latest, every or 0))
         self.do(self.open())
 
+    def begin_long(self) -> None:
+        """See `Machine`."""
+        self.begin(4, 3)
+
+    def act_at_random(self, chance: random.Random, *, reopens: bool) -> None:
+        """See `Machine`: half of it is saves that are waited for."""
+        step = chance.randint(1, 8)
+        if reopens and chance.random() < 0.02:
+            self.reopen()
+        elif chance.random() < 0.5:
+            self.save(step)
+        else:
+            turns = chance.randint(0, 12)
+            chance.choice(
+                (
+                    lambda: self.queue([step, chance.randint(1, 8)]),
+                    lambda: self.cancel_save(step, turns),
+                    lambda: self.delete(step),
+                    lambda: self.load(step, None),
+                    lambda: self.load(step, turns),
+                    self.look,
+                    self.refresh,
+                )
+            )()
+
     @property
     def opened(self) -> asyncckpt.CheckpointManager:
         """The manager."""
@@ -189,13 +269,14 @@ class ManagerMachine(Machine):
             array.fill(0xAA)
         return handle, version
 
-    async def _settle(self) -> None:
+    async def settle(self) -> None:
+        """See `Machine`."""
         await self.opened.flush()
         self._acknowledge()
 
     async def _look(self) -> None:
         """Wait for all, load all, and compare: what is there is what was saved, of all that retention keeps."""
-        await self._settle()
+        await self.settle()
         found = {step: await version_of(self.opened, step, self.seed) for step in self.opened.steps()}
         wrong = self.model.judge(found)
         assert wrong is None, wrong
@@ -226,7 +307,7 @@ class ManagerMachine(Machine):
 
         self.do(act())
 
-    @rule(step=_STEP, turns=_TURNS)
+    @rule(step=_STEP, turns=TURNS)
     def cancel_save(self, step: int, turns: int) -> None:
         """Cancel who saves and waits: it is saved or not."""
 
@@ -235,7 +316,7 @@ class ManagerMachine(Machine):
             await handle
 
         async def act() -> None:
-            await self._settle()
+            await self.settle()
             await cancel_after(turns, save())
             await self._look()
 
@@ -249,7 +330,7 @@ class ManagerMachine(Machine):
         """Delete."""
 
         async def act() -> None:
-            await self._settle()
+            await self.settle()
             is_kept = self._is_kept(step)
             self.model.take(Event("delete", step))
             try:
@@ -260,12 +341,12 @@ class ManagerMachine(Machine):
 
         self.do(act())
 
-    @rule(step=_STEP, turns=st.none() | _TURNS)
+    @rule(step=_STEP, turns=st.none() | TURNS)
     def load(self, step: int, turns: int | None) -> None:
         """Load, or verify; or cancel who does."""
 
         async def act() -> None:
-            await self._settle()
+            await self.settle()
             loading = self.opened.load(step, lazy=step % 2 == 0) if turns is None else self.opened.verify(step)
             try:
                 if turns is None:
@@ -287,7 +368,7 @@ class ManagerMachine(Machine):
         """List anew: the same."""
 
         async def act() -> None:
-            await self._settle()
+            await self.settle()
             before = self.opened.steps()
             await self.opened.refresh()
             assert self.opened.steps() == before
@@ -304,160 +385,3 @@ class ManagerMachine(Machine):
             await self._look()
 
         self.do(act())
-
-
-# --- a file of many keys ----------------------------------------------------------------------------------------------
-
-
-class FileMachine(Machine):
-    """A file in use by its asynchronous view, or in blocking mode; its model is a dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.workload = KeyedWorkload(self.form, self.seed, ())
-        self.model: dict[str, int] = {}
-        self.number = 0
-        self.file: asyncckpt.Checkpointer | None = None
-        self.view: Any = None
-
-    @initialize()
-    def begin(self) -> None:
-        """Open."""
-        self.do(self.open())
-
-    async def open(self) -> None:
-        """See `Machine`."""
-        self.file = asyncckpt.Checkpointer.from_file(self.workload.path(self.root))
-        self.view = await self.file.__aenter__()
-
-    async def close(self) -> None:
-        """See `Machine`."""
-        if self.file is not None:
-            file, self.file = self.file, None
-            await file.__aexit__(None, None, None)
-
-    def _next(self, key: int) -> tuple[str, int, Any]:
-        self.number += 1
-        return name_of(key), self.number, value_of(self.seed, key, self.number, is_large=False)
-
-    async def _load(self, name: str) -> int:
-        return self.workload.number_in(name, await self.view[name])
-
-    async def _look(self) -> None:
-        found = [(name, await self._load(name)) for name in self.view]
-        assert found == [*self.model.items()]
-
-    @rule(key=_KEY, is_awaited=st.booleans())
-    def set(self, key: int, is_awaited: bool) -> None:
-        """Set, on the spot or awaited; the value changes as soon as it may."""
-
-        async def act() -> None:
-            name, number, value = self._next(key)
-            if is_awaited:
-                await self.view.save_parameter(name, value)
-            else:
-                self.view[name] = value
-            (value["array"] if isinstance(value, dict) else value).fill(0xAA)
-            self.model[name] = number
-
-        self.do(act())
-
-    @rule(key=_KEY)
-    def unset(self, key: int) -> None:
-        """Delete."""
-
-        async def act() -> None:
-            name = name_of(key)
-            was_there = self.model.pop(name, None) is not None
-            try:
-                del self.view[name]
-            except asyncckpt.CheckpointKeyError:
-                assert not was_there
-            else:
-                assert was_there
-
-        self.do(act())
-
-    @rule(key=_KEY)
-    def load(self, key: int) -> None:
-        """Load."""
-
-        async def act() -> None:
-            name = name_of(key)
-            try:
-                found = await self._load(name)
-            except asyncckpt.CheckpointKeyError:
-                assert name not in self.model
-            else:
-                assert found == self.model[name]
-
-        self.do(act())
-
-    @rule(key=_KEY, turns=_TURNS)
-    def cancel_save(self, key: int, turns: int) -> None:
-        """Cancel who saves: it is set or not."""
-
-        async def act() -> None:
-            name, number, value = self._next(key)
-            is_done = await cancel_after(turns, self.view.save_parameter(name, value))
-            if name not in self.view:
-                assert name not in self.model
-                assert not is_done
-                return
-            found = await self._load(name)
-            assert found == number or (found == self.model.get(name) and not is_done)
-            self.model[name] = found
-
-        self.do(act())
-
-    @rule(key=_KEY, turns=_TURNS)
-    def cancel_load(self, key: int, turns: int) -> None:
-        """Cancel who loads."""
-        self.do(self._cancel(turns, lambda: self.view.get(name_of(key))))
-
-    @rule(turns=_TURNS)
-    def cancel_flush(self, turns: int) -> None:
-        """Cancel who flushes."""
-        self.do(self._cancel(turns, self.view.flush))
-
-    async def _cancel(self, turns: int, call: Callable[[], Awaitable[Any]]) -> None:
-        await cancel_after(turns, call())
-        assert list(self.view) == list(self.model)
-
-    @rule()
-    def flush(self) -> None:
-        """Flush; a reader beside finds what was flushed."""
-
-        async def act() -> None:
-            await self.view.flush()
-            assert await asyncio.to_thread(self._read) == self.model
-
-        self.do(act())
-
-    def _read(self) -> dict[str, int]:
-        with asyncckpt.Checkpointer.from_file(self.workload.path(self.root)) as chk:
-            return {name: self.workload.number_of(chk, name) for name in chk}
-
-    @rule()
-    def look(self) -> None:
-        """Load all there is, and compare."""
-        self.do(self._look())
-
-    @rule(key=st.none() | _KEY)
-    def reopen(self, key: int | None) -> None:
-        """Close, and open again; in between, maybe, set a key in blocking mode."""
-
-        async def act() -> None:
-            await self.close()
-            if key is not None:
-                name, number, value = self._next(key)
-                await asyncio.to_thread(self._set_blocking, name, value)
-                self.model[name] = number
-            await self.open()
-            await self._look()
-
-        self.do(act())
-
-    def _set_blocking(self, name: str, value: Any) -> None:
-        with asyncckpt.Checkpointer.from_file(self.workload.path(self.root)) as chk:
-            chk[name] = value
