@@ -47,7 +47,7 @@ _KEYS_READ: Final = 50
 _MESSAGE_MAX: Final = 5000
 _ALLOWED: Final = (
     "/usr/",
-    "/proc/self/",
+    *("/proc/self/status", "/proc/self/clear_refs", "/proc/self/fd/"),
     "/etc/localtime",
     "/dev/null",
     sys.prefix,
@@ -170,14 +170,16 @@ class _Reader:
         """Read, and say what went wrong."""
         warnings.simplefilter("ignore")
         nbytes = sum(path.stat().st_size for path in self._root.rglob("*") if path.is_file() and not path.is_symlink())
-        for name in [name for name in sys.modules if name.partition(".")[0] == "h5py"]:
-            del sys.modules[name]  # those who made the case needed it
+        if not isinstance(self._case, FileCase):
+            for name in [name for name in sys.modules if name.partition(".")[0] == "h5py"]:
+                del sys.modules[name]  # those who made the case needed it
         before = _status("VmRSS")
         resource.setrlimit(
             resource.RLIMIT_AS, (_status("VmSize") + _ADDRESSES + memory_bound(nbytes, is_refused=False),) * 2
         )
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         sys.addaudithook(self._watch)
+        self._follow_links()
         if isinstance(self._case, FileCase):
             self._read_file(self._root / f"woof{self._case.extension}")
         else:
@@ -200,9 +202,25 @@ class _Reader:
         if isinstance(path, int) or path is None:
             return
         text = os.fsdecode(path)
-        inside = text.startswith(str(self._root)) or not text.startswith("/")
-        if ".." in text.split("/") or not (inside or text.startswith(_ALLOWED)):
+        if ".." in text.split("/") or (text.startswith("/") and not self._may_open(text)):
             self._opened.append(text)
+
+    def _follow_links(self) -> None:
+        """See where each descriptor leads: an audit event has the name that was asked for, links and all."""
+        really_open = os.open
+
+        def watched(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+            fd = really_open(path, flags, mode, dir_fd=dir_fd)
+            place = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - what open returns is no Path either
+            if not self._may_open(place):
+                self._opened.append(place)
+            return fd
+
+        os.open = watched
+
+    def _may_open(self, path: str) -> bool:
+        root = str(self._root)
+        return path == root or path.startswith((f"{root}/", *_ALLOWED))
 
     def _read_file(self, path: Path) -> None:
         """Read all keys; only of the first, where there are very many."""
