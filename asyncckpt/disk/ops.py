@@ -43,8 +43,8 @@ class DiskOps:
         return os.open(path, flags, 0o666)
 
     def open_lock(self, path: Path) -> int:
-        """Open a lock file, created if need be, and return its descriptor."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        """Open a lock file, created if need be, and return its descriptor; a symbolic link is an OSError."""
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
         """Write buffers at an offset and return how many bytes were written, which may be fewer than asked."""

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import warnings
@@ -31,7 +32,10 @@ class Home:
 
     def __init__(self, path: Path, ops: DiskOps) -> None:
         # What a symbolic link leads to is what is rewritten, and the working directory may change.
-        self.path = path.resolve()
+        try:
+            self.path = path.resolve()
+        except RuntimeError:  # what pathlib makes of a loop of links
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
         self.ops = ops
         self.sibling = self.path.with_name(f".{self.path.name}.tmp")
         self._lock: FileLock | None = None

@@ -36,6 +36,7 @@ _WINDOW_NBYTES: Final = 1 << 20
 _ERRORS: Final = "surrogatepass"
 _TAIL_NBYTES: Final = 6 + 2 + DIGEST_NBYTES  # without the digests: an array of two, a bin32, a bin8
 _RETRIES: Final = 20
+_SECTOR_NBYTES: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,8 @@ def scan(fd: int, name: str, pacer: Pacer) -> Log | None:
     if type(log.file_id) is not bytes or len(log.file_id) != _ID_NBYTES:
         raise _corrupt(name, 0, "its head is damaged")
     _replay(log, reader, record.end, name, pacer)
+    if log.end == record.end:  # it got its name when its first commit was durable
+        raise _corrupt(name, record.end, "its first commit is damaged")
     log.has_tail = os.fstat(fd).st_size > log.end
     return log
 
@@ -177,7 +180,9 @@ def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> 
         try:
             head, record = reader.read(offset)
         except _UnreadableError as error:
-            if offset >= reader.nbytes or not _find_commit(reader.fd, log.file_id, offset):
+            if offset >= reader.nbytes or not (
+                _is_damaged_commit(reader, log.file_id, offset) or _find_commit(reader.fd, log.file_id, offset)
+            ):
                 return
             # A writer may be at work just there, and have committed meanwhile.
             tries += 1
@@ -216,7 +221,7 @@ class _Reader:
         """Read the record at an offset."""
         head, head_nbytes = self._head(offset)
         kind = head.get("asyncckpt")
-        encoded = self._bytes(offset, head_nbytes)
+        encoded = self.bytes_at(offset, head_nbytes)
         if kind != "set":
             if kind not in _FIELDS or not _has_fields(head, _FIELDS[kind]):
                 raise _UnreadableError("there is no record")
@@ -239,7 +244,7 @@ class _Reader:
             raise _UnreadableError("the file ends")
         for nbytes in (1 << 12, _MAX_HEAD_NBYTES):
             unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, strict_map_key=False, max_buffer_size=nbytes)
-            unpacker.feed(self._bytes(offset, nbytes))
+            unpacker.feed(self.bytes_at(offset, nbytes))
             try:
                 head = unpacker.unpack()
             except msgpack.exceptions.OutOfData:
@@ -256,13 +261,13 @@ class _Reader:
         nbytes = _TAIL_NBYTES + blocks * DIGEST_NBYTES
         if nbytes > self.nbytes - offset:
             raise _UnreadableError("a record is not whole")
-        found = self._bytes(offset, nbytes)
+        found = self.bytes_at(offset, nbytes)
         digests = found[6 : 6 + blocks * DIGEST_NBYTES]
         if found != tail(head, digests):
             raise _UnreadableError("the digest of a record does not match")
         return digests, offset + nbytes
 
-    def _bytes(self, offset: int, nbytes: int) -> bytes:
+    def bytes_at(self, offset: int, nbytes: int) -> bytes:
         """Return bytes of the file, or fewer at its end."""
         at = offset - self._begin
         if at < 0 or at + nbytes > len(self._window):
@@ -283,6 +288,22 @@ _FIELDS: Final[dict[Any, dict[str, type]]] = {
 
 def _has_fields(head: dict[str, Any], fields: dict[str, type]) -> bool:
     return all(name in head and (type_ is object or type(head[name]) is type_) for name, type_ in fields.items())
+
+
+def _is_damaged_commit(reader: _Reader, file_id: bytes, offset: int) -> bool:
+    """Tell whether a commit at an offset was damaged: what a crash leaves of one are whole sectors, or none of it."""
+    head = commit_head(file_id, offset)
+    right = head + tail(head, b"")
+    found = reader.bytes_at(offset, len(right))
+    if len(found) < len(right):
+        return False
+    wrong = [at for at, pair in enumerate(zip(found, right, strict=True)) if pair[0] != pair[1]]
+    begin, end = wrong[0], wrong[-1] + 1
+    is_torn = not any(found[begin:end]) and (
+        (end == len(right) and (begin == 0 or (offset + begin) % _SECTOR_NBYTES == 0))
+        or (begin == 0 and (offset + end) % _SECTOR_NBYTES == 0)
+    )
+    return not is_torn and len(wrong) <= len(right) // 2
 
 
 def _find_commit(fd: int, file_id: bytes, offset: int) -> bool:

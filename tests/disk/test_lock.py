@@ -171,3 +171,13 @@ def test_the_lock_file_cannot_be_opened(tmp_path: Path) -> None:
     disk.fail("open_lock", errno.EACCES)
     with pytest.raises(PermissionError, match=r"\.lock"):
         acquire_lock(disk, tmp_path)
+
+
+def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    """What it leads to would be made, or locked, in somebody else's place."""
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / ".lock").symlink_to(tmp_path / "made")
+    with pytest.raises(OSError, match="symbolic links"):
+        acquire_lock(DiskOps(), root)
+    assert not (tmp_path / "made").exists()

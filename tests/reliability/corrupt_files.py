@@ -26,7 +26,6 @@ EARLIER: Final = "the flush before"
 CHANGED: Final = "changed, where there are no digests"
 NEW: Final = "no keys, as before the first commit"
 _FALLS_BACK: Final = ("keyed-msgpack", "keyed-hdf5")
-_NOT_YET: Final = ("replaced by a link to itself",)  # opening it raises RuntimeError, and should an error of ours
 _STALE: Final = "as it was after the flush before"
 _MORE: Final = {"with a byte more": 1, "with 4096 bytes more": 4096}
 
@@ -62,7 +61,7 @@ class OursFile(Subject):
         for other in others.values():
             with asyncckpt.Checkpointer.from_file(other) as chk:
                 chk.update(self._states[1])
-        hows = (*(how for how in REPLACEMENTS if how not in _NOT_YET), _STALE, *others, *_MORE)
+        hows = (*REPLACEMENTS, _STALE, *others, *_MORE)
         for how, _ in zip(hows, fresh(root), strict=False):
             if how in REPLACEMENTS:
                 REPLACEMENTS[how](path)

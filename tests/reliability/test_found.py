@@ -107,3 +107,12 @@ def test_what_follows_a_name_that_is_not_durable_leaves_its_file_alone(kind: str
         disk.heal()
     found = file.contents()
     assert (found["a"].size, found["b"].size, found["c"]) == (10, 300, 4)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_is_a_link_to_itself(kind: str, tmp_path: Path) -> None:
+    """What pathlib says of it once came through: a RuntimeError."""
+    file = Place(kind, tmp_path)
+    file.path.symlink_to(file.path)
+    with pytest.raises(OSError, match="symbolic links"):
+        file.contents()
