@@ -12,21 +12,15 @@ import struct
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import h5py
 import numpy as np
 from h5py import h5t
 
 from asyncckpt.disk.plan import Piece, align
 from asyncckpt.formats import _hdf5_bytes as hb
+from asyncckpt.formats._hdf5_leaves import TEXT, VALUE_MAX_NBYTES, Leaf
 
 if TYPE_CHECKING:
-    from asyncckpt.formats._hdf5_leaves import Leaf
     from asyncckpt.workers import Pacer
-
-VALUE_MAX_NBYTES: Final = 1 << 15
-"""Larger values are contiguous datasets: what lies in an object header ends at 64 KiB."""
-TEXT: Final = h5t.py_create(h5py.string_dtype(), logical=True)
-"""Strings of any length, in UTF-8; as h5py writes a str."""
 
 _COMPACT_LINKS: Final = 8  # more of them are stored where they are found by name
 _COLLECTION: Final = 4096  # texts stored together

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import h5py
 import numpy as np
 from h5py import h5t
 
 from asyncckpt.formats import _hdf5_names as names
-from asyncckpt.formats._hdf5_file import TEXT, VALUE_MAX_NBYTES
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain, is_extension
 
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.formats._hdf5_types import ElementTypes
+
+VALUE_MAX_NBYTES: Final = 1 << 15
+"""Larger values are contiguous datasets: what lies in an object header ends at 64 KiB."""
+TEXT: Final = h5t.py_create(h5py.string_dtype(), logical=True)
+"""Strings of any length, in UTF-8; as h5py writes a str."""
 
 _PLAIN_TYPES: Final = {kind: h5t.py_create(np.dtype(kind), logical=True) for kind in (bool, float, complex)}
 _PLAIN_KINDS: Final = "biufc"
