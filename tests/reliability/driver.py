@@ -86,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run rigs as the command line says; return the exit status."""
     options = parse(arguments)
     warnings.simplefilter("ignore", asyncckpt.CheckpointWarning)  # a rig that wants them catches them
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
     chosen = [rig for rig in RIGS if options.rigs is None or rig.name in options.rigs.split(",")]
     if options.replay is not None:
         rig = next(rig for rig in RIGS if rig.name == options.replay[0] and rig.subject == options.subject)
