@@ -270,12 +270,15 @@ class Writer:
             error = (
                 ManagerClosedError("it was stopped while the manager closed") if isinstance(raised, Stopped) else raised
             )
-            if command.is_forsaken:
-                self._warn(f"{self._root}: an operation that nobody waits for any more failed: {error}")
-            else:
-                command.done.set_exception(error)
+            self._fail(command, error)
         else:
             command.done.set_result(result)
+
+    def _fail(self, command: _Command, error: Exception) -> None:
+        if command.is_forsaken:
+            self._warn(f"{self._root}: an operation that nobody waits for any more failed: {error}")
+        else:
+            command.done.set_exception(error)
 
     async def _save(self, item: QueuedSave) -> None:
         handle = item.handle
@@ -377,7 +380,7 @@ class Writer:
                 self._end(item, SaveState.FAILED, cause=error)
             elif not item.done.done():
                 failure = error if isinstance(error, Exception) else CheckpointError("the writer task was ended")
-                item.done.set_exception(failure)
+                self._fail(item, failure)
         if self._writing is not None and not self._writing.handle.is_done:
             self._end(self._writing, SaveState.FAILED, cause=error)
         self.close()

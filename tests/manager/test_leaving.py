@@ -139,7 +139,7 @@ def test_when_time_is_over_nothing_is_waited_for(tmp_path: Path, ending: str) ->
 
 
 @LOOPS
-@pytest.mark.parametrize("held", ["lock", "save", "closing"])
+@pytest.mark.parametrize("held", ["lock", "save", "closing", "delete"])
 @pytest.mark.filterwarnings("ignore::asyncckpt.CheckpointWarning")
 def test_a_disk_that_hangs_keeps_nobody_beyond_the_deadline(
     tmp_path: Path, held: str, loop_factory: LoopFactory, caplog: pytest.LogCaptureFixture
@@ -162,6 +162,8 @@ def test_a_disk_that_hangs_keeps_nobody_beyond_the_deadline(
             async def save() -> SaveHandle | None:
                 outer.save_nowait(1, {})
                 handle = await inner.save(1, {})
+                if held == "delete":
+                    await inner.delete(0)  # behind the save
                 return handle if held == "save" else None
 
             disk.fail("mkdir", hang, path_part="" if held == "lock" else "tmp_step_1", lasting=True)
