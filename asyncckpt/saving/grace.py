@@ -3,6 +3,7 @@
 1. On a normal exit what was captured is written, however long it takes.
 2. On a cancellation the writer has `grace` seconds left; a task's second cancellation leaves none.
 3. When time has run out, every job of the writer's stops within one block.
+4. A program that must leave by some time (`leaving.py`) leaves no manager of its loop more than until then.
 """
 
 from __future__ import annotations
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
+
+_leave_by: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
+
+
+def leave_by(loop: asyncio.AbstractEventLoop, at: float) -> None:
+    """Bound every grace on a loop that begins from now on: none outlasts `at`, a time of the loop's clock."""
+    _leave_by[loop] = at
 
 
 class Grace:
@@ -42,8 +50,13 @@ class Grace:
         return self._over_at is not None and self._over_at < math.inf
 
     def is_over_since(self, seconds: float) -> bool:
-        """Whether time ran out more than so many seconds ago."""
-        return self._over_at is not None and self._loop.time() > self._over_at + seconds
+        """Whether time ran out more than so many seconds ago, or the program should have left by now."""
+        over_at = math.inf if self._over_at is None else self._over_at
+        return over_at < math.inf and self._loop.time() > min(over_at + seconds, self._must_leave_at)
+
+    @property
+    def _must_leave_at(self) -> float:
+        return _leave_by.get(self._loop, math.inf)
 
     async def run(
         self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
@@ -76,8 +89,9 @@ class Grace:
         self._cancellations.setdefault(task, str(error))
         if self._over_at is None:
             self._over_at = math.inf
-            if self._seconds < math.inf:
-                self._timer = self._loop.call_later(self._seconds, self.end)
+            over_at = min(self._loop.time() + self._seconds, self._must_leave_at)
+            if over_at < math.inf:
+                self._timer = self._loop.call_at(over_at, self.end)
         elif first is not None and not ("cancel scope" in first and first == str(error)):
             self.end()  # anyio's scopes alone cancel on and on, and mean it once
 

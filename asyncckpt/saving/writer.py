@@ -141,9 +141,13 @@ class Writer:
             return
         if self._taking is None or self._taking.done():
             self._taking = asyncio.Task(self._take_directory(), loop=self._loop, context=contextvars.Context())
+            # Who waits is told, and who no longer does needs no telling: the next save tries again.
+            self._taking.add_done_callback(lambda taking: taking.cancelled() or taking.exception())
+        taking = self._taking
         # Whoever waits may be cancelled; the lock is taken all the same, once, for all who want it.
         try:
-            await asyncio.shield(self._taking)
+            await asyncio.wait((taking,))
+            taking.result()
         except asyncio.CancelledError as error:
             if asyncio.current_task() is not self.task:
                 raise
@@ -217,8 +221,9 @@ class Writer:
                 await asyncio.wait(tasks, timeout=_POLL_SECONDS)
             except asyncio.CancelledError as error:
                 self.grace.hasten(error)
-            if not is_stuck and self.grace.is_over_since(_STUCK_SECONDS):
-                is_stuck = any(not task.done() for task in tasks)
+            is_late = self.grace.is_over_since(_STUCK_SECONDS) and any(not task.done() for task in tasks)
+            if is_late and not is_stuck:
+                is_stuck = True
                 self._jobs.give_up()
         return is_stuck
 
@@ -265,12 +270,15 @@ class Writer:
             error = (
                 ManagerClosedError("it was stopped while the manager closed") if isinstance(raised, Stopped) else raised
             )
-            if command.is_forsaken:
-                self._warn(f"{self._root}: an operation that nobody waits for any more failed: {error}")
-            else:
-                command.done.set_exception(error)
+            self._fail(command, error)
         else:
             command.done.set_result(result)
+
+    def _fail(self, command: _Command, error: Exception) -> None:
+        if command.is_forsaken:
+            self._warn(f"{self._root}: an operation that nobody waits for any more failed: {error}")
+        else:
+            command.done.set_exception(error)
 
     async def _save(self, item: QueuedSave) -> None:
         handle = item.handle
@@ -372,7 +380,7 @@ class Writer:
                 self._end(item, SaveState.FAILED, cause=error)
             elif not item.done.done():
                 failure = error if isinstance(error, Exception) else CheckpointError("the writer task was ended")
-                item.done.set_exception(failure)
+                self._fail(item, failure)
         if self._writing is not None and not self._writing.handle.is_done:
             self._end(self._writing, SaveState.FAILED, cause=error)
         self.close()

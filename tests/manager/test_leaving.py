@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import uvloop
 from gates import hold
 
 import asyncckpt
@@ -21,16 +23,22 @@ if TYPE_CHECKING:
 
     from asyncckpt import SaveHandle
 
+    LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+LOOPS = pytest.mark.parametrize(
+    "loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["stock", "uvloop"]
+)
+
 
 def terminate() -> None:
     """Send ourselves SIGTERM."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(main: Callable[[], Any]) -> int:
+def run(main: Callable[[], Any], loop_factory: LoopFactory | None = None) -> int:
     """Run a program that leaves; return its exit status."""
-    with pytest.raises(SystemExit) as caught:
-        asyncio.run(main())
+    with asyncio.Runner(loop_factory=loop_factory) as runner, pytest.raises(SystemExit) as caught:
+        runner.run(main())
     status = caught.value.code
     assert isinstance(status, int)
     return status
@@ -128,6 +136,66 @@ def test_when_time_is_over_nothing_is_waited_for(tmp_path: Path, ending: str) ->
     with pytest.warns(asyncckpt.CheckpointWarning, match="time ran out"):
         assert run(main) == 143
     assert steps_in(tmp_path) in ([1], [1, 2])  # the second was stopped, or had been written by then
+
+
+@LOOPS
+@pytest.mark.parametrize("held", ["lock", "save", "closing", "delete"])
+@pytest.mark.filterwarnings("ignore::asyncckpt.CheckpointWarning")
+def test_a_disk_that_hangs_keeps_nobody_beyond_the_deadline(
+    tmp_path: Path, held: str, loop_factory: LoopFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The deadline ends the grace of every manager: the program leaves while the disk still hangs, and logs nothing."""
+    disk = FaultyDisk()
+    opened = threading.Event()
+    waited: list[int] = []
+
+    def hang() -> None:
+        if not opened.wait(20):
+            waited.append(1)
+
+    async def main() -> None:
+        async with (
+            asyncckpt.CheckpointManager(tmp_path / "outer", disk=disk, grace=3600) as outer,
+            asyncckpt.CheckpointManager(tmp_path / "inner", disk=disk, grace=3600) as inner,
+        ):
+
+            async def save() -> SaveHandle | None:
+                outer.save_nowait(1, {})
+                handle = await inner.save(1, {})
+                if held == "delete":
+                    await inner.delete(0)  # behind the save
+                return handle if held == "save" else None
+
+            disk.fail("mkdir", hang, path_part="" if held == "lock" else "tmp_step_1", lasting=True)
+            async with asyncckpt.leave_on_sigterm(save, deadline=0.1):
+                terminate()
+                await asyncio.sleep(3600)
+
+    try:
+        assert run(main, loop_factory) == 143
+        assert not waited
+    finally:
+        opened.set()
+    for thread in [each for each in threading.enumerate() if each.name.startswith("asyncckpt")]:
+        thread.join()
+    gc.collect()
+    assert not caplog.records
+
+
+@LOOPS
+def test_a_signal_in_the_last_turn_of_the_block_counts(tmp_path: Path, loop_factory: LoopFactory) -> None:
+    """The block never awaits again, so that nothing is left to cancel; its end is saved, and the status is 143."""
+
+    async def main() -> None:
+        async with asyncckpt.CheckpointManager(tmp_path) as manager:
+            async with asyncckpt.leave_on_sigterm(lambda: manager.save(1, {})):
+                await asyncio.sleep(0)
+                terminate()
+            raise AssertionError("the program went on")
+
+    assert run(main, loop_factory) == 143
+    assert steps_in(tmp_path) == [1]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_other_threads_are_told(tmp_path: Path) -> None:

@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from .disks import Change
 
 _POINTS_MAX = 300
-_TURNS = 10
 _DEADLINE = 0.5
-_HELD = (1, 5, 9)  # changes of the last save; each takes the seconds after which a thread counts as stuck
+_HELD = (1, 5, 9)  # changes of the last save
 _PATIENCE = 20.0  # seconds after which a disk that stands still goes on
 
 
@@ -181,7 +180,7 @@ def leave_in_time(play: ManagerPlay, at: int) -> tuple[Any, str | None, bool]:
         if len(changes) == at and not has_left.wait(_PATIENCE):
             waited.append(change)
 
-    play.disk, play.grace = ShimDisk(hold), 0.0  # a manager that is closed then waits for its grace besides
+    play.disk = ShimDisk(hold)
 
     async def main() -> None:
         async with play.opened() as place, asyncckpt.leave_on_sigterm(lambda: play.leave(place), deadline=_DEADLINE):
@@ -249,8 +248,6 @@ def _end_loop(
 
             async with asyncckpt.leave_on_sigterm(last):
                 await act(place, lambda: os.kill(os.getpid(), signal.SIGTERM))
-                for _ in range(_TURNS):  # the loop hears of the signal while the program goes on
-                    await asyncio.sleep(0)
 
     kept: list[Any] = []
 

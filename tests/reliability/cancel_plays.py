@@ -99,11 +99,10 @@ class ManagerPlay(Play):
         super().__init__(root, form, seed)
         self._events: list[Event] = []
         self.disk: DiskOps | None = None
-        self.grace = _GRACE
 
     def opened(self) -> asyncckpt.CheckpointManager:
         """See `Play`."""
-        return asyncckpt.CheckpointManager(self.root, disk=self.disk, format=self.form, grace=self.grace)
+        return asyncckpt.CheckpointManager(self.root, disk=self.disk, format=self.form, grace=_GRACE)
 
     async def abandon(self, use: Callable[[Any], Awaitable[None]], kept: list[Any]) -> None:
         """See `Play`: it is never closed."""
