@@ -47,6 +47,7 @@ def written(disk: FaultyDisk) -> int:
 
 
 @given(st.dictionaries(st.text(max_size=5), strategies.states, max_size=5), st.data())
+@settings(max_examples=25)
 def test_everything_comes_back(values: dict[str, Any], data: st.DataObject) -> None:
     """Any value under any key, staged, committed, and after writing the file anew; dicts keep their order."""
     with tempfile.TemporaryDirectory() as folder:
@@ -182,6 +183,7 @@ SESSIONS = st.lists(st.lists(CHANGE, min_size=1, max_size=3), min_size=1, max_si
 
 
 @given(SESSIONS)
+@settings(max_examples=25)
 def test_a_file_stays_small(sessions: list[list[tuple[str, str, int]]]) -> None:
     """After each commit, it is at most three times its live bytes, and 4 MiB; and nothing is lost."""
     with tempfile.TemporaryDirectory() as folder:
@@ -442,7 +444,7 @@ def test_opening_without_changes_is_no_change(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_damage_is_an_error_or_harmless(data: st.DataObject) -> None:
     """One byte changed anywhere, or the file cut anywhere: what comes back is what was there, or an error of ours."""
     with tempfile.TemporaryDirectory() as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import os
 import pickle
@@ -212,6 +213,7 @@ def start(rig: Rig, unit: str) -> Running:
 
 def run_child(rig: Rig, unit: str, scratch: Path, pipe: int) -> NoReturn:
     """Run a unit and send what came of it."""
+    gc.freeze()  # what was imported is no garbage, and each collection would go through it
     try:
         try:
             result = rig.run(unit, scratch)

@@ -62,14 +62,16 @@ class Soak(Rig):
         """Let hypothesis choose, or a generator for long."""
         from .soak_machines import use_at_random, use_for_long  # hypothesis need not be there
 
-        *long, form, seed = unit.split("/")
+        *size, form, seed = unit.split("/")  # none; or `long` and how many rounds; or `runs` and how many
+        long = size if size[:1] == ["long"] else []
+        runs = int(size[1]) if size[:1] == ["runs"] else _RUNS
         result = Result()
         try:
             if long:
                 reopens = int(seed) // len(_FORMS) % 2 == 1  # what grows while a place is open, or with each opening
                 used = use_for_long(form, int(seed), scratch, rounds=int(long[1]), samples=_SAMPLES, reopens=reopens)
             else:
-                used = use_at_random(form, int(seed), scratch, runs=_RUNS, steps=_STEPS)
+                used = use_at_random(form, int(seed), scratch, runs=runs, steps=_STEPS)
         except Exception as error:  # noqa: BLE001 - it is the loss, with the operations that led to it as its notes
             result.losses.append("".join(traceback.format_exception(error))[-4000:])
             result.tried = 1

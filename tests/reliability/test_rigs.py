@@ -38,7 +38,7 @@ UNITS = {
     "record": ("msgpack/random/0", "keyed-hdf5/update/1"),
     "cancel": ("cancel/save/msgpack/0", "cancel/flush/keyed-npz/1", "cancel/evaluate_before/keyed-msgpack/1"),
     "concurrency": ("two-writers/0",),
-    "soak": ("msgpack/0", "keyed-hdf5/0"),
+    "soak": ("runs/6/msgpack/0", "runs/6/keyed-hdf5/0"),
 }
 
 
@@ -143,7 +143,7 @@ def test_the_model_forgets_what_was_not_synced(tmp_path: Path) -> None:
 
 def test_each_sync_of_a_save_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model tells a protocol that forgets one sync: each one left out of a save is a loss."""
-    monkeypatch.setattr("reliability.power_cut.PER_MOMENT", 60)
+    monkeypatch.setattr("reliability.power_cut.PER_MOMENT", 24)
     monkeypatch.setattr(Result, "enough", 1)
     workload = make_workload("msgpack/save/0")
     source = tmp_path / "source"

@@ -250,11 +250,11 @@ def test_long_trees_are_cut_into_pieces(tmp_path: Path) -> None:
     assert round_trip(tmp_path, state) == state
 
 
-def test_trees_of_a_hundred_thousand_levels(tmp_path: Path) -> None:
+def test_trees_of_fifty_thousand_levels(tmp_path: Path) -> None:
     """Depth costs no recursion: lists, dicts and tuples in each other, with arrays far down."""
     bottom = np.arange(3)
     state: Any = {"end": bottom}
-    for level in range(100_000):
+    for level in range(50_000):
         state = [[state], {"k": state}, (state,)][level % 3]
     found = round_trip(tmp_path, state)
     seen = 0
@@ -263,7 +263,7 @@ def test_trees_of_a_hundred_thousand_levels(tmp_path: Path) -> None:
         key = "k" if type(found) is dict else 0
         found, state = found[key], state[key]
         seen += 1
-    assert seen == 100_000
+    assert seen == 50_000
     assert_same(found["end"], bottom)
 
 
