@@ -222,7 +222,8 @@ def _rows(pieces: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[st
         for row in msgpack.unpackb(piece, unicode_errors=_ERRORS, strict_map_key=False):
             key, number, begin, end, index_offset, index_nbytes, address, array_nbytes, found_names, *small = row
             data_offset, digest = small
-            _require({*map(type, (*row[1:8], data_offset or 0))} == {int}, f"the row of {key!r}")
+            numbers = (number, begin, end, index_offset, index_nbytes, array_nbytes, address or 0, data_offset or 0)
+            _require({*map(type, numbers)} == {int}, f"the row of {key!r}")
             place = Place(
                 region=regions[number],
                 begin=begin,

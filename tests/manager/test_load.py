@@ -567,7 +567,7 @@ async def test_a_cancelled_load_raises_when_its_threads_have_stopped(
             gate.open()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert events.count("begin") == events.count("end") <= 4
+            assert events.count("begin") == events.count("end") <= reading.READERS
             count = len(events)
             await turns(50)
             assert len(events) == count
