@@ -12,6 +12,8 @@ import statistics
 import traceback
 from typing import TYPE_CHECKING, ClassVar, Final
 
+import asyncckpt.saving.jobs as jobs_module
+
 from . import directories, files
 from .rig import Result, Rig
 
@@ -29,6 +31,7 @@ _LONG_GROWTH_NBYTES: Final = 2 << 20
 _ROUNDS: Final = 2000  # of the long units of the first seed: tens of seconds
 _LATER_ROUNDS: Final = 100_000  # of the others: many minutes
 _SAMPLES: Final = 24
+_POOL: Final = 2  # threads of a long unit's place: few, so that none comes late, with memory of its own
 
 
 class Soak(Rig):
@@ -68,6 +71,7 @@ class Soak(Rig):
         result = Result()
         try:
             if long:
+                jobs_module._THREADS = _POOL  # type: ignore[misc]
                 reopens = int(seed) // len(_FORMS) % 2 == 1  # what grows while a place is open, or with each opening
                 used = use_for_long(form, int(seed), scratch, rounds=int(long[1]), samples=_SAMPLES, reopens=reopens)
             else:
