@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _PAGE_NBYTES = 4096
 _LIMITS = (0, 1, 10, 100, 300, 400, 511, 512, 513, 1000, 2000, 4095, 4096, 5000, 8192, 10_000, 20_000)
 _MOST = 64
+_CHECKPOINTS = ("save", "overwrite", "prune", "finalize")
+_FILES = ("first", "update", "compact")
 
 
 class FullDisk(Rig):
@@ -43,7 +45,7 @@ class FullDisk(Rig):
         " loads, and the next save works."
     )
     cases = "failures"
-    quick = 60
+    quick = 150
     goal = 1000
     seconds = 300.0
 
@@ -53,12 +55,14 @@ class FullDisk(Rig):
 
     def units(self, seed: int) -> Iterator[str]:
         """Give one unit for each workload and way to fail."""
-        for kind in ("save", "overwrite", "prune", "finalize"):
-            yield f"flush:{directories.FORMS[seed % 2]}/{kind}/{seed}"
-        for kind in ("first", "update", "compact"):
-            yield f"flush:{files.FORMS[seed % 4]}/{kind}/{seed}"
-        for how, name in itertools.product(("bytes", "inodes", "limit"), workload_names(seed, randoms=4)):
+        flushes = [f"flush:{directories.FORMS[seed % 2]}/{kind}/{seed}" for kind in _CHECKPOINTS]
+        flushes += [f"flush:{files.FORMS[seed % 4]}/{kind}/{seed}" for kind in _FILES]
+        others = itertools.product(workload_names(seed, randoms=4), ("bytes", "inodes", "limit"))
+        yield from flushes[:2]
+        for number, (name, how) in enumerate(others):
             yield f"{how}:{name}"
+            if number % 3 == 0 and number // 3 + 2 < len(flushes):
+                yield flushes[number // 3 + 2]
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Fail a workload in one way, at each size."""
