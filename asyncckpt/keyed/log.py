@@ -178,10 +178,14 @@ class MsgpackStore(Store):
 
         self._home.become_writer(read_again)
         if self._fd is None:
-            self._fd = self._home.create_sibling()
-            self._can_write = True
-            self._file_id = os.urandom(16)
-            self._end = self._write_small(self._fd, records.file_head(self._file_id)).end
+            fd, file_id = self._home.create_sibling(), os.urandom(16)
+            try:
+                self._end = self._write_small(fd, records.file_head(file_id), 0).end
+            except BaseException:
+                os.close(fd)
+                self._home.discard_sibling()
+                raise
+            self._fd, self._file_id, self._can_write = fd, file_id, True
         elif not self._can_write:
             reader, self._fd = self._fd, os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
             self._can_write = True

@@ -102,6 +102,8 @@ class CrashModel:
     def apply(self, change: Change) -> None:
         """Do what was recorded."""
         self.moment += 1
+        if change.path.name.endswith(" (deleted)"):
+            return  # an open file without a name: no crash brings it to light
         is_synced = change.name in ("sync", "sync_directory")
         if self.home not in (change.path, *change.path.parents):
             if is_synced and not change.has_failed:

@@ -116,3 +116,18 @@ def test_a_file_that_is_a_link_to_itself(kind: str, tmp_path: Path) -> None:
     file.path.symlink_to(file.path)
     with pytest.raises(OSError, match="symbolic links"):
         file.contents()
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_whose_first_write_failed_is_whole_in_the_end(kind: str, tmp_path: Path) -> None:
+    """A log whose head could not be written once went on without it: flushed, acknowledged, and no log."""
+    file = Place(kind, tmp_path)
+    disk = FaultyDisk()
+    with file.open(disk=disk) as chk:
+        disk.fail("write", errno.EFBIG)
+        for value in (1, 2):
+            with contextlib.suppress(OSError):
+                chk["a"] = value
+                chk.flush()
+        chk["b"] = 3
+    assert file.contents() == {"a": 2, "b": 3}
