@@ -2,8 +2,9 @@
 
 1. Space that a commit refers to is never written again: what is new is appended, and a commit is one slot, written when
    everything it leads to is synced. So whoever is killed leaves the last commit, and whoever reads is never disturbed.
-2. The superblock, which other tools begin with, follows the slot. If a kill comes between, they see the commit before,
-   whole; the next writer puts it right.
+2. The superblock, which other tools begin with, follows the slot, when that is synced. If a kill comes between, they
+   see the commit before, whole; the next writer puts it right. It cannot know whether the one before it was told that
+   a sync had failed: so it writes again what may not have reached the disk.
 3. A file whose superblock is not one that a commit of ours left, or whose catalog is not what the slot says, was
    changed by somebody else, and is not ours any more.
 4. What is read of a value, its HDF5 objects included, is verified before use.
@@ -79,9 +80,8 @@ class DataFile:
         self.places: dict[str, Place] = {}
         self.is_suspect = False
         self.end = self.tail = HEAD_NBYTES
-        self._number = 0
+        self._slot: Slot | None = None
         self._leaves_left = MAX_LEAVES
-        self._needs_superblock = False
         self._blocks: dict[tuple[int, int], Bytes] = {}
         self._lock = threading.Lock()
 
@@ -112,7 +112,6 @@ class DataFile:
             raise ForeignFileError("was not written by asyncckpt as a file of many keys")
         found = head[: root.SUPERBLOCK_NBYTES]
         written = [root.superblock(slot.end, slot.root) for slot in slots]
-        file._needs_superblock = found != written[0]
         # Every byte is of one commit or of the other: also where a power failure cut the writing of it short.
         is_ours = all(byte in {each[at] for each in written} for at, byte in enumerate(found))
         nbytes = os.fstat(fd).st_size
@@ -128,7 +127,7 @@ class DataFile:
                 file.end = file.tail = slot.end
                 shown = sum(not place.array_nbytes and place.address is not None for place in file.places.values())
                 file._leaves_left = max(0, MAX_LEAVES - shown)
-                file._number = slot.number
+                file._slot = slot
                 return file
             if found == superblock:
                 break  # everybody has seen this commit: the one before it is no substitute
@@ -147,11 +146,13 @@ class DataFile:
         """Become fit for writing: cut off what a killed writer left, and let other tools see the last commit."""
         if os.fstat(self.fd).st_size > self.tail:
             ops.truncate(self.fd, self.tail)
-        if self._needs_superblock:
-            # Found among the slots when the file was opened, so it is the one that counts.
-            slot = find_slots(os.pread(self.fd, HEAD_NBYTES, 0))[0]
-            self._write(ops, 0, root.superblock(slot.end, slot.root))
-            self._needs_superblock = False
+        slot = self._slot
+        assert slot is not None  # noqa: S101 - it was opened
+        superblock = root.superblock(slot.end, slot.root)
+        if os.pread(self.fd, len(superblock), 0) != superblock:
+            self._write(ops, slot.place, slot.encode())
+            ops.sync(self.fd)  # no superblock without its slot: the file would not be ours any more
+        self._write(ops, 0, superblock)
 
     def reopen(self, fd: int) -> None:
         """Go on with another descriptor of the same file."""
@@ -204,10 +205,11 @@ class DataFile:
             out.write(piece)
             pacer.pause()
         out.flush()
-        slot = Slot(self._number + 1, end, offset, end - offset, catalog_nbytes, root_at, digest.digest())
+        number = 1 if self._slot is None else self._slot.number + 1
+        slot = Slot(number, end, offset, end - offset, catalog_nbytes, root_at, digest.digest())
         superblock = root.superblock(end, root_at)
         self.is_suspect = True
-        if self._number:
+        if self._slot is not None:
             ops.sync(self.fd)
             self._write(ops, slot.place, slot.encode())
             ops.sync(self.fd)
@@ -217,7 +219,7 @@ class DataFile:
             self._write(ops, 0, head.ljust(HEAD_NBYTES, b"\0"))
             ops.sync(self.fd)
         self.is_suspect = False
-        self._number = slot.number
+        self._slot = slot
         self.end = self.tail = end
         self.places = dict(places)
 

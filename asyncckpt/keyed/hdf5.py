@@ -391,6 +391,9 @@ class HDF5Store(Store):
                 yield source.file.stored(key, source.place, work.pacer())
 
     def _commit(self, target: DataFile, places: Mapping[str, Place], work: Work) -> None:
+        if target is self._main:
+            with self._tainting():
+                self._home.settle_name()
         try:
             target.commit(self._home.ops, places, work.pacer())
         except BaseException:
@@ -398,15 +401,19 @@ class HDF5Store(Store):
                 self._taint()
             raise
         if target is self._fresh:
-            try:
+            with self._tainting():
                 self._home.publish_sibling()
-            except BaseException:
-                self._taint()
-                raise
-        if target is self._fresh:
             self._main, self._fresh = target, None
             self._is_tainted = False
             self._close_files(but=target)
+
+    @contextlib.contextmanager
+    def _tainting(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._taint()
+            raise
 
     def _taint(self) -> None:
         """Write to none of the files again: the next commit makes another. What is in them can still be read."""

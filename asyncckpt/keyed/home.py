@@ -3,6 +3,8 @@
 1. The lock is taken before the first change and held until `release`.
 2. A rewritten file is a sibling until it is complete and synced; then it takes the file's name. A sibling that a killed
    writer left is removed by the next holder of the lock.
+3. A writer that goes on with a file it has found does not know whether the one before it lived to see everything
+   synced, or was told that it was not. So the directory is synced before anything that the file holds is acknowledged.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Home:
         self.sibling = self.path.with_name(f".{self.path.name}.tmp")
         self._lock: FileLock | None = None
         self._seen: tuple[int, ...] | None = None
+        self._is_name_durable = False
 
     @property
     def is_locked(self) -> bool:
@@ -129,7 +132,14 @@ class Home:
         except BaseException:
             self.discard_sibling()
             raise
-        self.ops.sync_directory(self.path.parent)
+        self._is_name_durable = False
+        self.settle_name()
+
+    def settle_name(self) -> None:
+        """Make sure that the file keeps its name whatever happens, if that is not known."""
+        if not self._is_name_durable:
+            self.ops.sync_directory(self.path.parent)
+            self._is_name_durable = True
 
     def discard_sibling(self) -> None:
         """Remove the sibling, if the disk lets us: the next writer will otherwise."""
@@ -141,6 +151,7 @@ class Home:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            self._is_name_durable = False
 
 
 def _identity_of(found: os.stat_result) -> tuple[int, ...]:

@@ -6,7 +6,9 @@
 3. A file gets its name with its first commit; until then, and when it is written anew, it is a sibling.
 4. After a failed sync nothing more is asked of that file: the next commit writes a new one, and verifies what it
    copies.
-5. Replaying the records gives the keys in their order: a value of a key that is there takes its place.
+5. The next writer cannot know of it. What the last commit stands for was synced before it was written; of the commit
+   itself there may be nothing on the disk. So whoever goes on with a file writes its last commit again.
+6. Replaying the records gives the keys in their order: a value of a key that is there takes its place.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ class MsgpackStore(Store):
         self._live: dict[str, _Live] = {}
         self._entries: dict[str, Entry] = {}
         self._live_nbytes = 0
-        self._end = 0
+        self._commit_at = self._end = 0
         self._file_id = b""
         self._staged: set[str] = set()
         self._is_changed = False
@@ -161,7 +163,8 @@ class MsgpackStore(Store):
             return
         self._fd = fd
         self._is_published = True
-        self._file_id, self._end, self._has_tail = log.file_id, log.end, log.has_tail
+        self._file_id, self._has_tail = log.file_id, log.has_tail
+        self._commit_at, self._end = log.commit, log.end
         for key, record in log.live.items():
             self._set(key, _Live(record, Entry(record.end - record.offset, record.names)))
 
@@ -188,8 +191,11 @@ class MsgpackStore(Store):
             self._fd, self._file_id, self._can_write = fd, file_id, True
         elif not self._can_write:
             reader, self._fd = self._fd, os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
-            self._can_write = True
             os.close(reader)
+            out = Appender(self._home.ops, self._fd, self._commit_at)
+            out.write(records.read_range(self._fd, self._commit_at, self._end - self._commit_at))
+            out.flush()
+            self._can_write = True
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -229,6 +235,7 @@ class MsgpackStore(Store):
         """Commit at the end of the log; a file without a name gets it."""
         fd = self._cut()
         if self._is_published:
+            self._settle_name()
             self._sync(fd)  # or the commit could reach the disk before what it stands for
         self._has_tail = True
         record = self._write_small(fd, records.commit_head(self._file_id, self._end))
@@ -247,6 +254,13 @@ class MsgpackStore(Store):
     def _sync(self, fd: int) -> None:
         try:
             self._home.ops.sync(fd)
+        except BaseException:
+            self._is_suspect = True
+            raise
+
+    def _settle_name(self) -> None:
+        try:
+            self._home.settle_name()
         except BaseException:
             self._is_suspect = True
             raise

@@ -120,8 +120,10 @@ class Log:
     """What a file holds."""
 
     file_id: bytes
+    commit: int = 0
+    """Where the last commit begins,"""
     end: int = 0
-    """Behind the last commit."""
+    """and where it ends."""
     live: dict[str, Record] = field(default_factory=dict)
     has_tail: bool = False
 
@@ -161,7 +163,7 @@ def scan(fd: int, name: str, pacer: Pacer) -> Log | None:
     if head.get("version") != VERSION or missing:
         message = f"{name} has version {head.get('version')!r} and the features {missing!r}: use a later release"
         raise UnsupportedFormatError(message)
-    log = Log(head.get("id", b""), record.end)
+    log = Log(head.get("id", b""), end=record.end)
     if type(log.file_id) is not bytes or len(log.file_id) != _ID_NBYTES:
         raise _corrupt(name, 0, "its head is damaged")
     _replay(log, reader, record.end, name, pacer)
@@ -194,7 +196,7 @@ def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> 
             if head["id"] != log.file_id or head["at"] != offset:
                 raise _corrupt(name, offset, "a commit of another file, or of another place")
             _apply(log, staged, name)
-            log.end, staged = record.end, []
+            log.commit, log.end, staged = offset, record.end, []
         else:
             staged.append((head, record))
         offset = record.end

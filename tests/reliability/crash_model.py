@@ -4,7 +4,8 @@
    sector (512 B) or a page (4 KiB), zeros in the place of any of it with the size already advanced, or all but one
    sector or page in the midst of them. Of a large write, some of these places are tried: the first ones, the last
    ones, and others spread evenly between.
-2. A sync that failed has made nothing durable, and neither does a second one: the kernel marks the pages clean.
+2. A sync that failed has made nothing durable, and neither does a second one: the kernel marks the pages clean. What
+   is written again after it is dirty again, those bytes and no others.
 3. Each change of a directory's entries since its sync is there or not, whatever became of the others; a rename or an
    exchange is one change. This holds every order a file system may write in. The order that ext4's journal keeps, in
    which the changes of all directories come one after the other and any sync takes along what was before it, is a part
@@ -27,7 +28,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from .disks import Change
@@ -53,8 +54,8 @@ class Inode:
     """Changes since the sync: the moment, and what each name stands for after it."""
     data: bytes = b""
     synced_data: bytes = b""
-    is_doomed: bool = False
-    """Whether a sync has failed."""
+    doubt: bytearray = field(default_factory=bytearray)
+    """A 1 for each byte of the data that a failed sync has left as it may be on the disk, and no sync will write."""
     variants: list[bytes] | None = None
     """The digests of what a crash may leave of the data, if it was looked up since the last change."""
 
@@ -111,7 +112,7 @@ class CrashModel:
             return
         if change.has_failed:
             if change.name == "sync":
-                self._node(change.path).is_doomed = True
+                _doubt(self._node(change.path))
             return
         if is_synced:
             self._any_sync = self.moment
@@ -121,6 +122,7 @@ class CrashModel:
         elif change.name == "truncate":
             node = self._node(change.path)
             node.data, node.variants = node.data[: change.offset].ljust(change.offset, b"\0"), None
+            del node.doubt[change.offset :]
         elif change.name == "set_mode":
             return
         else:
@@ -129,12 +131,14 @@ class CrashModel:
     def _sync(self, node: Inode) -> None:
         if node.is_directory:
             node.synced_entries, node.pending = dict(node.entries), []
-        elif not node.is_doomed:
-            node.synced_data, node.variants = node.data, None
+        else:
+            node.synced_data, node.variants = _reached(node), None
 
     def _write(self, node: Inode, offset: int, data: bytes) -> None:
         old = node.data.ljust(offset, b"\0")
         node.data, node.variants = old[:offset] + data + old[offset + len(data) :], None
+        if node.doubt:
+            node.doubt[offset : offset + len(data)] = bytes(max(0, min(len(node.doubt) - offset, len(data))))
 
     def _link(self, change: Change) -> None:
         parent, name = self._node(change.path.parent), change.path.name
@@ -186,6 +190,10 @@ class CrashModel:
             else:
                 (root / path).write_bytes(self.store[digest])
 
+    def seen(self) -> State:
+        """Give what the program sees, and another that starts when this one was killed."""
+        return self._walk(lambda node: node.entries, lambda node: self._keep(node.data))
+
     def certain(self) -> State:
         """Give the one state in which nothing survived that was not synced."""
         return self._state({})
@@ -225,24 +233,30 @@ class CrashModel:
         return digest
 
     def _state(self, choice: dict[Inode, int]) -> State:
+        def entries_of(node: Inode) -> dict[str, Inode]:
+            chosen = choice.get(node, 0)
+            if not chosen:
+                return node.synced_entries
+            entries = dict(node.synced_entries)
+            for bit, (_, after) in enumerate(node.pending):
+                if chosen >> bit & 1:
+                    _take(entries, after)
+            return entries
+
+        return self._walk(entries_of, lambda node: self._variants(node)[choice.get(node, 0)])
+
+    def _walk(self, entries_of: Callable[[Inode], dict[str, Inode]], digest_of: Callable[[Inode], bytes]) -> State:
         found: list[tuple[str, bytes | None]] = []
         waiting: list[tuple[str, Inode]] = [("", self.top)]
         while waiting:
             path, node = waiting.pop()
-            entries = node.synced_entries
-            chosen = choice.get(node, 0)
-            if chosen:
-                entries = dict(entries)
-                for bit, (_, after) in enumerate(node.pending):
-                    if chosen >> bit & 1:
-                        _take(entries, after)
-            for name, child in entries.items():
+            for name, child in entries_of(node).items():
                 below = f"{path}/{name}" if path else name
                 if child.is_directory:
                     found.append((below, None))
                     waiting.append((below, child))
                 else:
-                    found.append((below, self._variants(child)[choice.get(child, 0)]))
+                    found.append((below, digest_of(child)))
         return tuple(sorted(found))
 
 
@@ -252,6 +266,29 @@ def _take(entries: dict[str, Inode], after: dict[str, Inode | None]) -> None:
             entries.pop(name, None)
         else:
             entries[name] = node
+
+
+def _doubt(node: Inode) -> None:
+    """Leave open, from now on, what is on the disk of all that has not been synced."""
+    new = np.frombuffer(node.data, np.uint8)
+    old = np.frombuffer(node.synced_data[: len(new)].ljust(len(new), b"\0"), np.uint8)
+    unsynced = new != old
+    unsynced[len(node.synced_data) :] = True
+    unsynced[: len(node.doubt)] |= np.frombuffer(node.doubt, np.bool_)
+    node.doubt = bytearray(unsynced.tobytes())
+
+
+def _reached(node: Inode) -> bytes:
+    """Return what a sync makes of a file: in doubt, what was there before, or zeros, or at the end nothing."""
+    if not node.doubt:
+        return node.data
+    found = np.frombuffer(node.data, np.uint8).copy()
+    doubt = np.frombuffer(node.doubt, np.bool_)
+    old = np.frombuffer(node.synced_data[: len(found)].ljust(len(found), b"\0"), np.uint8)
+    found[: len(doubt)][doubt] = old[: len(doubt)][doubt]
+    certain = np.flatnonzero(~doubt)
+    end = len(found) if len(doubt) < len(found) else int(certain[-1]) + 1 if len(certain) else 0
+    return found[: max(end, min(len(node.synced_data), len(found)))].tobytes()
 
 
 def torn(old: bytes, new: bytes) -> Iterator[bytes]:

@@ -46,6 +46,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "update": {"sessions": ((("set", (0, 3)), ("unset", (1,)), ("flush", ()), ("set", (1,)), ("unset", (2,))),)},
     "reopen": {"sessions": ((("set", (0, 4)),), (("unset", (4,)), ("set", (0, 1, 2))))},
     "recover": {"sessions": ((("set", (0, 3)),),), "leaves": True},
+    "create": {"sessions": ((("set", (0, 1)),), (("set", (1, 2)), ("flush", ()), ("unset", (0,)))), "keys": ()},
     "compact": {
         "sessions": (
             tuple(each for _ in range(5) for each in (("set", (_LARGE, 0)), ("flush", ()))),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import random
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .crash_model import CrashModel, Shelf, State
@@ -25,6 +27,8 @@ PER_MOMENT = 400
 _STATES_KEPT = 2000
 _SAVES_SHARE = 0.25
 _RANDOM_A_SEED = 20
+_CUTS_BEFORE = 2
+_KILLS_BEFORE = 6
 
 
 class PowerCut(Rig):
@@ -35,7 +39,9 @@ class PowerCut(Rig):
         "Every disk operation of a workload is recorded; from the record, what a power cut may leave at each moment is"
         " made as a directory, and a program starts on it: unsynced data absent, whole, torn at 512 B or 4 KiB, or"
         " zeros with the size advanced; unsynced directory entries in any subset, in ext4's order and in any other."
-        " Every checkpoint listed is loaded, but for those that are the same to the bit as one loaded before."
+        " The same while the next program starts: after such a power cut, or after a kill, with all that the kernel"
+        " still remembers. Every checkpoint listed is loaded, but for those that are the same to the bit as one loaded"
+        " before."
     )
     cases = "distinct directories"
     quick = 20_000
@@ -47,23 +53,55 @@ class PowerCut(Rig):
         return workload_names(seed, randoms=_RANDOM_A_SEED)
 
     def run(self, unit: str, scratch: Path) -> Result:
-        """Record a workload and try what a power cut may leave of it; then the same with the recovery from some."""
+        """Record a workload and try what a power cut may leave of it; then the same with what starts next."""
         workload = make_workload(unit)
+        again = workload.next_start()
         chance = random.Random(unit)  # noqa: S311 - seeded on purpose
         home = scratch / "home"
         asyncio.run(workload.fill(home))
-        result = Result()
         cuts = Cuts(workload, scratch, chance)
-        found = cuts.try_all(home, workload, workload.history, result, seen=set())
-        # The power fails again while the first start after a power cut recovers.
-        again = workload.next_start()
-        seen = set(found)
-        for number, state in enumerate(chance.sample(sorted(found, key=repr), min(2, len(found)))):
-            home = scratch / f"home-{number}"
+        model = CrashModel(home)
+        first = play(home, workload)
+        cuts.try_run(copy.deepcopy(model), first, workload.history)
+        states = sorted(cuts.looked, key=repr)
+        for number, state in enumerate(chance.sample(states, min(_CUTS_BEFORE, len(states)))):
+            home = scratch / f"cut-{number}"
             cuts.shelf.make(state, home)
-            there = functools.partial(again.history_of, found[state])
-            seen.update(cuts.try_all(home, again, there, result, seen=seen))
-        return result
+            there = functools.partial(again.history_of, cuts.looked[state].found)
+            cuts.try_run(CrashModel(home), play(home, again), there)
+        moments = range(1, len(first.record) + 1)
+        for number, moment in enumerate(chance.sample(moments, min(_KILLS_BEFORE, len(moments)))):
+            home = scratch / f"kill-{number}"
+            killed = copy.deepcopy(model)
+            killed.store = cuts.store
+            for change in first.record[:moment]:
+                killed.apply(change)
+            cuts.shelf.make(killed.seen(), home)
+            killed.home = home
+            there = functools.partial(workload.history, first.events_until(moment))
+            cuts.try_run(killed, play(home, again), there)
+        return cuts.result
+
+
+@dataclass(slots=True)
+class Run:
+    """What a program did."""
+
+    record: list[Change]
+    events: list[tuple[int, Event]]
+    """What it knew, and how long the record was then."""
+
+    def events_until(self, moment: int) -> list[Event]:
+        """Return what it knew at a moment."""
+        return [event for at, event in self.events if at <= moment]
+
+
+def play(home: Path, workload: Workload) -> Run:
+    """Play a workload, and record it."""
+    events: list[tuple[int, Event]] = []
+    disk = ShimDisk(exchanges=workload.exchanges, keeps_data=True)
+    asyncio.run(workload.play(home, disk, lambda event: events.append((len(disk.record), event))))
+    return Run(disk.record, events)
 
 
 class Cuts:
@@ -76,62 +114,45 @@ class Cuts:
         self.store: dict[bytes, bytes] = {}
         self.names: set[tuple[str, ...]] = set()
         self.known: Known = {}
+        self.looked: dict[State, Looked] = {}
+        """What a program found in each state that was tried."""
+        self.result = Result()
         self.shelf = Shelf(scratch / "shelf", self.store, links=not workload.is_changed_in_place)
 
-    def try_all(
-        self,
-        home: Path,
-        workload: Workload,
-        before: Callable[[], Expectation],
-        result: Result,
-        *,
-        seen: set[State],
-    ) -> dict[State, dict[int, int]]:
-        """Play a workload, and try what power cuts leave of it; give what was found in each new state."""
-        model = CrashModel(home)
-        events: list[tuple[int, Event]] = []
-        disk = ShimDisk(exchanges=workload.exchanges, keeps_data=True)
-        asyncio.run(workload.play(home, disk, lambda event: events.append((len(disk.record), event))))
-        return self.try_record(model, disk.record, before, events, result, seen)
+    def try_run(self, model: CrashModel, run: Run, before: Callable[[], Expectation]) -> None:
+        """Try what power cuts leave at each moment of a run.
 
-    def try_record(  # noqa: PLR0913, PLR0917 - a workload's record has these parts
-        self,
-        model: CrashModel,
-        record: list[Change],
-        before: Callable[[], Expectation],
-        events: list[tuple[int, Event]],
-        result: Result,
-        seen: set[State],
-    ) -> dict[State, dict[int, int]]:
-        """Try what power cuts leave at each moment of a record, given how long it was at each event."""
+        Args:
+            model: The disk before it; changed.
+            run: What happened.
+            before: Makes what was to be expected before it.
+        """
         model.store = self.store
-        found: dict[State, Looked] = {}
+        record, result = run.record, self.result
+        new = 0
         for moment in range(len(record) + 1):
             if result.has_enough:
                 break
             if moment:
                 model.apply(record[moment - 1])
             history = before()
-            for at, event in events:
-                if at <= moment:
-                    history.take(event)
+            for event in run.events_until(moment):
+                history.take(event)
             lost = set()
             for state in model.states(PER_MOMENT, self.chance):
                 if result.has_enough:
                     break
-                if state in seen:
-                    continue
-                if state not in found:
-                    if len(found) >= _STATES_KEPT * (moment + 1) / (len(record) + 1):
-                        continue  # the moments share what a unit may try
-                    found[state] = self._look(state)
+                if state not in self.looked:
+                    if new >= _STATES_KEPT * (moment + 1) / (len(record) + 1):
+                        continue  # the moments share what a run may try
+                    self.looked[state] = self._look(state)
+                    new += 1
                     result.tried += 1
-                loss = found[state].problem or history.judge(found[state].found)
+                loss = self.looked[state].problem or history.judge(self.looked[state].found)
                 if loss is not None and loss not in lost:
                     lost.add(loss)
                     last = record[moment - 1] if moment else "nothing"
                     result.losses.append(f"{loss}; power cut after {last}; left: {describe(state)}")
-        return {state: looked.found for state, looked in found.items()}
 
     def _look(self, state: State) -> Looked:
         root = self.scratch / "state"

@@ -236,8 +236,8 @@ BUGS = (
         (
             (
                 "keyed/log.py",
-                "        if self._is_published:\n            self._sync(fd)  # or",
-                "        if False:\n            self._sync(fd)  # or",
+                "            self._sync(fd)  # or",
+                "            pass  # or",
             ),
         ),
         (("power-cut", "keyed-msgpack/update/0"),),
@@ -258,11 +258,44 @@ BUGS = (
         (
             (
                 "keyed/log.py",
-                "            self._is_suspect = True\n            raise\n\n    def _rewrite",
-                "            self._home.ops.sync(fd)\n\n    def _rewrite",
+                "            self._is_suspect = True\n            raise\n\n    def _settle_name",
+                "            self._home.ops.sync(fd)\n\n    def _settle_name",
             ),
         ),
         (("fault", "keyed-msgpack/update/1"),),
+    ),
+    Bug(
+        "a log is gone on with after a commit that may not have reached the disk",
+        (
+            (
+                "keyed/log.py",
+                "out.write(records.read_range(self._fd, self._commit_at, self._end - self._commit_at))",
+                "pass",
+            ),
+        ),
+        (("fault", "keyed-msgpack/reopen/1"),),
+    ),
+    Bug(
+        "a file is gone on with under a name that may not have reached the disk",
+        (
+            (
+                "keyed/home.py",
+                "        self._is_name_durable = False\n\n    @property",
+                "        self._is_name_durable = True\n\n    @property",
+            ),
+        ),
+        (("fault", "keyed-msgpack/create/1"),),
+    ),
+    Bug(
+        "an HDF5 file's superblock is put right before its slot is synced",
+        (
+            (
+                "keyed/_hdf5_data.py",
+                "            ops.sync(self.fd)  # no superblock",
+                "            pass  # no superblock",
+            ),
+        ),
+        (("power-cut", "keyed-hdf5/update/3"),),
     ),
     Bug(
         "an HDF5 file's values are not synced before its slot",
@@ -287,7 +320,7 @@ BUGS = (
     ),
     Bug(
         "the name of a file that was written anew is not synced",
-        (("keyed/home.py", "        self.ops.sync_directory(self.path.parent)\n", ""),),
+        (("keyed/home.py", "            self.ops.sync_directory(self.path.parent)\n", ""),),
         (("power-cut", "keyed-npz/update/0"),),
     ),
 )
