@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from .changes import Made
     from .disks import ShimDisk
 
 FORMS = ("msgpack", "hdf5")
@@ -71,9 +72,9 @@ class DirectoryWorkload(Workload):
         """See `Workload`."""
         return DirectoryWorkload(self.form, self.seed, ((("save", (NEXT_STEP - 1,)),),), below=self.below)
 
-    def is_tidying(self, changes: Sequence[tuple[str, Path]], at: int) -> bool:
+    def is_tidying(self, changes: Sequence[Made], at: int) -> bool:
         """See `Workload`: whoever lists what a killed writer left tries to clear it away; the first save must."""
-        locks = sum(name in ("open_lock", "openat") and path.name == ".lock" for name, path in changes[: at + 1])
+        locks = sum(each.name == "open" and each.path.name == ".lock" for each in changes[: at + 1])
         return bool(self.leftovers) and locks <= 1
 
     async def fill(self, root: Path) -> None:

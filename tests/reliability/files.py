@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from .changes import Made
     from .disks import ShimDisk
 
     AsyncCheckpointer = Any
@@ -36,6 +37,9 @@ _NEXT_KEY = len(_NAMES)  # set after a crash
 _NEXT_NUMBER = 1_000_000
 _LARGE = 3  # this key's value is large where a workload is about that
 _LARGE_NBYTES = 600_000
+_ENDS = ("open", "rename", "unlink")
+"""What tells what became of a sibling: another is begun, it gets the name, or it goes."""
+_SETTLING = ("truncate", "fsync")
 
 _KINDS: dict[str, dict[str, Any]] = {
     "first": {
@@ -128,10 +132,20 @@ class KeyedWorkload(Workload):
                 await player.play_async(session, healing)
         return player.errors
 
-    def is_tidying(self, changes: Sequence[tuple[str, Path]], at: int) -> bool:
-        """See `Workload`: before the lock goes, other tools' view of the last commit is synced, if the disk lets us."""
-        following = [(name, path.suffix) for name, path in changes[at + 1 : at + 3]]
-        return self.form == "keyed-hdf5" and ("unlink", ".lock") in following
+    def is_tidying(self, changes: Sequence[Made], at: int) -> bool:
+        """See `Workload`: what is done to a sibling that is given up, and a last sync for the sake of other tools.
+
+        Writing a file anew may fail as long as the old one takes what is new: then the sibling never gets its name.
+        Before the lock goes, an HDF5 file is cut off and what others see of the last commit is synced, if the disk
+        lets us.
+        """
+        failed, following = changes[at], changes[at + 1 :]
+        name = self.path(failed.path.parent).name
+        if failed.path.name == f".{name}.tmp":
+            ends = (each.name for each in following if each.path == failed.path and each.name in _ENDS)
+            return next(ends, "unlink") != "rename"
+        is_last = any(each.name == "unlink" and each.path.suffix == ".lock" for each in following[:1])
+        return self.form == "keyed-hdf5" and failed.path.name == name and failed.name in _SETTLING and is_last
 
     def look(self, root: Path, known: Known, *, saves: bool = True) -> Looked:
         """See `Workload`."""

@@ -19,11 +19,11 @@ from reliability.driver import Plan, tell
 from reliability.fuzz_files import FILE_TARGETS, VALUES, write_good
 from reliability.history import Event, History, KeyedHistory
 from reliability.ledger import Ledger
+from reliability.mistakes import BUGS, seed
 from reliability.power_cut import Cuts
 from reliability.report import GUARANTEE, lines
 from reliability.rig import Result
 from reliability.rigs import RIGS
-from reliability.seeded import BUGS, seed
 from reliability.workload import same
 from reliability.workloads import make_workload
 
