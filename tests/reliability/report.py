@@ -43,7 +43,7 @@ def lines(ledger: Ledger) -> Iterator[str]:
     yield _HEAD
     if ledger.machine:
         yield ", ".join(f"{name} {value}" for name, value in ledger.machine.items() if name != "cores") + (
-            f", {ledger.machine.get('cores', '?')} cores; sources `{ledger.library}`."
+            f", {ledger.machine.get('cores', '?')} cores; sources `{ledger.sources}`."
         )
         yield ""
     yield "## What was tried"
