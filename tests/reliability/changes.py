@@ -61,9 +61,10 @@ class Made(NamedTuple):
 
 
 def is_made_good(changes: Sequence[Made], at: int) -> bool:
-    """Whether a write that failed was made again, all of it, before anything else was done with its file.
+    """Whether a write that failed was made again, all of it, or cut off, before anything else was done with its file.
 
-    Whatever its file promised, nobody was promised what a later sync had not seen.
+    Then no later sync of the file has seen what it left, and nothing rests on that. Whether what was to be written is
+    there, when it is acknowledged, is for the caller to see.
     """
     failed = changes[at]
     if failed.name != "write" or failed.offset is None:
@@ -72,6 +73,8 @@ def is_made_good(changes: Sequence[Made], at: int) -> bool:
     for each in changes[at + 1 :]:
         if each.path != failed.path or each.has_failed:
             continue
+        if each.name == "truncate" and each.offset is not None and each.offset <= failed.offset:
+            return True
         if each.name != "write" or each.offset is None or each.nbytes is None:
             return False
         begin, end = each.offset, each.offset + each.nbytes

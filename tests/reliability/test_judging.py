@@ -67,6 +67,9 @@ def test_what_strace_saw_and_what_was_asked_for_are_the_same() -> None:
     [
         ([Made("write", FILE, None, 10, 20)], True),
         ([Made("fsync", SIBLING), Made("write", FILE, None, 20, 10), Made("write", FILE, None, 0, 20)], True),
+        ([Made("truncate", FILE, None, 10), Made("fsync", FILE)], True),
+        ([Made("truncate", FILE, None, 11), Made("fsync", FILE)], False),
+        ([Made("truncate", FILE, None, 10, has_failed=True), Made("fsync", FILE)], False),
         ([Made("write", FILE, None, 10, 19)], False),
         ([Made("write", FILE, None, 11, 30)], False),
         ([Made("write", SIBLING, None, 10, 20)], False),
@@ -75,7 +78,7 @@ def test_what_strace_saw_and_what_was_asked_for_are_the_same() -> None:
         ([], False),
     ],
 )
-def test_a_failed_write_is_made_good_by_one_of_all_its_bytes(after: list[Made], *, is_good: bool) -> None:
+def test_a_failed_write_is_made_good_by_one_of_all_its_bytes_or_cut_off(after: list[Made], *, is_good: bool) -> None:
     """Before anything else is done with the file, and by writes that do not fail."""
     failed = Made("write", FILE, None, 10, 20, has_failed=True)
     assert is_made_good([failed, *after], 0) == is_good
