@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import asyncckpt
 
 from .checks import check_now
-from .directories import DirectoryWorkload, content, version_of
+from .contents import content, version_of
+from .directories import DirectoryWorkload
 from .files import FORMS as FILE_FORMS
-from .files import KeyedWorkload, key_of, name_of, value_of
+from .files import KeyedWorkload
 from .history import Event, History
+from .values import key_of, name_of, value_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncckpt
 
-from .directories import FORMS, content, expected, version_of
+from .contents import content, expected, version_of
+from .directories import FORMS
 from .disks import Change, ShimDisk
 from .processes import run_forked
 from .rig import Result, Rig

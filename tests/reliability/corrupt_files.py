@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncckpt
 
-from .corrupt import DETECTED, EQUAL, SIZES, Subject, make_state
+from .damage import DETECTED, EQUAL, SIZES, Subject, make_state
 from .files import EXTENSIONS
 from .replaced_files import REPLACEMENTS, fresh
 from .workload import same

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import hashlib
 import os
@@ -13,17 +12,18 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import asyncckpt
 
+from .contents import content, version_of
+from .directory_player import DirectoryPlayer
 from .history import Event, History
-from .workload import LARGE_EVERY, Action, Healing, Known, Looked, Workload, same
+from .workload import Action, Healing, Known, Looked, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from .changes import Made
     from .disks import ShimDisk
 
 FORMS = ("msgpack", "hdf5")
@@ -71,9 +71,9 @@ class DirectoryWorkload(Workload):
         """See `Workload`."""
         return DirectoryWorkload(self.form, self.seed, ((("save", (NEXT_STEP - 1,)),),), below=self.below)
 
-    def is_tidying(self, changes: Sequence[tuple[str, Path]], at: int) -> bool:
+    def is_tidying(self, changes: Sequence[Made], at: int) -> bool:
         """See `Workload`: whoever lists what a killed writer left tries to clear it away; the first save must."""
-        locks = sum(name in ("open_lock", "openat") and path.name == ".lock" for name, path in changes[: at + 1])
+        locks = sum(each.name == "open" and each.path.name == ".lock" for each in changes[: at + 1])
         return bool(self.leftovers) and locks <= 1
 
     async def fill(self, root: Path) -> None:
@@ -100,7 +100,7 @@ class DirectoryWorkload(Workload):
         healing: Healing | None = None,
     ) -> list[Exception]:
         """See `Workload`."""
-        player = _Player(self, root / self.below, disk, log, is_patient=is_patient)
+        player = DirectoryPlayer(self, root / self.below, disk, log, is_patient=is_patient)
         for session in self.sessions:
             await player.play(session, healing)
         return player.errors
@@ -218,41 +218,6 @@ def random_sessions(chance: random.Random, there: set[int]) -> tuple[tuple[Actio
     return tuple(sessions)
 
 
-# --- contents ---------------------------------------------------------------------------------------------------------
-
-
-def content(seed: int, step: int, version: int) -> dict[str, Any]:
-    """Make a state that nobody else has: of sizes that fall on and beside the boundaries of pages and sectors.
-
-    Those of every `LARGE_EVERY`th seed are large enough to be captured in threads and written past the page cache.
-    """
-    chance = np.random.default_rng([seed, step, version])
-    sizes = [int(each) for each in chance.choice([0, 1, 511, 512, 513, 4095, 4096, 4097, 9000], 3)]
-    if seed and seed % LARGE_EVERY == 0:
-        sizes[1] = 1_300_000
-    return {
-        "step": step,
-        "version": version,
-        "arrays": [chance.integers(0, 256, size, np.uint8) for size in sizes],
-        "matrix": chance.standard_normal((3, int(chance.integers(1, 40)))),
-        "words": [f"{each:x}" for each in chance.integers(0, 1 << 60, int(chance.integers(0, 40)))],
-        "big": int(chance.integers(0, 1 << 62)) ** 3,
-    }
-
-
-USERS_FILES = ("mine", "sub/deep/file")
-
-
-def users_bytes(seed: int, step: int, version: int, name: str) -> bytes:
-    """Make the contents of a file that a user writes."""
-    return np.random.default_rng([seed, step, version, len(name)]).bytes(700) + f"{step} {version}".encode()
-
-
-# --- looking ----------------------------------------------------------------------------------------------------------
-
-expected = functools.lru_cache(64)(content)
-
-
 @functools.cache
 def _loop(process: int) -> asyncio.AbstractEventLoop:
     """Return the loop on which a process looks: to make one each time takes longer than to look."""
@@ -270,173 +235,3 @@ def _digest(step: int, path: Path) -> bytes:
                 data = file.read()
             digest.update(f"{folder[len(str(path)) :]}/{name} {len(data)} ".encode() + data)
     return digest.digest()
-
-
-async def version_of(manager: asyncckpt.CheckpointManager, step: int, seed: int) -> int:
-    """Load a step and compare every bit with what was saved; return its version, or -1."""
-    try:
-        record = manager._catalog.get(step)
-        if (record.path / "mine").exists():
-            await manager.verify(step)
-            version = int(record.training_info["version"])
-            data = [(record.path / name).read_bytes() for name in USERS_FILES]
-            return version if data == [users_bytes(seed, step, version, name) for name in USERS_FILES] else -1
-        if b"config.yaml" in (record.path / "manifest.json").read_bytes():
-            await manager.verify(step)  # a file that loading does not read
-        loaded = await manager.load(step)
-        version = int(loaded.state["version"])
-        is_same = same(loaded.state, expected(seed, step, version)) and loaded.training_info == {"version": version}
-    except (asyncckpt.CheckpointError, KeyError, ValueError, OSError):
-        return -1
-    return version if is_same else -1
-
-
-def retention_of(latest: int | None, every: int | None, top: int | None, *, higher_is_better: bool = True) -> Any:
-    """Return a manager's options; the metric is the version."""
-    options: dict[str, Any] = {"keep_latest_k": latest, "keep_top_k": top}
-    if top is not None:
-        options |= {"metric_name": "version", "higher_is_better": higher_is_better}
-    if latest is not None or top is not None:
-        options["keep_every"] = every
-    return options
-
-
-# --- playing ----------------------------------------------------------------------------------------------------------
-
-
-class _Player:
-    """Plays sessions.
-
-    Attributes:
-        versions: The last version of each step whose save was begun.
-    """
-
-    def __init__(self, workload: DirectoryWorkload, root: Path, disk: ShimDisk, log: Any, *, is_patient: bool) -> None:
-        self.workload = workload
-        self.root = root
-        self.disk = disk
-        self.log = log
-        self.is_patient = is_patient
-        self.errors: list[Exception] = []
-        self.versions = dict.fromkeys(workload.steps, 0)
-
-    async def play(self, session: tuple[Action, ...], healing: Healing | None) -> None:
-        """Play a session."""
-        retention = retention_of(
-            self.workload.keep_latest,
-            self.workload.keep_every,
-            self.workload.keep_top,
-            higher_is_better=self.workload.higher_is_better,
-        )
-        try:
-            async with asyncckpt.CheckpointManager(
-                self.root, disk=self.disk, format=self.workload.form, **retention
-            ) as manager:
-                for kind, steps in session:
-                    try:
-                        await getattr(self, kind)(manager, *steps)
-                    except asyncckpt.CheckpointNotFoundError:
-                        if kind != "delete":  # retention was first
-                            raise
-                        self.log(Event("deleted", *steps))
-                    except (OSError, asyncckpt.CheckpointError) as error:
-                        self._fail(error)
-                if healing is not None and healing.is_due(self.errors):
-                    await self._look_and_save(manager, healing)
-        except (OSError, asyncckpt.CheckpointError, ExceptionGroup) as error:
-            self._fail(error)
-
-    def _fail(self, error: Exception) -> None:
-        if not self.is_patient:
-            raise error
-        self.errors.append(error)
-
-    async def _look_and_save(self, manager: asyncckpt.CheckpointManager, healing: Healing) -> None:
-        healing.heal()
-        with contextlib.suppress(asyncckpt.CheckpointError, ExceptionGroup):  # what failed was told to its handle
-            await manager.flush()  # retention may be taking steps away
-        await manager.refresh()
-        found = {step: await version_of(manager, step, self.workload.seed) for step in manager.steps()}
-        healing.problem = healing.judge(found)
-        step = max(self.versions, default=1)
-        try:
-            await self.burst(manager, step, step + 1)
-        except Exception as error:  # noqa: BLE001 - it is the loss
-            healing.problem = (
-                healing.problem or f"the next save of the same manager on the healed disk failed: {error!r}"
-            )
-
-    def _next(self, step: int) -> int:
-        version = self.versions[step] = self.versions.get(step, -1) + 1
-        self.log(Event("begin", step, version))
-        return version
-
-    async def save(self, manager: asyncckpt.CheckpointManager, step: int) -> None:
-        """Save a step, and wait."""
-        await self.burst(manager, step)
-
-    async def burst(self, manager: asyncckpt.CheckpointManager, *steps: int) -> None:
-        """Save steps one behind the other, with a state that changes as soon as it may."""
-        handles = []
-        for step in steps:
-            version = self._next(step)
-            state = content(self.workload.seed, step, version)
-            handle = await manager.save(
-                step, state, training_info={"version": version}, run_config={"lr": 0.1}, overwrite=True
-            )
-            handles.append((handle, step, version))
-            for array in state["arrays"]:
-                array.fill(0xAA)
-            state.clear()
-        failed: Exception | None = None
-        for handle, step, version in handles:
-            try:
-                await handle
-            except asyncckpt.CheckpointError as error:
-                failed = error
-            else:
-                self.log(Event("ack", step, version))
-        if failed is not None:
-            raise failed
-
-    async def flush(self, manager: asyncckpt.CheckpointManager) -> None:
-        """Wait for all."""
-        await manager.flush()
-
-    async def delete(self, manager: asyncckpt.CheckpointManager, step: int) -> None:
-        """Delete a step."""
-        self.log(Event("delete", step))
-        await manager.delete(step)
-        self.log(Event("deleted", step))
-
-    async def finalize(self, manager: asyncckpt.CheckpointManager, step: int) -> None:
-        """Commit a directory that the user has filled."""
-        version = self._next(step)
-        async with manager.checkpoint(step, {"version": version}, {"lr": 0.1}) as path:
-            await asyncio.to_thread(self._write_users_files, path, step, version)
-        self.log(Event("ack", step, version))
-
-    async def discard(self, manager: asyncckpt.CheckpointManager, step: int) -> None:
-        """Begin a directory, and think better of it."""
-        with_error = RuntimeError("thought better of it")
-        try:
-            async with manager.checkpoint(step, {"version": 99}) as path:
-                await asyncio.to_thread(self._write_users_files, path, step, 99)
-                raise with_error
-        except RuntimeError as error:
-            if error is not with_error:
-                raise
-
-    def _write_users_files(self, path: Path, step: int, version: int) -> None:
-        """Write as a user does: nothing is synced. It goes through our disk, so that it is in the record."""
-        for folder in ("sub", "sub/deep"):
-            self.disk.mkdir(path / folder)
-        for name in USERS_FILES:
-            fd = self.disk.create(path / name)
-            try:
-                data = users_bytes(self.workload.seed, step, version, name)
-                done = 0
-                while done < len(data):
-                    done += self.disk.write(fd, [data[done:]], done)
-            finally:
-                os.close(fd)

@@ -55,17 +55,20 @@ class Running:
 class Plan:
     """Which units of a rig come next."""
 
-    def __init__(self, rig: Rig, ledger: Ledger, seed: int, wanted: int, units: list[str] | None) -> None:
+    def __init__(  # noqa: PLR0913
+        self, rig: Rig, ledger: Ledger, seed: int, wanted: int, units: list[str] | None, *, is_quick: bool = False
+    ) -> None:
         self.rig = rig
         self.wanted = wanted
         self._ledger = ledger
+        self._units_of = rig.quick_units if is_quick else rig.units
         self._given: set[str] = set()
         self._units = self._walk(seed) if units is None else iter(units)
         self.is_exhausted = False
 
     def _walk(self, seed: int) -> Iterator[str]:
         for number in itertools.count(seed):
-            units = [unit for unit in self.rig.units(number) if unit not in self._given]
+            units = [unit for unit in self._units_of(number) if unit not in self._given]
             if not units:
                 return
             self._given.update(units)
@@ -110,7 +113,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{rig.name} ({rig.subject}): SKIPPED: {why}")
                 is_well = is_well and not (options.require and rig.subject == OURS)
         warm_up()
-        plans = [Plan(rig, ledger, options.seed, wanted(rig, options), options.units) for rig in able]
+        plans = [
+            Plan(rig, ledger, options.seed, wanted(rig, options), options.units, is_quick=options.quick) for rig in able
+        ]
         work_off(
             plans, ledger, time.monotonic() + 60 * options.minutes, options.jobs, is_patient=not options.until_lost
         )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import os
 import shutil
 import traceback
 import warnings
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncckpt
 
+from .changes import is_made_good, of_change
 from .checks import check_now, prepare
 from .crash_model import CrashModel
 from .disks import Change, ShimDisk
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 _RANDOM_A_SEED = 20
 _POINTS_MAX = 300
 CODES = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")
+OTHERS = "others"
+_SAMPLE = "sample"
+_SAMPLED = 7  # no multiple of the number of errnos, so that all come up
 _RETRIED = ("create", "open_lock", "write", "truncate", "set_mode", "sync", "sync_directory")
 """Where CPython itself goes on after EINTR: it never comes up here."""
 _NEVER_HARMLESS = (
@@ -37,6 +43,9 @@ _NEVER_HARMLESS = (
     *("openat", "pwrite64", "pwritev", "pwritev2", "fsync", "fdatasync"),
 )
 """What no program can do without, by the names of `DiskOps` and of system calls."""
+
+
+_ACKNOWLEDGING = ("ack", "deleted")
 
 
 class Fault(NamedTuple):
@@ -61,35 +70,62 @@ class Faults(Rig):
         "Each change of the disk in a workload fails in turn with EIO, ENOSPC, EDQUOT or EFBIG, or EINTR, or is a short"
         " write, once and from then on. The failure must reach an awaiter, warn, or be harmless; what was acknowledged"
         " must load even if no sync that failed, and none after it on the same file, made anything durable; the next"
-        " save on the healed disk must work, in the same process and in the next."
+        " save on the healed disk must work, in the same process and in the next. Only what was given up, with nothing"
+        " resting on it, and a write that was made again, may fail in silence."
     )
     cases = "faults"
     quick = 1000
     goal = 5000
 
     def units(self, seed: int) -> Iterator[str]:
-        """Give one unit for each workload."""
-        return workload_names(seed, randoms=_RANDOM_A_SEED)
+        """Give two units for each workload: at each change one errno, and there all the others."""
+        for name in workload_names(seed, randoms=_RANDOM_A_SEED):
+            yield from (name, f"{name}/{OTHERS}")
+
+    def quick_units(self, seed: int) -> Iterator[str]:
+        """Give a sample of the changes of each workload."""
+        return (f"{name}/{_SAMPLE}" for name in workload_names(seed, randoms=_RANDOM_A_SEED))
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Fail one change after the other."""
-        workload = make_workload(unit)
+        name, share = split_unit(unit)
+        workload = make_workload(name)
         source, record = prepare(workload, scratch)
         trial = _Trial(workload, scratch, source)
-        for number in range(_POINTS_MAX):
+        first, step = (zlib.crc32(unit.encode()) % _SAMPLED, _SAMPLED) if share == _SAMPLE else (0, 1)
+        for number in range(first, _POINTS_MAX, step):
             if trial.result.has_enough:
                 break
-            name = record[number].name if number < len(record) else ""
-            code = CODES[(number + workload.seed) % len(CODES)]
-            faults = [Fault(number, code, False), Fault(number, code, True)]  # noqa: FBT003
-            if name not in _RETRIED:
-                faults.append(Fault(number, "EINTR", False))  # noqa: FBT003
-            if name == "write":
-                faults += [Fault(number, "short", False), Fault(number, "short", True)]  # noqa: FBT003
-            came = [trial.run(fault) for fault in faults]
+            changed = record[number].name if number < len(record) else ""
+            codes = codes_at(number + workload.seed, share)
+            came = [trial.run(fault) for fault in _faults(number, changed, codes, is_rest=share == OTHERS)]
             if not any(came):
                 break
         return trial.result
+
+
+def split_unit(unit: str) -> tuple[str, str]:
+    """Return the workload of a unit, and which share of its faults the unit is: `` or `others`, or `sample`."""
+    words = unit.split("/")
+    return "/".join(words[:3]), "/".join(words[3:])
+
+
+def codes_at(number: int, share: str) -> tuple[str, ...]:
+    """Return which errnos a share tries at a change: one of them in turn, or the others."""
+    turn = number % len(CODES)
+    return (*CODES[turn + 1 :], *CODES[:turn]) if share == OTHERS else (CODES[turn],)
+
+
+def _faults(number: int, changed: str, codes: tuple[str, ...], *, is_rest: bool) -> Iterator[Fault]:
+    for code in codes:
+        yield Fault(number, code, is_lasting=False)
+        yield Fault(number, code, is_lasting=True)
+    if not is_rest:
+        if changed not in _RETRIED:
+            yield Fault(number, "EINTR", is_lasting=False)
+        if changed == "write":
+            yield Fault(number, "short", is_lasting=False)
+            yield Fault(number, "short", is_lasting=True)
 
 
 class _Trial:
@@ -108,48 +144,61 @@ class _Trial:
         shutil.copytree(self._source, root)
         try:
             try:
-                name, outcome, problem, events, record = play_with_fault(workload, root, fault)
+                failed, played, record = play_with_fault(workload, root, fault)
             except Exception:  # noqa: BLE001 - it is the loss
                 result.tried += 1
                 result.losses.append(f"{fault}: {traceback.format_exc()}")
                 return True
-            if name is None:
-                return False
-            if outcome == "nothing":
-                return True  # threads took turns in another way: no short write of what is no write
+            if failed is None:
+                return (
+                    len(record) > fault.number
+                )  # or threads took turns in another way: no short write of what is no write
             result.tried += 1
-            result.count(outcome)
+            result.count(played.outcome)
             problem = (
-                problem
-                or self._after_power_cut(root, record, events)
-                or check_now(workload, root, workload.history(events), self._known)
+                played.problem
+                or self._after_power_cut(root, record, played, failed.number)
+                or check_now(workload, root, workload.history(played.events), self._known)
             )
             if problem:
-                result.losses.append(f"{problem}; {fault}: {name}")
+                result.losses.append(f"{problem}; {fault}: {failed}")
             return True
         finally:
             shutil.rmtree(root, ignore_errors=True)
 
-    def _after_power_cut(self, root: Path, record: list[Change], events: list[Event]) -> str | None:
-        """Cut the power, on a disk that keeps nothing but what was synced, and say what is lost."""
+    def _after_power_cut(self, root: Path, record: list[Change], played: Played, failed: int) -> str | None:
+        """Cut the power, on a disk that keeps nothing but what was synced, and say what is lost.
+
+        It is cut when something is acknowledged for the first time after the fault, and in the end: a later save may
+        make good what was no more than claimed.
+        """
         model = CrashModel(self._source, root)
-        for change in record:
-            model.apply(change)
         cut = self._scratch / "cut"
-        model.make(model.certain(), cut)
-        loss = check_now(self.workload, cut, self.workload.history(events), self._known, saves=False)
-        shutil.rmtree(cut)
-        return None if loss is None else f"false acknowledgment: {loss}, if the power is cut then"
+        acknowledged = (
+            at + 1
+            for at, (event, moment) in enumerate(zip(played.events, played.moments, strict=True))
+            if event.kind in _ACKNOWLEDGING and moment > failed
+        )
+        applied = 0
+        for count in dict.fromkeys([*itertools.islice(acknowledged, 1), len(played.events)]):
+            until = len(record) if count == len(played.events) else played.moments[count - 1]
+            for change in record[applied:until]:
+                model.apply(change)
+            applied = until
+            model.make(model.certain(), cut)
+            history = self.workload.history(played.events[:count])
+            loss = check_now(self.workload, cut, history, self._known, saves=False)
+            shutil.rmtree(cut)
+            if loss is not None:
+                return f"false acknowledgment: {loss}, if the power is cut then"
+        return None
 
 
-def play_with_fault(
-    workload: Workload, root: Path, fault: Fault
-) -> tuple[str | None, str, str | None, list[Event], list[Change]]:
+def play_with_fault(workload: Workload, root: Path, fault: Fault) -> tuple[Change | None, Played, list[Change]]:
     """Play a workload on a disk with a fault, heal it, and save again.
 
     Returns:
-        The change that failed, if there were so many; what came of it; what is wrong, if something is; what happened;
-        and all changes.
+        The change that failed, or the first one, if there were so many; what came of it; and all changes.
     """
     failed: list[Change] = []
     is_healed = False
@@ -175,12 +224,11 @@ def play_with_fault(
         is_healed = True
 
     played = play_patiently(workload, root, disk, lambda _: bool(failed) and not is_healed, heal)
-    if not failed:
-        return (None if len(disk.record) <= fault.number else "later"), "nothing", None, played.events, []
-    problem = played.problem
-    if not workload.is_tidying([(each.name, each.path) for each in disk.record], failed[0].number):
-        problem = problem or _why_silent(fault, failed[0], played.errors, played.outcome)
-    return str(failed[0]), played.outcome, problem, played.events, disk.record
+    changes = [of_change(each) for each in disk.record]
+    for each in failed:
+        if not workload.is_tidying(changes, each.number) and not is_made_good(changes, each.number):
+            played.problem = played.problem or _why_silent(fault, each, played.errors, played.outcome)
+    return failed[0] if failed else None, played, disk.record
 
 
 @dataclass(slots=True)
@@ -193,6 +241,8 @@ class Played:
     problem: str | None
     """What is wrong with what was found there and then, or with the next save."""
     events: list[Event]
+    moments: list[int]
+    """How many changes had been asked for when each event happened."""
 
 
 def play_patiently(
@@ -212,13 +262,19 @@ def play_patiently(
         heal: Heals it.
     """
     events: list[Event] = []
+    moments: list[int] = []
+
+    def log(event: Event) -> None:
+        events.append(event)
+        moments.append(len(disk.record))
+
     healing = Healing(is_due, heal, lambda found: workload.history(events).judge(found))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", asyncckpt.CheckpointWarning)
-        errors = asyncio.run(workload.play(root, disk, events.append, is_patient=True, healing=healing))
+        errors = asyncio.run(workload.play(root, disk, log, is_patient=True, healing=healing))
     warned = [each for each in caught if "below the latest" not in str(each.message)]
     outcome = "told" if errors else "warned" if warned else "harmless"
-    return Played(errors, outcome, healing.problem, events)
+    return Played(errors, outcome, healing.problem, events, moments)
 
 
 def why_silent(failed: str, errors: list[Exception], outcome: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import pickle
 import resource
@@ -12,6 +11,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from . import directories, files
+from .changes import is_made_good, of_change
 from .checks import check_now, prepare
 from .disks import ShimDisk
 from .faults import Played, play_patiently, why_silent
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _PAGE_NBYTES = 4096
 _LIMITS = (0, 1, 10, 100, 300, 400, 511, 512, 513, 1000, 2000, 4095, 4096, 5000, 8192, 10_000, 20_000)
 _MOST = 64
+_WAYS = ("bytes", "inodes", "limit")
 _CHECKPOINTS = ("save", "overwrite", "prune", "finalize")
 _FILES = ("first", "update", "compact")
 
@@ -57,10 +58,11 @@ class FullDisk(Rig):
         """Give one unit for each workload and way to fail."""
         flushes = [f"flush:{directories.FORMS[seed % 2]}/{kind}/{seed}" for kind in _CHECKPOINTS]
         flushes += [f"flush:{files.FORMS[seed % 4]}/{kind}/{seed}" for kind in _FILES]
-        others = itertools.product(workload_names(seed, randoms=4), ("bytes", "inodes", "limit"))
+        names = list(workload_names(seed, randoms=4))
+        others = [f"{_WAYS[(at + turn) % 3]}:{name}" for turn in range(3) for at, name in enumerate(names)]
         yield from flushes[:2]
-        for number, (name, how) in enumerate(others):
-            yield f"{how}:{name}"
+        for number, unit in enumerate(others):
+            yield unit
             if number % 3 == 0 and number // 3 + 2 < len(flushes):
                 yield flushes[number // 3 + 2]
 
@@ -98,9 +100,8 @@ class FullDisk(Rig):
             played = play_patiently(workload, root, disk, bool, trouble.end)
             trouble.end()
             played.errors = [portable(error) for error in played.errors]
-            failed = [change.name for change in disk.record if change.has_failed and change.code != errno.ENOENT]
-            if failed:
-                played.problem = played.problem or why_silent(failed[0], played.errors, played.outcome)
+            if any(change.has_failed and change.code != errno.ENOENT for change in disk.record):
+                played.problem = played.problem or _why_silent(workload, disk, played)
             elif not played.errors:
                 played.outcome = "nothing"
             return played
@@ -176,7 +177,8 @@ def _why_silent(workload: Workload, disk: ShimDisk, played: Played) -> str | Non
     failed = next((each for each in disk.record if each.has_failed and each.code != errno.ENOENT), None)
     if failed is None:
         return "a flush of the disk failed, and no change of a file or directory did"
-    if workload.is_tidying([(each.name, each.path) for each in disk.record], failed.number):
+    changes = [of_change(each) for each in disk.record]
+    if workload.is_tidying(changes, failed.number) or is_made_good(changes, failed.number):
         return None
     return why_silent(failed.name, played.errors, played.outcome)
 

@@ -26,9 +26,9 @@ import msgpack
 import numpy as np
 import xxhash
 
+from .forged_checkpoints import STEP, entries, ext, piece
 from .fuzz_files import FILE_TARGETS, good_inputs, read_input
 from .hostile import memory_bound, touch
-from .hostile_cases import STEP, entries, ext, piece
 from .rig import Result, Rig
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 import numpy as np
 
+from .forged_files import ID, digest_of, log_of, npy, sealed, zip_of
 from .hostile import touch
-from .hostile_files import _ID, _npy, _zip, digest_of, log_of, sealed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ def split_log(data: bytes) -> bytes:
         body = at + unpacker.tell()
         end = body + head.get("nbytes", 0)
         if "id" in head and "at" not in head:  # the first: its id is random
-            parts += [msgpack.packb(head | {"id": _ID}), b""]
+            parts += [msgpack.packb(head | {"id": ID}), b""]
         elif "id" not in head:
             parts += [data[at:body], data[body:end]]
         at = end + _TAIL_NBYTES + _DIGEST_NBYTES * -(-(end - body) // _BLOCK_NBYTES)
@@ -114,8 +114,8 @@ def join_npz(data: bytes) -> bytes:
         for name, content in itertools.zip_longest(parts[::2], parts[1::2], fillvalue=b"")
     }
     if _DIRECTORY in members:
-        members[_DIRECTORY] = _npy("|u1", (len(members[_DIRECTORY]),), members[_DIRECTORY])
-    return _zip(members)
+        members[_DIRECTORY] = npy("|u1", (len(members[_DIRECTORY]),), members[_DIRECTORY])
+    return zip_of(members)
 
 
 def split_npz(data: bytes) -> bytes:

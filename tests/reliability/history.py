@@ -19,7 +19,8 @@ class Event(NamedTuple):
     kind: str
     """`begin` or `ack` of a version's save; `delete` or `deleted` of a step; `keep` and `keep-top` set the retention.
 
-    Of a file of many keys: `set` and `unset` of a key, or `clear` of all; `begin` and `ack` of a flush.
+    Of a file of many keys: `clear` when it is opened, and what is `found` then; `set` and `unset` of a key; `begin` and
+    `ack` of a flush.
     """
     step: int
     """The step, or the key."""
@@ -128,19 +129,23 @@ class KeyedHistory:
     """The number of each key that the program has set."""
     possible: list[dict[int, int]] = field(default_factory=lambda: [{}])
     """What the file may hold."""
+    has_changed: bool = False
+    """Whether anything was changed since it was opened: else a flush writes nothing, and vouches for nothing."""
 
     def take(self, event: Event) -> None:
         """Go on."""
         kind, key, number = event
         if kind == "clear":
-            self.current = {}
-        elif kind == "set":
+            self.current, self.has_changed = {}, False
+        elif kind in {"found", "set"}:
             self.current[key] = number
+            self.has_changed = self.has_changed or kind == "set"
         elif kind == "unset":
             self.current.pop(key, None)
+            self.has_changed = True
         elif kind == "begin":
             self.possible.append(dict(self.current))
-        elif kind == "ack":
+        elif kind == "ack" and self.has_changed:
             self.possible = self.possible[-1:]
 
     def judge(self, found: Mapping[int, int]) -> str | None:

@@ -28,15 +28,17 @@ import numpy as np
 
 import asyncckpt
 
-from .hostile_cases import CANARY, FAMILIES, GOOD, SECRET, STEP
-from .hostile_files import FILE_FAMILIES, FileCase
+from .forged_checkpoints import CANARY, GOOD, SECRET, STEP
+from .forged_files import FileCase
+from .hostile_cases import FAMILIES
+from .hostile_files import FILE_FAMILIES
 from .rig import Result, Rig
 from .workload import same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from .hostile_cases import Case
+    from .forged_checkpoints import Case
 
 SECONDS: Final = 20
 WALL_SECONDS: Final = 120

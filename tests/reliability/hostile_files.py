@@ -1,4 +1,4 @@
-"""Hostile files of many keys: `hostile_cases.py` goes on here, for what a `Checkpointer` opens.
+"""Hostile files of many keys: what a checkpoint has in `hostile_cases.py`, for what a `Checkpointer` opens.
 
 A case makes one file, whose digests match, too; beside its directory lies the canary. Some are made by the library's
 own writer, with one part of what it writes replaced: an attacker has its source.
@@ -7,76 +7,27 @@ own writer, with one part of what it writes replaced: an attacker has its source
 from __future__ import annotations
 
 import base64
-import io
 import itertools
 import json
-import struct
-import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 from unittest import mock
 
 import h5py
 import msgpack
 import numpy as np
-import xxhash
 
 import asyncckpt
 from asyncckpt.keyed._hdf5_catalog import encode_catalog
 
-from .hostile_cases import _DOCUMENTS, _HDF5, _PLACES, _VALUES, BOMBS, GOOD, entries, piece
+from .forged_checkpoints import GOOD, entries, piece
+from .forged_files import ID, FileCase, file_record, log_of, sealed, set_head
+from .hostile_parts import BOMBS, DOCUMENTS, HDF5_FILLERS, PLACES, VALUES
+from .hostile_zips import npz_directories, npz_members, npz_zips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-_ID: Final = b"0123456789abcdef"
 _DIGEST: Final = 16
-
-
-class FileCase(NamedTuple):
-    """A hostile file."""
-
-    name: str
-    extension: str
-    build: Callable[[Path], object]
-    """Makes it: `(path)`; the canary is `../canary` from its directory."""
-    is_equal: bool = False
-    """Whether it must load, as `GOOD`."""
-
-
-# --- the log ----------------------------------------------------------------------------------------------------------
-
-
-def digest_of(data: bytes) -> bytes:
-    """Return the digest of some bytes."""
-    return xxhash.xxh3_128_digest(data)
-
-
-def sealed(head: object, body: bytes = b"", digests: bytes | None = None) -> bytes:
-    """Make a record, of a head that is packed here unless it is bytes, and a body."""
-    packed = head if isinstance(head, bytes) else msgpack.packb(head, unicode_errors="surrogatepass")
-    if digests is None:
-        digests = b"".join(digest_of(body[i : i + (1 << 20)]) for i in range(0, len(body), 1 << 20))
-    tail = b"\x92\xc6" + len(digests).to_bytes(4, "big") + digests + b"\xc4\x10" + digest_of(packed + digests)
-    return packed + body + tail
-
-
-def file_record(**changes: Any) -> bytes:
-    """Make a file's first record."""
-    return sealed({"asyncckpt": "keyed", "version": 1, "features": [], "id": _ID} | changes)
-
-
-def set_head(index: bytes, /, **changes: Any) -> dict[str, Any]:
-    """Make the head of a value whose body is an index alone."""
-    head = {"asyncckpt": "set", "key": "k", "names": None, "index": len(index), "nbytes": len(index), "aligned": False}
-    return head | changes
-
-
-def log_of(*records: bytes, commit: Any = None) -> bytes:
-    """Make a log that ends with a commit."""
-    data = b"".join(records)
-    head = {"asyncckpt": "commit", "id": _ID, "at": len(data)} if commit is None else commit
-    return data + sealed(head)
 
 
 def log_case(name: str, data: bytes) -> FileCase:
@@ -90,9 +41,9 @@ _INDEX: Final = msgpack.packb(entries(tree=[piece(1)]))
 def log_heads() -> Iterator[FileCase]:
     """Records whose heads say what is not so."""
     first = file_record()
-    for field, value in itertools.product(("asyncckpt", "version", "features", "id", "more"), _VALUES):
+    for field, value in itertools.product(("asyncckpt", "version", "features", "id", "more"), VALUES):
         yield log_case(f"the file's {field} is {str(value)[:20]!a}", log_of(_sealed_or_none(file_record, field, value)))
-    for field, value in itertools.product(("key", "names", "index", "nbytes", "aligned", "more"), _VALUES):
+    for field, value in itertools.product(("key", "names", "index", "nbytes", "aligned", "more"), VALUES):
         made = _sealed_or_none(lambda **each: sealed(set_head(_INDEX, **each), _INDEX), field, value)
         yield log_case(f"a value's {field} is {str(value)[:20]!a}", log_of(first, made))
     for field in ("index", "nbytes"):
@@ -100,8 +51,8 @@ def log_heads() -> Iterator[FileCase]:
             yield log_case(
                 f"a value's {field} is {number}", log_of(first, sealed(set_head(_INDEX, **{field: number}), _INDEX))
             )
-    for field, value in itertools.product(("id", "at"), _VALUES):
-        made = _sealed_or_none(lambda **each: sealed({"asyncckpt": "commit", "id": _ID, "at": 77} | each), field, value)
+    for field, value in itertools.product(("id", "at"), VALUES):
+        made = _sealed_or_none(lambda **each: sealed({"asyncckpt": "commit", "id": ID, "at": 77} | each), field, value)
         yield log_case(f"a commit's {field} is {str(value)[:20]!a}", first + made)
     for digests in (b"", b"a", bytes(15), bytes(17), bytes(1600), bytes(1 << 20)):
         yield log_case(f"{len(digests)} bytes of digests", log_of(first, sealed(set_head(_INDEX), _INDEX, digests)))
@@ -134,7 +85,7 @@ def log_bombs() -> Iterator[FileCase]:
         key = b"\x82" + msgpack.packb("asyncckpt") + msgpack.packb("set") + msgpack.packb("names") + bomb
         yield log_case(f"{name} as names", log_of(first, sealed(key)))
         for place in ("the index", "the tree", "a piece", "a dtype", "the arrays", "a table of segments"):
-            index = _PLACES[place](bomb)
+            index = PLACES[place](bomb)
             yield log_case(f"{name} as {place}", log_of(first, sealed(set_head(index), index)))
     for depth in (100, 10_000, 60_000):
         names: Any = b"\x92\xa1a" * depth + b"\xc0"
@@ -208,7 +159,7 @@ def json_files() -> Iterator[FileCase]:
     """Texts that are no object, or are one that hurts."""
     for name, data in _TEXTS.items():
         yield json_case(name, data)
-    for data in _DOCUMENTS:
+    for data in DOCUMENTS:
         yield json_case(f"{data[:20]!r}, {len(data)} bytes", data)
     for number, parts in enumerate(_SPECIALS):
         yield json_case(f"special {number}: {str(parts)[:60]}", _special(**parts))
@@ -217,144 +168,6 @@ def json_files() -> Iterator[FileCase]:
         {"__asyncckpt__": "array", "number": 0, "dtype": "|u1", "shape": [147_456], "data": ["A" * 196_608]}
     )
     yield json_case("5,000 times one array", f'{{"k":[{large},{copies}]}}'.encode())
-
-
-# --- zip files --------------------------------------------------------------------------------------------------------
-
-
-def _npy(dtype: object, shape: object, data: bytes = b"", *, version: bytes = b"\x01\x00") -> bytes:
-    text = f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape!r}, }}"
-    return _npy_text(text.encode(), data, version)
-
-
-def _npy_text(text: bytes, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
-    wide = "<H" if version == b"\x01\x00" else "<I"
-    return (
-        b"\x93NUMPY" + version + struct.pack(wide, len(text) & (0xFFFF if wide == "<H" else 0xFFFFFFFF)) + text + data
-    )
-
-
-def _zip(members: dict[str, bytes], *, method: int = zipfile.ZIP_STORED, level: int = 9) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", method, compresslevel=level) as file:
-        for name, data in members.items():
-            file.writestr(zipfile.ZipInfo(name), data, method, level)
-    return made.getvalue()
-
-
-def npz_case(name: str, data: bytes) -> FileCase:
-    """Make a case of a zip file's bytes."""
-    return FileCase(name, ".npz", lambda path: path.write_bytes(data))
-
-
-_NPYS: Final = {
-    "objects": _npy("|O", (1,), b"cos\nsystem\n(S'id'\ntR."), "a claim": _npy("|u1", (1 << 50,)),
-    "a claim in products": _npy("<f8", (1 << 40, 1 << 40)), "an empty claim": _npy("<f8", (0, 1 << 62)),
-    "less than nothing": _npy("<f8", (-1,)), "a shape of text": _npy("<f8", "ab"), "no shape": _npy("<f8", None),
-    "a dtype of 1 TiB": _npy(f"|V{1 << 40}", (1,)), "a dtype that is none": _npy("nobody", (1,)),
-    "nested objects": _npy([("a", "|O")], (1,), bytes(8)), "65 dimensions": _npy("|u1", (1,) * 65, b"a"),
-    "1,000 fields": _npy([(f"f{n}", "|u1") for n in range(1000)], (1,), bytes(1000)),
-    "brackets": _npy_text(b"(" * 60_000), "a sum": _npy_text(b"1+" * 20_000 + b"1"),
-    "minus": _npy_text(b"-" * 60_000 + b"1"),
-    "a call": _npy_text(b"__import__('os').system('id')"), "no header": b"\x93NUMPY\x01\x00", "nothing": b"",
-    "another magic": b"\x94NUMPY\x01\x00" + bytes(100), "version 9": _npy("|u1", (1,), b"a", version=b"\x09\x00"),
-    "a header of 4 GiB": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + b" " * 1000,
-    "not all of it": _npy("<f8", (1000,), bytes(100)),
-    "more than it says": _npy("|u1", (1,), bytes(1_000_000)), "keys of a header": _npy_text(b"{'descr':'|u1'}"),
-    "a header of 9 kB": _npy_text(b"{'descr': '|u1', 'fortran_order': False, 'shape': (1,), }" + b" " * 9_000, b"a"),
-}  # fmt: skip
-
-
-def npz_members() -> Iterator[FileCase]:
-    """Members that are no arrays, or arrays that hurt."""
-    for name, data in _NPYS.items():
-        yield npz_case(f"a member of {name}", _zip({"k.npy": data}))
-        yield npz_case(f"a deflated member of {name}", _zip({"k.npy": data}, method=zipfile.ZIP_DEFLATED))
-        yield npz_case(f"a directory of {name}", _zip({"__asyncckpt__.npy": data}))
-    yield FileCase("a bomb of 200 MiB", ".npz", _zip_bomb)
-    names = (
-        "../../canary",
-        "/etc/passwd.npy",
-        "../canary.npy",
-        "a\0b.npy",
-        "",
-        ".npy",
-        "k",
-        "é" * 30_000,
-        "\\..\\c.npy",
-    )
-    for name in names:
-        yield npz_case(f"a member called {name[:20]!a}", _zip({name: _npy("|u1", (1,), b"a")}))
-    yield npz_case("65,000 members", _zip({f"{n}.npy": b"" for n in range(65_000)}))
-
-
-def _zip_bomb(path: Path) -> None:
-    zeros = _npy("|u1", (200 << 20,)) + bytes(200 << 20)
-    path.write_bytes(_zip({"k.npy": zeros}, method=zipfile.ZIP_DEFLATED, level=1))
-
-
-def npz_directories() -> Iterator[FileCase]:
-    """Bombs as the directory, and as a tree in it; rows that are not so."""
-    array = _npy("|u1", (8,), bytes(8))
-
-    def directory(packed: bytes) -> bytes:
-        return _zip({"a.npy": array, "__asyncckpt__.npy": _npy("|u1", (len(packed),), packed)})
-
-    def rows(*listed: Any, **changes: Any) -> bytes:
-        head = {"asyncckpt": "keyed", "version": 1, "features": [], "keys": list(listed)} | changes
-        return directory(msgpack.packb(head, unicode_errors="surrogatepass"))
-
-    for name, bomb in BOMBS.items():
-        yield npz_case(f"{name} as the directory", directory(bomb))
-        yield npz_case(f"{name} as a tree", rows(["k", None, bomb, ["a.npy"]]))
-        yield npz_case(f"{name} as a tree's arrays", rows(["k", None, _PLACES["the arrays"](bomb), ["a.npy"]]))
-        keys = msgpack.packb({"asyncckpt": "keyed", "version": 1, "features": []})
-        yield npz_case(f"{name} as the rows", directory(b"\x84" + keys[1:] + msgpack.packb("keys") + bomb))
-    size = 5_000_000
-    yield npz_case("5 MB of empty maps", directory(b"\xdd" + size.to_bytes(4, "big") + b"\x80" * size))
-    for value in _VALUES:
-        for place in range(4):
-            row: list[Any] = ["k", None, None, ["a.npy"]]
-            row[place] = value if not isinstance(value, int) or abs(value) < 1 << 64 else str(value)
-            yield npz_case(f"entry {place} of a row is {str(value)[:20]!a}", rows(row))
-    good = ["k", None, None, ["a.npy"]]
-    for name, listed in {
-        "a key twice": [good, good], "a member twice": [good, ["l", None, None, ["a.npy"]]],
-        "a member that lacks": [["k", None, None, ["b.npy"]]],
-        "the directory itself": [["k", None, None, ["__asyncckpt__.npy"]]],
-        "200,000 rows": [[f"{n}", None, None, []] for n in range(200_000)],
-    }.items():  # fmt: skip
-        yield npz_case(f"rows with {name}", rows(*listed))
-
-
-def npz_zips() -> Iterator[FileCase]:
-    """Zip files whose headers say what is not so."""
-    good = bytearray(_zip({"k.npy": _npy("|u1", (1000,), bytes(1000)), "l.npy": _npy("|u1", (8,), bytes(8))}))
-    central = good.index(b"PK\x01\x02")
-    end = good.index(b"PK\x05\x06")
-    fields = {
-        "flags": (central + 8, "<H"), "method": (central + 10, "<H"), "crc": (central + 16, "<I"),
-        "compressed size": (central + 20, "<I"), "size": (central + 24, "<I"), "name's length": (central + 28, "<H"),
-        "extra's length": (central + 30, "<H"),
-        "comment's length": (central + 32, "<H"), "offset": (central + 42, "<I"),
-        "local method": (8, "<H"), "local size": (22, "<I"), "local name's length": (26, "<H"),
-        "local extra's length": (28, "<H"),
-        "entries": (end + 10, "<H"), "directory's size": (end + 12, "<I"), "directory's offset": (end + 16, "<I"),
-        "end comment's length": (end + 20, "<H"),
-    }  # fmt: skip
-    for (name, (at, kind)), value in itertools.product(fields.items(), (0, 1, 8, 99, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)):
-        if value < 1 << 8 * struct.calcsize(kind):
-            data = bytearray(good)
-            struct.pack_into(kind, data, at, value)
-            yield npz_case(f"{name} {value:#x}", bytes(data))
-    yield npz_case("members that overlap", bytes(_overlapping(good, central)))
-
-
-def _overlapping(good: bytearray, central: int) -> bytearray:
-    data = bytearray(good)
-    second = data.index(b"PK\x01\x02", central + 1)
-    struct.pack_into("<I", data, second + 42, 0)
-    return data
 
 
 # --- HDF5 -------------------------------------------------------------------------------------------------------------
@@ -388,7 +201,7 @@ def hdf5_files() -> Iterator[FileCase]:
                 return bytes([0x80 + len(packed)]) + b"".join(packed)
 
             yield _hdf5_with(changed, f"{name} as {part}")
-    for field, value in itertools.product(range(11), (*_VALUES[:4], 1, 1 << 40, (1 << 64) - 1, "x", [], b"a")):
+    for field, value in itertools.product(range(11), (*VALUES[:4], 1, 1 << 40, (1 << 64) - 1, "x", [], b"a")):
 
         def row_changed(data: bytes, field: int = field, value: Any = value) -> bytes:
             catalog = msgpack.unpackb(data, unicode_errors="surrogatepass")
@@ -405,7 +218,7 @@ def hdf5_files() -> Iterator[FileCase]:
             return bytes(msgpack.packb(catalog))
 
         yield _hdf5_with(region_changed, f"entry {field} of a region is {str(value)[:20]!a}")
-    for name, fill in _HDF5.items():
+    for name, fill in HDF5_FILLERS.items():
         yield FileCase(f"{name}, of somebody else's", ".h5", lambda path, fill=fill: _foreign(path, fill))
     yield FileCase("a good one", ".h5", _good, is_equal=True)
 

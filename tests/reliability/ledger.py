@@ -3,7 +3,7 @@
 1. Of several lines of one unit the last one counts: nothing is counted twice.
 2. A line says which sources were tried: a digest of the library's and of the rigs'. A unit that lost something is run
    again when they have changed; one that lost nothing stays counted, unless it is about the sources themselves.
-3. A line that a kill has torn is left out.
+3. A line that a kill has torn is left out. Older lines have the sources by the name of `library`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Sum:
     units: int = 0
     tried: int = 0
     tried_now: int = 0
-    """Cases tried with the library as it is now."""
+    """Cases tried with the sources as they are now."""
     lost: int = 0
     seconds: float = 0.0
     losses: list[tuple[str, str]] = field(default_factory=list)
@@ -49,9 +49,9 @@ class Sum:
 class Ledger:
     """The memory of one file."""
 
-    def __init__(self, path: Path, library: str) -> None:
+    def __init__(self, path: Path, sources: str) -> None:
         self.path = path
-        self.library = library
+        self.sources = sources
         self.entries: dict[Key, dict[str, Any]] = {}
         self.skipped: dict[tuple[str, str], str] = {}
         """Why a rig did not run the last time: by rig and subject."""
@@ -72,6 +72,8 @@ class Ledger:
             self.skipped[rig, subject] = entry["skipped"]
             return
         self.skipped.pop((rig, subject), None)
+        if "library" in entry:
+            entry["sources"] = entry.pop("library")
         self.entries[Key(rig, subject, entry["unit"])] = entry
 
     def _append(self, entry: dict[str, Any]) -> None:
@@ -105,7 +107,7 @@ class Ledger:
                 "losses": result.losses[: Result.enough],
                 "counts": result.counts,
                 "seconds": round(seconds, 3),
-                "library": self.library,
+                "sources": self.sources,
             }
         )
 
@@ -114,7 +116,7 @@ class Ledger:
         entry = self.entries.get(Key(rig.name, rig.subject, unit))
         if entry is None:
             return False
-        return entry["library"] == self.library or not (entry["lost"] or rig.is_of_sources)
+        return entry["sources"] == self.sources or not (entry["lost"] or rig.is_of_sources)
 
     def sum(self, rig: str, subject: str) -> Sum:
         """Sum the units of a rig."""
@@ -124,7 +126,7 @@ class Ledger:
                 continue
             total.units += 1
             total.tried += entry["tried"]
-            total.tried_now += entry["tried"] * (entry["library"] == self.library)
+            total.tried_now += entry["tried"] * (entry["sources"] == self.sources)
             total.lost += entry["lost"]
             total.seconds += entry["seconds"]
             total.losses += [(key.unit, text) for text in entry["losses"]]

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 
-from .corrupt import DAMAGED, DETECTED, EQUAL, CorruptRig, files_of, make_state
+from .corrupt import CorruptRig
+from .damage import DAMAGED, DETECTED, EQUAL, files_of, make_state
 from .kernel import FILE_SYSTEMS, KernelRig, cut_everywhere
 from .rig import Result
 

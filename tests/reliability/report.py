@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .mistakes import BUGS
 from .rig import OURS
 from .rigs import RIGS
-from .seeded import BUGS, SEPARATOR
+from .seeded import SEPARATOR, control_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +43,7 @@ def lines(ledger: Ledger) -> Iterator[str]:
     yield _HEAD
     if ledger.machine:
         yield ", ".join(f"{name} {value}" for name, value in ledger.machine.items() if name != "cores") + (
-            f", {ledger.machine.get('cores', '?')} cores; sources `{ledger.library}`."
+            f", {ledger.machine.get('cores', '?')} cores; sources `{ledger.sources}`."
         )
         yield ""
     yield "## What was tried"
@@ -82,15 +83,20 @@ def _seeded(ledger: Ledger) -> Iterator[str]:
     yield "## Known mistakes, and which rig sees them"
     yield ""
     yield (
-        "Each was made in a copy of the library. A rig that is to see one and does not is a loss, too. The others tried"
-        " the same workload; a kill, say, never shows that a sync is missing."
+        "Each was made in a copy of the library. A rig that is to see one and does not is a loss. Seen is what loses"
+        " something that a copy with no mistake does not lose. The others tried the same workload; a kill, say, never"
+        " shows that a sync is missing."
     )
     yield ""
     found: dict[str, dict[str, int]] = {}
-    for key, entry in ledger.entries.items():
-        if key.rig == "seeded-bugs":
-            bug, rig = key.unit.split(SEPARATOR)
-            found.setdefault(bug, {})[rig] = entry["counts"].get("seen", 0)
+    entries = {key.unit: entry for key, entry in ledger.entries.items() if key.rig == "seeded-bugs"}
+    bugs = {bug.name: bug for bug in BUGS}
+    for unit, entry in entries.items():
+        name, rig, *_ = unit.split(SEPARATOR)
+        control = entries.get(control_of(bugs[name], rig)) if name in bugs else None
+        if control is not None:
+            # What is lost without a mistake as well is no proof that the mistake was seen.
+            found.setdefault(name, {})[rig] = entry["counts"].get("seen", 0) * (not control["lost"])
     yield "| mistake | seen by | not seen by | not tried with |"
     yield "|---|---|---|---|"
     rigs = sorted({rig for by_rig in found.values() for rig in by_rig})

@@ -2,364 +2,94 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .mistakes import BUGS, Bug, seed
 from .rig import HUNG, RIG_FAILED, SAID_NOTHING, Result, Rig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _ROOT = Path(__file__).parents[2]
 _RIGS = ("kill", "concurrency", "fault", "power-cut")  # the quickest first
 _BESIDE = ("two-writers/1", "pipeline/1", "readers/msgpack/1")
 _WORKLOAD = "msgpack/burst/1"
 SEPARATOR = " | "
+SOUND = "no mistake"
 
 
-@dataclass(frozen=True, slots=True)
-class Bug:
-    """A mistake."""
-
-    name: str
-    edits: tuple[tuple[str, str, str], ...]
-    """File below `asyncckpt/`, what stands there exactly once, and what the mistake has instead."""
-    seen_by: tuple[tuple[str, str], ...]
-    """Which rigs must see it, and in which unit; the quickest first."""
-
-
-BUGS = (
-    Bug(
-        "the state file is not synced",
-        (("saving/commit.py", "                batch=batch,\n", "                batch=SyncBatch(ops),\n"),),
-        (("power-cut", "msgpack/first/1"), ("fault", "msgpack/save/1")),
-    ),
-    Bug(
-        "a large state file is not synced",
-        (("disk/blocks.py", "        yield fd\n        ops.sync(fd)\n", "        yield fd\n"),),
-        (("power-cut", "msgpack/save/50"),),
-    ),
-    Bug(
-        "small files are not synced",
-        (("saving/commit.py", "pending / name, data, batch)", "pending / name, data, SyncBatch(ops))"),),
-        (("power-cut", "msgpack/first/1"),),
-    ),
-    Bug(
-        "the manifest is not synced",
-        (("disk/publish.py", "manifest.encode(), batch)", "manifest.encode(), batch and type(batch)(ops))"),),
-        (("power-cut", "msgpack/first/1"),),
-    ),
-    Bug(
-        "the files of a user are not synced",
-        (("disk/publish.py", "        with _syncing():\n            ops.sync(fd)\n", ""),),
-        (("power-cut", "msgpack/finalize/1"),),
-    ),
-    Bug(
-        "the checkpoint's directory is not synced",
-        (("disk/publish.py", "    with _syncing():\n        ops.sync_directory(pending)\n    return", "    return"),),
-        (("power-cut", "msgpack/first/1"),),
-    ),
-    Bug(
-        "the parent is not synced",
-        (
-            (
-                "disk/publish.py",
-                "        ops.sync_directory(root)\n    except OSError as error:\n        _undo(error, move_back)",
-                "        pass\n    except OSError as error:\n        _undo(error, move_back)",
-            ),
-        ),
-        (("power-cut", "msgpack/first/1"),),
-    ),
-    Bug(
-        "a new ancestor is not synced",
-        (("disk/publish.py", "come so far.\n        ops.sync_directory(path.parent)\n", "come so far.\n"),),
-        (("power-cut", "msgpack/first/1"),),
-    ),
-    Bug(
-        "acknowledged before the parent's sync",
-        (
-            (
-                "saving/commit.py",
-                "    old = publish.make_durable(ops, moved)\n",
-                (
-                    "    old = None\n"
-                    "    __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
-                ),
-            ),
-        ),
-        (("power-cut", "msgpack/first/1"),),
-    ),
-    Bug(
-        "pruned before the commit",
-        (
-            (
-                "saving/writer.py",
-                "            self._catalog.begin(handle.step)\n",
-                (
-                    "            self._catalog.begin(handle.step)\n"
-                    "            most = self._settings.keep_latest_k\n"
-                    "            await self.retirement.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
-                ),
-            ),
-        ),
-        (("kill", "msgpack/prune/1"), ("power-cut", "msgpack/prune/1"), ("fault", "msgpack/prune/1")),
-    ),
-    Bug(
-        "unlinked before the parent's sync",
-        (
-            (
-                "disk/publish.py",
-                "        ops.sync_directory(root)\n    except OSError as error:\n        for path, trash",
-                (
-                    "        for _, each in retired:\n            discard(ops, each)\n"
-                    "    except OSError as error:\n        for path, trash"
-                ),
-            ),
-        ),
-        (("power-cut", "msgpack/delete/1"),),
-    ),
-    Bug(
-        "deleted under its committed name",
-        (
-            (
-                "disk/publish.py",
-                "                    ops.rename(path, trash)\n",
-                "                    discard(ops, path)\n",
-            ),
-        ),
-        (("kill", "msgpack/delete/1"), ("power-cut", "msgpack/delete/1")),
-    ),
-    Bug(
-        "renamed before the files' sync",
-        (
-            ("disk/publish.py", "    if batch is not None:\n        batch.sync()\n", ""),
-            (
-                "saving/commit.py",
-                (
-                    "place, batch)\n        stop.check()\n"
-                    "        moved = publish.move(ops, request.root, request.step)\n"
-                ),
-                (
-                    "place, batch)\n            moved = publish.move(ops, request.root, request.step)\n"
-                    "            batch.sync()\n"
-                ),
-            ),
-        ),
-        (("power-cut", "msgpack/first/1"),),
-    ),
-    Bug(
-        "a failed fsync is tried again",
-        (
-            (
-                "disk/batch.py",
-                "            self._ops.sync(fd)\n",
-                (
-                    "            try:\n                self._ops.sync(fd)\n"
-                    "            except OSError:\n                self._ops.sync(fd)\n"
-                ),
-            ),
-        ),
-        (("fault", "msgpack/save/1"),),
-    ),
-    Bug(
-        "a failed fsync is ignored",
-        (
-            (
-                "disk/batch.py",
-                "            self._ops.sync(fd)\n",
-                "            with contextlib.suppress(OSError):\n                self._ops.sync(fd)\n",
-            ),
-        ),
-        (("fault", "msgpack/save/1"), ("fault-syscall", "msgpack/save/1")),
-    ),
-    Bug(
-        "a short write is ignored",
-        (("disk/blocks.py", "        if end < parts[-1].offset + len(parts[-1].data):\n", "        if False:\n"),),
-        (("fault", "msgpack/save/1"),),
-    ),
-    Bug(
-        "swapped without the intermediate name",
-        (("disk/publish.py", "    ops.rename(committed, swapped)\n", "    discard(ops, committed)\n"),),
-        (("kill", "msgpack/overwrite-renaming/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
-    ),
-    Bug(
-        "a stale pending directory is used again",
-        (
-            (
-                "disk/publish.py",
-                "        ops.sync_directory(root)\n        discard(ops, path)\n        ops.mkdir(path)\n",
-                "        pass\n",
-            ),
-        ),
-        (("fault", "msgpack/save/1"),),
-    ),
-    Bug(
-        "recovery throws a lone old version away",
-        (
-            (
-                "disk/publish.py",
-                "        ops.rename(swapped, committed)\n        return\n",
-                "        ops.rename(swapped, _trash_name(swapped.parent, step))\n        return\n",
-            ),
-        ),
-        (("kill", "msgpack/recover/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
-    ),
-    Bug(
-        "the lock is ignored",
-        (("disk/lock.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB"),),
-        (("concurrency", "two-writers/1"),),
-    ),
-    Bug(
-        "a buffer goes back to the pool before its write has ended",
-        (
-            (
-                "saving/commit.py",
-                "        pending = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
-                (
-                    "        pending = publish.stage(ops, request.root, request.step)\n"
-                    "        if (pool := getattr(request.snapshot, '_pool', None)) is not None:\n"
-                    "            pool.give(list(request.snapshot._buffers))\n"
-                    "        with SyncBatch"
-                ),
-            ),
-        ),
-        (("concurrency", "pipeline/1"),),
-    ),
-    Bug(
-        "a log's values are not synced before their commit",
-        (
-            (
-                "keyed/log.py",
-                "            self._sync(fd)  # or",
-                "            pass  # or",
-            ),
-        ),
-        (("power-cut", "keyed-msgpack/update/0"),),
-    ),
-    Bug(
-        "a log's commit is not synced",
-        (
-            (
-                "keyed/log.py",
-                "self._end))\n        self._sync(fd)\n        self._has_tail",
-                "self._end))\n        self._has_tail",
-            ),
-        ),
-        (("power-cut", "keyed-msgpack/update/0"),),
-    ),
-    Bug(
-        "a failed sync of a log is tried again",
-        (
-            (
-                "keyed/log.py",
-                "            self._is_suspect = True\n            raise\n\n    def _settle_name",
-                "            self._home.ops.sync(fd)\n\n    def _settle_name",
-            ),
-        ),
-        (("fault", "keyed-msgpack/update/1"),),
-    ),
-    Bug(
-        "a log is gone on with after a commit that may not have reached the disk",
-        (
-            (
-                "keyed/log.py",
-                "out.write(records.read_range(self._fd, self._commit_at, self._end - self._commit_at))",
-                "pass",
-            ),
-        ),
-        (("fault", "keyed-msgpack/reopen/1"),),
-    ),
-    Bug(
-        "a file is gone on with under a name that may not have reached the disk",
-        (
-            (
-                "keyed/home.py",
-                "        self._is_name_durable = False\n\n    @property",
-                "        self._is_name_durable = True\n\n    @property",
-            ),
-        ),
-        (("fault", "keyed-msgpack/create/1"),),
-    ),
-    Bug(
-        "an HDF5 file's superblock is put right before its slot is synced",
-        (
-            (
-                "keyed/_hdf5_data.py",
-                "            ops.sync(self.fd)  # no superblock",
-                "            pass  # no superblock",
-            ),
-        ),
-        (("power-cut", "keyed-hdf5/update/3"),),
-    ),
-    Bug(
-        "an HDF5 file's values are not synced before its slot",
-        (
-            (
-                "keyed/_hdf5_data.py",
-                "            ops.sync(self.fd)\n            self._write(ops, slot",
-                "            self._write(ops, slot",
-            ),
-        ),
-        (("power-cut", "keyed-hdf5/update/0"),),
-    ),
-    Bug(
-        "an HDF5 file's slot is not synced",
-        (("keyed/_hdf5_data.py", "slot.encode())\n            ops.sync(self.fd)\n", "slot.encode())\n"),),
-        (("power-cut", "keyed-hdf5/update/0"),),
-    ),
-    Bug(
-        "a file that was written anew is not synced",
-        (("keyed/npz.py", "            self._home.ops.sync(target)\n", ""),),
-        (("power-cut", "keyed-npz/update/0"),),
-    ),
-    Bug(
-        "the name of a file that was written anew is not synced",
-        (("keyed/home.py", "            self.ops.sync_directory(self.path.parent)\n", ""),),
-        (("power-cut", "keyed-npz/update/0"),),
-    ),
-)
+def units_for(bug: Bug, rig: str) -> tuple[str, ...]:
+    """Return what a rig tries: the unit in which it must see a mistake, or the workload in which another rig must."""
+    seen_by = dict(bug.seen_by)
+    if rig in seen_by:
+        return (seen_by[rig],)
+    if rig == "concurrency":
+        return _BESIDE
+    return (next((unit for other, unit in bug.seen_by if other != "concurrency"), _WORKLOAD),)
 
 
-def _pairs() -> Iterator[str]:
+def control_of(bug: Bug, rig: str) -> str:
+    """Return the unit in which a rig tries, with no mistake made, what it tries with this one."""
+    return SEPARATOR.join((SOUND, rig, " ".join(units_for(bug, rig))))
+
+
+def _pairs() -> Iterator[tuple[Bug, str]]:
     """Give each mistake with the quickest rig that must see it; then the others that must; then all the rest."""
-    pairs = [(bug, bug.seen_by[0][0]) for bug in BUGS]
-    pairs += [(bug, rig) for bug in BUGS for rig, _ in bug.seen_by]
-    pairs += [(bug, rig) for rig in _RIGS for bug in BUGS]
-    yield from dict.fromkeys(f"{bug.name}{SEPARATOR}{rig}" for bug, rig in pairs)
+    yield from ((bug, bug.seen_by[0][0]) for bug in BUGS)
+    yield from ((bug, rig) for bug in BUGS for rig, _ in bug.seen_by)
+    yield from ((bug, rig) for rig in _RIGS for bug in BUGS)
 
 
-_PAIRS = tuple(_pairs())
+def _units(pairs: Iterable[tuple[Bug, str]]) -> tuple[str, ...]:
+    """Name the units of pairs, each once, and the control of each before it."""
+    return tuple(
+        dict.fromkeys(unit for bug, rig in pairs for unit in (control_of(bug, rig), f"{bug.name}{SEPARATOR}{rig}"))
+    )
+
+
+_UNITS = _units(_pairs())
+_QUICK = _units(itertools.islice(_pairs(), len(BUGS)))
 
 
 class SeededBugs(Rig):
     """Tries the rigs themselves."""
 
     name = "seeded-bugs"
-    tries = "Known durability mistakes are made in a copy of the library, one at a time; the other rigs must see each."
-    cases = "pairs of a mistake and a rig"
-    quick = len(BUGS)
-    goal = len(_PAIRS)
+    tries = (
+        "Known durability mistakes are made in a copy of the library, one at a time; the other rigs must see each, and"
+        " see nothing in a copy without a mistake."
+    )
+    cases = "pairs of a mistake, or of none, and a rig"
+    quick = len(_QUICK)
+    goal = len(_UNITS)
     seconds = 290.0
     is_of_sources = True
 
     def units(self, seed: int) -> Iterator[str]:  # noqa: ARG002 - the same for all seeds
         """Give every pair, the same for all seeds."""
-        return iter(_PAIRS)
+        return iter(_UNITS)
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Make a mistake, and let a rig look."""
-        name, rig = unit.split(SEPARATOR)
-        bug = next(bug for bug in BUGS if bug.name == name)
+        name, rig, *tried = unit.split(SEPARATOR)
         result = Result(tried=1)
         tree = scratch / "tree"
         shutil.copytree(_ROOT / "asyncckpt", tree / "asyncckpt", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copytree(_ROOT / "tests/reliability", tree / "tests/reliability")
+        if name == SOUND:
+            found = look(tree, rig, tuple(tried[0].split()))
+            result.count("controls")
+            if found:
+                result.losses.append(f"{rig} loses in {tried[0]} with no mistake made, so that it sees none: {found}")
+            return result
+        bug = next(bug for bug in BUGS if bug.name == name)
         try:
             seed(bug, tree / "asyncckpt")
         except ValueError as error:
@@ -373,32 +103,6 @@ class SeededBugs(Rig):
         if not found and rig in dict(bug.seen_by):
             result.losses.append(f"{rig} does not see that {bug.name}")
         return result
-
-
-def seed(bug: Bug, package: Path) -> None:
-    """Make a mistake.
-
-    Raises:
-        ValueError: The library has changed so that it cannot be made any more.
-    """
-    for file, right, wrong in bug.edits:
-        text = (package / file).read_text()
-        if text.count(right) != 1:
-            message = (
-                f"the patch for {bug.name!r} no longer applies: {file} has this {text.count(right)} times: {right!r}"
-            )
-            raise ValueError(message)
-        (package / file).write_text(text.replace(right, wrong))
-
-
-def units_for(bug: Bug, rig: str) -> tuple[str, ...]:
-    """Return what a rig tries: the unit in which it must see a mistake, or the workload in which another rig must."""
-    seen_by = dict(bug.seen_by)
-    if rig in seen_by:
-        return (seen_by[rig],)
-    if rig == "concurrency":
-        return _BESIDE
-    return (next((unit for other, unit in bug.seen_by if other != "concurrency"), _WORKLOAD),)
 
 
 def look(tree: Path, rig: str, units: tuple[str, ...]) -> str | None:

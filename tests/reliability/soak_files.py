@@ -10,8 +10,9 @@ from hypothesis.stateful import initialize, rule
 
 import asyncckpt
 
-from .files import KeyedWorkload, name_of, value_of
+from .files import KeyedWorkload
 from .soak_machines import TURNS, Machine, cancel_after
+from .values import name_of, value_of
 
 if TYPE_CHECKING:
     import random

@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 import asyncckpt
 
 from . import directories
-from .directories import content, version_of
+from .contents import content, version_of
 from .history import Event, History
 
 if TYPE_CHECKING:

@@ -18,20 +18,34 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import asyncckpt.saving.jobs as jobs_module
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
-CHANGING = tuple(
-    re.split(
-        " ",
-        "mkdir mkdirat open openat creat write pwrite64 writev pwritev pwritev2 fsync fdatasync "
-        "sync_file_range syncfs rename renameat renameat2 unlink unlinkat rmdir truncate ftruncate fallocate "
-        "link linkat symlink symlinkat mknod mknodat copy_file_range sendfile splice msync chmod fchmod "
-        "fchmodat utimensat setxattr fsetxattr",
-    )
+_OPENING = ("open", "openat", "openat2", "open_by_handle_at")
+"""They change something only with these flags:"""
+_MAKING = ("O_CREAT", "O_TRUNC", "O_TMPFILE")
+_UNSEEN = ("io_uring_setup", "io_uring_enter", "io_submit")
+"""What they do is not seen: one of them is a change, whatever it is of."""
+_CLONING = ("FICLONE", "FIDEDUPERANGE", "SETFLAGS", "FSSETXATTR", "FS_IOC", "EXT4_IOC", "XFS_IOC")
+"""The ioctls that change a file."""
+CHANGING = (
+    *_OPENING,
+    *_UNSEEN,
+    *re.split(
+        r"\s+",
+        "creat mkdir mkdirat mknod mknodat link linkat symlink symlinkat "
+        "rename renameat renameat2 unlink unlinkat rmdir "
+        "write pwrite64 writev pwritev pwritev2 copy_file_range sendfile sendfile64 splice "
+        "truncate truncate64 ftruncate ftruncate64 fallocate mmap mmap2 msync ioctl "
+        "fsync fdatasync sync_file_range sync_file_range2 syncfs "
+        "chmod fchmod fchmodat fchmodat2 chown lchown fchown fchownat "
+        "utime utimes futimesat utimensat utimensat_time64 "
+        "setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr removexattrat",
+    ),
 )
 """Every call that can change a directory or a file in it."""
-_OPENING = ("open", "openat")
 _LINE = re.compile(r"(\d+) +(\w+)\((.*)$")
+_RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)$")
+_UNFINISHED = " <unfinished ...>"
 _PATH = re.compile(r'"((?:[^"\\]|\\.)*)"|<(/[^>]*)>')
 
 
@@ -48,7 +62,11 @@ class Call(NamedTuple):
     @property
     def is_changing(self) -> bool:
         """Whether it can change anything on a disk."""
-        return self.name not in _OPENING or "O_CREAT" in self.text or "O_TRUNC" in self.text
+        if self.name in _OPENING:
+            return any(flag in self.text for flag in _MAKING)
+        if self.name in ("mmap", "mmap2"):
+            return "PROT_WRITE" in self.text and "MAP_SHARED" in self.text
+        return self.name != "ioctl" or any(request in self.text for request in _CLONING)
 
 
 def missing_strace() -> str | None:
@@ -99,23 +117,37 @@ def traced(function: Callable[[], Any], folder: Path, *, inject: Sequence[str] =
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     tracer.stderr.read()
     tracer.wait()
-    return status, list(_parse(output.read_text(errors="replace")))
+    return status, _parse(output.read_text(errors="replace"))
 
 
-def _parse(text: str) -> Iterator[Call]:
+def _parse(text: str) -> list[Call]:
     numbers: dict[tuple[int, str], int] = {}
+    calls: list[Call] = []
+    cut_off: dict[int, int] = {}  # by its thread: the call whose end stands further down
     for line in text.splitlines():
+        end = _RESUMED.match(line)
+        if end is not None:
+            at = cut_off.pop(int(end[1]), None)
+            if at is not None:
+                calls[at] = calls[at]._replace(text=calls[at].text.replace(_UNFINISHED, "") + end[2])
+            continue
         found = _LINE.match(line)
-        if found is None or "resumed>" in line:
+        if found is None:
             continue
         thread, name, rest = int(found[1]), found[2], found[3]
+        if _UNFINISHED in rest:
+            cut_off[thread] = len(calls)
         numbers[thread, name] = numbers.get((thread, name), 0) + 1
         paths = tuple(Path(first or second) for first, second in _PATH.findall(rest.split(" = ")[0]))
-        yield Call(thread, name, numbers[thread, name], paths, line.split(" ", 1)[1])
+        calls.append(Call(thread, name, numbers[thread, name], paths, line.split(" ", 1)[1]))
+    return calls
 
 
 def changes_below(calls: list[Call], root: Path) -> list[Call]:
-    """Return those that change something at or below a directory."""
+    """Return those that change something at or below a directory, and those of which nobody sees what they do."""
     return [
-        call for call in calls if call.is_changing and any(path == root or root in path.parents for path in call.paths)
+        call
+        for call in calls
+        if call.name in _UNSEEN
+        or (call.is_changing and any(path == root or root in path.parents for path in call.paths))
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import pickle
 import shutil
 import signal
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import asyncckpt
 
+from .changes import is_made_good, of_call, of_change
 from .checks import check_now, prepare
-from .disks import Change, ShimDisk
-from .faults import CODES, why_silent
+from .disks import ShimDisk
+from .faults import OTHERS, codes_at, split_unit, why_silent
 from .kill import play_to_log, read_log
 from .rig import Result, Rig
 from .strace import Call, changes_below, missing_strace, traced
@@ -53,8 +55,8 @@ class _Traced(Rig):
     def run(self, unit: str, scratch: Path) -> Result:
         """Play a workload again and again under strace."""
         result = Result()
-        workload = make_workload(unit)
-        self.sweep(_Stage(workload, scratch), result)
+        name, share = split_unit(unit)
+        self.sweep(_Stage(make_workload(name), scratch, share), result)
         return result
 
     def sweep(self, stage: _Stage, result: Result) -> None:
@@ -65,8 +67,9 @@ class _Traced(Rig):
 class _Stage:
     """A workload that is played under strace, as often as wanted, each time from the beginning."""
 
-    def __init__(self, workload: Workload, scratch: Path) -> None:
+    def __init__(self, workload: Workload, scratch: Path, share: str) -> None:
         self.workload = workload
+        self.share = share
         self.root = scratch / "root"
         self.told = scratch / "told"
         self._scratch = scratch
@@ -142,15 +145,20 @@ class SyscallFault(_Traced):
     goal = 2000
     seconds = 300.0
 
+    def units(self, seed: int) -> Iterator[str]:
+        """Give two units for each workload: at each call one errno, and there all the others."""
+        for name in super().units(seed):
+            yield from (name, f"{name}/{OTHERS}")
+
     def sweep(self, stage: _Stage, result: Result) -> None:
         """Fail every call."""
         for at, point in enumerate(stage.points()):
-            code = CODES[at % len(CODES)]
-            for how in (
-                f"error={code}:when={point.number}",
-                f"error={code}:when={point.number}+",
-                f"error=EINTR:when={point.number}",
-            ):
+            hows = [
+                f"error={code}:when={point.number}{more}" for code in codes_at(at, stage.share) for more in ("", "+")
+            ]
+            if stage.share != OTHERS:
+                hows.append(f"error=EINTR:when={point.number}")
+            for how in hows:
                 status, calls = stage.play(
                     lambda: play_and_tell(stage.workload, stage.root, stage.told), f"{point.call}:{how}"
                 )
@@ -169,8 +177,8 @@ class SyscallFault(_Traced):
                     if is_retried
                     else why_silent(injected[0].name, errors, outcome)
                 )
-                changes = [(call.name, call.paths[-1]) for call in calls]
-                if stage.workload.is_tidying(changes, calls.index(injected[0])):
+                changes, failed_at = [of_call(call) for call in calls], calls.index(injected[0])
+                if stage.workload.is_tidying(changes, failed_at) or is_made_good(changes, failed_at):
                     problem = None
                 loss = problem or stage.check(events)
                 if loss:
@@ -205,7 +213,8 @@ class Record(_Traced):
     name = "record"
     tries = (
         "The changes that the other rigs see through the library's own disk operations are compared, one by one and in"
-        " order, with the system calls that strace sees."
+        " order, with the system calls that strace sees: names, both paths of a rename, offsets, lengths and sizes. The"
+        " calls looked for are all that can change a file system, whoever makes them."
     )
     cases = "system calls"
     quick = 300
@@ -215,46 +224,16 @@ class Record(_Traced):
         """Compare."""
 
         def record() -> None:
-            disk = ShimDisk(exchanges=stage.workload.exchanges)
+            disk = ShimDisk(exchanges=stage.workload.exchanges, keeps_data=True)
             asyncio.run(stage.workload.play(stage.root, disk, lambda _: None))
             stage.told.write_bytes(pickle.dumps(disk.record))
 
         _, calls = stage.play(record)
-        asked = [_of_change(change) for change in pickle.loads(stage.told.read_bytes())]  # noqa: S301 - our own child's
-        asked = [each for each in asked if stage.root in (each[1], *each[1].parents)]
-        done = [_of_call(call) for call in calls]
+        asked = [of_change(change) for change in pickle.loads(stage.told.read_bytes())]  # noqa: S301 - our own child's
+        asked = [each for each in asked if stage.root in (each.path, *each.path.parents)]
+        done = [of_call(call) for call in calls]
         result.tried += len(done)
-        if asked != done:
-            at = next((at for at, pair in enumerate(zip(asked, done, strict=False)) if pair[0] != pair[1]), "the end")
-            result.losses.append(f"{len(asked)} changes recorded, {len(done)} made; the first difference at {at}")
-
-
-_CALLED = {
-    "create": "open",
-    "truncate": "truncate",
-    "ftruncate": "truncate",
-    "set_mode": "chmod",
-    "fchmod": "chmod",
-    "open_lock": "open",
-    "openat": "open",
-    "pwritev2": "write",
-    "pwritev": "write",
-    "sync": "fsync",
-    "sync_directory": "fsync",
-    "exchange": "rename",
-    "renameat": "rename",
-    "renameat2": "rename",
-    "mkdirat": "mkdir",
-    "unlinkat": "unlink",
-}
-
-
-def _of_change(change: Change) -> tuple[str, Path]:
-    return _CALLED.get(change.name, change.name), change.path
-
-
-def _of_call(call: Call) -> tuple[str, Path]:
-    paths = [path for path in call.paths if path.is_absolute()]
-    if call.name in ("openat", "mkdirat", "unlinkat", "renameat", "renameat2"):
-        paths = paths[1:]  # behind the descriptor of the working directory
-    return _CALLED.get(call.name, call.name), paths[0]
+        for at, (one, other) in enumerate(itertools.zip_longest(asked, done)):
+            if one is None or other is None or not one.equals(other):
+                result.losses.append(f"change {at} was recorded as {one}, and made as {other}")
+                break

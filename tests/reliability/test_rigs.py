@@ -19,11 +19,11 @@ from reliability.driver import Plan, tell
 from reliability.fuzz_files import FILE_TARGETS, VALUES, write_good
 from reliability.history import Event, History, KeyedHistory
 from reliability.ledger import Ledger
+from reliability.mistakes import BUGS, seed
 from reliability.power_cut import Cuts, Run, play
 from reliability.report import GUARANTEE, lines
 from reliability.rig import Result
 from reliability.rigs import RIGS
-from reliability.seeded import BUGS, seed
 from reliability.workload import same
 from reliability.workloads import make_workload
 
@@ -254,6 +254,12 @@ def test_the_oracle_of_a_file_of_many_keys() -> None:
     assert history.judge({1: 11}) is None
     for wrong in ({1: 11, 2: 20}, {1: 10}, {1: 10, 2: -1}):
         assert history.judge(wrong) is not None
+    for event in (Event("clear", 0), Event("found", 1, 11), Event("begin", 0), Event("ack", 0)):
+        history.take(event)
+    assert history.judge({1: 10, 2: 20}) is None  # whoever has changed nothing has made nothing durable
+    for event in (Event("set", 2, 21), Event("begin", 0), Event("ack", 0)):
+        history.take(event)
+    assert history.judge({1: 10, 2: 20}) is not None
 
 
 def test_the_guarantee_is_printed() -> None:

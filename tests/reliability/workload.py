@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
+    from .changes import Made
     from .disks import ShimDisk
     from .history import Event
 
@@ -109,12 +110,14 @@ class Workload(ABC):
     def next_start(self) -> Workload:
         """Return what the next program does there: it recovers, and saves."""
 
-    def is_tidying(self, changes: Sequence[tuple[str, Path]], at: int) -> bool:  # noqa: ARG002
-        """Whether nobody need be told if a change fails: all that was promised is durable without it.
+    def is_tidying(self, changes: Sequence[Made], at: int) -> bool:  # noqa: ARG002
+        """Whether nobody need be told that a change failed: no promise rests on it.
+
+        That what was acknowledged nevertheless is durable, is for the caller to see.
 
         Args:
-            changes: The names and paths of all.
-            at: Which.
+            changes: All, those after the failed one as well.
+            at: Which failed.
         """
         return False
 

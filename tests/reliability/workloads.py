@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import deque
 from typing import TYPE_CHECKING
 
 from . import directories, files
@@ -11,12 +13,28 @@ if TYPE_CHECKING:
 
     from .workload import Workload
 
-NAMED = tuple((form, kind) for room in (directories, files) for form in room.FORMS for kind in room.KINDS)
+
+def _named() -> Iterator[tuple[str, str]]:
+    """Give each form with each kind once: the forms by turns, and beside each other they have different kinds."""
+    rows = []
+    for room in (directories, files):
+        for shift, form in enumerate(room.FORMS):
+            kinds = deque((form, kind) for kind in room.KINDS)
+            kinds.rotate(-shift * max(1, len(kinds) // len(room.FORMS)))
+            rows.append(kinds)
+    for turn in itertools.zip_longest(*rows):
+        yield from (each for each in turn if each is not None)
+
+
+NAMED = tuple(_named())
 """Forms and kinds of the workloads that show one thing each: the seed decides their contents."""
 
 
 def workload_names(seed: int, *, randoms: int) -> Iterator[str]:
-    """Name every kind in every form, and so many random workloads of each room that no other seed has."""
+    """Name every kind in every form, and so many random workloads of each room that no other seed has.
+
+    The first few are of all forms, for whoever tries no more.
+    """
     for form, kind in NAMED:
         yield f"{form}/{kind}/{seed}"
     for number in range(randoms):
