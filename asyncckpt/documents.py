@@ -184,7 +184,7 @@ def _unwrap_config(value: object) -> object:
     return _unwrap_number(value)
 
 
-_SURROGATE_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_SURROGATE_PAIR: Final = "[\ud800-\udbff][\udc00-\udfff]"
 
 
 def _leaf(value: object, path: tuple[str, ...]) -> bool | float | str | None:
@@ -192,7 +192,7 @@ def _leaf(value: object, path: tuple[str, ...]) -> bool | float | str | None:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        if _SURROGATE_PAIR.search(value):
+        if re.search(_SURROGATE_PAIR, value):
             raise _refused(path, "cannot write a str with a surrogate pair: it would be read back as one character")
         return str.__str__(value)
     if isinstance(value, float):
@@ -236,7 +236,7 @@ _MAX_SIMPLE_KEY: Final = 1000
 
 # Beside the quote, the backslash and the control characters: what YAML takes for a line break (NEL, LS, PS), for a byte
 # order mark, or for no character at all.
-_ESCAPED: Final = re.compile('[\x00-\x1f"\\\\\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]')
+_ESCAPED: Final = '[\x00-\x1f"\\\\\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]'
 _SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 
 
@@ -256,7 +256,7 @@ def _yaml_key(key: object) -> str:
 
 
 def _yaml_str(text: str) -> str:
-    return '"' + _ESCAPED.sub(_yaml_escape, text) + '"'
+    return '"' + re.sub(_ESCAPED, _yaml_escape, text) + '"'
 
 
 def _yaml_escape(match: re.Match[str]) -> str:

@@ -10,13 +10,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.saving.retention import BestChoice, Candidate, RetentionPolicy, choose_best, metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +24,17 @@ class CheckpointRecord:
     """A committed checkpoint."""
 
     step: int
-    path: Path
-    """Its directory."""
+    directory: str
+    """The path of its directory; as a str, because to make thousands of Paths takes a fifth of opening a manager."""
     training_info: dict[str, Any] = field(default_factory=dict)
     """What was passed with it; numpy scalars have become numbers."""
     identity: tuple[int, int] = field(default=(0, 0), repr=False, compare=False)
     """Tells its directory from an earlier or later one of the same name."""
+
+    @property
+    def path(self) -> Path:
+        """Its directory."""
+        return Path(self.directory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
     old = publish.make_durable(ops, moved)
     info = parse_training_info(request.documents[TRAINING_INFO_NAME])
     path = moved.committed
-    record = CheckpointRecord(step=request.step, path=path, training_info=info, identity=_identity(path))
+    record = CheckpointRecord(step=request.step, directory=str(path), training_info=info, identity=_identity(path))
     return Written(record=record, trash=_weigh(request.root, old), written_at=written_at)
 
 
@@ -302,7 +302,8 @@ def _record(step: int, root: Path, name: str, at: int) -> CheckpointRecord:
             raise
     except (ValueError, RecursionError):  # damaged, and left out like what is missing: `load` will say what is wrong
         pass
-    return CheckpointRecord(step=step, path=root / name, training_info=info, identity=identity or _identity(name, at))
+    place = os.path.join(root, name)  # noqa: PTH118 - see `CheckpointRecord.directory`
+    return CheckpointRecord(step=step, directory=place, training_info=info, identity=identity or _identity(name, at))
 
 
 def _identity(directory: os.PathLike[str] | str | int, at: int | None = None) -> tuple[int, int]:

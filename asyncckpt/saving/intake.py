@@ -42,6 +42,7 @@ INLINE_NBYTES: Final = 1 << 20
 """States up to this size, and"""
 INLINE_NODES: Final = 512
 """with no more nodes than this in their tree, are captured on the loop."""
+_NO_TRAINING_INFO: Final = training_info_bytes({})
 
 
 def check_step(step: object) -> int:
@@ -71,7 +72,8 @@ def encode_documents(training_info: Mapping[str, object] | None, run_config: obj
     Raises:
         UnsupportedLeafError: A value cannot be written; names its path.
     """
-    documents = {TRAINING_INFO_NAME: training_info_bytes({} if training_info is None else training_info)}
+    info = _NO_TRAINING_INFO if training_info is None else training_info_bytes(training_info)
+    documents = {TRAINING_INFO_NAME: info}
     if run_config is not None:
         documents[CONFIG_NAME] = run_config_bytes(run_config)
     return documents

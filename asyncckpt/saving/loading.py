@@ -153,7 +153,7 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
             state = builder.build(arrays)
             if builder.made > _MANY_REFERENCES:
                 age_objects()
-    checkpoint = LoadedCheckpoint(step=step, path=path, training_info=info, state=state)
+    checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
     return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types)
 
 

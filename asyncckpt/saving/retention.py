@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RetentionPolicy:
+class RetentionPolicy(NamedTuple):
     """The options that decide who stays; `asyncckpt.config.CheckpointingConfig` has their meanings and bounds."""
 
     metric_name: str | None = None

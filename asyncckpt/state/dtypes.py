@@ -10,9 +10,10 @@ import numpy as np
 
 from asyncckpt.errors import UnsupportedFormatError
 
-_SIMPLE: Final = re.compile(r"[<>|][biufcmMSUV?]\d*(\[\d*[A-Za-zμ]{1,8}\])?")
+# Compiled by `re` when they are first needed: a program that only imports this package need not wait for it.
+_SIMPLE: Final = r"[<>|][biufcmMSUV?]\d*(\[\d*[A-Za-zμ]{1,8}\])?"
+_EXTENSION: Final = r"bfloat16|float\d+_\w+|u?int[1-7]"
 _IS_LITTLE: Final = sys.byteorder == "little"
-_EXTENSION: Final = re.compile(r"bfloat16|float\d+_\w+|u?int[1-7]")
 
 
 def dtype_to_plain(dtype: np.dtype[Any]) -> object:
@@ -49,9 +50,9 @@ def dtype_from_plain(plain: Any) -> np.dtype[Any]:
         UnsupportedFormatError: The dtype belongs to ml_dtypes, which is not installed or too old.
     """
     if isinstance(plain, str):
-        if _EXTENSION.fullmatch(plain.removeprefix(">")):
+        if re.fullmatch(_EXTENSION, plain.removeprefix(">")):
             return _extension(plain.removeprefix(">")).newbyteorder(">" if plain[0] == ">" else "<")
-        if not _SIMPLE.fullmatch(plain):
+        if not re.fullmatch(_SIMPLE, plain):
             message = f"not a dtype: {plain[:40]!r}"
             raise ValueError(message)
         return _checked(lambda: np.dtype(plain))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -118,18 +117,16 @@ def read_nodes(pieces: Sequence[bytes], pacer: Pacer) -> Iterator[Node]:
             yield from batch
 
 
-@dataclass(frozen=True, slots=True)
 class ArrayMeta:
-    """What the index says of an array, its place aside."""
+    """What the index says of an array, its place aside. One stands for all arrays of a dtype and shape."""
 
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    nbytes: int = field(init=False)
-    """Its size in bytes, in C order."""
+    __slots__ = ("dtype", "nbytes", "shape")
 
-    def __post_init__(self) -> None:
-        """Compute the size once: one of these stands for all arrays of a dtype and shape."""
-        object.__setattr__(self, "nbytes", math.prod(self.shape) * self.dtype.itemsize)
+    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        """Describe an array; `nbytes` is its size in C order."""
+        self.dtype: Final = dtype
+        self.shape: Final = shape
+        self.nbytes: Final = math.prod(shape) * dtype.itemsize
 
 
 class Segment(NamedTuple):
