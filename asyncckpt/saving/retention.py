@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
 
 
-class RetentionPolicy(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionPolicy:
     """The options that decide who stays; `asyncckpt.config.CheckpointingConfig` has their meanings and bounds."""
 
     metric_name: str | None = None
