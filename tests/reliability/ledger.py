@@ -55,7 +55,8 @@ class Ledger:
         self.entries: dict[Key, dict[str, Any]] = {}
         self.skipped: dict[tuple[str, str], str] = {}
         """Why a rig did not run the last time: by rig and subject."""
-        self.machine: dict[str, str] = {}
+        self.machines: list[dict[str, str]] = []
+        """Where units were run, the last place last."""
         if path.exists():
             for line in path.read_bytes().splitlines():
                 try:
@@ -65,7 +66,7 @@ class Ledger:
 
     def _take(self, entry: dict[str, Any]) -> None:
         if "machine" in entry:
-            self.machine = entry["machine"]
+            self.machines = [*(each for each in self.machines if each != entry["machine"]), entry["machine"]]
             return
         rig, subject = entry["rig"], entry["subject"]
         if "skipped" in entry:
@@ -88,7 +89,7 @@ class Ledger:
 
     def begin(self, machine: dict[str, str]) -> None:
         """Note where the units that follow are run."""
-        if machine != self.machine:
+        if self.machines[-1:] != [machine]:
             self._append({"machine": machine})
 
     def skip(self, rig: Rig, why: str) -> None:

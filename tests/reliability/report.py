@@ -41,11 +41,11 @@ def write_report(ledger: Ledger, path: Path) -> None:
 def lines(ledger: Ledger) -> Iterator[str]:
     """Give the report's lines."""
     yield _HEAD
-    if ledger.machine:
-        yield ", ".join(f"{name} {value}" for name, value in ledger.machine.items() if name != "cores") + (
-            f", {ledger.machine.get('cores', '?')} cores; sources `{ledger.sources}`."
-        )
-        yield ""
+    yield f"The sources as they are: `{ledger.sources}`. Run on:"
+    yield ""
+    for machine in ledger.machines:
+        yield "- " + ", ".join(f"{value} {name}" if name == "cores" else value for name, value in machine.items())
+    yield ""
     yield "## What was tried"
     yield ""
     yield "| rig | cases tried | of these, with the sources as they are | lost | goal |"
