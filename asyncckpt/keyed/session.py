@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-_GIVE_WAY_SECONDS: Final = 0.002
+_GIVE_WAY_SECONDS: Final = 0.001
 
 
 class Session:
@@ -257,6 +257,7 @@ class Session:
         """Delete what is at a path, once the file's writer; and in the store at once, where the index cannot tell."""
         self._check()
         self._queue.names.check(path)
+        await self._give_way()
         await self._become_writer()
         if self._queue.names.find(path) is not None:
             self.delete(path)
@@ -277,7 +278,7 @@ class Session:
             self._is_writer = True
 
     async def _give_way(self) -> None:
-        """Let the loop run now and then, if a caller saves many small values in a row: nothing else here would."""
+        """Let the loop run now and then, if a caller saves or deletes many in a row: nothing else here would."""
         if time.perf_counter() - self._gave_way > _GIVE_WAY_SECONDS:
             await asyncio.sleep(0)
             self._gave_way = time.perf_counter()
@@ -401,6 +402,7 @@ class Session:
                 engine.delete(write.path, work)
         else:
             engine.put(write.path, write.captured, work)
+        work.pacer().pause()
 
     async def load(self, path: Path, *default: object) -> Any:
         """Load the value at a path; the default, if there is one, where there is none at its first part."""
