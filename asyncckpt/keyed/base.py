@@ -41,15 +41,6 @@ class Work:
         return self._pacer
 
 
-class Entry(NamedTuple):
-    """What a store says of a key without reading its value."""
-
-    nbytes: int
-    """Bytes that it takes in the file."""
-    names: Names = False
-    """The keys of the dicts in the value."""
-
-
 class Found(NamedTuple):
     """A value that was read."""
 
@@ -64,8 +55,8 @@ class Store(ABC):
 
     @property
     @abstractmethod
-    def entries(self) -> Mapping[str, Entry]:
-        """The keys in their order, staged changes included."""
+    def entries(self) -> Mapping[str, Names]:
+        """The keys in their order, each with what is known of the dicts in its value; staged changes included."""
 
     keeps: ClassVar[bool] = True
     """Whether what is put is there afterwards."""

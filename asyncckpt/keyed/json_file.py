@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
-from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.json_read import decode_value, split_object
 from asyncckpt.keyed.json_text import FileText, MemoryText, Text, read_text
 from asyncckpt.keyed.json_write import encode_key, encode_value
@@ -42,12 +42,12 @@ class JSONStore(Store):
         self._text: Text = MemoryText(())
         self._places: dict[str, tuple[int, int]] = {}  # from where to where the text of a value lies
         self._staged: dict[str, bytes | Text] = {}  # texts that are not in the file
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Names] = {}
         self._is_changed = False
         self._load(work)
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
 
@@ -72,7 +72,7 @@ class JSONStore(Store):
         # Most are of one piece, and there may be very many: bytes are nothing that a garbage collection walks over.
         staged = self._staged[key] = pieces[0] if len(pieces) == 1 else MemoryText(pieces)
         self._places[key] = 0, len(staged)
-        self._entries[key] = Entry(len(staged), value.names)
+        self._entries[key] = value.names
         self._is_changed = True
 
     def delete(self, key: str, work: Work) -> None:
@@ -162,7 +162,7 @@ class JSONStore(Store):
             if key in self._places:
                 raise self._corrupt(f"the key {key!r} stands twice")
             self._places[key] = low, high
-            self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
+            self._entries[key] = _names(text, low, high, work) if is_small else False
         text.check()
 
     def _text_of(self, key: str) -> Text:

@@ -254,7 +254,7 @@ class _Decoder:
         memory = _bytes_of(array)
         at = 0
         for each in data:
-            for part in each.parts() if type(each) is Span else (each.encode(),):
+            for part in each.parts() if isinstance(each, Span) else (each.encode(),):
                 end = at + _decoded_nbytes(part)
                 decode_into(part, memory[at:end])
                 at = end

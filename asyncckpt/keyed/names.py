@@ -31,7 +31,7 @@ class NameIndex:
     @classmethod
     def of(cls, store: Store, place: str) -> NameIndex:
         """Read what a store has."""
-        return cls({key: entry.names for key, entry in store.entries.items()}, place, keeps=store.keeps)
+        return cls(dict(store.entries), place, keeps=store.keeps)
 
     def copy(self) -> NameIndex:
         """Return an index that changes by itself."""

@@ -27,7 +27,7 @@ from asyncckpt.errors import (
 )
 from asyncckpt.formats import _hdf5_names as names
 from asyncckpt.keyed import npz_zip as zips
-from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
 from asyncckpt.state import index as ix
 from asyncckpt.workers import Pacer, discard
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Names
 
 VERSION: Final = 1
 DIRECTORY: Final = "__asyncckpt__.npy"
@@ -55,7 +55,7 @@ class _Item:
 
     members: tuple[zips.Member, ...]
     tree: bytes | None
-    entry: Entry
+    names: Names
     is_staged: bool = False
 
 
@@ -79,13 +79,13 @@ class NumPyStore(Store):
 
     def _forget(self) -> None:
         self._items: dict[str, _Item] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Names] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
         self._end = 0  # of the sibling
         self._is_changed = False
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
 
@@ -124,9 +124,8 @@ class NumPyStore(Store):
             members.append(member)
             work.pacer().pause()
         tree = None if is_plain else _encode(index, work.pacer())
-        nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
         self._end = end
-        self._set(key, _Item(tuple(members), tree, Entry(nbytes, value.names), is_staged=True))
+        self._set(key, _Item(tuple(members), tree, value.names, is_staged=True))
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
@@ -207,8 +206,7 @@ class NumPyStore(Store):
     def _add(self, key: str, members: list[zips.Member], tree: bytes | None, of: Any) -> None:
         if key in self._items:
             _damaged(f"the key {key!r} stands twice")
-        nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
-        self._set(key, _Item(tuple(members), tree, Entry(nbytes, of)))
+        self._set(key, _Item(tuple(members), tree, of))
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
@@ -257,7 +255,7 @@ class NumPyStore(Store):
                 moved.append(copy)
             items[key] = replace(item, members=tuple(moved), is_staged=False)
         members = [member for item in items.values() for member in item.members]
-        encoded = _encode_directory(items)
+        encoded = _encode_directory(items, pacer)
         header = _raw_header(len(encoded))
         own, end = zips.write_member(ops, target, end, DIRECTORY, [header, encoded], len(header) + len(encoded))
         end = zips.write_directory(ops, target, end, [*members, own], pacer)
@@ -282,7 +280,7 @@ class NumPyStore(Store):
     def _set(self, key: str, item: _Item) -> None:
         self._drop(key)
         self._items[key] = item
-        self._entries[key] = item.entry
+        self._entries[key] = item.names
         self._owners.update((member.name, key) for member in item.members)
         self._is_changed = True
 
@@ -363,14 +361,17 @@ def _decode_tree(tree: bytes, nbytes: int, count: int, pacer: Pacer) -> ix.Index
     return index
 
 
-def _encode_directory(items: dict[str, _Item]) -> bytes:
-    rows = [
-        [key, flat_names(item.entry.names), item.tree, [member.name for member in item.members]]
-        for key, item in items.items()
-    ]
-    head = {"asyncckpt": "keyed", "version": VERSION, "features": [], "keys": rows}
-    packed: bytes = msgpack.packb(head, unicode_errors=_ERRORS)
-    return packed
+def _encode_directory(items: dict[str, _Item], pacer: Pacer) -> bytes:
+    packer = msgpack.Packer(unicode_errors=_ERRORS)
+    head = {"asyncckpt": "keyed", "version": VERSION, "features": []}
+    chunks = [packer.pack_map_header(len(head) + 1)]
+    chunks += [packer.pack(each) for pair in head.items() for each in pair]
+    chunks += [packer.pack("keys"), packer.pack_array_header(len(items))]
+    for batch in pacer.batches(items.items()):
+        for key, item in batch:
+            row = [key, flat_names(item.names), item.tree, [member.name for member in item.members]]
+            chunks.append(packer.pack(row))
+    return b"".join(chunks)
 
 
 def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[str]]]:

@@ -36,8 +36,8 @@ from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from asyncckpt.keyed.base import Entry
     from asyncckpt.keyed.engine import Engine, Path
+    from asyncckpt.keyed.values import Names
     from asyncckpt.keyed.view import Evaluation
     from asyncckpt.keyed.writes import Change
     from asyncckpt.state.flat import FlatState
@@ -67,7 +67,7 @@ class Session:
         self._refusals = Refusals(place)
         self._drainer: asyncio.Task[None] | None = None
         self._is_writer = False
-        self._entries: Mapping[str, Entry] | None = None  # of which the index was made
+        self._entries: Mapping[str, Names] | None = None  # of which the index was made
         self._found: NameIndex | None = None
         self._gave_way = time.perf_counter()
         self.evaluations: dict[Path, Evaluation] = {}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncckpt.keyed import json_base64, json_scan, json_text
+from asyncckpt.keyed import json_scan, json_text
 from asyncckpt.keyed.json_base64 import BLOCK_NBYTES, decode_into
 from asyncckpt.keyed.json_read import decode_value, split_object
 from asyncckpt.keyed.json_text import PIECE_NBYTES, FileText, MemoryText
@@ -53,7 +53,7 @@ def test_base64_that_is_none(data: bytes, draw: st.DataObject) -> None:
     try:
         expected = binascii.a2b_base64(bytes(text), strict_mode=True)
     except binascii.Error:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match="base64|padding|data|character"):
             _decoded(bytes(text))
     else:
         assert _decoded(bytes(text)) == expected
