@@ -22,8 +22,7 @@ from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, Untruste
 from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError, MemoryArrays
 from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value, array_of
 from asyncckpt.keyed.base import Found, Store
-from asyncckpt.keyed.values import build_value, refer, runs_of
-from asyncckpt.state.index import ArrayMeta, Index
+from asyncckpt.keyed.values import build_value, condense, expand, refer, runs_of
 from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
@@ -71,13 +70,11 @@ class _Placed:
 class _Held:
     """A small value in memory, in few objects of those that a garbage collection walks over: there may be many."""
 
-    __slots__ = ("_data", "_metas", "_pieces", "names", "nbytes", "payload_nbytes")
+    __slots__ = ("_data", "_index", "names", "nbytes", "payload_nbytes")
 
     def __init__(self, captured: Captured) -> None:
         index = captured.index
-        # Copied: the captured one's lists are emptied when it is released.
-        self._pieces = tuple(index.pieces)
-        self._metas = tuple((meta.dtype, meta.shape) for meta in index.arrays)
+        self._index = condense(index)
         self._data: Bytes = np.empty(sum(meta.nbytes for meta in index.arrays), np.uint8)
         start = 0
         for number in range(len(index.arrays)):
@@ -90,7 +87,7 @@ class _Held:
 
     def value(self, key: str) -> Value:
         """Return it as it is to be written."""
-        index = Index(self._pieces, tuple(ArrayMeta(dtype, shape) for dtype, shape in self._metas))
+        index = expand(self._index)
         ends = accumulate((meta.nbytes for meta in index.arrays), initial=0)
         return Value(key, index, MemoryArrays(self._data, dict(enumerate(ends))), self.names)
 

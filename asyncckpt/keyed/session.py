@@ -24,7 +24,7 @@ from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, QueueFu
 from asyncckpt.keyed.base import Found, Work
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.names import NameIndex
-from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
+from asyncckpt.keyed.values import Captured, Condensed, capture, receive, refer_flat
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.saving.jobs import Jobs
@@ -216,7 +216,7 @@ class Session:
                 " chk.save_parameter(key, value)` waits for room"
             )
             raise QueueFullError(message)
-        self._enqueue(path, capture(flat, None, Crew()), nbytes)
+        self._enqueue(path, Condensed(flat), nbytes)
 
     async def save(self, path: Path, value: object) -> None:
         """Capture a value of any size, and return; or, if the budget does not hold it, when it has been written."""
@@ -230,7 +230,7 @@ class Session:
                 nbytes = flat.encoded_nbytes + flat.array_nbytes
                 await self._become_writer()
                 await self._wait_for_room(nbytes)
-                self._enqueue(path, capture(flat, None, Crew()), nbytes)
+                self._enqueue(path, Condensed(flat), nbytes)
                 return
             flat = await self._in_thread(self._flatten, path, value)
             await self._become_writer()
@@ -309,7 +309,7 @@ class Session:
             await self._run(_nothing)
         self._check()
 
-    def _enqueue(self, path: Path, captured: Captured | None, nbytes: int) -> None:
+    def _enqueue(self, path: Path, captured: Captured | Condensed | None, nbytes: int) -> None:
         self._check()
         self._queue.add(path, captured, nbytes)
         if self._drainer is None:
@@ -401,7 +401,8 @@ class Session:
             with suppress(CheckpointKeyError) if len(write.path) == 1 else nullcontext():
                 engine.delete(write.path, work)
         else:
-            engine.put(write.path, write.captured, work)
+            captured = write.captured
+            engine.put(write.path, captured.captured() if isinstance(captured, Condensed) else captured, work)
         work.pacer().pause()
 
     async def load(self, path: Path, *default: object) -> Any:
