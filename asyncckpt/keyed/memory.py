@@ -19,11 +19,13 @@ _DELETED: Final = object()
 class MemoryStore(Store):
     """Values in a mapping of the caller's. What is put in and what is read are copies."""
 
-    def __init__(self, mapping: MutableMapping[str, Any]) -> None:
+    def __init__(self, mapping: MutableMapping[str, Any], work: Work) -> None:
         self._mapping = mapping
         self._changes: list[tuple[str, Any]] = []
         self._values = dict(mapping)
-        self._entries = {key: plain_names(value) for key, value in mapping.items()}
+        self._entries: dict[str, Names] = {}
+        for batch in work.pacer().batches(self._values.items()):
+            self._entries.update((key, plain_names(value)) for key, value in batch)
 
     @property
     def entries(self) -> Mapping[str, Names]:

@@ -195,7 +195,7 @@ class NumPyStore(Store):
         own = by_name.pop(DIRECTORY, None)
         if own is not None and own.nbytes > max(4 * own.stored_nbytes, _SLACK_NBYTES):
             _damaged(f"the directory {DIRECTORY!r} of {own.stored_nbytes} bytes claims to hold {own.nbytes}")
-        for key, item_names, tree, listed in _decode(self._read_member(own, pacer)) if own is not None else ():
+        for key, item_names, tree, listed in _decode(self._read_member(own, pacer), pacer) if own is not None else ():
             if lacking := [name for name in listed if name not in by_name]:
                 _damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
             self._add(key, [by_name.pop(name) for name in dict.fromkeys(listed)], tree, nested_names(item_names))
@@ -374,23 +374,33 @@ def _encode_directory(items: dict[str, _Item], pacer: Pacer) -> bytes:
     return b"".join(chunks)
 
 
-def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[str]]]:
+def _decode(array: NDArray[Any], pacer: Pacer) -> Iterator[tuple[str, Any, bytes | None, list[str]]]:
     """Yield the rows of the directory."""
     try:
         if array.dtype != np.uint8 or array.ndim != 1:
             message = "it is no array of bytes"
             raise ValueError(message)  # noqa: TRY301 - one answer to all that is wrong with it
-        head = msgpack.unpackb(array.tobytes(), unicode_errors=_ERRORS, object_pairs_hook=_head)
+        unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, object_pairs_hook=_no_map, max_buffer_size=len(array))
+        unpacker.feed(array)
+        head = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header() - 1)}
         if head["asyncckpt"] != "keyed" or head["version"] != VERSION or head["features"]:
             needs = f"version {head['version']!r:.200} and needs {head['features']!r:.200}"
             message = f"its directory has {needs}: use a later release"
             raise UnsupportedFormatError(message)
-        for key, item_names, tree, listed in head["keys"]:
+        if unpacker.unpack() != "keys":
+            message = "it has no keys"
+            raise ValueError(message)  # noqa: TRY301 - as above
+        for _ in range(unpacker.read_array_header()):
+            key, item_names, tree, listed = unpacker.unpack()
+            pacer.pause()
             is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
             if not is_sound or any(type(name) is not str for name in listed) or (tree is None and len(listed) != 1):
                 message = f"the row of {key!r:.80} is none"
                 raise ValueError(message)  # noqa: TRY301 - as above
             yield key, item_names, tree, listed
+        if unpacker.tell() != len(array):
+            message = "something follows its end"
+            raise ValueError(message)  # noqa: TRY301 - as above
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.exceptions.UnpackException) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -398,10 +408,7 @@ def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[
         raise CorruptCheckpointError(message) from error
 
 
-def _head(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Make the one map that there is; millions of others, each of a byte, would fill memory."""
-    head = dict(pairs)
-    if "keys" not in head:
-        message = "there is a map in it"
-        raise ValueError(message)
-    return head
+def _no_map(pairs: list[tuple[Any, Any]]) -> NoReturn:  # noqa: ARG001 - whatever it holds
+    """Refuse a map in the one that there is: millions of them, each of a byte, would fill memory."""
+    message = "there is a map in it"
+    raise ValueError(message)
