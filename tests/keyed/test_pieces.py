@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from support import assert_same
 
 import asyncckpt
 from asyncckpt.keyed import session
@@ -17,7 +18,6 @@ from asyncckpt.keyed.values import Condensed, condense, expand
 from asyncckpt.state import index as ix
 from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer
-from tests.support import assert_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
