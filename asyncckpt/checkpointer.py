@@ -385,8 +385,8 @@ class DictCheckpointer(Checkpointer):
                 raise ConfigError(message)
         return file if isinstance(file, MutableMapping) else dict(file)
 
-    def _open_store(self, file: Any, work: Work) -> Store:  # noqa: ARG002 - nothing to wait for
-        return MemoryStore(file)
+    def _open_store(self, file: Any, work: Work) -> Store:
+        return MemoryStore(file, work)
 
     def _open_home(self, home: Home, work: Work) -> Store:
         raise NotImplementedError

@@ -262,7 +262,7 @@ class DataFile:
             raise self._corrupt(key)("has an index that leads elsewhere")
         return index, segments
 
-    def _read_small(self, key: str, place: Place, pacer: Pacer) -> tuple[Index, _ReadArrays]:
+    def _read_small(self, key: str, place: Place, pacer: Pacer) -> tuple[Index, MemoryArrays]:
         """Read a small value as a whole."""
         begin, stop = place.data_offset, place.index_offset + place.index_nbytes
         assert begin is not None  # noqa: S101 - it stands with the digest
@@ -275,7 +275,8 @@ class DataFile:
         )
         if any(not begin <= each.offset <= each.offset + each.nbytes <= place.index_offset for each in segments):
             raise self._corrupt(key)("has an index that leads elsewhere")
-        return index, _ReadArrays(np.frombuffer(data, np.uint8), {each.array: each.offset - begin for each in segments})
+        offsets = {each.array: each.offset - begin for each in segments}
+        return index, MemoryArrays(np.frombuffer(data, np.uint8), offsets)
 
     def stored(self, key: str, place: Place, pacer: Pacer) -> Value:
         """Return a value that is to be copied, without reading its arrays where they are large."""
@@ -328,8 +329,8 @@ class DataFile:
         return corrupt
 
 
-class _ReadArrays:
-    """The arrays of a small value, in memory."""
+class MemoryArrays:
+    """The arrays of a small value, in one run of memory."""
 
     def __init__(self, data: Bytes, offsets: Mapping[int, int]) -> None:
         self._data = data

@@ -14,37 +14,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from asyncckpt.workers import Crew, Pacer, StopFlag
+from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.workers import Crew, StopFlag
 
 
-@dataclass(frozen=True, slots=True)
 class Work:
     """Who helps with a job, and who may end it early."""
 
-    crew: Crew
-    stop: StopFlag | None = None
-    yields: bool = True
+    __slots__ = ("_pacer", "crew", "stop", "yields")
+
+    def __init__(self, crew: Crew, stop: StopFlag | None = None, *, yields: bool = True) -> None:
+        self.crew = crew
+        self.stop = stop
+        self.yields = yields
+        self._pacer = Pacer(stop, yields=yields)
 
     def pacer(self) -> Pacer:
-        """Return a pacer for the job."""
-        return Pacer(self.stop, yields=self.yields)
-
-
-class Entry(NamedTuple):
-    """What a store says of a key without reading its value."""
-
-    nbytes: int
-    """Bytes that it takes in the file."""
-    names: Names = False
-    """The keys of the dicts in the value."""
+        """Return the pacer of the job: one, for a job of many short parts must pause between them, too."""
+        return self._pacer
 
 
 class Found(NamedTuple):
@@ -61,8 +55,8 @@ class Store(ABC):
 
     @property
     @abstractmethod
-    def entries(self) -> Mapping[str, Entry]:
-        """The keys in their order, staged changes included."""
+    def entries(self) -> Mapping[str, Names]:
+        """The keys in their order, each with what is known of the dicts in its value; staged changes included."""
 
     keeps: ClassVar[bool] = True
     """Whether what is put is there afterwards."""

@@ -13,16 +13,16 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Final
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
-from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
+from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError, MemoryArrays
 from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value, array_of
-from asyncckpt.keyed.base import Entry, Found, Store
-from asyncckpt.keyed.values import build_value, refer, runs_of
-from asyncckpt.state.index import Index
+from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.values import build_value, condense, expand, refer, runs_of
 from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed._hdf5_foreign import ForeignFile
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Names
 
     Bytes = NDArray[np.uint8]
 
@@ -48,42 +48,54 @@ _PROMISED_SLACK_NBYTES: Final = 7 << 19  # the promise is 4 MiB
 class _Placed:
     """A value in a file."""
 
+    __slots__ = ("file", "place")
+
     def __init__(self, file: DataFile, place: Place) -> None:
         self.file = file
         self.place = place
-        self.nbytes = place.nbytes
-        self.payload_nbytes = place.payload_nbytes
-        self.names = place.names
+
+    @property
+    def nbytes(self) -> int:
+        return self.place.nbytes
+
+    @property
+    def payload_nbytes(self) -> int:
+        return self.place.payload_nbytes
+
+    @property
+    def names(self) -> Names:
+        return self.place.names
 
 
 class _Held:
-    """A small value in memory."""
+    """A small value in memory, in few objects of those that a garbage collection walks over: there may be many."""
 
-    def __init__(self, key: str, captured: Captured) -> None:
-        # Copied: the captured one's lists are emptied when it is released.
-        index = Index(pieces=tuple(captured.index.pieces), arrays=tuple(captured.index.arrays))
-        self._data: list[Bytes] = []
-        for number, meta in enumerate(index.arrays):
-            data = np.empty(meta.nbytes, np.uint8)
-            start = 0
+    __slots__ = ("_data", "_index", "names", "nbytes", "payload_nbytes")
+
+    def __init__(self, captured: Captured) -> None:
+        index = captured.index
+        self._index = condense(index)
+        self._data: Bytes = np.empty(sum(meta.nbytes for meta in index.arrays), np.uint8)
+        start = 0
+        for number in range(len(index.arrays)):
             for run in runs_of(captured, number):
-                data[start : start + len(run)] = run
+                self._data[start : start + len(run)] = run
                 start += len(run)
-            self._data.append(data)
-        self.value = Value(key, index, self, captured.names)
         self.names = captured.names
         self.payload_nbytes = _payload_nbytes(captured)
         self.nbytes = self.payload_nbytes + _OBJECT_NBYTES
 
-    def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes]:
-        return [self._data[array][start : start + nbytes]]
+    def value(self, key: str) -> Value:
+        """Return it as it is to be written."""
+        index = expand(self._index)
+        ends = accumulate((meta.nbytes for meta in index.arrays), initial=0)
+        return Value(key, index, MemoryArrays(self._data, dict(enumerate(ends))), self.names)
 
-    def copy_to(self, target: Bytes, array: int, start: int) -> None:
-        target[:] = self._data[array][start : start + len(target)]
-
-    def arrays(self) -> dict[int, NDArray[Any]]:
-        """Return the arrays, as copies."""
-        return {number: array_of(meta, self, number) for number, meta in enumerate(self.value.index.arrays)}
+    def read(self, pacer: Pacer) -> Found:
+        """Return it as a copy."""
+        value = self.value("")
+        arrays = {number: array_of(meta, value.arrays, number) for number, meta in enumerate(value.index.arrays)}
+        return build_value(value.index, arrays, pacer)
 
 
 class _Foreign:
@@ -124,7 +136,7 @@ class HDF5Store(Store):
         self._main: DataFile | None = None
         self._foreign: ForeignFile | None = None
         self._sources: dict[str, _Source] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Names] = {}
         self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
         fd = self._home.open()
         if fd is None:
@@ -161,7 +173,7 @@ class HDF5Store(Store):
             self._set(key, _Foreign(nbytes))
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """The keys in their order, staged changes included."""
         return self._entries
 
@@ -177,7 +189,7 @@ class HDF5Store(Store):
                 return self._read_changed(key, error, work)
             return build_value(*found, work.pacer())
         if isinstance(source, _Held):
-            return build_value(source.value.index, source.arrays(), work.pacer())
+            return source.read(work.pacer())
         assert self._foreign is not None  # noqa: S101 - it is where this source comes from
         return self._foreign.read(key, work.pacer())
 
@@ -202,7 +214,7 @@ class HDF5Store(Store):
         if payload_nbytes <= SMALL_NBYTES:
             if self._held_nbytes + nbytes > _ALL_HELD_NBYTES:
                 self._write_held(self._target(), work)
-            source = _Held(key, value)
+            source = _Held(value)
         else:
             target = self._target(key, nbytes)
             values = [Value(key, value.index, value.snapshot, value.names)]
@@ -301,10 +313,10 @@ class HDF5Store(Store):
         return file.tail + self._held_nbytes + nbytes + len(self._sources) * _OBJECT_NBYTES // 2 > allowed
 
     def _write_held(self, target: DataFile, work: Work) -> None:
-        """Write the values that wait in memory."""
-        held = [source.value for source in self._sources.values() if isinstance(source, _Held)]
-        if held:
-            self._append(target, held, work)
+        """Write the values that wait in memory, in batches: to let go of all at once would take long."""
+        held = [(key, source) for key, source in self._sources.items() if isinstance(source, _Held)]
+        for batch in work.pacer().batches(held):
+            self._append(target, [source.value(key) for key, source in batch], work)
 
     def _append(self, target: DataFile, values: list[Value], work: Work) -> None:
         if not values:
@@ -321,7 +333,7 @@ class HDF5Store(Store):
         self._payload_nbytes += source.payload_nbytes
         self._held_nbytes += source.nbytes if isinstance(source, _Held) else 0
         self._sources[key] = source
-        self._entries[key] = Entry(source.nbytes, source.names)
+        self._entries[key] = source.names
 
     def _forget(self, source: _Source) -> None:
         self._live_nbytes -= source.nbytes

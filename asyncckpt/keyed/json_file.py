@@ -1,18 +1,18 @@
-"""A JSON file of keys: one object, held in memory as text, rewritten as a whole.
+"""A JSON file of keys: one object, rewritten as a whole by each commit.
 
 1. The text of a value that did not change is written back as it was, whoever wrote it.
 2. Values are parsed when they are read; opening only finds where each begins and ends.
+3. What is in the file stays there; the text of what is put waits in memory for the commit.
 """
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
-from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.json_read import decode_value, split_object
-from asyncckpt.keyed.json_text import Text, read_text
+from asyncckpt.keyed.json_text import FileText, MemoryText, Text, read_text
 from asyncckpt.keyed.json_write import encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
@@ -39,21 +39,26 @@ class JSONStore(Store):
             OSError: It cannot be read.
         """
         self._home = home
-        self._text = Text(())
-        self._places: dict[str, _Place] = {}
-        self._entries: dict[str, Entry] = {}
+        self._text: Text = MemoryText(())
+        self._places: dict[str, tuple[int, int]] = {}  # from where to where the text of a value lies
+        self._staged: dict[str, bytes | Text] = {}  # texts that are not in the file
+        self._entries: dict[str, Names] = {}
         self._is_changed = False
         self._load(work)
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
 
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""
+        text = self._text_of(key)
         try:
-            return decode_value(*self._places[key], work.pacer())
+            try:
+                return decode_value(text, *self._places[key], work.pacer())
+            finally:
+                text.check()
         except CorruptCheckpointError as error:
             raise self._corrupt(f"the value of {key!r}: {error}", error) from error
         except ValueError as error:
@@ -62,10 +67,12 @@ class JSONStore(Store):
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
         self.begin(work)
-        text = Text(encode_value(value, work.pacer()))
+        pieces = encode_value(value, work.pacer())
         self._drop(key, Pacer(yields=work.yields))
-        self._places[key] = _Place(text, 0, len(text))
-        self._entries[key] = Entry(len(text), value.names)
+        # Most are of one piece, and there may be very many: bytes are nothing that a garbage collection walks over.
+        staged = self._staged[key] = pieces[0] if len(pieces) == 1 else MemoryText(pieces)
+        self._places[key] = 0, len(staged)
+        self._entries[key] = value.names
         self._is_changed = True
 
     def delete(self, key: str, work: Work) -> None:
@@ -79,59 +86,74 @@ class JSONStore(Store):
         """See `Store`."""
         if not self._is_changed:
             return
-        pacer = work.pacer()
-        fd = self._home.create_sibling()
+        text = FileText(self._home.create_sibling())
         try:
-            out = Appender(self._home.ops, fd, 0)
-            out.write(b"{")
-            separator = b"\n"
-            for key, place in self._places.items():
-                out.write(separator + encode_key(key) + b": ")
-                for piece in place.text.pieces(place.low, place.high):
-                    out.write(piece)
-                    pacer.pause()
-                separator = b",\n"
-            out.write(b"\n}\n")
-            out.flush()
-            self._home.ops.sync(fd)
-        except BaseException:
+            places = self._write(text, work.pacer())
+            for each in (self._text, text):
+                each.check()
+            self._home.publish_sibling()
+        except BaseException as error:
+            text.drop(Pacer())
             self._home.discard_sibling()
+            if isinstance(error, ValueError):
+                raise self._corrupt(str(error)) from error
             raise
-        finally:
-            os.close(fd)
-        self._home.publish_sibling()
+        self._drop_texts(Pacer(yields=work.yields))
+        self._text, self._places = text, places
         self._is_changed = False
+
+    def _write(self, text: FileText, pacer: Pacer) -> dict[str, tuple[int, int]]:
+        """Write everything to a new file, and return where the values are in it."""
+        places = {}
+        out = Appender(self._home.ops, text.fd, 0)
+        out.write(b"{")
+        separator = b"\n"
+        for key, (low, high) in self._places.items():
+            out.write(separator + encode_key(key) + b": ")
+            begin = out.offset
+            for piece in self._text_of(key).pieces(low, high):
+                out.write(piece)
+                pacer.pause()
+            places[key] = begin, out.offset
+            separator = b",\n"
+        out.write(b"\n}\n")
+        out.flush()
+        text.note()
+        self._home.ops.sync(text.fd)
+        return places
 
     def close(self) -> None:
         """See `Store`."""
-        self._drop_all(Pacer())
+        self._drop_texts(Pacer())
+        self._places, self._entries = {}, {}
         self._home.release()
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
 
         def read_again() -> None:
+            before = self._text
             with self._as_before_on_failure():
                 self._load(work)
+            before.drop(Pacer(yields=work.yields))
 
         self._home.become_writer(read_again)
 
     def _load(self, work: Work) -> None:
-        self._text, self._places, self._entries = Text(()), {}, {}
+        self._text, self._places, self._staged, self._entries = MemoryText(()), {}, {}, {}
         fd = self._home.open()
         if fd is None:
             return
         try:
             with paused_gc():
                 self._fill(fd, work)
-        except (ValueError, RecursionError) as error:
-            raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
-        except CorruptCheckpointError as error:
-            if error.file is None:
+        except BaseException as error:
+            self._text.drop(Pacer())
+            if isinstance(error, (ValueError, RecursionError)):
+                raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
+            if isinstance(error, CorruptCheckpointError) and error.file is None:
                 raise self._corrupt(str(error)) from error
             raise
-        finally:
-            os.close(fd)
 
     def _fill(self, fd: int, work: Work) -> None:
         text = self._text = read_text(fd, work.pacer())
@@ -139,33 +161,30 @@ class JSONStore(Store):
         for key, low, high in split_object(text, work.pacer()) if text else ():
             if key in self._places:
                 raise self._corrupt(f"the key {key!r} stands twice")
-            self._places[key] = _Place(text, low, high)
-            self._entries[key] = Entry(high - low, _names(text, low, high, work) if is_small else False)
+            self._places[key] = low, high
+            self._entries[key] = _names(text, low, high, work) if is_small else False
+        text.check()
+
+    def _text_of(self, key: str) -> Text:
+        staged = self._staged.get(key, self._text)
+        return MemoryText([staged]) if isinstance(staged, bytes) else staged
 
     def _drop(self, key: str, pacer: Pacer) -> None:
         """Give back the memory of a text that goes. This must not be stopped half-way: the pacer has no flag."""
-        place = self._places.get(key)
-        if place is not None and place.text is not self._text:
-            place.text.drop(pacer)
+        staged = self._staged.pop(key, None)
+        if isinstance(staged, Text):
+            staged.drop(pacer)
+        pacer.pause()
 
-    def _drop_all(self, pacer: Pacer) -> None:
-        for key in self._places:
+    def _drop_texts(self, pacer: Pacer) -> None:
+        for key in list(self._staged):
             self._drop(key, pacer)
         self._text.drop(pacer)
-        self._places, self._entries = {}, {}
 
     def _corrupt(self, reason: str, error: Exception | None = None) -> CorruptCheckpointError:
         if isinstance(error, CorruptCheckpointError):
             reason = str(error)
         return CorruptCheckpointError(f"{self._home.path}: {reason}", file=str(self._home.path))
-
-
-class _Place(NamedTuple):
-    """Where the text of a value lies."""
-
-    text: Text
-    low: int
-    high: int
 
 
 def _names(text: Text, low: int, high: int, work: Work) -> Names:

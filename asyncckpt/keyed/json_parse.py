@@ -20,6 +20,7 @@ from asyncckpt.keyed.json_scan import (
     OPEN,
     WINDOW_NBYTES,
     end_of_string,
+    has_escape,
     skip_blanks,
     windows,
 )
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _MAX_BRACKETS: Final = 3 * tags.MAX_DEPTH  # a container of ours takes two, and a leaf in it up to three more
 _NEAR_NBYTES: Final = 256  # where a key and its colon are mostly found
 _PLAIN_KEY: Final = re.compile(rb'[ \t\r\n]*+"([^"\\\x00-\x1f]*+)"[ \t\r\n]*+:[ \t\r\n]*+')
-_SPAN_NBYTES: Final = 1 << 20  # a multiple of 4: base64 is decoded in parts
+_PART_NBYTES: Final = 1 << 18  # a multiple of 4: base64 is decoded in parts
 
 
 class Pairs(list[Any]):
@@ -44,12 +45,14 @@ class Pairs(list[Any]):
 class Span:
     """A long string in a list, not yet made: where the text between its quotes lies. It has no escapes."""
 
-    __slots__ = ("_high", "_low", "_text")
+    __slots__ = ("_high", "_low", "_text", "end")
 
     def __init__(self, text: Text, low: int, high: int) -> None:
         self._text = text
         self._low = low
         self._high = high
+        self.end = text.slice(high - 2, high)
+        """Its last two bytes, looked at while they are at hand."""
 
     def __str__(self) -> str:
         """Make it."""
@@ -60,14 +63,10 @@ class Span:
         """Return how many bytes it has."""
         return self._high - self._low
 
-    def ends(self) -> bytes:
-        """Return its last two bytes."""
-        return self._text.slice(self._high - 2, self._high)
-
     def parts(self) -> Iterator[bytes]:
         """Yield its bytes."""
-        for low in range(self._low, self._high, _SPAN_NBYTES):
-            yield self._text.slice(low, min(low + _SPAN_NBYTES, self._high))
+        for low in range(self._low, self._high, _PART_NBYTES):
+            yield self._text.slice(low, min(low + _PART_NBYTES, self._high))
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -276,4 +275,4 @@ class _Parser:
         if skip_blanks(text, end, high) < high:
             return None
         span = Span(text, low + 1, end - 1)
-        return None if any(b"\\" in part for part in span.parts()) else span
+        return None if has_escape(text, low, end) else span

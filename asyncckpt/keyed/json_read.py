@@ -15,9 +15,10 @@ import numpy as np
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed import json_tags as tags
 from asyncckpt.keyed.base import Found
+from asyncckpt.keyed.json_base64 import decode_into
 from asyncckpt.keyed.json_parse import Pairs, Span, decode, parse, split_entry, split_near, unique
 from asyncckpt.keyed.json_scan import CLOSE, COMMA, skip_blanks, windows
-from asyncckpt.keyed.json_text import Text
+from asyncckpt.keyed.json_text import MemoryText, Text
 from asyncckpt.keyed.values import build_value
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
@@ -103,7 +104,7 @@ def _holds_ours(text: Text, low: int, high: int, pacer: Pacer) -> bool:
 def _decode_key(key: str) -> str:
     if key.startswith(tags.KEY_TAG):
         encoded = key.removeprefix(tags.KEY_TAG).encode()
-        key = decode_value(Text([encoded]), 0, len(encoded), Pacer(yields=False)).value
+        key = decode_value(MemoryText([encoded]), 0, len(encoded), Pacer(yields=False)).value
     if not isinstance(key, str):
         message = f"{key!r} is no key of a file"
         raise ValueError(message)  # noqa: TRY004 - of the text
@@ -253,12 +254,11 @@ class _Decoder:
         memory = _bytes_of(array)
         at = 0
         for each in data:
-            for part in _decoded(each):
-                memory[at : at + len(part)] = np.frombuffer(part, np.uint8)
-                at += len(part)
+            for part in each.parts() if isinstance(each, Span) else (each.encode(),):
+                end = at + _decoded_nbytes(part)
+                decode_into(part, memory[at:end])
+                at = end
                 self._pacer.pause()
-        if at != nbytes:
-            _damaged(f"an array of {nbytes} bytes has {at}")
         self._metas.append(meta)
         self._arrays[len(self._metas) - 1] = array
         return len(self._metas) - 1
@@ -283,8 +283,11 @@ def _float_of(found: dict[str, Any]) -> float:
     return float(np.uint64(int(found["bits"], 16)).view(np.float64))
 
 
-def _decoded_nbytes(text: str | Span) -> int:
-    padding = text.ends().count(b"=") if isinstance(text, Span) else text[-2:].count("=")
+def _decoded_nbytes(text: str | bytes | Span) -> int:
+    if isinstance(text, str):
+        padding = text[-2:].count("=")
+    else:
+        padding = (text.end if isinstance(text, Span) else text[-2:]).count(b"=")
     return len(text) // 4 * 3 - padding
 
 

@@ -2,7 +2,8 @@
 
 1. The text is looked at once, window by window, with vector operations: which bytes are brackets and commas outside of
    strings, and how deep each lies. What is between them is for the parser, which refuses what is no JSON.
-2. A window never ends within a string; one that is longer than a window is only searched for its end.
+2. A window never ends within a string; one that is longer than a window is only searched for its end. Behind such a
+   one the windows begin small: there may be another.
 3. Which kind a bracket has does not count here: the parser sees it.
 """
 
@@ -13,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from asyncckpt.keyed.json_text import PIECE_NBYTES
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Pacer
 
 WINDOW_NBYTES: Final = 1 << 15
+_SMALL_WINDOW_NBYTES: Final = 1 << 9
 _NEAR_NBYTES: Final = 256
 _BLANK: Final = b" \t\r\n"
 _NOT_BLANK: Final = re.compile(rb"[^ \t\r\n]")
@@ -55,17 +55,21 @@ def windows(text: Text, low: int, high: int, depth: int, pacer: Pacer) -> Iterat
     Raises:
         ValueError: It ends within a string.
     """
+    nbytes = WINDOW_NBYTES
     while low < high:
-        window = _window(text, low, high, depth, pacer)
+        window = _window(text, low, min(low + nbytes, high), high, depth, pacer)
         if len(window.depths):
             depth = int(window.depths[-1])
         yield window
+        is_long = window.high - low >= nbytes + WINDOW_NBYTES
+        nbytes = _SMALL_WINDOW_NBYTES if is_long else min(4 * nbytes, WINDOW_NBYTES)
         low = window.high
         pacer.pause()
 
 
-def _window(text: Text, low: int, high: int, depth: int, pacer: Pacer) -> Window:
-    data = text.slice(low, min(low + WINDOW_NBYTES, high))
+def _window(text: Text, low: int, until: int, high: int, depth: int, pacer: Pacer) -> Window:  # noqa: PLR0913, PLR0917
+    """Look at the text up to `until`, or to the end of the string that lies there."""
+    data = text.slice(low, until)
     end = low + len(data)
     every = _KINDS[np.frombuffer(data, np.uint8)]
     at = np.flatnonzero(every)
@@ -108,24 +112,34 @@ def end_of_string(text: Text, start: int, high: int, pacer: Pacer) -> int:
     """
     at = start + 1
     while at < high:
-        data = text.slice(at, min(at + PIECE_NBYTES, high))
-        quote = data.find(b'"')
-        if data.find(b"\\", 0, quote if quote >= 0 else len(data)) >= 0:
-            data = data[:WINDOW_NBYTES]
+        data, begin, end = text.near(at, high)
+        quote = data.find(b'"', begin, end)
+        if data.find(b"\\", begin, quote if quote >= 0 else end) < 0:
+            if quote >= 0:
+                return at + quote - begin + 1
+            at += end - begin
+        else:
+            data = text.slice(at, min(at + WINDOW_NBYTES, high))
             found = _STRING_PART.match(data)
             quote = found.end() if found is not None else 0
-            if data[quote : quote + 1] != b'"':  # it ends here, perhaps in the middle of an escape
-                at += quote or len(data)
-                if quote == 0:
-                    break
-                pacer.pause()
-                continue
-        if quote >= 0:
-            return at + quote + 1
-        at += len(data)
+            if data[quote : quote + 1] == b'"':
+                return at + quote + 1
+            if quote == 0:
+                break
+            at += quote  # it ends here, perhaps in the middle of an escape
         pacer.pause()
     message = "it ends in the middle of a string"
     raise ValueError(message)
+
+
+def has_escape(text: Text, low: int, high: int) -> bool:
+    """Tell whether there is a backslash."""
+    while low < high:
+        data, begin, end = text.near(low, high)
+        if data.find(b"\\", begin, end) >= 0:
+            return True
+        low += end - begin
+    return False
 
 
 def skip_blanks(text: Text, low: int, high: int) -> int:

@@ -1,10 +1,17 @@
-"""The text of JSON, held in pieces, so that neither making it nor dropping it is one long call."""
+"""The text of JSON: that of a file, read where it is looked at, or that of a value, held in pieces.
+
+1. Text of a file takes two pieces of memory, however long it is: what is looked at mostly lies in one, or where one
+   ends. Whoever has used it asks `check` whether the file is
+   still what it was: others may write to it.
+2. Text in memory is held in pieces, so that neither making it nor dropping it is one long call.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
 import os
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
@@ -17,8 +24,51 @@ if TYPE_CHECKING:
 PIECE_NBYTES: Final = 1 << 20
 
 
-class Text:
-    """UTF-8, in pieces of any length."""
+class Text(ABC):
+    """UTF-8, of which a piece is at hand at a time. Used by one thread."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many bytes it has."""
+
+    @abstractmethod
+    def near(self, at: int, high: int) -> tuple[bytes, int, int]:
+        """Return a piece that holds byte `at`; and where in it that byte lies, and where the piece or `high` ends.
+
+        Raises:
+            ValueError: The file ended while it was read.
+        """
+
+    @abstractmethod
+    def drop(self, pacer: Pacer) -> None:
+        """Give back what it takes; more than once does no harm."""
+
+    def check(self) -> None:  # noqa: B027 - memory does not change
+        """Check that it is what it was.
+
+        Raises:
+            ValueError: Another program has changed it.
+        """
+
+    def slice(self, low: int, high: int) -> bytes:
+        """Return the bytes from `low` up to `high`, which must lie in the text."""
+        if low >= high:
+            return b""
+        data, begin, end = self.near(low, high)
+        return data[begin:end] if end - begin == high - low else b"".join(self.pieces(low, high))
+
+    def pieces(self, low: int, high: int) -> Iterator[memoryview]:
+        """Yield what lies there."""
+        while low < high:
+            data, begin, end = self.near(low, high)
+            yield memoryview(data)[begin:end]
+            low += end - begin
+
+
+class MemoryText(Text):
+    """Text in memory, in pieces of any length."""
 
     __slots__ = ("_pieces", "_starts")
 
@@ -31,24 +81,11 @@ class Text:
         """Return how many bytes it has."""
         return self._starts[-1]
 
-    def slice(self, low: int, high: int) -> bytes:
-        """Return the bytes from `low` up to `high`, which must lie in the text."""
-        number = bisect_right(self._starts, low) - 1
-        if number >= len(self._pieces):
-            return b""
+    def near(self, at: int, high: int) -> tuple[bytes, int, int]:
+        """See `Text`."""
+        number = bisect_right(self._starts, at) - 1
         start = self._starts[number]
-        if high <= self._starts[number + 1]:
-            return self._pieces[number][low - start : high - start]
-        return b"".join(self.pieces(low, high))
-
-    def pieces(self, low: int, high: int) -> Iterator[memoryview]:
-        """Yield what lies there without copying it."""
-        number = bisect_right(self._starts, low) - 1
-        while low < high:
-            start, end = self._starts[number], min(self._starts[number + 1], high)
-            yield memoryview(self._pieces[number])[low - start : end - start]
-            low = end
-            number += 1
+        return self._pieces[number], at - start, min(self._starts[number + 1], high) - start
 
     def drop(self, pacer: Pacer) -> None:
         """Give the memory back, with pauses: the kernel takes 0.1 s for a GiB."""
@@ -58,29 +95,76 @@ class Text:
             pacer.pause()
 
 
+class FileText(Text):
+    """Text of a file, with the two pieces that were looked at last."""
+
+    __slots__ = ("_before", "_begin", "_identity", "_nbytes", "_piece", "fd")
+
+    def __init__(self, fd: int) -> None:
+        """Take the descriptor of a file as it is now."""
+        self.fd = fd
+        self.note()
+
+    def note(self) -> None:
+        """Take the file as it is now."""
+        found = os.fstat(self.fd)
+        self._nbytes, self._identity = found.st_size, (found.st_size, found.st_mtime_ns)
+        self._begin, self._piece = 0, b""
+        self._before = self._begin, self._piece
+
+    def __len__(self) -> int:
+        """Return how many bytes it has."""
+        return self._nbytes
+
+    def check(self) -> None:
+        """See `Text`: in the file's size and time."""
+        found = os.fstat(self.fd)
+        if (found.st_size, found.st_mtime_ns) != self._identity:
+            message = "another program has changed it since it was opened"
+            raise ValueError(message)
+
+    def near(self, at: int, high: int) -> tuple[bytes, int, int]:
+        """See `Text`."""
+        if not self._begin <= at < self._begin + len(self._piece):
+            before, self._before = self._before, (self._begin, self._piece)
+            self._begin, self._piece = before
+            if not self._begin <= at < self._begin + len(self._piece):
+                self._begin = at - at % PIECE_NBYTES
+                self._piece = os.pread(self.fd, min(PIECE_NBYTES, self._nbytes - self._begin), self._begin)
+            if at >= self._begin + len(self._piece):
+                message = "it ended while it was read"
+                raise ValueError(message)
+        return self._piece, at - self._begin, min(len(self._piece), high - self._begin)
+
+    def drop(self, pacer: Pacer) -> None:  # noqa: ARG002 - it is soon done
+        """Close the file."""
+        fd, self.fd = self.fd, -1
+        self._piece, self._before = b"", (0, b"")
+        if fd >= 0:
+            os.close(fd)
+
+
 def read_text(fd: int, pacer: Pacer) -> Text:
-    """Read a file in any of JSON's encodings.
+    """Return the text of a file in any of JSON's encodings, whose descriptor is the text's from now on.
 
     Raises:
         ValueError: It is not of its encoding, or ended while it was read.
         OSError: It cannot be read.
     """
-    pieces = _read(fd, pacer)
-    encoding = json.detect_encoding(pieces[0][:4]) if pieces else "utf-8"
-    if encoding == "utf-8":
-        return Text(pieces)
-    return Text(piece.encode() for piece in codecs.iterdecode(pieces, encoding))
+    text = FileText(fd)
+    try:
+        encoding = json.detect_encoding(text.slice(0, min(4, len(text))))
+        if encoding == "utf-8":
+            return text
+        made = MemoryText(piece.encode() for piece in codecs.iterdecode(_read(text, pacer), encoding))
+    except BaseException:
+        text.drop(pacer)
+        raise
+    text.drop(pacer)
+    return made
 
 
-def _read(fd: int, pacer: Pacer) -> list[bytes]:
-    pieces: list[bytes] = []
-    at, nbytes = 0, os.fstat(fd).st_size
-    while at < nbytes:
-        piece = os.pread(fd, min(PIECE_NBYTES, nbytes - at), at)
-        if not piece:
-            message = "it ended while it was read"
-            raise ValueError(message)
-        pieces.append(piece)
-        at += len(piece)
+def _read(text: Text, pacer: Pacer) -> Iterator[bytes]:
+    for piece in text.pieces(0, len(text)):
+        yield bytes(piece)
         pacer.pause()
-    return pieces

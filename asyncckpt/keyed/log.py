@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.blocks import write_plan_at
@@ -22,7 +21,7 @@ from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
 from asyncckpt.formats.msgpack import FORMAT
 from asyncckpt.keyed import log_records as records
-from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.reading import Place, read_place
 from asyncckpt.keyed.writing import Appender
 from asyncckpt.memory import PAGE_NBYTES
@@ -33,21 +32,13 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Names
 
 ALIGNED_MIN_NBYTES: Final = 64 << 10
 """Arrays of a value that together take this much lie on pages; smaller values are packed closely."""
 _SLACK_NBYTES: Final = 1 << 20  # dead bytes that are never worth a rewriting
 _COPY_NBYTES: Final = 4 << 20
 _MAX_KEY_NBYTES: Final = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class _Live:
-    """A record that counts."""
-
-    record: records.Record
-    entry: Entry
 
 
 class MsgpackStore(Store):
@@ -67,8 +58,8 @@ class MsgpackStore(Store):
         self._load(work)
 
     def _forget(self) -> None:
-        self._live: dict[str, _Live] = {}
-        self._entries: dict[str, Entry] = {}
+        self._live: dict[str, records.Record] = {}
+        self._entries: dict[str, Names] = {}
         self._live_nbytes = 0
         self._commit_at = self._end = 0
         self._file_id = b""
@@ -80,14 +71,14 @@ class MsgpackStore(Store):
         self._can_write = False  # whether the descriptor is for writing, too
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
 
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""
         assert self._fd is not None  # noqa: S101 - there is a record
-        record = self._live[key].record
+        record = self._live[key]
         corrupt = self._teller(record, key)
         try:
             return read_place(self._fd, _place(record), corrupt, work)
@@ -103,14 +94,14 @@ class MsgpackStore(Store):
             raise UnsupportedLeafError(message, path=key[:80])
         self.begin(work)
         record = self._append(lambda fd: _write_value(self._home, fd, self._end, key, value, work))
-        self._set(key, _Live(record, Entry(record.end - record.offset, value.names)))
+        self._set(key, record)
         self._staged.add(key)
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
         self.begin(work)
         self._append(lambda fd: self._write_small(fd, records.delete_head(key)))
-        self._live_nbytes -= self._live.pop(key).entry.nbytes
+        self._live_nbytes -= _nbytes(self._live.pop(key))
         del self._entries[key]
         self._staged.discard(key)
 
@@ -166,7 +157,7 @@ class MsgpackStore(Store):
         self._file_id, self._has_tail = log.file_id, log.has_tail
         self._commit_at, self._end = log.commit, log.end
         for key, record in log.live.items():
-            self._set(key, _Live(record, Entry(record.end - record.offset, record.names)))
+            self._set(key, record)
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
@@ -277,9 +268,9 @@ class MsgpackStore(Store):
             moved = {}
             for key, live in self._live.items():
                 if self._is_suspect and key in self._staged:  # it may not have come through
-                    read_place(old, _place(live.record), self._teller(live.record, key), work)
+                    read_place(old, _place(live), self._teller(live, key), work)
                 record = self._copy(old, new, key, live, end, work)
-                moved[key] = _Live(record, Entry(record.end - record.offset, live.entry.names))
+                moved[key] = record
                 end = record.end
             end = self._write_small(new, records.commit_head(file_id, end), end).end
             self._home.ops.sync(new)
@@ -295,10 +286,9 @@ class MsgpackStore(Store):
             self._set(key, live)
 
     def _copy(  # noqa: PLR0913, PLR0917 - one step of `_rewrite`, which has them all
-        self, old: int, new: int, key: str, live: _Live, end: int, work: Work
+        self, old: int, new: int, key: str, record: records.Record, end: int, work: Work
     ) -> records.Record:
         """Copy a record to the end of a new file, as it is: its digests go with it."""
-        record = live.record
         place = _place(record)
         head = records.read_range(old, record.offset, record.head_nbytes)
         out = Appender(self._home.ops, new, end)
@@ -321,12 +311,12 @@ class MsgpackStore(Store):
         moved = Place(offset, place.index_nbytes, place.record)
         return records.Record(end, out.offset, moved, record.names, record.head_nbytes, record.is_aligned)
 
-    def _set(self, key: str, live: _Live) -> None:
+    def _set(self, key: str, live: records.Record) -> None:
         if key in self._live:
-            self._live_nbytes -= self._live[key].entry.nbytes
+            self._live_nbytes -= _nbytes(self._live[key])
         self._live[key] = live
-        self._entries[key] = live.entry
-        self._live_nbytes += live.entry.nbytes
+        self._entries[key] = live.names
+        self._live_nbytes += _nbytes(live)
 
     def _teller(self, record: records.Record, key: str) -> Callable[[str], CorruptCheckpointError]:
         """Return what makes the error of a damaged record."""
@@ -337,6 +327,10 @@ class MsgpackStore(Store):
             return CorruptCheckpointError(message, file=path)
 
         return corrupt
+
+
+def _nbytes(record: records.Record) -> int:
+    return record.end - record.offset
 
 
 def _place(record: records.Record) -> Place:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_captured, plain_names, refer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
     from asyncckpt.keyed.base import Work
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Names
 
 _DELETED: Final = object()
 
@@ -19,15 +19,17 @@ _DELETED: Final = object()
 class MemoryStore(Store):
     """Values in a mapping of the caller's. What is put in and what is read are copies."""
 
-    def __init__(self, mapping: MutableMapping[str, Any]) -> None:
+    def __init__(self, mapping: MutableMapping[str, Any], work: Work) -> None:
         self._mapping = mapping
         self._changes: list[tuple[str, Any]] = []
         self._values = dict(mapping)
-        self._entries = {key: Entry(0, plain_names(value)) for key, value in mapping.items()}
+        self._entries: dict[str, Names] = {}
+        for batch in work.pacer().batches(self._values.items()):
+            self._entries.update((key, plain_names(value)) for key, value in batch)
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
-        """See `Store`; sizes are not known."""
+    def entries(self) -> Mapping[str, Names]:
+        """See `Store`."""
         return self._entries
 
     def read(self, key: str, work: Work) -> Found:
@@ -42,7 +44,7 @@ class MemoryStore(Store):
         """See `Store`."""
         found = build_captured(value, work.pacer()).value
         self._values[key] = found
-        self._entries[key] = Entry(0, value.names)
+        self._entries[key] = value.names
         self._changes.append((key, found))
 
     def delete(self, key: str, work: Work) -> None:  # noqa: ARG002 - see `Store`
@@ -71,7 +73,7 @@ class NullStore(Store):
     keeps = False
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """Always empty."""
         return {}
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.engine import Path
-    from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.keyed.values import Captured, Condensed, Names
 
 
 class NameIndex:
@@ -31,7 +31,7 @@ class NameIndex:
     @classmethod
     def of(cls, store: Store, place: str) -> NameIndex:
         """Read what a store has."""
-        return cls({key: entry.names for key, entry in store.entries.items()}, place, keeps=store.keeps)
+        return cls(dict(store.entries), place, keeps=store.keeps)
 
     def copy(self) -> NameIndex:
         """Return an index that changes by itself."""
@@ -108,7 +108,7 @@ class NameIndex:
                 message = f"no key {path!r} in {self._place}: at {join_path(path[:number])!r} is no dict"
                 raise CheckpointKeyError(message, key=path, known=self.keys())
 
-    def note(self, path: Path, captured: Captured | None) -> None:
+    def note(self, path: Path, captured: Captured | Condensed | None) -> None:
         """Show a value that is put, or the deletion of one."""
         if captured is None:
             if self.find(path):

@@ -27,7 +27,7 @@ from asyncckpt.errors import (
 )
 from asyncckpt.formats import _hdf5_names as names
 from asyncckpt.keyed import npz_zip as zips
-from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
 from asyncckpt.state import index as ix
 from asyncckpt.workers import Pacer, discard
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Names
 
 VERSION: Final = 1
 DIRECTORY: Final = "__asyncckpt__.npy"
@@ -55,7 +55,7 @@ class _Item:
 
     members: tuple[zips.Member, ...]
     tree: bytes | None
-    entry: Entry
+    names: Names
     is_staged: bool = False
 
 
@@ -79,13 +79,13 @@ class NumPyStore(Store):
 
     def _forget(self) -> None:
         self._items: dict[str, _Item] = {}
-        self._entries: dict[str, Entry] = {}
+        self._entries: dict[str, Names] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
         self._end = 0  # of the sibling
         self._is_changed = False
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
 
@@ -124,9 +124,8 @@ class NumPyStore(Store):
             members.append(member)
             work.pacer().pause()
         tree = None if is_plain else _encode(index, work.pacer())
-        nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
         self._end = end
-        self._set(key, _Item(tuple(members), tree, Entry(nbytes, value.names), is_staged=True))
+        self._set(key, _Item(tuple(members), tree, value.names, is_staged=True))
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
@@ -196,7 +195,7 @@ class NumPyStore(Store):
         own = by_name.pop(DIRECTORY, None)
         if own is not None and own.nbytes > max(4 * own.stored_nbytes, _SLACK_NBYTES):
             _damaged(f"the directory {DIRECTORY!r} of {own.stored_nbytes} bytes claims to hold {own.nbytes}")
-        for key, item_names, tree, listed in _decode(self._read_member(own, pacer)) if own is not None else ():
+        for key, item_names, tree, listed in _decode(self._read_member(own, pacer), pacer) if own is not None else ():
             if lacking := [name for name in listed if name not in by_name]:
                 _damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
             self._add(key, [by_name.pop(name) for name in dict.fromkeys(listed)], tree, nested_names(item_names))
@@ -207,8 +206,7 @@ class NumPyStore(Store):
     def _add(self, key: str, members: list[zips.Member], tree: bytes | None, of: Any) -> None:
         if key in self._items:
             _damaged(f"the key {key!r} stands twice")
-        nbytes = sum(member.stored_nbytes for member in members) + len(tree or b"")
-        self._set(key, _Item(tuple(members), tree, Entry(nbytes, of)))
+        self._set(key, _Item(tuple(members), tree, of))
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
@@ -257,7 +255,7 @@ class NumPyStore(Store):
                 moved.append(copy)
             items[key] = replace(item, members=tuple(moved), is_staged=False)
         members = [member for item in items.values() for member in item.members]
-        encoded = _encode_directory(items)
+        encoded = _encode_directory(items, pacer)
         header = _raw_header(len(encoded))
         own, end = zips.write_member(ops, target, end, DIRECTORY, [header, encoded], len(header) + len(encoded))
         end = zips.write_directory(ops, target, end, [*members, own], pacer)
@@ -282,7 +280,7 @@ class NumPyStore(Store):
     def _set(self, key: str, item: _Item) -> None:
         self._drop(key)
         self._items[key] = item
-        self._entries[key] = item.entry
+        self._entries[key] = item.names
         self._owners.update((member.name, key) for member in item.members)
         self._is_changed = True
 
@@ -363,33 +361,46 @@ def _decode_tree(tree: bytes, nbytes: int, count: int, pacer: Pacer) -> ix.Index
     return index
 
 
-def _encode_directory(items: dict[str, _Item]) -> bytes:
-    rows = [
-        [key, flat_names(item.entry.names), item.tree, [member.name for member in item.members]]
-        for key, item in items.items()
-    ]
-    head = {"asyncckpt": "keyed", "version": VERSION, "features": [], "keys": rows}
-    packed: bytes = msgpack.packb(head, unicode_errors=_ERRORS)
-    return packed
+def _encode_directory(items: dict[str, _Item], pacer: Pacer) -> bytes:
+    packer = msgpack.Packer(unicode_errors=_ERRORS)
+    head = {"asyncckpt": "keyed", "version": VERSION, "features": []}
+    chunks = [packer.pack_map_header(len(head) + 1)]
+    chunks += [packer.pack(each) for pair in head.items() for each in pair]
+    chunks += [packer.pack("keys"), packer.pack_array_header(len(items))]
+    for batch in pacer.batches(items.items()):
+        for key, item in batch:
+            row = [key, flat_names(item.names), item.tree, [member.name for member in item.members]]
+            chunks.append(packer.pack(row))
+    return b"".join(chunks)
 
 
-def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[str]]]:
+def _decode(array: NDArray[Any], pacer: Pacer) -> Iterator[tuple[str, Any, bytes | None, list[str]]]:
     """Yield the rows of the directory."""
     try:
         if array.dtype != np.uint8 or array.ndim != 1:
             message = "it is no array of bytes"
             raise ValueError(message)  # noqa: TRY301 - one answer to all that is wrong with it
-        head = msgpack.unpackb(array.tobytes(), unicode_errors=_ERRORS, object_pairs_hook=_head)
+        unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, object_pairs_hook=_no_map, max_buffer_size=len(array))
+        unpacker.feed(array)
+        head = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header() - 1)}
         if head["asyncckpt"] != "keyed" or head["version"] != VERSION or head["features"]:
             needs = f"version {head['version']!r:.200} and needs {head['features']!r:.200}"
             message = f"its directory has {needs}: use a later release"
             raise UnsupportedFormatError(message)
-        for key, item_names, tree, listed in head["keys"]:
+        if unpacker.unpack() != "keys":
+            message = "it has no keys"
+            raise ValueError(message)  # noqa: TRY301 - as above
+        for _ in range(unpacker.read_array_header()):
+            key, item_names, tree, listed = unpacker.unpack()
+            pacer.pause()
             is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
             if not is_sound or any(type(name) is not str for name in listed) or (tree is None and len(listed) != 1):
                 message = f"the row of {key!r:.80} is none"
                 raise ValueError(message)  # noqa: TRY301 - as above
             yield key, item_names, tree, listed
+        if unpacker.tell() != len(array):
+            message = "something follows its end"
+            raise ValueError(message)  # noqa: TRY301 - as above
     except (ValueError, TypeError, KeyError, AttributeError, msgpack.exceptions.UnpackException) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -397,10 +408,7 @@ def _decode(array: NDArray[Any]) -> Iterator[tuple[str, Any, bytes | None, list[
         raise CorruptCheckpointError(message) from error
 
 
-def _head(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Make the one map that there is; millions of others, each of a byte, would fill memory."""
-    head = dict(pairs)
-    if "keys" not in head:
-        message = "there is a map in it"
-        raise ValueError(message)
-    return head
+def _no_map(pairs: list[tuple[Any, Any]]) -> NoReturn:  # noqa: ARG001 - whatever it holds
+    """Refuse a map in the one that there is: millions of them, each of a byte, would fill memory."""
+    message = "there is a map in it"
+    raise ValueError(message)

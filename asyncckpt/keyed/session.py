@@ -24,7 +24,7 @@ from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, QueueFu
 from asyncckpt.keyed.base import Found, Work
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.names import NameIndex
-from asyncckpt.keyed.values import Captured, capture, receive, refer_flat
+from asyncckpt.keyed.values import Captured, Condensed, capture, receive, refer_flat
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.saving.jobs import Jobs
@@ -36,15 +36,15 @@ from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from asyncckpt.keyed.base import Entry
     from asyncckpt.keyed.engine import Engine, Path
+    from asyncckpt.keyed.values import Names
     from asyncckpt.keyed.view import Evaluation
     from asyncckpt.keyed.writes import Change
     from asyncckpt.state.flat import FlatState
 
 ResultT = TypeVar("ResultT")
 
-_GIVE_WAY_SECONDS: Final = 0.002
+_GIVE_WAY_SECONDS: Final = 0.001
 
 
 class Session:
@@ -67,7 +67,7 @@ class Session:
         self._refusals = Refusals(place)
         self._drainer: asyncio.Task[None] | None = None
         self._is_writer = False
-        self._entries: Mapping[str, Entry] | None = None  # of which the index was made
+        self._entries: Mapping[str, Names] | None = None  # of which the index was made
         self._found: NameIndex | None = None
         self._gave_way = time.perf_counter()
         self.evaluations: dict[Path, Evaluation] = {}
@@ -216,7 +216,7 @@ class Session:
                 " chk.save_parameter(key, value)` waits for room"
             )
             raise QueueFullError(message)
-        self._enqueue(path, capture(flat, None, Crew()), nbytes)
+        self._enqueue(path, Condensed(flat), nbytes)
 
     async def save(self, path: Path, value: object) -> None:
         """Capture a value of any size, and return; or, if the budget does not hold it, when it has been written."""
@@ -230,7 +230,7 @@ class Session:
                 nbytes = flat.encoded_nbytes + flat.array_nbytes
                 await self._become_writer()
                 await self._wait_for_room(nbytes)
-                self._enqueue(path, capture(flat, None, Crew()), nbytes)
+                self._enqueue(path, Condensed(flat), nbytes)
                 return
             flat = await self._in_thread(self._flatten, path, value)
             await self._become_writer()
@@ -257,6 +257,7 @@ class Session:
         """Delete what is at a path, once the file's writer; and in the store at once, where the index cannot tell."""
         self._check()
         self._queue.names.check(path)
+        await self._give_way()
         await self._become_writer()
         if self._queue.names.find(path) is not None:
             self.delete(path)
@@ -277,7 +278,7 @@ class Session:
             self._is_writer = True
 
     async def _give_way(self) -> None:
-        """Let the loop run now and then, if a caller saves many small values in a row: nothing else here would."""
+        """Let the loop run now and then, if a caller saves or deletes many in a row: nothing else here would."""
         if time.perf_counter() - self._gave_way > _GIVE_WAY_SECONDS:
             await asyncio.sleep(0)
             self._gave_way = time.perf_counter()
@@ -308,7 +309,7 @@ class Session:
             await self._run(_nothing)
         self._check()
 
-    def _enqueue(self, path: Path, captured: Captured | None, nbytes: int) -> None:
+    def _enqueue(self, path: Path, captured: Captured | Condensed | None, nbytes: int) -> None:
         self._check()
         self._queue.add(path, captured, nbytes)
         if self._drainer is None:
@@ -400,7 +401,9 @@ class Session:
             with suppress(CheckpointKeyError) if len(write.path) == 1 else nullcontext():
                 engine.delete(write.path, work)
         else:
-            engine.put(write.path, write.captured, work)
+            captured = write.captured
+            engine.put(write.path, captured.captured() if isinstance(captured, Condensed) else captured, work)
+        work.pacer().pause()
 
     async def load(self, path: Path, *default: object) -> Any:
         """Load the value at a path; the default, if there is one, where there is none at its first part."""

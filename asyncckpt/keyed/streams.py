@@ -16,14 +16,14 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import ConfigError
-from asyncckpt.keyed.base import Entry, Found, Store
+from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.home import Home
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asyncckpt.keyed.base import Work
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Names
 
 _CHUNK_NBYTES: Final = 1 << 20
 
@@ -87,7 +87,7 @@ class StreamStore(Store):
         self._is_changed = False
 
     @property
-    def entries(self) -> Mapping[str, Entry]:
+    def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._inner.entries
 

@@ -20,6 +20,7 @@ from asyncckpt.keyed.base import Found
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
+from asyncckpt.state.flat import FlatState
 from asyncckpt.state.strided import flat_bytes, scatter
 from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.keyed.base import Work
-    from asyncckpt.state.flat import FlatState
     from asyncckpt.state.staging import BufferPool
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"
@@ -62,6 +62,48 @@ class Captured:
         """Give the memory back; more than once does no harm."""
         self.snapshot.release()
         self.flat.release()
+
+
+class Condensed:
+    """A small captured value that waits, in few objects that a garbage collection walks over: there may be many."""
+
+    __slots__ = ("_data", "_index", "_sources", "names")
+
+    def __init__(self, flat: FlatState) -> None:
+        """Copy the arrays of a flattened value, so that the caller may change them."""
+        snapshot = StagedSnapshot(flat, None)
+        snapshot.capture(Crew(), None)
+        self._data, self._sources = snapshot.copy
+        self._index = condense(flat.index())
+        self.names = names_of(flat.pieces)
+
+    def captured(self) -> Captured:
+        """Return it as a store takes it."""
+        index = expand(self._index)
+        flat = FlatState(pieces=list(index.pieces), arrays=list(index.arrays), stable=set(self._sources))
+        return Captured(flat.index(), StagedSnapshot.of_copy(flat, self._data, self._sources), self.names, flat)
+
+    def release(self) -> None:
+        """Give the memory back; more than once does no harm."""
+        self._data, self._index, self._sources = self._data[:0], (), {}
+
+
+def condense(index: ix.Index) -> tuple[Any, ...]:
+    """Return an index as one tuple of bytes, dtypes and ints, which a garbage collection passes over."""
+    arrays = (each for meta in index.arrays for each in (meta.dtype, len(meta.shape), *meta.shape))
+    return (len(index.pieces), *index.pieces, *arrays)
+
+
+def expand(condensed: tuple[Any, ...]) -> ix.Index:
+    """Return the index that was condensed."""
+    count, *parts = condensed
+    arrays = []
+    at = count
+    while at < len(parts):
+        dtype, behind = parts[at], at + 2 + parts[at + 1]
+        arrays.append(ix.ArrayMeta(dtype, tuple(parts[at + 2 : behind])))
+        at = behind
+    return ix.Index(parts[:count], arrays)
 
 
 def capture(flat: FlatState, pool: BufferPool | None, crew: Crew, stop: StopFlag | None = None) -> Captured:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.engine import Path
     from asyncckpt.keyed.names import NameIndex
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import Captured, Condensed
 
 _WRITE_NBYTES: Final = 2048
 """What a write takes beside its bytes, in Python objects: a small one has 1.5 KB (measured)."""
@@ -37,7 +37,7 @@ class Change:
 
     number: int
     path: Path
-    captured: Captured | None
+    captured: Captured | Condensed | None
     nbytes: int
 
 
@@ -111,7 +111,7 @@ class WriteQueue:
         """Whether it holds one now; a single value always has room."""
         return not self._writes or self.fits(self.staged_nbytes + nbytes + _WRITE_NBYTES)
 
-    def announce(self, path: Path, captured: Captured | None, nbytes: int = 0) -> Change:
+    def announce(self, path: Path, captured: Captured | Condensed | None, nbytes: int = 0) -> Change:
         """Let a change be pending, which a job of its own makes, and show it."""
         self.names.note(path, captured)
         self.number += 1
@@ -120,7 +120,7 @@ class WriteQueue:
         self.staged_nbytes += nbytes
         return change
 
-    def add(self, path: Path, captured: Captured | None, nbytes: int) -> Change:
+    def add(self, path: Path, captured: Captured | Condensed | None, nbytes: int) -> Change:
         """Let a write wait, and show it."""
         change = self.announce(path, captured, nbytes + _WRITE_NBYTES)
         self._writes.append(change)

@@ -20,7 +20,7 @@ import asyncckpt
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.json_read import decode_value
-from asyncckpt.keyed.json_text import Text
+from asyncckpt.keyed.json_text import MemoryText
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def test_long_json_is_parsed_in_pieces() -> None:
     }
     for indent in (None, 1):
         text = json.dumps(value, indent=indent).encode()
-        assert decode_value(Text([text]), 0, len(text), Pacer()).value == value
+        assert decode_value(MemoryText([text]), 0, len(text), Pacer()).value == value
 
 
 def _marked(count: int) -> str:
@@ -92,7 +92,7 @@ def test_long_json_is_refused_where_json_refuses_it(spoil: Callable[[str], str],
     """Text of many windows with one thing wrong at the seams of what is built here."""
     text = (spoil(_marked(5_000)) + blanks).encode()
     with pytest.raises(ValueError):  # noqa: PT011 - json has many words for it
-        decode_value(Text([text]), 0, len(text), Pacer())
+        decode_value(MemoryText([text]), 0, len(text), Pacer())
 
 
 def test_json_nested_as_deep_as_it_is_written(tmp_path: Path) -> None:

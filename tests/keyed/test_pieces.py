@@ -1,0 +1,155 @@
+"""What keeps the loop free beside files of very many keys: few objects for a collector, and work in pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support import assert_same
+
+import asyncckpt
+from asyncckpt.keyed import session
+from asyncckpt.keyed.base import Work
+from asyncckpt.keyed.values import Condensed, condense, expand
+from asyncckpt.state import index as ix
+from asyncckpt.state.tree import flatten
+from asyncckpt.workers import Crew, Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+KEYS = 600
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    gc.collect()
+    gc.freeze()
+    threshold = gc.get_threshold()
+    gc.set_threshold(1 << 30)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+
+
+def _value(number: int) -> dict[str, Any]:
+    return {"a": number, "b": np.full(4, number, float), "c": "text"}
+
+
+@pytest.mark.parametrize("name", ["x.h5", "x.msgpack", "x.json", "x.npz"])
+@pytest.mark.anyio
+async def test_a_flush_leaves_no_cycles(tmp_path: Path, name: str) -> None:
+    """What was written is gone when nobody refers to it: a collector that has to find it stops everything."""
+    async with asyncckpt.Checkpointer.from_file(tmp_path / name) as chk:
+        await chk.save_parameter("first", _value(0))
+        await chk.flush()
+        with _no_collections():
+            for number in range(KEYS):
+                await chk.save_parameter(f"key {number}", _value(number))
+            await chk.flush()
+            assert gc.collect() < KEYS // 2
+
+
+@pytest.mark.parametrize(("name", "most"), [("x.h5", 2.5), ("x.msgpack", 4.5), ("x.json", 0.5), ("x.npz", 3.5)])
+@pytest.mark.anyio
+async def test_objects_that_a_collector_walks_over(tmp_path: Path, name: str, most: float) -> None:
+    """So many for each key of an open file, whatever its value is."""
+    async with asyncckpt.Checkpointer.from_file(tmp_path / name) as chk:
+        await chk.save_parameter("first", _value(0))
+        await chk.flush()
+        with _no_collections():
+            for number in range(KEYS):
+                await chk.save_parameter(f"key {number}", _value(number))
+            await chk.flush()
+            gc.collect()
+            assert len(gc.get_objects()) < most * KEYS + 200
+
+
+def test_a_condensed_value_is_two_objects() -> None:
+    """One that waits is what it was, and of all that it holds a collector walks over the outermost object alone."""
+    value = {"a": [1, (2.5, None)], "b": np.arange(12).reshape(3, 4), "long": "x" * 70_000, "none": np.zeros((0, 2))}
+    flat = flatten(value, root="key", pacer=Pacer(yields=False))
+    condensed = Condensed(flat)
+    value["b"][:] = 0
+    gc.collect()
+    assert not gc.is_tracked(condensed._index)
+    captured = condensed.captured()
+    assert captured.index.pieces == list(condensed.captured().index.pieces)
+    from asyncckpt.keyed.values import build_captured
+
+    assert_same(build_captured(captured, Pacer()).value, value | {"b": np.arange(12).reshape(3, 4)})
+
+
+def test_condensing_an_index() -> None:
+    """Nothing of it is lost, whatever dtypes and shapes it has."""
+    metas = [ix.ArrayMeta(np.dtype("f8"), ()), ix.ArrayMeta(np.dtype([("x", "i4")]), (3, 0, 2))]
+    index = expand(condense(ix.Index([b"a", b"b"], metas)))
+    assert list(index.pieces) == [b"a", b"b"]
+    assert [(meta.dtype, meta.shape) for meta in index.arrays] == [(meta.dtype, meta.shape) for meta in metas]
+    assert expand(condense(ix.Index([], []))) == ix.Index([], [])
+
+
+def test_parts_of_a_job_share_a_pacer() -> None:
+    """A job of many short parts pauses between them, for none of them takes long by itself."""
+    work = Work(Crew())
+    assert work.pacer() is work.pacer()
+
+
+@pytest.mark.anyio
+async def test_deletions_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller who deletes many keys in a row lets the loop run between them."""
+    monkeypatch.setattr(session, "_GIVE_WAY_SECONDS", 0.0)
+    async with asyncckpt.Checkpointer.from_file(tmp_path / "x.msgpack") as chk:
+        for number in range(8):
+            await chk.save_parameter(f"key {number}", number)
+        await chk.flush()
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await asyncio.sleep(0)
+        before = turns
+        for number in range(8):
+            await chk.delete_parameter(f"key {number}")
+        assert turns - before >= 8
+        counting.cancel()
+
+
+@pytest.mark.anyio
+async def test_json_that_another_program_rewrites_in_its_place(tmp_path: Path) -> None:
+    """The text stays in the file: what somebody writes there meanwhile is never taken for what was opened."""
+    path = tmp_path / "x.json"
+    path.write_text('{"a": 1, "b": [2, 3]}')
+    async with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert await chk.load_parameter("b") == [2, 3]
+        path.write_text('{"a": 4, "b": [5, 6], "c": 7}')
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="another program has changed it since"):
+            await chk.load_parameter("b")
+
+
+@pytest.mark.anyio
+async def test_json_keeps_nothing_in_memory(tmp_path: Path) -> None:
+    """After a flush, values are read from the file, which still holds those that did not change as they were."""
+    path = tmp_path / "x.json"
+    path.write_text('{"foreign":   [1,   2]}')
+    async with asyncckpt.Checkpointer.from_file(path) as chk:
+        await chk.save_parameter("own", np.arange(300_000))
+        await chk.flush()
+        assert '"foreign": [1,   2]' in path.read_text()
+        assert_same(await chk.load_parameter("own"), np.arange(300_000))
+        assert await chk.load_parameter("foreign") == [1, 2]
+        engine = chk._session._engine
+        assert engine is not None
+        assert not engine.store._staged
