@@ -15,6 +15,8 @@ from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
 import asyncckpt.disk.blocks
+import asyncckpt.disk.checkpoint
+import asyncckpt.disk.listing
 import asyncckpt.disk.lock
 import asyncckpt.disk.mapping
 import asyncckpt.disk.ops
@@ -59,6 +61,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncckpt"))
 
 _BLOCKING_MODULES = (
     asyncckpt.disk.blocks,
+    asyncckpt.disk.checkpoint,
+    asyncckpt.disk.listing,
     asyncckpt.disk.lock,
     asyncckpt.disk.mapping,
     asyncckpt.disk.ops,

@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xxhash import xxh3_128_digest
 
 from asyncckpt.disk.blocks import write_bytes
+from asyncckpt.disk.listing import names_in
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
-from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
+from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of
 from asyncckpt.errors import CheckpointError
 from asyncckpt.workers import Pacer, Stopped
 
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 # A directory above ours may be unreadable for us, or on a file system that syncs no directories.
 _NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})
-
-_STAT_BLOCK_NBYTES: Final = 512  # the unit of st_blocks
 
 
 class UnsyncedError(OSError):
@@ -90,56 +89,12 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
         ops.sync_directory(path.parent)
 
 
-class Listing(NamedTuple):
-    """What there is in a checkpoint directory."""
-
-    committed: dict[int, str]
-    """The names of the committed checkpoints, by ascending step: `step_N`, or a lone `old_step_N`."""
-    has_leftovers: bool
-    """Whether there is something for `recover` to do."""
-
-
-def scan(root: Path) -> Listing:
-    """List a checkpoint directory; one that does not exist is empty."""
-    pacer = Pacer()
-    names: dict[int, str] = {}
-    swapped: dict[int, str] = {}
-    has_leftovers = False
-    for kind, step, name in _names(root, pacer):
-        if kind is Kind.COMMITTED:
-            names[step] = name
-            continue
-        has_leftovers = True
-        if kind is Kind.SWAPPED:
-            swapped[step] = name
-    names = {**swapped, **names}
-    committed: dict[int, str] = {}
-    for steps in pacer.batches(sorted(names)):
-        committed.update((step, names[step]) for step in steps)
-    return Listing(committed, has_leftovers)
-
-
-def locate(root: Path, step: int) -> Path | None:
-    """Return the directory of a committed checkpoint, or None."""
-    # The last look is for an overwrite that went on between the first two.
-    for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.COMMITTED):
-        path = root / name_of(kind, step)
-        if path.is_dir() and not path.is_symlink():  # as `scan`
-            return path
-    return None
-
-
-def missing(root: Path, steps: Iterable[int]) -> list[int]:
-    """Return those of the steps that are not committed."""
-    return [step for step in steps if locate(root, step) is None]
-
-
 def recover(ops: DiskOps, root: Path) -> None:
     """Bring a directory that a killed writer left into order; only the lock's holder may call this.
 
     Every name that is found is durable afterwards: the writer may have been killed just before it synced them.
     """
-    names = sorted(_names(root, Pacer()))
+    names = sorted(names_in(root, Pacer()))
     if names:
         ops.sync_directory(root)
     swapped = [step for kind, step, _ in names if kind is Kind.SWAPPED]
@@ -151,7 +106,7 @@ def recover(ops: DiskOps, root: Path) -> None:
         if kind is Kind.PENDING:
             discard(ops, root / name)
     if swapped:
-        names = sorted(_names(root, Pacer()))
+        names = sorted(names_in(root, Pacer()))
     sweep(ops, root, [root / name for kind, _, name in names if kind is Kind.TRASH])
 
 
@@ -337,30 +292,6 @@ def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
         else:
             ops.unlink(Path(entry.path))
     ops.rmdir(path)
-
-
-def nbytes_of(path: Path) -> int:
-    """Return what the files below a directory take on the disk, in bytes."""
-    return sum(
-        os.lstat(Path(folder, name)).st_blocks * _STAT_BLOCK_NBYTES
-        for folder, _, names in os.walk(path)
-        for name in names
-    )
-
-
-def _names(root: Path, pacer: Pacer) -> list[tuple[Kind, int, str]]:
-    """List the names that are ours, in no order; none if the directory does not exist."""
-    names = []
-    try:
-        with os.scandir(root) as found:
-            for entries in pacer.batches(found):
-                for entry in entries:
-                    place = parse_name(entry.name)
-                    if place is not None and entry.is_dir(follow_symlinks=False):
-                        names.append((*place, entry.name))
-    except FileNotFoundError:
-        return []
-    return names
 
 
 @contextlib.contextmanager

@@ -13,22 +13,18 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
-from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError, MemoryArrays
-from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value, array_of
+from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
+from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value
+from asyncckpt.keyed._hdf5_sources import OBJECT_NBYTES, Foreign, Held, Placed, Source, payload_of
 from asyncckpt.keyed.base import Found, Store
-from asyncckpt.keyed.values import build_value, condense, expand, refer, runs_of
+from asyncckpt.keyed.values import build_value, refer
 from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
 
     from asyncckpt.keyed._hdf5_catalog import Place
     from asyncckpt.keyed._hdf5_foreign import ForeignFile
@@ -36,78 +32,10 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
 
-    Bytes = NDArray[np.uint8]
-
 _ALL_HELD_NBYTES: Final = 16 << 20
 _BATCH_KEYS: Final = 1024
-_OBJECT_NBYTES: Final = 512  # a guess, for a value that is not placed yet
 _SLACK_NBYTES: Final = 1 << 20
 _PROMISED_SLACK_NBYTES: Final = 7 << 19  # the promise is 4 MiB
-
-
-class _Placed:
-    """A value in a file."""
-
-    __slots__ = ("file", "place")
-
-    def __init__(self, file: DataFile, place: Place) -> None:
-        self.file = file
-        self.place = place
-
-    @property
-    def nbytes(self) -> int:
-        return self.place.nbytes
-
-    @property
-    def payload_nbytes(self) -> int:
-        return self.place.payload_nbytes
-
-    @property
-    def names(self) -> Names:
-        return self.place.names
-
-
-class _Held:
-    """A small value in memory, in few objects of those that a garbage collection walks over: there may be many."""
-
-    __slots__ = ("_data", "_index", "names", "nbytes", "payload_nbytes")
-
-    def __init__(self, captured: Captured) -> None:
-        index = captured.index
-        self._index = condense(index)
-        self._data: Bytes = np.empty(sum(meta.nbytes for meta in index.arrays), np.uint8)
-        start = 0
-        for number in range(len(index.arrays)):
-            for run in runs_of(captured, number):
-                self._data[start : start + len(run)] = run
-                start += len(run)
-        self.names = captured.names
-        self.payload_nbytes = _payload_nbytes(captured)
-        self.nbytes = self.payload_nbytes + _OBJECT_NBYTES
-
-    def value(self, key: str) -> Value:
-        """Return it as it is to be written."""
-        index = expand(self._index)
-        ends = accumulate((meta.nbytes for meta in index.arrays), initial=0)
-        return Value(key, index, MemoryArrays(self._data, dict(enumerate(ends))), self.names)
-
-    def read(self, pacer: Pacer) -> Found:
-        """Return it as a copy."""
-        value = self.value("")
-        arrays = {number: array_of(meta, value.arrays, number) for number, meta in enumerate(value.index.arrays)}
-        return build_value(value.index, arrays, pacer)
-
-
-class _Foreign:
-    """A value in a file that others made."""
-
-    names = False
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = self.payload_nbytes = nbytes
-
-
-_Source = _Placed | _Held | _Foreign
 
 
 class HDF5Store(Store):
@@ -135,7 +63,7 @@ class HDF5Store(Store):
     def _open(self, work: Work) -> None:
         self._main: DataFile | None = None
         self._foreign: ForeignFile | None = None
-        self._sources: dict[str, _Source] = {}
+        self._sources: dict[str, Source] = {}
         self._entries: dict[str, Names] = {}
         self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
         fd = self._home.open()
@@ -155,7 +83,7 @@ class HDF5Store(Store):
             raise
         self._files.append(self._main)
         for key, place in self._main.places.items():
-            self._set(key, _Placed(self._main, place))
+            self._set(key, Placed(self._main, place))
 
     def _open_foreign(self, reason: str, work: Work) -> None:
         from asyncckpt.keyed._hdf5_foreign import ForeignFile, check_signature
@@ -170,7 +98,7 @@ class HDF5Store(Store):
             raise UntrustedFileError(message)
         self._foreign = ForeignFile(path)
         for key, nbytes in self._foreign.sizes(work.pacer()).items():
-            self._set(key, _Foreign(nbytes))
+            self._set(key, Foreign(nbytes))
 
     @property
     def entries(self) -> Mapping[str, Names]:
@@ -180,7 +108,7 @@ class HDF5Store(Store):
     def read(self, key: str, work: Work) -> Found:
         """Read a value; see `Store.read`."""
         source = self._sources[key]
-        if isinstance(source, _Placed):
+        if isinstance(source, Placed):
             try:
                 found = source.file.read(key, source.place, work)
             except CorruptCheckpointError as error:
@@ -188,7 +116,7 @@ class HDF5Store(Store):
                     raise
                 return self._read_changed(key, error, work)
             return build_value(*found, work.pacer())
-        if isinstance(source, _Held):
+        if isinstance(source, Held):
             return source.read(work.pacer())
         assert self._foreign is not None  # noqa: S101 - it is where this source comes from
         return self._foreign.read(key, work.pacer())
@@ -208,13 +136,13 @@ class HDF5Store(Store):
     def put(self, key: str, value: Captured, work: Work) -> None:
         """Stage a value; see `Store.put`."""
         self.begin(work)
-        payload_nbytes = _payload_nbytes(value)
-        nbytes = payload_nbytes + _OBJECT_NBYTES
-        source: _Source
+        payload_nbytes = payload_of(value)
+        nbytes = payload_nbytes + OBJECT_NBYTES
+        source: Source
         if payload_nbytes <= SMALL_NBYTES:
             if self._held_nbytes + nbytes > _ALL_HELD_NBYTES:
                 self._write_held(self._target(), work)
-            source = _Held(value)
+            source = Held(value)
         else:
             target = self._target(key, nbytes)
             values = [Value(key, value.index, value.snapshot, value.names)]
@@ -225,7 +153,7 @@ class HDF5Store(Store):
                     raise
                 target = self._go_back(work)
                 places = target.append(self._home.ops, values, work)
-            source = _Placed(target, places[key])
+            source = Placed(target, places[key])
         self._set(key, source)
         self._is_dirty = True
 
@@ -242,7 +170,7 @@ class HDF5Store(Store):
         if not self._is_dirty:
             return
         target = self._gather(work)
-        places = {key: source.place for key, source in self._sources.items() if isinstance(source, _Placed)}
+        places = {key: source.place for key, source in self._sources.items() if isinstance(source, Placed)}
         losses = None if self._foreign is None else self._foreign.losses()
         self._commit(target, places, work)
         self._is_dirty = False
@@ -310,11 +238,11 @@ class HDF5Store(Store):
         promised = 3 * payload + _PROMISED_SLACK_NBYTES
         if live + live // 4 < promised:
             allowed = min(allowed, promised)
-        return file.tail + self._held_nbytes + nbytes + len(self._sources) * _OBJECT_NBYTES // 2 > allowed
+        return file.tail + self._held_nbytes + nbytes + len(self._sources) * OBJECT_NBYTES // 2 > allowed
 
     def _write_held(self, target: DataFile, work: Work) -> None:
         """Write the values that wait in memory, in batches: to let go of all at once would take long."""
-        held = [(key, source) for key, source in self._sources.items() if isinstance(source, _Held)]
+        held = [(key, source) for key, source in self._sources.items() if isinstance(source, Held)]
         for batch in work.pacer().batches(held):
             self._append(target, [source.value(key) for key, source in batch], work)
 
@@ -322,23 +250,23 @@ class HDF5Store(Store):
         if not values:
             return
         for key, place in target.append(self._home.ops, values, work).items():
-            self._set(key, _Placed(target, place))
+            self._set(key, Placed(target, place))
 
-    def _set(self, key: str, source: _Source) -> None:
+    def _set(self, key: str, source: Source) -> None:
         """Let a key have another source; a key that is there keeps its place."""
         before = self._sources.get(key)
         if before is not None:
             self._forget(before)
         self._live_nbytes += source.nbytes
         self._payload_nbytes += source.payload_nbytes
-        self._held_nbytes += source.nbytes if isinstance(source, _Held) else 0
+        self._held_nbytes += source.nbytes if isinstance(source, Held) else 0
         self._sources[key] = source
         self._entries[key] = source.names
 
-    def _forget(self, source: _Source) -> None:
+    def _forget(self, source: Source) -> None:
         self._live_nbytes -= source.nbytes
         self._payload_nbytes -= source.payload_nbytes
-        self._held_nbytes -= source.nbytes if isinstance(source, _Held) else 0
+        self._held_nbytes -= source.nbytes if isinstance(source, Held) else 0
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
@@ -357,7 +285,7 @@ class HDF5Store(Store):
             if not self._can_go_back(target):
                 raise
             for key, source in before.items():
-                if not (isinstance(source, _Placed) and source.file is target):
+                if not (isinstance(source, Placed) and source.file is target):
                     self._set(key, source)
             return self._go_back(work)
         return target
@@ -396,10 +324,10 @@ class HDF5Store(Store):
 
     def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:
         for key, source in list(self._sources.items()):
-            if isinstance(source, _Foreign):
+            if isinstance(source, Foreign):
                 captured = refer(self.read(key, work).value, key, work)
                 yield Value(key, captured.index, captured.snapshot, captured.names)
-            elif isinstance(source, _Placed) and source.file is not target:
+            elif isinstance(source, Placed) and source.file is not target:
                 yield source.file.stored(key, source.place, work.pacer())
 
     def _commit(self, target: DataFile, places: Mapping[str, Place], work: Work) -> None:
@@ -445,8 +373,3 @@ def _close(files: Sequence[DataFile], foreign: ForeignFile | None) -> None:
         file.close()
     if foreign is not None:
         foreign.close()
-
-
-def _payload_nbytes(value: Captured) -> int:
-    index = value.index
-    return sum(meta.nbytes for meta in index.arrays) + sum(map(len, index.pieces))

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from asyncckpt.disk import publish
 from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
+from asyncckpt.disk.checkpoint import open_directory, read_unverified
+from asyncckpt.disk.listing import Listing, nbytes_of, scan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
-from asyncckpt.disk.reading import open_directory, read_unverified
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import CheckpointRecord
@@ -185,7 +186,7 @@ def free_nbytes(root: Path) -> int:
 
 def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
     """Look how much room trash takes, and how much is left."""
-    return tuple(Trash(path, publish.nbytes_of(path), free_nbytes(root)) for path in paths if path is not None)
+    return tuple(Trash(path, nbytes_of(path), free_nbytes(root)) for path in paths if path is not None)
 
 
 def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[CheckpointRecord]]:
@@ -251,9 +252,9 @@ def read_records(root: Path) -> list[CheckpointRecord]:
     return _read_listed(root, _scan(root))
 
 
-def _scan(root: Path) -> publish.Listing:
+def _scan(root: Path) -> Listing:
     try:
-        return publish.scan(root)
+        return scan(root)
     except NotADirectoryError:
         if not root.exists():  # it is an ancestor
             raise
@@ -261,7 +262,7 @@ def _scan(root: Path) -> publish.Listing:
         raise NotADirectoryError(message) from None
 
 
-def _read_listed(root: Path, listing: publish.Listing) -> list[CheckpointRecord]:
+def _read_listed(root: Path, listing: Listing) -> list[CheckpointRecord]:
     if not listing.committed:
         return []
     records = []

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
-from asyncckpt.disk import publish
+from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint, read_targets
+from asyncckpt.disk.listing import locate
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.names import TRAINING_INFO_NAME
-from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, read_targets
+from asyncckpt.disk.reading import Target
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
 from asyncckpt.memory import PAGE_NBYTES, aligned_array
@@ -101,7 +102,7 @@ def verify_checkpoint(root: Path, step: int, crew: Crew, stop: StopFlag) -> None
 
 def _with_retry(root: Path, step: int, action: Callable[[Path], ResultT]) -> ResultT:
     while True:
-        path = publish.locate(root, step)
+        path = locate(root, step)
         before = _identity(path)
         if path is None or before is None:
             message = f"step {step} is not committed in {root}"
@@ -109,7 +110,7 @@ def _with_retry(root: Path, step: int, action: Callable[[Path], ResultT]) -> Res
         try:
             return action(path)
         except (FileNotFoundError, CorruptCheckpointError) as error:
-            if _identity(publish.locate(root, step)) == before:
+            if _identity(locate(root, step)) == before:
                 if isinstance(error, FileNotFoundError):
                     raise CheckpointNotFoundError(f"step {step} is gone from {root}", step=step) from error
                 if error.step is None:

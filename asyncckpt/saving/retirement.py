@@ -18,6 +18,7 @@ import contextvars
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk import publish
+from asyncckpt.disk.listing import missing
 from asyncckpt.saving import commit
 from asyncckpt.saving.retention import RetentionPolicy, plan_prune
 from asyncckpt.workers import StopFlag
@@ -89,7 +90,7 @@ class Retirement:
         try:
             trash = await self._grace.run(StopFlag(), commit.retire, self._ops, self._root, steps)
         except OSError:
-            self._catalog.remove(await self._grace.run(StopFlag(), publish.missing, self._root, steps))
+            self._catalog.remove(await self._grace.run(StopFlag(), missing, self._root, steps))
             raise
         self._catalog.remove(steps)
         self.sweep(trash)

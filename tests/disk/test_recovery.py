@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncckpt.disk import publish
+from asyncckpt.disk import listing, publish
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ CASES = {
 def test_brings_into_order(tmp_path: Path, names: str) -> None:
     """A lone old one is the step; beside its step it goes, like pending ones and trash; other names stay."""
     make(tmp_path, names)
-    before = publish.scan(tmp_path).committed
+    before = listing.scan(tmp_path).committed
     publish.recover(FaultyDisk(), tmp_path)
     assert tree(tmp_path) == CASES[names]
-    assert publish.scan(tmp_path).committed.keys() == before.keys()
-    assert not publish.scan(tmp_path).has_leftovers
+    assert listing.scan(tmp_path).committed.keys() == before.keys()
+    assert not listing.scan(tmp_path).has_leftovers
 
 
 @pytest.mark.parametrize("names", [names for names in CASES if names and "my_" not in names])
@@ -63,13 +63,13 @@ def test_may_be_cut_off_anywhere(tmp_path: Path, names: str) -> None:
         root = tmp_path / str(number)
         root.mkdir()
         make(root, names)
-        before = publish.scan(root).committed.keys()
+        before = listing.scan(root).committed.keys()
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position, lasting=lasting)
         try:
             publish.recover(disk, root)
         except OSError:
-            assert publish.scan(root).committed.keys() == before
+            assert listing.scan(root).committed.keys() == before
             publish.recover(FaultyDisk(), root)
             assert tree(root) == CASES[names]
         else:
@@ -100,11 +100,11 @@ def test_what_is_found_is_made_durable(tmp_path: Path) -> None:
 def test_readers_take_a_lone_old_one(tmp_path: Path) -> None:
     """Before recovery, and without it, `old_step_N` is step N, unless `step_N` is there."""
     make(tmp_path, "old_step_1 old_step_2 step_2 tmp_step_3 trash_step_4")
-    assert publish.scan(tmp_path).committed == {1: "old_step_1", 2: "step_2"}
-    assert publish.locate(tmp_path, 1) == tmp_path / "old_step_1"
-    assert publish.locate(tmp_path, 2) == tmp_path / "step_2"
-    assert publish.locate(tmp_path, 3) is None
-    assert publish.missing(tmp_path, [1, 2, 3, 4]) == [3, 4]
+    assert listing.scan(tmp_path).committed == {1: "old_step_1", 2: "step_2"}
+    assert listing.locate(tmp_path, 1) == tmp_path / "old_step_1"
+    assert listing.locate(tmp_path, 2) == tmp_path / "step_2"
+    assert listing.locate(tmp_path, 3) is None
+    assert listing.missing(tmp_path, [1, 2, 3, 4]) == [3, 4]
 
 
 def test_only_directories_count(tmp_path: Path) -> None:
@@ -115,11 +115,11 @@ def test_only_directories_count(tmp_path: Path) -> None:
     (tmp_path / "step_5").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     publish.recover(FaultyDisk(), tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
-    assert publish.scan(tmp_path).committed == {}
+    assert listing.scan(tmp_path).committed == {}
 
 
 def test_no_directory_yet(tmp_path: Path) -> None:
     """There is nothing in a directory that does not exist, and listing does not make it."""
-    assert publish.scan(tmp_path / "a").committed == {}
-    assert not publish.scan(tmp_path / "a").has_leftovers
+    assert listing.scan(tmp_path / "a").committed == {}
+    assert not listing.scan(tmp_path / "a").has_leftovers
     assert not (tmp_path / "a").exists()

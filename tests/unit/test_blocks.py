@@ -18,10 +18,11 @@ from support import FORMATS, assert_same, load_from, save_to, verify
 from asyncckpt import CorruptCheckpointError
 from asyncckpt.disk import blocks, reading
 from asyncckpt.disk.blocks import Part, digest_parts, write_all, write_bytes, write_plan
+from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint, read_targets
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, Manifest, decode_manifest
 from asyncckpt.disk.ops import O_DIRECT, DiskOps
 from asyncckpt.disk.plan import FilePlan, Piece, Span
-from asyncckpt.disk.reading import CheckpointReader, Target, open_checkpoint, read_targets
+from asyncckpt.disk.reading import Target
 from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
 from asyncckpt.testing import FaultyDisk
 from asyncckpt.workers import Crew, StopFlag, Stopped

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from asyncckpt.disk.reading import CheckpointReader
+    from asyncckpt.disk.checkpoint import CheckpointReader
 
 COUNT = 3000
 

@@ -1,0 +1,207 @@
+"""One checkpoint's files, opened once and read.
+
+1. All files of a checkpoint are opened through the descriptor of its directory, opened once: if it is swapped or
+   deleted meanwhile, the reader still sees one checkpoint. A path's parts are never followed out of the directory.
+2. What is read is verified before use; `read_unverified` is for what says itself what it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import TYPE_CHECKING, Final, Self
+
+from asyncckpt.disk.manifest import FileRecord, Manifest, decode_manifest
+from asyncckpt.disk.names import MANIFEST_NAME
+from asyncckpt.disk.reading import Target, read_record
+from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.memory import aligned_buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from asyncckpt.workers import Crew, StopFlag
+
+_SHOWN_NAME: Final = 255
+_SMALL_NBYTES: Final = 64 << 10  # a small file comes with one call
+
+
+class CheckpointReader:
+    """One checkpoint's files, opened once. Used and closed by one job."""
+
+    def __init__(self, directory: int, manifest: Manifest) -> None:
+        self._directory = directory
+        self.manifest = manifest
+
+    def __enter__(self) -> Self:
+        """Return the reader itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the directory."""
+        os.close(self._directory)
+
+    def open(self, name: str) -> int:
+        """Open a file of the manifest, check its size, and return its descriptor.
+
+        Raises:
+            CorruptCheckpointError: It is missing, not a regular file, or has another size.
+        """
+        record = self._record(name)
+        fd = self._open_regular(name)
+        nbytes = os.fstat(fd).st_size
+        if nbytes != record.nbytes:
+            os.close(fd)
+            raise self.corrupt(name, f"has {nbytes} bytes instead of {record.nbytes}")
+        return fd
+
+    def read_small(self, name: str) -> bytes:
+        """Read and verify a whole file."""
+        return bytes(self.read_range(name, 0, self._record(name).nbytes))
+
+    def read_range(self, name: str, offset: int, nbytes: int) -> memoryview:
+        """Read bytes of a file, from verified blocks."""
+        fd = self.open(name)  # first: the size claimed is a file's size
+        try:
+            data = aligned_buffer(nbytes)
+            read_targets(self, fd, name, [Target(offset, nbytes, data)] if nbytes else [])
+        finally:
+            os.close(fd)
+        return data.data  # without a copy: an index may be large
+
+    def verify(self, name: str, crew: Crew, stop: StopFlag | None) -> None:
+        """Read a whole file and verify it."""
+        fd = self.open(name)
+        try:
+            read_targets(self, fd, name, [], crew=crew, stop=stop, is_whole=True)
+        finally:
+            os.close(fd)
+
+    def corrupt(self, name: str, reason: str) -> CorruptCheckpointError:
+        """Make the error that says what is wrong with a file."""
+        step = self.manifest.step
+        shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}..."
+        return CorruptCheckpointError(f"step {step}: {shown} {reason}", step=step, file=name)
+
+    def _record(self, name: str) -> FileRecord:
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise self.corrupt(name, "is not in the manifest")
+        return record
+
+    def _open_regular(self, name: str) -> int:
+        try:
+            return _open_below(self._directory, name)
+        except OSError as error:
+            raise self.corrupt(name, f"cannot be opened: {error.strerror}") from error
+        except ValueError as error:  # a name that no file can have
+            raise self.corrupt(name, f"cannot be opened: {error}") from error
+
+
+def read_unverified(directory: int, name: str) -> bytes:
+    """Read a small file below an open directory as it is.
+
+    Raises:
+        OSError: It is missing, or not a regular file.
+    """
+    fd = _open_below(directory, name)
+    try:
+        data = [os.read(fd, _SMALL_NBYTES)]
+        while data[-1]:
+            data.append(os.read(fd, len(data) * _SMALL_NBYTES))
+        return b"".join(data)
+    finally:
+        os.close(fd)
+
+
+def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
+    """Open a checkpoint's directory, and return its descriptor; `at` is one of the directory that `path` lies below.
+
+    Raises:
+        OSError: It is missing, or something else.
+    """
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+
+
+def _open_below(directory: int, name: str) -> int:
+    """Open a regular file below a directory without following symbolic links, or waiting for anybody.
+
+    Raises:
+        OSError: It cannot be opened, or is something else.
+        ValueError: No file can have such a name.
+    """
+    *folders, last = name.split("/")
+    at, opened = directory, []
+    try:
+        for folder in folders:
+            at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            opened.append(at)
+        fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        for each in opened:
+            os.close(each)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return fd
+
+
+def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader:
+    """Open a checkpoint's directory and read its manifest.
+
+    Raises:
+        FileNotFoundError: There is no such directory.
+        CorruptCheckpointError: The manifest is missing or damaged.
+        UnsupportedFormatError: A later release wrote it.
+    """
+    directory = open_directory(path)
+    reader = CheckpointReader(directory, Manifest(step=step, created=0.0))
+    try:
+        fd = reader._open_regular(MANIFEST_NAME)  # noqa: SLF001 - the one file that no manifest lists
+        with os.fdopen(fd, "rb") as file:
+            reader.manifest = decode_manifest(file.read(), step)
+    except BaseException:
+        os.close(directory)
+        raise
+    return reader
+
+
+def read_targets(  # noqa: PLR0913
+    reader: CheckpointReader,
+    fd: int,
+    name: str,
+    targets: Sequence[Target],
+    *,
+    crew: Crew | None = None,
+    stop: StopFlag | None = None,
+    is_whole: bool = False,
+    on_begin: Callable[[int, int], None] | None = None,
+) -> None:
+    """Read what is wanted of a file, and verify every digest block that was touched.
+
+    Args:
+        reader: The checkpoint.
+        fd: The file, open for reading.
+        name: Its name in the manifest.
+        targets: What is wanted, sorted by offset, without overlaps.
+        crew: Who helps; without one, this thread reads alone.
+        stop: Looked at before every chunk.
+        is_whole: Whether to read and verify the rest of the file too.
+        on_begin: Called with the range of each chunk before it is read, from any thread.
+
+    Raises:
+        CorruptCheckpointError: A digest does not match, or the file is too short.
+        Stopped: `stop` was set.
+    """
+    read_record(
+        fd,
+        reader.manifest.files[name],
+        targets,
+        corrupt=lambda reason: reader.corrupt(name, reason),
+        crew=crew,
+        stop=stop,
+        is_whole=is_whole,
+        on_begin=on_begin,
+        may_go_direct=True,
+    )
