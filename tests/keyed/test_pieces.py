@@ -150,6 +150,6 @@ async def test_json_keeps_nothing_in_memory(tmp_path: Path) -> None:
         assert '"foreign": [1,   2]' in path.read_text()
         assert_same(await chk.load_parameter("own"), np.arange(300_000))
         assert await chk.load_parameter("foreign") == [1, 2]
-        engine = chk._session._engine
+        engine = chk._session._jobs.engine
         assert engine is not None
         assert not engine.store._staged
