@@ -66,8 +66,20 @@ def _decode_groups(data: bytes, target: NDArray[np.uint8]) -> None:
     if words.max() >= _NONE:
         message = "a character that is none of base64's"
         raise ValueError(message)
-    # Four bytes for every three, from first to last: each word's fourth is written over by the next, and the last word
-    # is cut. That is three times as fast as to leave the fourth out.
+    if not _writes_in_order():
+        target.reshape(-1, 3)[:] = words.view(np.uint8).reshape(-1, 4)[:, :3]
+        return
+    # Four bytes for every three: each word's fourth is written over by the next, and the last word is cut. That is
+    # three times as fast as to leave the fourth out.
     whole = len(words) - 1
     np.ndarray(whole, "<u4", target, strides=3)[:] = words[:whole]
     target[3 * whole :] = words[whole:].view(np.uint8)[:3]
+
+
+@cache
+def _writes_in_order() -> bool:
+    """Look whether numpy writes elements that overlap from first to last; it does, and does not promise to."""
+    words = np.arange(BLOCK_NBYTES // 4, dtype="<u4") * 0x010305 & 0xFFFFFF
+    found = np.empty(3 * len(words) + 1, np.uint8)
+    np.ndarray(len(words), "<u4", found, strides=3)[:] = words
+    return bool((found[:-1].reshape(-1, 3) == words.view(np.uint8).reshape(-1, 4)[:, :3]).all())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncckpt.keyed import json_scan, json_text
+from asyncckpt.keyed import json_base64, json_scan, json_text
 from asyncckpt.keyed.json_base64 import BLOCK_NBYTES, decode_into
 from asyncckpt.keyed.json_read import decode_value, split_object
 from asyncckpt.keyed.json_text import PIECE_NBYTES, FileText, MemoryText
@@ -37,9 +37,12 @@ def test_base64_of_any_length(data: bytes) -> None:
     assert _decoded(base64.b64encode(data)) == data
 
 
+@pytest.mark.parametrize("in_order", [True, False], ids=["in order", "not in order"])
 @pytest.mark.parametrize("rest", range(4))
-def test_base64_of_many_blocks(rest: int) -> None:
-    """The seams between blocks do not show."""
+def test_base64_of_many_blocks(rest: int, monkeypatch: pytest.MonkeyPatch, *, in_order: bool) -> None:
+    """The seams between blocks do not show, also where numpy writes elements that overlap in another order."""
+    assert json_base64._writes_in_order()
+    monkeypatch.setattr(json_base64, "_writes_in_order", lambda: in_order)
     data = np.random.default_rng(rest).bytes(BLOCK_NBYTES // 4 * 3 * 2 + rest)
     assert _decoded(base64.b64encode(data)) == data
 
