@@ -74,7 +74,7 @@ class Store(ABC):
     def begin(self, work: Work) -> None:  # noqa: B027 - a store without a file has no writers
         """Become the file's writer, as the first change does; `entries` are then what the last writer left.
 
-        If the file cannot be read again, this store is no writer, and its entries are what they were.
+        If that fails, this store is no writer, and its entries are what they were, or what the last writer left.
 
         Raises:
             FileLockedError: There is another writer.

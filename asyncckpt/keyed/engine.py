@@ -147,8 +147,7 @@ class Engine:
         Raises:
             CheckpointKeyError: There is none.
         """
-        if path[0] not in self.store.entries:
-            raise missing(path, self._place, self.keys())
+        self._require(path)
         found = self.store.read(path[0], work)
         value = self._descend(found.value, path)
         return Found(value if self._serializer is None else self._serializer.from_state(value), found.unknown_types)
@@ -174,8 +173,9 @@ class Engine:
         Raises:
             CheckpointKeyError: There is no value.
         """
-        if path[0] not in self.store.entries:
-            raise missing(path, self._place, self.keys())
+        self._require(path)
+        self.store.begin(work)
+        self._require(path)  # another writer may have been quicker
         if len(path) == 1:
             self.store.delete(path[0], work)
             return
@@ -183,8 +183,13 @@ class Engine:
         del self._descend(whole, path, without=1)[path[-1]]
         self._put(path[:1], whole, work)
 
+    def _require(self, path: Path) -> None:
+        if path[0] not in self.store.entries:
+            raise missing(path, self._place, self.keys())
+
     def _put(self, path: Path, value: object, work: Work) -> None:
         if len(path) > 1:
+            self.store.begin(work)  # what another writer has left in it stays
             whole = self._read_to_change(path, work) if path[0] in self.store.entries else {}
             at = whole
             for number, part in enumerate(path[1:-1], 1):

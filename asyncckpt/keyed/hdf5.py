@@ -206,9 +206,9 @@ class HDF5Store(Store):
 
         self._home.become_writer(read_again)
         if self._main is not None:
-            fd = os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
-            self._main.reopen(fd)
-            self._main.recover(self._home.ops)
+            with self._home.released_on_failure():
+                self._main.reopen(os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC))
+                self._main.recover(self._home.ops)
         self._is_writing = True
 
     def _target(self, key: str | None = None, nbytes: int = 0) -> DataFile:

@@ -13,7 +13,7 @@ import errno
 import os
 import stat
 import warnings
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.lock import FileLock, acquire_file_lock
@@ -21,7 +21,7 @@ from asyncckpt.disk.publish import ensure_directory
 from asyncckpt.errors import CheckpointWarning
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
@@ -104,6 +104,15 @@ class Home:
                 read_again()
         except BaseException:
             self._seen = _UNREAD
+            self.release()
+            raise
+
+    @contextmanager
+    def released_on_failure(self) -> Iterator[None]:
+        """While the file is opened to be written to: if that fails, the next try looks again whether it is the same."""
+        try:
+            yield
+        except BaseException:
             self.release()
             raise
 

@@ -7,7 +7,8 @@
 4. After a failed sync nothing more is asked of that file: the next commit writes a new one, and verifies what it
    copies.
 5. The next writer cannot know of it. What the last commit stands for was synced before it was written; of the commit
-   itself there may be nothing on the disk. So whoever goes on with a file writes its last commit again.
+   itself there may be nothing on the disk. So whoever goes on with a file writes its last commit again, as it was
+   read: the kernel may have forgotten it since.
 6. Replaying the records gives the keys in their order: a value of a key that is there takes its place.
 """
 
@@ -61,7 +62,8 @@ class MsgpackStore(Store):
         self._live: dict[str, records.Record] = {}
         self._entries: dict[str, Names] = {}
         self._live_nbytes = 0
-        self._commit_at = self._end = 0
+        self._commit = b""
+        self._end = 0
         self._file_id = b""
         self._staged: set[str] = set()
         self._is_changed = False
@@ -155,7 +157,7 @@ class MsgpackStore(Store):
         self._fd = fd
         self._is_published = True
         self._file_id, self._has_tail = log.file_id, log.has_tail
-        self._commit_at, self._end = log.commit, log.end
+        self._commit, self._end = log.commit, log.end
         for key, record in log.live.items():
             self._set(key, record)
 
@@ -171,6 +173,10 @@ class MsgpackStore(Store):
                 os.close(before)
 
         self._home.become_writer(read_again)
+        with self._home.released_on_failure():
+            self._open_to_write()
+
+    def _open_to_write(self) -> None:
         if self._fd is None:
             fd, file_id = self._home.create_sibling(), os.urandom(16)
             try:
@@ -183,8 +189,8 @@ class MsgpackStore(Store):
         elif not self._can_write:
             reader, self._fd = self._fd, os.open(self._home.path, os.O_RDWR | os.O_CLOEXEC)
             os.close(reader)
-            out = Appender(self._home.ops, self._fd, self._commit_at)
-            out.write(records.read_range(self._fd, self._commit_at, self._end - self._commit_at))
+            out = Appender(self._home.ops, self._fd, self._end - len(self._commit))
+            out.write(self._commit)
             out.flush()
             self._can_write = True
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -120,10 +121,10 @@ class Log:
     """What a file holds."""
 
     file_id: bytes
-    commit: int = 0
-    """Where the last commit begins,"""
+    commit: bytes = b""
+    """The record of the last commit."""
     end: int = 0
-    """and where it ends."""
+    """Where it ends."""
     live: dict[str, Record] = field(default_factory=dict)
     has_tail: bool = False
 
@@ -196,7 +197,7 @@ def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> 
             if head["id"] != log.file_id or head["at"] != offset:
                 raise _corrupt(name, offset, "a commit of another file, or of another place")
             _apply(log, staged, name)
-            log.commit, log.end, staged = offset, record.end, []
+            log.commit, log.end, staged = reader.bytes_at(offset, record.end - offset), record.end, []
         else:
             staged.append((head, record))
         offset = record.end
@@ -293,19 +294,17 @@ def _has_fields(head: dict[str, Any], fields: dict[str, type]) -> bool:
 
 
 def _is_damaged_commit(reader: _Reader, file_id: bytes, offset: int) -> bool:
-    """Tell whether a commit at an offset was damaged: what a crash leaves of one are whole sectors, or none of it."""
+    """Tell whether a commit at an offset was damaged: what a crash leaves of each of its sectors is all, or zeros."""
     head = commit_head(file_id, offset)
     right = head + tail(head, b"")
     found = reader.bytes_at(offset, len(right))
     if len(found) < len(right):
         return False
-    wrong = [at for at, pair in enumerate(zip(found, right, strict=True)) if pair[0] != pair[1]]
-    begin, end = wrong[0], wrong[-1] + 1
-    is_torn = not any(found[begin:end]) and (
-        (end == len(right) and (begin == 0 or (offset + begin) % _SECTOR_NBYTES == 0))
-        or (begin == 0 and (offset + end) % _SECTOR_NBYTES == 0)
-    )
-    return not is_torn and len(wrong) <= len(right) // 2
+    cuts = [0, *range(_SECTOR_NBYTES - offset % _SECTOR_NBYTES, len(right), _SECTOR_NBYTES), len(right)]
+    sectors = [slice(*pair) for pair in pairwise(cuts)]
+    is_torn = all(found[each] == right[each] or not any(found[each]) for each in sectors)
+    wrong = sum(one != other for one, other in zip(found, right, strict=True))
+    return not is_torn and wrong <= len(right) // 2
 
 
 def _find_commit(fd: int, file_id: bytes, offset: int) -> bool:

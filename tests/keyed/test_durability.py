@@ -313,9 +313,10 @@ def test_damage_before_the_last_commit_is_an_error(quick_path: Path) -> None:
     assert nothing < 500
 
 
-@pytest.mark.parametrize("begin", [0, 20, 60])
-def test_a_commit_that_did_not_come_is_none(begin: int, tmp_path: Path) -> None:
-    """What a power cut leaves of a commit's sector is zeros: the commit before it counts."""
+@pytest.mark.parametrize("is_front", [False, True])
+@pytest.mark.parametrize("begin", [0, 20, 48, 60])
+def test_a_commit_that_did_not_come_is_none(begin: int, is_front: bool, tmp_path: Path) -> None:
+    """What a power cut leaves of a commit's sector is zeros, and some were zeros before: the last commit counts."""
     file = Place("msgpack", tmp_path)
     for padding in range(600):  # until the last commit lies across a sector's boundary, or within one
         file.path.unlink(missing_ok=True)
@@ -327,12 +328,49 @@ def test_a_commit_that_did_not_come_is_none(begin: int, tmp_path: Path) -> None:
         at = data.rindex(b"commit") - 12  # of the record's beginning
         if (at + begin) % 512 == 0:
             break
-    data[at + begin :] = bytes(len(data) - at - begin)
+    lost = slice(at, at + begin) if is_front and begin else slice(at + begin, len(data))
+    data[lost] = bytes(lost.stop - lost.start)
     file.path.write_bytes(data)
     assert file.contents() == {"a": 1}
     with file.open() as chk:
         chk["c"] = 3
     assert file.contents() == {"a": 1, "c": 3}
+
+
+def test_a_log_is_gone_on_with_as_it_was_read(quick_path: Path) -> None:
+    """After a failed sync, the kernel may show a commit, and forget it when it needs the memory."""
+    file = log(quick_path)
+    with file.open() as chk:
+        assert chk["a"] == 2
+        found = file.path.stat()
+        data = file.path.read_bytes()
+        at = data.rindex(b"commit")
+        with file.path.open("r+b") as raw:
+            raw.seek(at)
+            raw.write(bytes(len(data) - at))
+        os.utime(file.path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        chk["d"] = 4
+    assert list(file.contents()) == ["a", "b", "d"]
+
+
+@pytest.mark.parametrize("kind", ["msgpack", "hdf5"])
+def test_a_file_that_is_replaced_after_a_failed_start_is_read_again(kind: str, quick_path: Path) -> None:
+    """Who could not become the writer does not know, at the next try, what is in the file: it must not be cut off."""
+    file, other = Place(kind, quick_path), Place(kind, quick_path)
+    other.name = "other"
+    disk = FaultyDisk()
+    with file.open() as chk:
+        chk["a"] = 1
+    with other.open() as chk:
+        chk["b"] = np.arange(100_000)
+    with file.open(disk=disk) as chk:
+        assert chk["a"] == 1
+        disk.fail("write", errno.EIO)
+        with pytest.raises(OSError, match="Input/output"):
+            chk["c"] = 3
+        other.path.rename(file.path)
+        chk["c"] = 4
+    assert_same(file.contents(), {"b": np.arange(100_000), "c": 4})
 
 
 def test_a_log_of_another_version_is_not_called_damaged(quick_path: Path) -> None:

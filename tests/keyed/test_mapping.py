@@ -369,6 +369,25 @@ def test_two_writers(file: Place) -> None:
     assert file.contents() == {"a": 1, "c": 3, "b": 2}
 
 
+def test_what_another_writer_has_just_done_is_gone_on_with(file: Place) -> None:
+    """Whoever opened the file before finds it with the first change: what is gone is gone, what is new stays."""
+    with file.open() as first:
+        first["a"], first["b"], first["c"] = 1, {"x": 1}, 3
+    with file.open() as second:
+        assert second["a"] == 1
+        with file.open() as first:
+            del first["a"]
+        with pytest.raises(asyncckpt.CheckpointKeyError, match="'b'"):
+            del second["a"]
+        second["d"] = 4
+    with file.open() as second:
+        assert second["b", "x"] == 1
+        with file.open() as first:
+            first["b", "y"] = 2
+        second["b", "z"] = 3
+    assert file.contents() == {"b": {"x": 1, "y": 2, "z": 3}, "c": 3, "d": 4}
+
+
 def test_the_lock_outlives_the_renaming_of_the_file(file: Place) -> None:
     """A file that has been rewritten under its name is locked as before."""
     with file.open() as first:
