@@ -43,7 +43,7 @@ class KeyedPlayer:
         self.is_patient = is_patient
         self.errors: list[Exception] = []
         self.current: dict[int, int] = {}
-        self._number = 100
+        self._number = workload.first_number
 
     def _fail(self, error: Exception) -> None:
         if not self.is_patient:

@@ -69,6 +69,8 @@ class KeyedWorkload(Workload):
     """Whether a killed writer has left what it was making, and its lock."""
     below: str = "."
     is_large: bool = False
+    first_number: int = 100
+    """Behind which values are numbered: those of each program are told apart."""
     exchanges: bool = True
 
     def history(self, events: Iterable[Event] = ()) -> KeyedHistory:
@@ -84,7 +86,7 @@ class KeyedWorkload(Workload):
 
     def next_start(self) -> KeyedWorkload:
         """See `Workload`."""
-        return replace(self, sessions=(NEXT_ACTIONS,), leaves=False)
+        return replace(self, sessions=(NEXT_ACTIONS,), leaves=False, first_number=self.first_number + 100)
 
     def path(self, root: Path) -> Path:
         """Return the file's name."""
