@@ -259,6 +259,8 @@ class _Decoder:
                 decode_into(part, memory[at:end])
                 at = end
                 self._pacer.pause()
+        if at != nbytes:  # there was padding between the parts of a string
+            _damaged(f"an array of {nbytes} bytes has {at}")
         self._metas.append(meta)
         self._arrays[len(self._metas) - 1] = array
         return len(self._metas) - 1

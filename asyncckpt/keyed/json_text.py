@@ -129,8 +129,9 @@ class FileText(Text):
             before, self._before = self._before, (self._begin, self._piece)
             self._begin, self._piece = before
             if not self._begin <= at < self._begin + len(self._piece):
-                self._begin = at - at % PIECE_NBYTES
-                self._piece = os.pread(self.fd, min(PIECE_NBYTES, self._nbytes - self._begin), self._begin)
+                begin = at - at % PIECE_NBYTES
+                piece = os.pread(self.fd, min(PIECE_NBYTES, self._nbytes - begin), begin)
+                self._begin, self._piece = begin, piece  # together: a failed read must leave no piece in a wrong place
             if at >= self._begin + len(self._piece):
                 message = "it ended while it was read"
                 raise ValueError(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,14 @@ def test_a_condensed_value_is_two_objects() -> None:
     from asyncckpt.keyed.values import build_captured
 
     assert_same(build_captured(captured, Pacer()).value, value | {"b": np.arange(12).reshape(3, 4)})
+
+
+def test_a_released_condensed_value_holds_no_memory() -> None:
+    """What a write has taken goes when it is written, though the change itself is told of later."""
+    condensed = Condensed(flatten(np.arange(1000), root="key", pacer=Pacer(yields=False)))
+    memory = weakref.ref(condensed._data)
+    condensed.release()
+    assert memory() is None
 
 
 def test_condensing_an_index() -> None:
