@@ -304,7 +304,7 @@ def _joined(data: list[str | Span]) -> bytes:
 
 def _shape(shape: Any) -> tuple[int, ...]:
     if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape) or len(shape) > 64:  # noqa: PLR2004
-        _damaged(f"an array of the shape {shape!r}")
+        _damaged(f"an array of the shape {shape!r:.80}")
     return tuple(shape)
 
 

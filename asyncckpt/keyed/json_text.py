@@ -101,9 +101,13 @@ class FileText(Text):
     __slots__ = ("_before", "_begin", "_identity", "_nbytes", "_piece", "fd")
 
     def __init__(self, fd: int) -> None:
-        """Take the descriptor of a file as it is now."""
+        """Take the descriptor of a file as it is now; if that fails, it is closed."""
         self.fd = fd
-        self.note()
+        try:
+            self.note()
+        except BaseException:
+            os.close(fd)
+            raise
 
     def note(self) -> None:
         """Take the file as it is now."""
