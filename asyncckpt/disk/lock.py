@@ -100,6 +100,9 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
                 return FileLock(ops, path, fd, is_supported=is_supported)
         except FileNotFoundError:
             pass
+        except BaseException:
+            os.close(fd)
+            raise
         os.close(fd)  # its last holder removed it between our two calls
 
 

@@ -72,7 +72,11 @@ class Home:
         except FileNotFoundError:
             self._seen = None
             return None
-        found = os.fstat(fd)
+        try:
+            found = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
         self._seen = _identity_of(found)
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)

@@ -55,10 +55,7 @@ class JSONStore(Store):
         """See `Store`."""
         text = self._text_of(key)
         try:
-            try:
-                return decode_value(text, *self._places[key], work.pacer())
-            finally:
-                text.check()
+            return decode_value(text, *self._places[key], work.pacer())
         except CorruptCheckpointError as error:
             raise self._corrupt(f"the value of {key!r}: {error}", error) from error
         except ValueError as error:
@@ -89,8 +86,6 @@ class JSONStore(Store):
         text = FileText(self._home.create_sibling())
         try:
             places = self._write(text, work.pacer())
-            for each in (self._text, text):
-                each.check()
             self._home.publish_sibling()
         except BaseException as error:
             text.drop(Pacer())
@@ -163,7 +158,6 @@ class JSONStore(Store):
                 raise self._corrupt(f"the key {key!r} stands twice")
             self._places[key] = low, high
             self._entries[key] = _names(text, low, high, work) if is_small else False
-        text.check()
 
     def _text_of(self, key: str) -> Text:
         staged = self._staged.get(key, self._text)

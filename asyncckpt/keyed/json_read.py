@@ -259,6 +259,8 @@ class _Decoder:
                 decode_into(part, memory[at:end])
                 at = end
                 self._pacer.pause()
+        if at != nbytes:  # there was padding between the parts of a string
+            _damaged(f"an array of {nbytes} bytes has {at}")
         self._metas.append(meta)
         self._arrays[len(self._metas) - 1] = array
         return len(self._metas) - 1
@@ -302,7 +304,7 @@ def _joined(data: list[str | Span]) -> bytes:
 
 def _shape(shape: Any) -> tuple[int, ...]:
     if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape) or len(shape) > 64:  # noqa: PLR2004
-        _damaged(f"an array of the shape {shape!r}")
+        _damaged(f"an array of the shape {shape!r:.80}")
     return tuple(shape)
 
 

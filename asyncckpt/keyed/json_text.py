@@ -1,8 +1,7 @@
 """The text of JSON: that of a file, read where it is looked at, or that of a value, held in pieces.
 
 1. Text of a file takes two pieces of memory, however long it is: what is looked at mostly lies in one, or where one
-   ends. Whoever has used it asks `check` whether the file is
-   still what it was: others may write to it.
+   ends. A piece that is read again is what it was, by its digest: others may write to the file.
 2. Text in memory is held in pieces, so that neither making it nor dropping it is one long call.
 """
 
@@ -15,6 +14,8 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, Final
+
+from xxhash import xxh3_128_digest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,19 +39,12 @@ class Text(ABC):
         """Return a piece that holds byte `at`; and where in it that byte lies, and where the piece or `high` ends.
 
         Raises:
-            ValueError: The file ended while it was read.
+            ValueError: Another program has changed the file since it was opened, or made it shorter.
         """
 
     @abstractmethod
     def drop(self, pacer: Pacer) -> None:
         """Give back what it takes; more than once does no harm."""
-
-    def check(self) -> None:  # noqa: B027 - memory does not change
-        """Check that it is what it was.
-
-        Raises:
-            ValueError: Another program has changed it.
-        """
 
     def slice(self, low: int, high: int) -> bytes:
         """Return the bytes from `low` up to `high`, which must lie in the text."""
@@ -98,17 +92,21 @@ class MemoryText(Text):
 class FileText(Text):
     """Text of a file, with the two pieces that were looked at last."""
 
-    __slots__ = ("_before", "_begin", "_identity", "_nbytes", "_piece", "fd")
+    __slots__ = ("_before", "_begin", "_digests", "_nbytes", "_piece", "fd")
 
     def __init__(self, fd: int) -> None:
-        """Take the descriptor of a file as it is now."""
+        """Take the descriptor of a file as it is now; if that fails, it is closed."""
         self.fd = fd
-        self.note()
+        try:
+            self.note()
+        except BaseException:
+            os.close(fd)
+            raise
 
     def note(self) -> None:
         """Take the file as it is now."""
-        found = os.fstat(self.fd)
-        self._nbytes, self._identity = found.st_size, (found.st_size, found.st_mtime_ns)
+        self._nbytes = os.fstat(self.fd).st_size
+        self._digests: dict[int, bytes] = {}  # of the pieces that were read
         self._begin, self._piece = 0, b""
         self._before = self._begin, self._piece
 
@@ -116,25 +114,25 @@ class FileText(Text):
         """Return how many bytes it has."""
         return self._nbytes
 
-    def check(self) -> None:
-        """See `Text`: in the file's size and time."""
-        found = os.fstat(self.fd)
-        if (found.st_size, found.st_mtime_ns) != self._identity:
-            message = "another program has changed it since it was opened"
-            raise ValueError(message)
-
     def near(self, at: int, high: int) -> tuple[bytes, int, int]:
         """See `Text`."""
         if not self._begin <= at < self._begin + len(self._piece):
             before, self._before = self._before, (self._begin, self._piece)
             self._begin, self._piece = before
             if not self._begin <= at < self._begin + len(self._piece):
-                self._begin = at - at % PIECE_NBYTES
-                self._piece = os.pread(self.fd, min(PIECE_NBYTES, self._nbytes - self._begin), self._begin)
-            if at >= self._begin + len(self._piece):
-                message = "it ended while it was read"
-                raise ValueError(message)
+                begin = at - at % PIECE_NBYTES
+                piece = self._read(begin)
+                self._begin, self._piece = begin, piece  # together: a failed read must leave no piece in a wrong place
         return self._piece, at - self._begin, min(len(self._piece), high - self._begin)
+
+    def _read(self, begin: int) -> bytes:
+        nbytes = min(PIECE_NBYTES, self._nbytes - begin)
+        piece = os.pread(self.fd, nbytes, begin)
+        digest = xxh3_128_digest(piece)
+        if len(piece) != nbytes or self._digests.setdefault(begin, digest) != digest:
+            message = "another program has changed it since it was opened"
+            raise ValueError(message)
+        return piece
 
     def drop(self, pacer: Pacer) -> None:  # noqa: ARG002 - it is soon done
         """Close the file."""
@@ -148,7 +146,7 @@ def read_text(fd: int, pacer: Pacer) -> Text:
     """Return the text of a file in any of JSON's encodings, whose descriptor is the text's from now on.
 
     Raises:
-        ValueError: It is not of its encoding, or ended while it was read.
+        ValueError: It is not of its encoding, or was changed while it was read.
         OSError: It cannot be read.
     """
     text = FileText(fd)

@@ -147,8 +147,10 @@ class NumPyStore(Store):
             items = self._complete(target, self._end, pacer)
             self._home.ops.sync(target)
             self._home.publish_sibling()
-        except BaseException:
+        except BaseException as error:
             self._leave_sibling()
+            if isinstance(error, CheckpointError):  # what stays is damaged
+                raise self._tell(None, error) from error
             raise
         for fd in {self._fd, *self._left} - {None}:
             os.close(fd)  # type: ignore[arg-type] # None is left out
@@ -177,10 +179,9 @@ class NumPyStore(Store):
         if fd is None:
             return
         self._fd = fd
-        if os.fstat(fd).st_size == 0:  # somebody has made it in advance
-            return
         try:
-            self._read_directory(zips.read_members(fd, work.pacer()), work.pacer())
+            if os.fstat(fd).st_size:  # else somebody has made it in advance
+                self._read_directory(zips.read_members(fd, work.pacer()), work.pacer())
         except BaseException as error:
             self._fd = None
             os.close(fd)

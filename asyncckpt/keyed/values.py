@@ -85,7 +85,7 @@ class Condensed:
 
     def release(self) -> None:
         """Give the memory back; more than once does no harm."""
-        self._data, self._index, self._sources = self._data[:0], (), {}
+        self._data, self._index, self._sources = np.empty(0, np.uint8), (), {}  # a slice would keep all of it
 
 
 def condense(index: ix.Index) -> tuple[Any, ...]:

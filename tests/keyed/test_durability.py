@@ -7,6 +7,7 @@ import gc
 import itertools
 import os
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgpack
@@ -20,7 +21,6 @@ from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @pytest.fixture(params=FILES)
@@ -407,3 +407,39 @@ def test_a_log_that_another_program_cuts_short_is_damaged(quick_path: Path) -> N
         chk["c"] = 1
     with asyncckpt.Checkpointer.from_file(quick_path / "a.msgpack") as chk:
         assert dict(chk) == {"c": 1}
+
+
+def _open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_file_that_cannot_be_looked_at_leaves_nothing_open(file: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `fstat` fails, as it may on a network, no descriptor is lost, and no lock stays that nobody has."""
+    with file.open() as chk:
+        chk["a"] = 1
+    fstat = os.fstat
+    for number in itertools.count():
+        calls = itertools.count()
+
+        def failing(fd: int, number: int = number, calls: Iterator[int] = calls) -> os.stat_result:
+            if next(calls) == number:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return fstat(fd)
+
+        gc.collect()
+        before = _open_files()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fstat", failing)
+            try:
+                with file.open() as chk:
+                    chk["b"] = number
+            except OSError as error:
+                assert error.errno == errno.ESTALE  # noqa: PT017 - it need not be raised
+        gc.collect()
+        assert _open_files() == before
+        if next(calls) <= number:
+            break
+        with file.open() as chk:
+            assert chk["a"] == 1
+            chk["b"] = -1
+    assert file.contents() == {"a": 1, "b": number}

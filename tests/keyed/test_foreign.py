@@ -145,6 +145,9 @@ def test_json_stays_json(tmp_path: Path) -> None:
         b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "|O", "shape": [1], "data": ["AAAAAAAAAAA="]}}',
         b'{"a": {"__asyncckpt__": "array", "number": 3}}',
         b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "<f8", "shape": [-1], "data": []}}',
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "<f8", "data": [], "shape": ['
+        + b"1," * 9999
+        + b"1]}}",
         b'{"a": {"__asyncckpt__": "bytes", "data": "AAAA"}}',
         b'{"a": {"__asyncckpt__": "bytes", "data": ["!"]}}',
         b'{"a": {"__asyncckpt__": "os.system", "state": 1}}',
@@ -167,6 +170,7 @@ def test_hostile_json(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(asyncckpt.CheckpointError, match="x\\.json") as caught:
         dict(asyncckpt.Checkpointer.from_file(path))
     assert isinstance(caught.value, asyncckpt.CorruptCheckpointError)
+    assert len(str(caught.value)) < 1000
 
 
 def test_one_damaged_value_does_not_hide_the_others(tmp_path: Path) -> None:
@@ -385,3 +389,16 @@ def test_many_members(tmp_path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         found = [(each.filename, each.header_offset, each.compress_size, each.file_size) for each in archive.infolist()]
     assert found == [(each.name, each.header_offset, each.stored_nbytes, each.nbytes) for each in members]
+
+
+def test_a_damaged_member_that_stays_is_told_of_with_the_file(tmp_path: Path) -> None:
+    """An npz file is written anew as a whole: where that fails for what is in it, the error names the file."""
+    path = tmp_path / "x.npz"
+    np.savez(path, a=np.arange(3))
+    path.write_bytes(b"XX" + path.read_bytes()[2:])
+    with (
+        pytest.raises(asyncckpt.CorruptCheckpointError, match=r"x\.npz: the member 'a\.npy'") as caught,
+        asyncckpt.Checkpointer.from_file(path) as chk,
+    ):
+        chk["b"] = 1
+    assert caught.value.file == str(path)

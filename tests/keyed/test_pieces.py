@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import os
+import weakref
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +17,7 @@ from support import assert_same
 import asyncckpt
 from asyncckpt.keyed import session
 from asyncckpt.keyed.base import Work
+from asyncckpt.keyed.json_text import PIECE_NBYTES
 from asyncckpt.keyed.values import Condensed, condense, expand
 from asyncckpt.state import index as ix
 from asyncckpt.state.tree import flatten
@@ -87,6 +91,14 @@ def test_a_condensed_value_is_two_objects() -> None:
     assert_same(build_captured(captured, Pacer()).value, value | {"b": np.arange(12).reshape(3, 4)})
 
 
+def test_a_released_condensed_value_holds_no_memory() -> None:
+    """What a write has taken goes when it is written, though the change itself is told of later."""
+    condensed = Condensed(flatten(np.arange(1000), root="key", pacer=Pacer(yields=False)))
+    memory = weakref.ref(condensed._data)
+    condensed.release()
+    assert memory() is None
+
+
 def test_condensing_an_index() -> None:
     """Nothing of it is lost, whatever dtypes and shapes it has."""
     metas = [ix.ArrayMeta(np.dtype("f8"), ()), ix.ArrayMeta(np.dtype([("x", "i4")]), (3, 0, 2))]
@@ -131,12 +143,37 @@ async def test_deletions_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_json_that_another_program_rewrites_in_its_place(tmp_path: Path) -> None:
     """The text stays in the file: what somebody writes there meanwhile is never taken for what was opened."""
     path = tmp_path / "x.json"
-    path.write_text('{"a": 1, "b": [2, 3]}')
+    path.write_text(json.dumps({"a": 1, "b": "b" * (4 * PIECE_NBYTES), "c": [2, 3]}))
     async with asyncckpt.Checkpointer.from_file(path) as chk:
-        assert await chk.load_parameter("b") == [2, 3]
-        path.write_text('{"a": 4, "b": [5, 6], "c": 7}')
+        assert await chk.load_parameter("c") == [2, 3]
+        await chk.save_parameter("d", 4)
+        with path.open("r+b") as file:
+            file.seek(PIECE_NBYTES)
+            file.write(b"x")
         with pytest.raises(asyncckpt.CorruptCheckpointError, match="another program has changed it since"):
             await chk.load_parameter("b")
+        assert await chk.load_parameter("c") == [2, 3]
+        with path.open("r+b") as file:
+            file.truncate(PIECE_NBYTES + 10)
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="another program has changed it since"):
+            await chk.flush()
+        await chk.delete_parameter("b")  # the flush that the block ends with needs it no more
+    assert json.loads(path.read_text()) == {"a": 1, "c": [2, 3], "d": 4}
+
+
+@pytest.mark.anyio
+async def test_json_that_another_program_touches_or_appends_to(tmp_path: Path) -> None:
+    """What was opened is still there, so nothing is refused or lost."""
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"a": 1, "b": "b" * (4 * PIECE_NBYTES), "c": [2, 3]}))
+    async with asyncckpt.Checkpointer.from_file(path) as chk:
+        await chk.save_parameter("d", 4)
+        await chk.load_parameter("d")
+        os.utime(path, (1, 1))
+        with path.open("ab") as file:
+            file.write(b"  and more")
+        assert await chk.load_parameter("b") == "b" * (4 * PIECE_NBYTES)
+    assert list(json.loads(path.read_text())) == ["a", "b", "c", "d"]
 
 
 @pytest.mark.anyio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed import json_base64, json_scan, json_text
 from asyncckpt.keyed.json_base64 import BLOCK_NBYTES, decode_into
+from asyncckpt.keyed.json_parse import _PART_NBYTES
 from asyncckpt.keyed.json_read import decode_value, split_object
 from asyncckpt.keyed.json_text import PIECE_NBYTES, FileText, MemoryText
 from asyncckpt.workers import Pacer
@@ -127,12 +130,45 @@ def test_a_text_in_pieces_is_one(pieces: list[bytes], draw: st.DataObject) -> No
 
 
 def test_a_file_that_another_program_changes(tmp_path: Path) -> None:
-    """Its text is not taken for what was opened."""
-    text = _file(tmp_path, b"[1]")
+    """A piece that was read before is what it was, or an error."""
+    data = b"".join(bytes([48 + number]) * PIECE_NBYTES for number in range(4))
+    text = _file(tmp_path, data)
     try:
-        text.check()
-        (tmp_path / "text").write_bytes(b"[1, 2]")
+        assert b"".join(text.pieces(0, len(text))) == data
+        with (tmp_path / "text").open("r+b") as file:
+            file.seek(PIECE_NBYTES + 5)
+            file.write(b"x")
         with pytest.raises(ValueError, match="another program has changed it"):
-            text.check()
+            text.slice(PIECE_NBYTES, PIECE_NBYTES + 1)
+        assert text.slice(0, 3) == b"000"
     finally:
         text.drop(Pacer())
+
+
+def test_a_failed_read_leaves_no_wrong_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the disk refuses to read is asked for again, and never taken from another place of the file."""
+    data = b"".join(bytes([letter]) * PIECE_NBYTES for letter in b"abc")
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    text = _file(tmp_path, data)
+    try:
+        for at in range(0, len(data), PIECE_NBYTES):
+            assert text.slice(at, at + 1) == data[at : at + 1]
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pread", failing)
+            with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+                text.slice(0, 1)
+        assert text.slice(0, 1) == data[:1]
+    finally:
+        text.drop(Pacer())
+
+
+def test_padding_within_long_base64_is_refused() -> None:
+    """Text of as many bytes as an array has, which decodes to fewer, leaves none of them unset."""
+    letters = b"A" * (_PART_NBYTES - 2) + b"==" + b"A" * _PART_NBYTES
+    nbytes = len(letters) // 4 * 3
+    text = b'{"__asyncckpt__":"array","number":0,"dtype":"|u1","shape":[%d],"data":["%s"]}' % (nbytes, letters)
+    with pytest.raises(CorruptCheckpointError, match=f"an array of {nbytes} bytes has {nbytes - 2}"):
+        decode_value(MemoryText([text]), 0, len(text), Pacer())
