@@ -46,6 +46,8 @@ class Outcome:
     """What a job did: filled in its thread, looked at when it has ended."""
 
     done: list[Change] = field(default_factory=list)
+    dropped: list[Change] = field(default_factory=list)
+    """What the store never saw, because a later change overtakes it."""
     refused: list[tuple[Change, Exception]] = field(default_factory=list)
     found: NameIndex | None = None
     """What the store had before that, if it was not what it was known to have."""
@@ -153,7 +155,7 @@ class WriteQueue:
                     outcome.refused.append((self._take(), error))
             except (OSError, MemoryError):
                 if self._is_overtaken(self._writes[0], until):
-                    outcome.done.append(self._take())
+                    outcome.dropped.append(self._take())
                     continue
                 if self._writes[0].number <= needed:
                     raise
@@ -190,12 +192,12 @@ class WriteQueue:
             self._stored.note(done.path, done.captured)
         refused = [write for write, _ in outcome.refused]
         own = [] if change is None else [change]
-        for each in (*outcome.done, *refused, *own):
+        for each in (*outcome.done, *outcome.dropped, *refused, *own):
             if self._pending.pop(each.number, None) is not None:
                 self.staged_nbytes -= each.nbytes
                 if self._last.get(each.path[0]) == each.number:
                     del self._last[each.path[0]]
-        if outcome.found is not None or refused or (own and outcome.done[-1:] != own):
+        if outcome.found is not None or outcome.dropped or refused or (own and outcome.done[-1:] != own):
             self.names = self._stored.copy()
             for pending in self._pending.values():
                 self.names.note(pending.path, pending.captured)

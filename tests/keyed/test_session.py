@@ -395,6 +395,27 @@ async def test_a_deletion_takes_back_what_the_disk_refused(file: Place) -> None:
     assert await contents(file) == {"kept": 4, "new": 3}
 
 
+async def test_what_is_listed_after_a_refused_change_is_what_the_file_will_have(file: Place) -> None:
+    """In that order, whatever of it was dropped for the sake of a later change."""
+    disk = FaultyDisk()
+    async with file.open(disk=disk) as chk:
+        chk["a"], chk["b"] = 1, 2
+        await chk.flush()
+        disk.fail("write", errno.ENOSPC, lasting=True)
+        del chk["a"]
+        chk["a"] = 3
+        chk["new"] = 4
+        chk["c"] = 5
+        chk["new"] = 6
+        with pytest.raises(OSError, match="No space"):
+            await chk.flush()
+        disk.heal()
+        await chk.flush()
+        listed = list(chk)
+    assert list(await contents(file)) == listed
+    assert await contents(file) == {"a": 3, "b": 2, "new": 6, "c": 5}
+
+
 async def test_a_path_that_is_none_is_refused_at_once(place: Place) -> None:
     """Before anything waits, and once."""
     async with place.open() as chk:
