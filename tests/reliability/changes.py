@@ -61,12 +61,20 @@ class Made(NamedTuple):
 
 
 def is_made_good(changes: Sequence[Made], at: int) -> bool:
-    """Whether a write that failed was made again, all of it, or cut off, before anything else was done with its file.
+    """Whether a change that failed was made again, or given up, so that nothing rests on what it left.
 
-    Then no later sync of the file has seen what it left, and nothing rests on that. Whether what was to be written is
-    there, when it is acknowledged, is for the caller to see.
+    A write is made again, all of it, or cut off, before anything else is done with its file; a directory is synced
+    again; a file whose sync failed is not, but another takes its name. Whether what was to be durable is, when it is
+    acknowledged, is for the caller to see.
     """
     failed = changes[at]
+    if failed.name == "fsync":
+        is_directory = any(failed.path in each.path.parents for each in changes)
+        right, name = ("fsync", "path") if is_directory else ("rename", "target")
+        return any(
+            each.name == right and getattr(each, name) == failed.path and not each.has_failed
+            for each in changes[at + 1 :]
+        )
     if failed.name != "write" or failed.offset is None:
         return False
     missing = [(failed.offset, failed.offset + (failed.nbytes or 1))]

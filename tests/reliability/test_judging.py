@@ -84,6 +84,21 @@ def test_a_failed_write_is_made_good_by_one_of_all_its_bytes_or_cut_off(after: l
     assert is_made_good([failed, *after], 0) == is_good
 
 
+def test_a_failed_sync_of_a_file_is_made_good_by_no_other_but_by_another_file() -> None:
+    """A directory is synced again; a file never is, but one that is written anew may take its name."""
+    folder = Path("/r")
+    failed = Made("fsync", FILE, has_failed=True)
+    again, replaced = Made("fsync", FILE), Made("rename", SIBLING, FILE)
+    assert not is_made_good([failed, again], 0)
+    assert is_made_good([failed, again, replaced], 0)
+    assert not is_made_good([failed, replaced._replace(has_failed=True)], 0)
+    assert not is_made_good([failed, Made("rename", FILE, SIBLING)], 0)
+    failed = Made("fsync", folder, has_failed=True)
+    assert is_made_good([failed, Made("write", FILE), Made("fsync", folder)], 0)
+    assert not is_made_good([failed, Made("write", FILE), Made("fsync", folder, has_failed=True)], 0)
+    assert not is_made_good([failed, Made("write", FILE), Made("fsync", FILE)], 0)
+
+
 def test_a_failure_of_a_sibling_is_excused_only_if_it_never_gets_the_name() -> None:
     """One that is given up, or begun again, harms nobody; one that gets its name has swallowed the failure."""
     workload = make_workload("keyed-hdf5/compact/1")
