@@ -4,7 +4,7 @@
    Listing and loading take none.
 2. It belongs to the open file, so a second writer in the same process is refused as well.
 3. A forked child closes its copy of the descriptor and never unlocks: unlocking would free the parent's lock too, and
-   an orphan that kept the descriptor would hold it on.
+   an orphan that kept the descriptor would hold it on. The holder does unlock: a child may not have come so far.
 4. A file is renamed over when it is rewritten, so its lock is a file beside it. Whoever leaves removes that; whoever
    takes it looks whether it still has its name.
 """
@@ -34,7 +34,8 @@ class DirectoryLock:
 
     def __init__(self, fd: int, *, is_supported: bool) -> None:
         # Closed as well when nobody refers to it any more: a manager that was never closed locks nobody out.
-        self._close = weakref.finalize(self, os.close, fd)
+        self._close = weakref.finalize(self, _unlock, fd)
+        self._fd = fd
         self.is_supported = is_supported
         """False where the file system has no locks: nothing keeps a second writer away."""
         _held.add(self)
@@ -42,6 +43,11 @@ class DirectoryLock:
     def release(self) -> None:
         """Give the lock back; more than once does no harm."""
         self._close()
+
+    def close_copy(self) -> None:
+        """Close a forked child's copy, and let the lock be."""
+        if self._close.detach() is not None:
+            os.close(self._fd)
 
 
 def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
@@ -120,13 +126,19 @@ def _try_lock(fd: int) -> bool | None:
     return True
 
 
+def _unlock(fd: int) -> None:
+    with contextlib.suppress(OSError):  # there is none where the file system has no locks
+        fcntl.flock(fd, fcntl.LOCK_UN)
+    os.close(fd)
+
+
 _held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
 
 
 def _close_in_child() -> None:
     for lock in list(_held):
         with contextlib.suppress(OSError):
-            lock._close()  # noqa: SLF001 - and nothing else: the lock and its file are the parent's
+            lock.close_copy()  # and nothing else: the lock and its file are the parent's
 
 
 os.register_at_fork(after_in_child=_close_in_child)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asyncckpt.disk import lock as lock_module
-from asyncckpt.disk.lock import acquire_lock
+from asyncckpt.disk.lock import acquire_file_lock, acquire_lock
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import DirectoryLockedError
 from asyncckpt.testing import FaultyDisk
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 HOLDER = """
 import sys
 from pathlib import Path
-from asyncckpt.disk.lock import acquire_lock
+from asyncckpt.disk.lock import acquire_file_lock, acquire_lock
 from asyncckpt.disk.ops import DiskOps
 lock = acquire_lock(DiskOps(), Path(sys.argv[1]))
 print("held", flush=True)
@@ -137,6 +137,16 @@ def test_an_orphan_does_not_hold_it(tmp_path: Path) -> None:
         for fd in (child_reads, parent_writes, parent_reads, child_writes):
             os.close(fd)
         os.waitpid(child, 0)
+
+
+def test_a_child_that_has_not_closed_its_copy_yet_does_not_hold_it(tmp_path: Path) -> None:
+    """Between the fork and the child's first step its copy is open, as this one is."""
+    for acquire in (acquire_lock, lambda ops, path: acquire_file_lock(ops, path / "file")):
+        lock = acquire(DiskOps(), tmp_path)
+        copy = os.dup(lock._fd)
+        lock.release()
+        acquire(DiskOps(), tmp_path).release()
+        os.close(copy)
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
