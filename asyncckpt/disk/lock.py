@@ -34,7 +34,7 @@ class DirectoryLock:
 
     def __init__(self, fd: int, *, is_supported: bool) -> None:
         # Closed as well when nobody refers to it any more: a manager that was never closed locks nobody out.
-        self._close = weakref.finalize(self, _unlock, fd)
+        self._close = weakref.finalize(self, self._unlock, fd)
         self._fd = fd
         self.is_supported = is_supported
         """False where the file system has no locks: nothing keeps a second writer away."""
@@ -43,6 +43,13 @@ class DirectoryLock:
     def release(self) -> None:
         """Give the lock back; more than once does no harm."""
         self._close()
+
+    @staticmethod
+    def _unlock(fd: int) -> None:
+        """Unlock and close; neither waits, so any thread may."""
+        with contextlib.suppress(OSError):  # there is none where the file system has no locks
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        os.close(fd)
 
     def close_copy(self) -> None:
         """Close a forked child's copy, and let the lock be."""
@@ -124,12 +131,6 @@ def _try_lock(fd: int) -> bool | None:
             raise
         return None
     return True
-
-
-def _unlock(fd: int) -> None:
-    with contextlib.suppress(OSError):  # there is none where the file system has no locks
-        fcntl.flock(fd, fcntl.LOCK_UN)
-    os.close(fd)
 
 
 _held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
