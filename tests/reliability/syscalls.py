@@ -125,10 +125,10 @@ class SyscallKill(_Traced):
                 continue
             died_at.add(len(done))
             result.tried += 1
-            result.count(done[-1].name)
+            result.count(done[-1].name if done else point.call)  # one that came before any other may leave no line
             loss = stage.check(read_log(stage.told))
             if loss:
-                result.losses.append(f"{loss}; kill by strace at {done[-1].text}")
+                result.losses.append(f"{loss}; kill by strace at {done[-1].text if done else point.call}")
 
 
 class SyscallFault(_Traced):
