@@ -5,19 +5,14 @@
 2. Python work in a thread goes in pieces of at most about a millisecond (`Pacer`), and the loop's thread gets the GIL
    between them. Objects that are handled one by one are looked at `BATCH_OBJECTS` at a time, and what one call into C
    does, which nothing interrupts, is at most `PIECE_ELEMENTS` elements.
-3. While a job makes or walks many objects, automatic garbage collection is paused (`paused_gc`): each run would walk
-   the whole heap, holding the GIL. Many objects that last are then counted as old (`age_objects`), or the first run
-   after the pause would walk all of them.
-4. A job looks at its `StopFlag` between pieces and ends within one of them.
+3. A job looks at its `StopFlag` between pieces and ends within one of them.
 """
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -161,45 +156,5 @@ class Crew:
             failures.clear()  # in a cycle with this frame, they would keep the memory of the job until a collection
 
 
-_MANY_OBJECTS: Final = 10_000  # a collector walks so many in about a millisecond
 _NOTHING: Final = object()
 _MANY: Final = 1 << 30
-
-_gc_lock = threading.Lock()
-_gc_pauses = 0
-_gc_was_enabled = False
-
-
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Pause automatic garbage collection.
-
-    Re-entrant, from any threads; what was set before holds again when the last one leaves. What has lasted until then
-    counts as old if it is much, or the next collection would walk over all of it.
-    """
-    global _gc_pauses, _gc_was_enabled  # noqa: PLW0603 - the collector is the process's, and so is its pause
-    with _gc_lock:
-        if _gc_pauses == 0:
-            _gc_was_enabled = gc.isenabled()
-            gc.disable()
-        _gc_pauses += 1
-    try:
-        yield
-    finally:
-        with _gc_lock:
-            _gc_pauses -= 1
-            if _gc_pauses == 0 and _gc_was_enabled:
-                if gc.get_count()[0] > _MANY_OBJECTS:
-                    age_objects()
-                gc.enable()
-
-
-def age_objects() -> None:
-    """Move all objects to the collector's oldest generation, as a few collections would, but without walking them.
-
-    What an automatic collection finds among the old ones it finds later; no setting of the collector changes. Where the
-    program itself has frozen objects (`gc.freeze`), nothing is done: they would be thawed.
-    """
-    if gc.get_freeze_count() == 0:
-        gc.freeze()
-        gc.unfreeze()

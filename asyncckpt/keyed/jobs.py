@@ -16,6 +16,7 @@ import contextvars
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, TypeVar
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.names import NameIndex
@@ -23,7 +24,7 @@ from asyncckpt.keyed.values import Condensed, capture
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.state.staging import BufferPool
-from asyncckpt.workers import Crew, StopFlag, paused_gc
+from asyncckpt.workers import Crew, StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -71,7 +72,7 @@ class StoreJobs:
         self._settle(Outcome(found=self._found), None)
 
     def _open(self) -> None:
-        with paused_gc():
+        with young_collections_only():
             self._opened = self._open_engine(Work(Crew()))
             self._find_names(self._opened)
 
@@ -132,7 +133,7 @@ class StoreJobs:
 
         def job(engine: Engine, outcome: Outcome) -> ResultT | None:
             nonlocal is_complete
-            with paused_gc():
+            with young_collections_only():
                 work = Work(self._jobs.crew())
                 if self.queue.drain(until, needed, lambda write: self._store(engine, write, work), outcome):
                     return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.json_read import decode_value, split_object
@@ -16,7 +17,7 @@ from asyncckpt.keyed.json_text import FileText, MemoryText, Text, read_text
 from asyncckpt.keyed.json_write import encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
-from asyncckpt.workers import Pacer, paused_gc
+from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -140,7 +141,7 @@ class JSONStore(Store):
         if fd is None:
             return
         try:
-            with paused_gc():
+            with young_collections_only():
                 self._fill(fd, work)
         except BaseException as error:
             self._text.drop(Pacer())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed import json_tags as tags
 from asyncckpt.keyed.base import Found
@@ -22,7 +23,7 @@ from asyncckpt.keyed.json_text import MemoryText, Text
 from asyncckpt.keyed.values import build_value
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer, paused_gc
+from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ def decode_value(text: Text, low: int, high: int, pacer: Pacer) -> Found:
         ValueError: The text is no JSON.
         CorruptCheckpointError: An object of ours in it is not as it should be.
     """
-    with paused_gc():
+    with young_collections_only():
         try:
             if not _holds_ours(text, low, high, pacer):
                 return Found(parse(text, low, high, None, pacer), {})

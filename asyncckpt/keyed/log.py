@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.blocks import write_plan_at
@@ -29,7 +30,7 @@ from asyncckpt.memory import PAGE_NBYTES
 from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
@@ -232,7 +233,8 @@ class MsgpackStore(Store):
         """Commit at the end of the log; a file without a name gets it."""
         fd = self._cut()
         if self._is_published:
-            self._settle_name()
+            with self._suspect_on_failure():
+                self._home.settle_name()
             self._sync(fd)  # or the commit could reach the disk before what it stands for
         self._has_tail = True
         record = self._write_small(fd, records.commit_head(self._file_id, self._end))
@@ -243,21 +245,20 @@ class MsgpackStore(Store):
             self._publish()
 
     def _publish(self) -> None:
-        self._is_suspect = True  # if this fails, who knows which file has the name: the next commit makes a new one
-        self._home.publish_sibling()
+        with self._suspect_on_failure():
+            self._home.publish_sibling()
         self._is_suspect = False
         self._is_published = True
 
     def _sync(self, fd: int) -> None:
-        try:
+        with self._suspect_on_failure():
             self._home.ops.sync(fd)
-        except BaseException:
-            self._is_suspect = True
-            raise
 
-    def _settle_name(self) -> None:
+    @contextmanager
+    def _suspect_on_failure(self) -> Iterator[None]:
+        """While something goes to the disk: if that fails, nobody knows what is there, or which file has the name."""
         try:
-            self._home.settle_name()
+            yield
         except BaseException:
             self._is_suspect = True
             raise

@@ -15,7 +15,6 @@ import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import msgpack
 import numpy as np
 
 from asyncckpt.errors import (
@@ -26,6 +25,7 @@ from asyncckpt.errors import (
     UntrustedFileError,
 )
 from asyncckpt.formats import _hdf5_names as names
+from asyncckpt.keyed import npz_directory as directory
 from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
@@ -41,12 +41,9 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
 
-VERSION: Final = 1
-DIRECTORY: Final = "__asyncckpt__.npy"
 _SUFFIX: Final = ".npy"
 _SLACK_NBYTES: Final = 1 << 20
 _MAX_KEY_NBYTES: Final = 1 << 16
-_ERRORS: Final = "surrogatepass"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,7 @@ class NumPyStore(Store):
             if item.tree is None:
                 return Found(arrays[0], {})
             nbytes = sum(member.nbytes for member in item.members)
-            index = _decode_tree(item.tree, nbytes, len(arrays), pacer)
+            index = directory.decode_tree(item.tree, nbytes, len(arrays), pacer)
             restored = {number: _restored(array, index.arrays[number]) for number, array in arrays.items()}
             return build_value(index, restored, pacer)
         except (CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError) as error:
@@ -123,7 +120,7 @@ class NumPyStore(Store):
             member, end = zips.write_member(self._home.ops, fd, end, name, pieces, len(header) + meta.nbytes)
             members.append(member)
             work.pacer().pause()
-        tree = None if is_plain else _encode(index, work.pacer())
+        tree = None if is_plain else directory.encode_tree(index, work.pacer())
         self._end = end
         self._set(key, _Item(tuple(members), tree, value.names, is_staged=True))
 
@@ -191,15 +188,16 @@ class NumPyStore(Store):
                 raise CorruptCheckpointError(f"{self._home.path}: {error}", file=str(self._home.path)) from error
             raise
 
-    def _read_directory(self, members: list[zips.Member], pacer: Pacer) -> None:
-        by_name = {member.name: member for member in members}
-        own = by_name.pop(DIRECTORY, None)
+    def _read_directory(self, listed: list[zips.Member], pacer: Pacer) -> None:
+        by_name = {member.name: member for member in listed}
+        own = by_name.pop(directory.NAME, None)
         if own is not None and own.nbytes > max(4 * own.stored_nbytes, _SLACK_NBYTES):
-            _damaged(f"the directory {DIRECTORY!r} of {own.stored_nbytes} bytes claims to hold {own.nbytes}")
-        for key, item_names, tree, listed in _decode(self._read_member(own, pacer), pacer) if own is not None else ():
-            if lacking := [name for name in listed if name not in by_name]:
-                _damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
-            self._add(key, [by_name.pop(name) for name in dict.fromkeys(listed)], tree, nested_names(item_names))
+            _damaged(f"the directory {directory.NAME!r} of {own.stored_nbytes} bytes claims to hold {own.nbytes}")
+        for row in directory.decode(self._read_member(own, pacer), pacer) if own is not None else ():
+            if lacking := [name for name in row.members if name not in by_name]:
+                _damaged(f"the key {row.key!r} lacks its member {lacking[0]!r}")
+            members = [by_name.pop(name) for name in dict.fromkeys(row.members)]
+            self._add(row.key, members, row.tree, nested_names(row.names))
         for name, member in by_name.items():
             self._add(name.removesuffix(_SUFFIX), [member], None, None)
         self._is_changed = False
@@ -256,9 +254,13 @@ class NumPyStore(Store):
                 moved.append(copy)
             items[key] = replace(item, members=tuple(moved), is_staged=False)
         members = [member for item in items.values() for member in item.members]
-        encoded = _encode_directory(items, pacer)
+        rows = (
+            directory.Row(key, flat_names(item.names), item.tree, [member.name for member in item.members])
+            for key, item in items.items()
+        )
+        encoded = directory.encode(rows, len(items), pacer)
         header = _raw_header(len(encoded))
-        own, end = zips.write_member(ops, target, end, DIRECTORY, [header, encoded], len(header) + len(encoded))
+        own, end = zips.write_member(ops, target, end, directory.NAME, [header, encoded], len(header) + len(encoded))
         end = zips.write_directory(ops, target, end, [*members, own], pacer)
         if os.fstat(target).st_size > end:
             ops.truncate(target, end)  # a member that failed went further
@@ -342,74 +344,3 @@ def _restored(array: NDArray[Any], meta: ix.ArrayMeta) -> NDArray[Any]:
     if meta.nbytes:
         made.reshape(-1).view(np.uint8)[:] = array
     return made
-
-
-def _encode(index: ix.Index, pacer: Pacer) -> bytes:
-    """Return a tree, with its arrays laid out as if they lay behind each other."""
-    segments = []
-    offset = 0
-    for number, meta in enumerate(index.arrays):
-        if meta.nbytes:
-            segments.append(ix.Segment(number, offset, meta.nbytes))
-            offset += meta.nbytes
-    return b"".join(ix.IndexEncoder(index, pacer).encode(segments))
-
-
-def _decode_tree(tree: bytes, nbytes: int, count: int, pacer: Pacer) -> ix.Index:
-    index, _ = ix.decode_index(memoryview(tree), file_nbytes=nbytes, pacer=pacer)
-    if len(index.arrays) != count:
-        _damaged(f"it should have {len(index.arrays)} members and has {count}")
-    return index
-
-
-def _encode_directory(items: dict[str, _Item], pacer: Pacer) -> bytes:
-    packer = msgpack.Packer(unicode_errors=_ERRORS)
-    head = {"asyncckpt": "keyed", "version": VERSION, "features": []}
-    chunks = [packer.pack_map_header(len(head) + 1)]
-    chunks += [packer.pack(each) for pair in head.items() for each in pair]
-    chunks += [packer.pack("keys"), packer.pack_array_header(len(items))]
-    for batch in pacer.batches(items.items()):
-        for key, item in batch:
-            row = [key, flat_names(item.names), item.tree, [member.name for member in item.members]]
-            chunks.append(packer.pack(row))
-    return b"".join(chunks)
-
-
-def _decode(array: NDArray[Any], pacer: Pacer) -> Iterator[tuple[str, Any, bytes | None, list[str]]]:
-    """Yield the rows of the directory."""
-    try:
-        if array.dtype != np.uint8 or array.ndim != 1:
-            message = "it is no array of bytes"
-            raise ValueError(message)  # noqa: TRY301 - one answer to all that is wrong with it
-        unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, object_pairs_hook=_no_map, max_buffer_size=len(array))
-        unpacker.feed(array)
-        head = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header() - 1)}
-        if head["asyncckpt"] != "keyed" or head["version"] != VERSION or head["features"]:
-            needs = f"version {head['version']!r:.200} and needs {head['features']!r:.200}"
-            message = f"its directory has {needs}: use a later release"
-            raise UnsupportedFormatError(message)
-        if unpacker.unpack() != "keys":
-            message = "it has no keys"
-            raise ValueError(message)  # noqa: TRY301 - as above
-        for _ in range(unpacker.read_array_header()):
-            key, item_names, tree, listed = unpacker.unpack()
-            pacer.pause()
-            is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
-            if not is_sound or any(type(name) is not str for name in listed) or (tree is None and len(listed) != 1):
-                message = f"the row of {key!r:.80} is none"
-                raise ValueError(message)  # noqa: TRY301 - as above
-            yield key, item_names, tree, listed
-        if unpacker.tell() != len(array):
-            message = "something follows its end"
-            raise ValueError(message)  # noqa: TRY301 - as above
-    except (ValueError, TypeError, KeyError, AttributeError, msgpack.exceptions.UnpackException) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        message = f"the directory {DIRECTORY!r} is damaged: {error!r:.200}"
-        raise CorruptCheckpointError(message) from error
-
-
-def _no_map(pairs: list[tuple[Any, Any]]) -> NoReturn:  # noqa: ARG001 - whatever it holds
-    """Refuse a map in the one that there is: millions of them, each of a byte, would fill memory."""
-    message = "there is a map in it"
-    raise ValueError(message)

@@ -13,6 +13,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointerUsageError, QueueFullError
 from asyncckpt.keyed.base import Found, Work
 from asyncckpt.keyed.engine import missing
@@ -21,7 +22,7 @@ from asyncckpt.keyed.values import Captured, Condensed, receive, refer_flat
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.state.leaf_nodes import TooLargeError
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Pacer, StopFlag, paused_gc
+from asyncckpt.workers import Pacer, StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -227,7 +228,7 @@ class Session:
 
     def _flatten(self, path: Path, value: object, stop: StopFlag) -> FlatState:
         assert self._jobs.engine is not None  # noqa: S101 - it is open
-        with paused_gc():
+        with young_collections_only():
             return flatten(self._jobs.engine.to_state(value), root=path[0], pacer=Pacer(stop))
 
     async def _stream(self, path: Path, flat: FlatState) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgpack
 import numpy as np
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointWarning
 from asyncckpt.keyed.base import Found
 from asyncckpt.state import index as ix
@@ -23,7 +24,7 @@ from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.strided import flat_bytes, scatter
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
+from asyncckpt.workers import Crew, Pacer, StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -112,7 +113,7 @@ def capture(flat: FlatState, pool: BufferPool | None, crew: Crew, stop: StopFlag
     Raises:
         Stopped: `stop` was set.
     """
-    with paused_gc():
+    with young_collections_only():
         snapshot = StagedSnapshot(flat, pool)
         try:
             snapshot.capture(crew, stop)
@@ -129,7 +130,7 @@ def refer(value: object, key: str, work: Work) -> Captured:
     Raises:
         UnsupportedLeafError: It cannot be saved; names the path.
     """
-    with paused_gc():
+    with young_collections_only():
         return refer_flat(flatten(value, root=key, pacer=work.pacer()))
 
 
@@ -156,7 +157,7 @@ def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pace
         CorruptCheckpointError: The nodes are not a tree.
         CheckpointError: An object could not be made from its state.
     """
-    with paused_gc():
+    with young_collections_only():
         builder = Builder(index, pacer)
         return Found(builder.build(arrays), builder.unknown_types)
 

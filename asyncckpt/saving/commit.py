@@ -7,6 +7,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.disk import publish
 from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
@@ -18,7 +19,7 @@ from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import CheckpointRecord
-from asyncckpt.workers import Pacer, age_objects, paused_gc
+from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_MANY_RECORDS: Final = 1000  # a collector walks so many in less than a millisecond
 
 
 class WriteRequest(NamedTuple):
@@ -89,7 +89,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
     pending = plan = None
     try:
         form = find_format(request.format_name)
-        with paused_gc():
+        with young_collections_only():
             plan = form.plan(request.flat.index(), Pacer(stop))
         request.on_planned(plan.nbytes)
         stop.check()
@@ -200,7 +200,7 @@ def take_directory(ops: DiskOps, root: Path) -> tuple[DirectoryLock, list[Checkp
     lock = acquire_lock(ops, root)
     try:
         publish.recover(ops, root)
-        return lock, _aged(read_records(root))
+        return lock, read_records(root)
     except BaseException:
         lock.release()
         raise
@@ -217,14 +217,7 @@ def list_directory(ops: DiskOps, root: Path, *, is_writer: bool) -> list[Checkpo
     if is_writer and listing.has_leftovers:
         _tidy(ops, root)
         listing = _scan(root)
-    return _aged(_read_listed(root, listing))
-
-
-def _aged(records: list[CheckpointRecord]) -> list[CheckpointRecord]:
-    """Let the collector take many records, which stay as long as their manager, for old."""
-    if len(records) > _MANY_RECORDS:
-        age_objects()
-    return records
+    return _read_listed(root, listing)
 
 
 def _tidy(ops: DiskOps, root: Path) -> None:
@@ -269,7 +262,7 @@ def _read_listed(root: Path, listing: Listing) -> list[CheckpointRecord]:
     pacer = Pacer()
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
-        with paused_gc():
+        with young_collections_only():
             for step, name in listing.committed.items():
                 pacer.pause()
                 records.append(_record(step, root, name, at))

@@ -15,6 +15,7 @@ import operator
 import warnings
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import run_config_bytes, training_info_bytes
 from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
@@ -24,7 +25,7 @@ from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot, staged_nbytes
 from asyncckpt.state.leaf_nodes import TooLargeError
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer, StopFlag, paused_gc
+from asyncckpt.workers import Crew, Pacer, StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -303,7 +304,7 @@ class Intake:
 
 
 def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:
-    with paused_gc():
+    with young_collections_only():
         return flatten(state, pacer=Pacer(stop))
 
 
@@ -322,7 +323,7 @@ def _prewarm(state: object, settings: Settings, pool: BufferPool, crew: Crew, st
 
 
 def _copy(flat: FlatState, pool: BufferPool, crew: Crew, made: list[Snapshot], stop: StopFlag) -> None:
-    with paused_gc():
+    with young_collections_only():
         snapshot = StagedSnapshot(flat, pool)
         made.append(snapshot)  # known to the caller even if it is cancelled, so that the buffers come back
         snapshot.capture(crew, stop)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
+from asyncckpt.collector import young_collections_only
 from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint, read_targets
 from asyncckpt.disk.listing import locate
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
@@ -32,7 +33,7 @@ from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.workers import BATCH_OBJECTS, Pacer, age_objects, paused_gc
+from asyncckpt.workers import BATCH_OBJECTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 _ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapping of their own would cost more
-_MANY_REFERENCES: Final = 1 << 16  # a collector walks so many in less than a millisecond
 
 
 class LoadRequest(NamedTuple):
@@ -129,7 +129,7 @@ def _identity(path: Path | None) -> tuple[int, int, int] | None:
 
 def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
     pacer = Pacer(stop)
-    with open_checkpoint(path, step) as reader, paused_gc():
+    with open_checkpoint(path, step) as reader, young_collections_only():
         files = reader.manifest.files
         info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
         if reader.manifest.index is None:
@@ -152,8 +152,6 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
                 survey = builder.survey()
             arrays = _read_arrays(reader, index, segments, survey, request, crew, pacer, stop)
             state = builder.build(arrays)
-            if builder.made > _MANY_REFERENCES:
-                age_objects()
     checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
     return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types)
 

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import Counter, OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
@@ -19,13 +19,11 @@ import numpy as np
 
 from asyncckpt.errors import CheckpointError, brief
 from asyncckpt.state import index as ix
+from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, TYPES
 from asyncckpt.state.leaves import (
     ABSENT,
     END,
     FULL,
-    MAPPING_TYPES,
-    SEQUENCES,
-    SETS,
     Frame,
     LeafReader,
     Place,
@@ -39,20 +37,12 @@ from asyncckpt.state.tree import MAX_KEY_DEPTH
 from asyncckpt.state.types import Reduction, find_reduction, named_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from asyncckpt.workers import Pacer
 
-_MAKERS: Final[dict[int, Any]] = {
-    ix.LIST: list,
-    ix.TUPLE: tuple,
-    ix.SET: set,
-    ix.FROZENSET: frozenset,
-    ix.DICT: dict,
-    ix.ORDERED_DICT: OrderedDict,
-}
 _FAMILY: Final[dict[int, tuple[type, ...]]] = {
     ix.LIST: SEQUENCES,
     ix.TUPLE: SEQUENCES,
@@ -224,7 +214,7 @@ class Builder(LeafReader):
                 self._push(frame)
                 template = reduction.to_state(template)
             if type(template) not in _FAMILY[code]:
-                self._mismatch("type", type_name(template), _MAKERS.get(code, deque).__name__)
+                self._mismatch("type", type_name(template), TYPES[code].__name__)
             self._check_length(template, count)
         frame = Frame(code, count, [], template, selection, is_made, maxlen=maxlen)
         if code in ix.MAPPINGS:
@@ -281,7 +271,6 @@ class Builder(LeafReader):
         if frame.code == ix.OBJECT:
             return self._close_object(frame)
         items = frame.items
-        self.made += len(items)
         if frame.selection is not None and not frame.selection.is_whole:
             items = _selected(frame)
             if not items:
@@ -291,14 +280,13 @@ class Builder(LeafReader):
         return self._made(frame, items)
 
     def _made(self, frame: Frame, items: list[Any]) -> Any:
-        if frame.code == ix.DEQUE:
-            return deque(items, frame.maxlen)
+        count = len(items)
         if frame.code in ix.MAPPINGS:
-            self._check_hashes([key for key, _ in items])
+            self._check_hashes(count, (key for key, _ in items))
         elif frame.code in _HASHED:
-            self._check_hashes(items)
-        made = _MAKERS[frame.code](items)
-        if frame.code not in (ix.LIST, ix.TUPLE) and len(made) != len(items):
+            self._check_hashes(count, items)
+        made = self._maker.make(TYPES[frame.code], items, frame.maxlen)
+        if (frame.code in ix.MAPPINGS or frame.code in _HASHED) and len(made) != count:
             if self.unknown_types:
                 self._refuse_plain_keys(f"equal keys or elements at {self._path() or 'the root'}")
             damaged(f"equal keys or elements at {self._path() or 'the root'}")
@@ -334,7 +322,7 @@ class Builder(LeafReader):
     def _check_keys(self, frame: Frame) -> None:
         if frame.template is ABSENT or frame.selection is not None:
             return
-        self._check_hashes(frame.keys)
+        self._check_hashes(len(frame.keys), frame.keys)
         keys = set(frame.keys)
         missing = [key for key in frame.template if key not in keys]
         unknown = [key for key in frame.keys if key not in frame.template]
@@ -342,14 +330,18 @@ class Builder(LeafReader):
             found = [f"no {_some(missing)}"] * bool(missing) + [f"also {_some(unknown)}"] * bool(unknown)
             self._mismatch("keys", f"the keys {_some(frame.template)}", " and ".join(found))
 
-    def _check_hashes(self, keys: Sequence[object]) -> None:
+    def _check_hashes(self, count: int, keys: Iterable[object]) -> None:
         """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
-        if len(keys) <= _MAX_SAME_HASH:
+        if count <= _MAX_SAME_HASH:
             return
-        hashes = [number for batch in self._pacer.batches(keys) for number in map(hash, batch)]
-        if len(hashes) - len(set(hashes)) <= _MAX_SAME_HASH:
-            return
-        most = max(Counter(hashes).values())
+        hashes = np.empty(count, np.int64)
+        at = 0
+        for batch in self._pacer.batches(keys):
+            hashes[at : at + len(batch)] = list(map(hash, batch))
+            at += len(batch)
+        hashes.sort()
+        ends = np.flatnonzero(hashes[1:] != hashes[:-1])
+        most = int(np.diff(ends, prepend=-1, append=count - 1).max())
         if most > _MAX_SAME_HASH:
             damaged(f"{most} keys or elements at {self._path() or 'the root'} have one hash")
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from asyncckpt.errors import CheckpointKeyError, CorruptCheckpointError, StateMismatchError
 from asyncckpt.state import index as ix
+from asyncckpt.state.containers import SEQUENCES, Maker
 from asyncckpt.state.dtypes import dtype_from_plain
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.types import Reduction, find_reduction
@@ -34,9 +35,6 @@ FULL: Final = object()
 """A container got its last child."""
 END: Final = object()
 """There are no more nodes."""
-SEQUENCES: Final = (list, tuple, deque)
-MAPPING_TYPES: Final = (dict, OrderedDict)
-SETS: Final = (set, frozenset)
 
 
 @dataclass(slots=True, eq=False)
@@ -96,8 +94,7 @@ class LeafReader:
         self._frames: list[Frame] = []
         self._found_any = False
         self._top_keys: list[Any] = []
-        self.made = 0
-        """References in the containers made so far: what a collector has to walk."""
+        self._maker = Maker(pacer)
 
     def _add_leaves(
         self, frame: Frame, node: ix.Node, nodes: Iterator[ix.Node], arrays: Mapping[int, NDArray[Any]]
@@ -272,15 +269,13 @@ class LeafReader:
             self._check_numbers(data, template)
         if self._arrays is None and not (self._frames and (self._frames[-1].awaits_key or self._frames[-1].is_made)):
             return None
-        self.made += len(data)
-        if kind == ix.TUPLE and len(data) <= PIECE_ELEMENTS and template is ABSENT:
-            return tuple(data.tolist())
         values: list[Any] = []
+        self._maker.expect(len(data))
         for start in range(0, len(data), PIECE_ELEMENTS):
             values.extend(data[start : start + PIECE_ELEMENTS].tolist())
             self._pacer.pause()
         if template is ABSENT:
-            return tuple(values) if kind == ix.TUPLE else values
+            return self._maker.make(tuple if kind == ix.TUPLE else list, values)
         reduction = find_reduction(template)
         return reduction.from_state(values) if reduction is not None else self._like(template, values)
 
@@ -331,21 +326,9 @@ class LeafReader:
 
     def _like(self, template: Any, items: list[Any]) -> Any:
         """Make a container like the template, or put the items into it."""
-        if not self._in_place:
-            return deque(items, template.maxlen) if type(template) is deque else type(template)(items)
-        if type(template) is list:
-            template[:] = items
-        elif type(template) in MAPPING_TYPES:
-            template.update(items)
-        elif type(template) is deque:
-            template.clear()
-            template.extend(items)
-        elif type(template) is set:
-            template.clear()
-            template.update(items)
-        else:
-            return type(template)(items)
-        return template
+        if self._in_place:
+            return self._maker.put_into(template, items)
+        return self._maker.make(type(template), items, getattr(template, "maxlen", None))
 
     # --- errors -------------------------------------------------------------------------------------------------------
 

@@ -244,8 +244,11 @@ BUGS = (
         (
             (
                 "keyed/log.py",
-                "            self._is_suspect = True\n            raise\n\n    def _settle_name",
-                "            self._home.ops.sync(fd)\n\n    def _settle_name",
+                "        with self._suspect_on_failure():\n            self._home.ops.sync(fd)\n",
+                (
+                    "        try:\n            self._home.ops.sync(fd)\n"
+                    "        except OSError:\n            self._home.ops.sync(fd)\n"
+                ),
             ),
         ),
         (("fault", "keyed-msgpack/update/1"),),

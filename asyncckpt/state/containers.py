@@ -1,0 +1,87 @@
+"""Containers, made of their items and filled in pieces: a call over very many items would hold the GIL for its length.
+
+A tuple or a frozenset cannot be made in pieces; what they are made of is copied by one call.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, Final
+
+from asyncckpt.collector import YoungReferences
+from asyncckpt.state import index as ix
+from asyncckpt.workers import PIECE_ELEMENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from asyncckpt.workers import Pacer
+
+SEQUENCES: Final = (list, tuple, deque)
+MAPPING_TYPES: Final = (dict, OrderedDict)
+SETS: Final = (set, frozenset)
+TYPES: Final[dict[int, Any]] = {
+    ix.LIST: list,
+    ix.TUPLE: tuple,
+    ix.DEQUE: deque,
+    ix.SET: set,
+    ix.FROZENSET: frozenset,
+    ix.DICT: dict,
+    ix.ORDERED_DICT: OrderedDict,
+}
+"""What each kind of container is made as."""
+
+
+class Maker:
+    """Makes the containers of one state."""
+
+    def __init__(self, pacer: Pacer) -> None:
+        self._pacer = pacer
+        self._young = YoungReferences()
+
+    def expect(self, count: int) -> None:
+        """Prepare for a list that has just been made, empty, and will have so many items."""
+        self._young.add(count)
+
+    def make(self, type_: Any, items: list[Any], maxlen: int | None = None) -> Any:
+        """Make a container of its items, or of the pairs of a mapping; the list of them is given up."""
+        if len(items) > PIECE_ELEMENTS and type_ not in (list, tuple, frozenset):
+            made = deque(maxlen=maxlen) if type_ is deque else type_()
+            self.expect(len(items))
+            self._fill(made, items)
+            return made
+        if type_ is list:
+            return items
+        made = deque(items, maxlen) if type_ is deque else type_(items)
+        self._young.add(len(items))
+        self._drop(items)
+        return made
+
+    def put_into(self, target: Any, items: list[Any]) -> Any:
+        """Put items into a container in place of its own, or pairs into a mapping beside them.
+
+        Returns:
+            The container, or a new one if it is of those that cannot change. The list of items is given up.
+        """
+        if type(target) in (tuple, frozenset):
+            return self.make(type(target), items)
+        if type(target) is list:
+            target[:] = items
+        else:
+            if type(target) not in MAPPING_TYPES:
+                target.clear()
+            self._fill(target, items)
+        return target
+
+    def _fill(self, target: Any, items: list[Any]) -> None:
+        put: Callable[[list[Any]], None] = target.extend if type(target) is deque else target.update
+        for start in range(0, len(items), PIECE_ELEMENTS):
+            put(items[start : start + PIECE_ELEMENTS])
+            self._pacer.pause()
+        self._drop(items)
+
+    def _drop(self, items: list[Any]) -> None:
+        """Empty a list of pairs, say, that nobody else has."""
+        while len(items) > PIECE_ELEMENTS:
+            del items[-PIECE_ELEMENTS:]
+            self._pacer.pause()

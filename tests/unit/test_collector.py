@@ -1,0 +1,190 @@
+"""Collections beside jobs: none of the oldest generation, the young ones as ever, and nothing lost to them."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncckpt import collector
+from asyncckpt.collector import YoungReferences, young_collections_only
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MANY = 200_000  # more than bring about a collection of the oldest generation
+
+
+class _Node:
+    other: _Node
+
+
+def _cycle() -> weakref.ref[_Node]:
+    first, second = _Node(), _Node()
+    first.other, second.other = second, first
+    return weakref.ref(first)
+
+
+def _full_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    gc.collect()
+    threshold = gc.get_threshold()
+    yield
+    assert gc.get_threshold() == threshold
+    assert gc.isenabled()
+
+
+def test_without_a_job_many_objects_bring_about_a_full_collection() -> None:
+    """So that the next tests can fail."""
+    before = _full_collections()
+    made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+    assert made
+    assert _full_collections() > before
+
+
+def test_a_job_brings_about_no_full_collection() -> None:
+    """Neither while it makes very many objects that last, nor right afterwards."""
+    before = _full_collections()
+    with young_collections_only():
+        made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+        assert _full_collections() == before
+    more = [[] for _ in range(10_000)]  # type: ignore[var-annotated]
+    assert made
+    assert more
+    assert _full_collections() == before
+
+
+def test_garbage_goes_meanwhile() -> None:
+    """The program's cycles do not wait for the end of a job."""
+    with young_collections_only():
+        garbage = _cycle()
+        kept = [[] for _ in range(20_000)]  # type: ignore[var-annotated]
+        assert kept
+        assert garbage() is None
+
+
+def test_garbage_is_young_still_when_a_job_has_ended() -> None:
+    """What died while it was young goes with the next young collection."""
+    with young_collections_only():
+        made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+        garbage = _cycle()
+    gc.collect(1)
+    assert made
+    assert garbage() is None
+
+
+def test_full_collections_come_in_time() -> None:
+    """Jobs that follow each other put them off, and do not keep them away: old garbage goes."""
+    garbage = _old_cycle()
+    made = []
+    for _ in range(300):
+        with young_collections_only():
+            made.append([[] for _ in range(MANY // 10)])
+        made.append([[] for _ in range(500)])
+    assert garbage() is None
+
+
+def test_what_the_program_makes_meanwhile_counts() -> None:
+    """However long a job takes: what others make brings the next full collection nearer, what it makes does not."""
+    garbage = _old_cycle()
+    made = []
+    begun, ended = threading.Event(), threading.Event()
+
+    def job() -> None:
+        with young_collections_only():
+            made.append([[] for _ in range(MANY)])
+            begun.set()
+            ended.wait()
+
+    before = gc.get_count()[2]
+    with ThreadPoolExecutor(1) as threads:
+        done = threads.submit(job)
+        begun.wait()
+        made.append([[] for _ in range(5 * 8000)])
+        ended.set()
+        done.result()
+        assert 4 <= gc.get_count()[2] - before <= 8
+        assert garbage() is not None
+        made.append([[] for _ in range(12 * 8000)])
+        assert garbage() is None
+
+
+def _old_cycle() -> weakref.ref[_Node]:
+    """Make a cycle that is garbage and old."""
+    kept = _Node()
+    kept.other = kept
+    gc.collect(1)
+    gc.collect(1)
+    return weakref.ref(kept)
+
+
+def test_jobs_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one job begins before another ends for ever, the oldest generation is collected now and then."""
+    monkeypatch.setattr(collector, "_MAX_POSTPONED", 15)
+    before = _full_collections()
+    with young_collections_only():
+        made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+        assert made
+        assert _full_collections() > before
+
+
+def test_settings_made_meanwhile_hold() -> None:
+    """A program that sets its own thresholds while a job runs keeps them."""
+    threshold = gc.get_threshold()
+    with young_collections_only(), young_collections_only():
+        gc.set_threshold(1000, 5, 5)
+    assert gc.get_threshold() == (1000, 5, 5)
+    gc.set_threshold(*threshold)
+
+
+def test_a_disabled_collector_stays_disabled() -> None:
+    """A program that has switched it off wants no collection."""
+    gc.disable()
+    stats = [each["collections"] for each in gc.get_stats()]
+    try:
+        with young_collections_only():
+            made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+            young = YoungReferences()
+            young.add(1 << 20)
+        assert made
+        assert not gc.isenabled()
+        assert [each["collections"] for each in gc.get_stats()] == stats
+    finally:
+        gc.enable()
+
+
+def test_what_the_program_has_frozen_stays_frozen() -> None:
+    """The count of collections is not set right at the price of thawing the program's own objects."""
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with young_collections_only():
+            made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+        assert made
+        assert gc.get_freeze_count() == frozen > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_young_references() -> None:
+    """A container that is told of becomes old, with all that was made before it, once there are many references."""
+    young = YoungReferences()
+    few: list[Any] = []
+    young.add(1000)
+    assert not _is_old(few)
+    many: list[Any] = []
+    young.add(1 << 20)
+    assert _is_old(few)
+    assert _is_old(many)
+
+
+def _is_old(thing: object) -> bool:
+    return any(each is thing for each in gc.get_objects(generation=2))
