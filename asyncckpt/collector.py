@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -86,10 +87,30 @@ def _leave() -> None:
         if not _jobs[thread]:
             del _jobs[thread]
         if not _jobs:
-            gc.callbacks.remove(_note)
-            if gc.get_threshold() == _meanwhile:  # else the program has set others, which hold
-                gc.set_threshold(*_before)
+            _restore()
             _set_counts()
+
+
+def _restore() -> None:
+    gc.callbacks.remove(_note)
+    if gc.get_threshold() == _meanwhile:  # else the program has set others, which hold
+        gc.set_threshold(*_before)
+
+
+def _after_fork() -> None:
+    """In a child there are no jobs of other threads, nor anybody to give their lock back."""
+    global _lock  # noqa: PLW0603 - as above
+    _lock = threading.RLock()
+    thread = threading.get_ident()
+    own = _jobs.get(thread)
+    if _jobs and own is None:
+        _restore()
+    _jobs.clear()
+    if own is not None:
+        _jobs[thread] = own
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _per_collection() -> tuple[int, int]:

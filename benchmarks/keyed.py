@@ -2,7 +2,8 @@
 
 One value of a GiB, and very many small ones, through the asynchronous view of each kind. Each kind has a process of its
 own, which also measures the idle loop and how long `gc.collect()` takes: nothing here can be better than the first, and
-a collection of the oldest generation, which a program's own objects bring about, takes as long as the second.
+a collection of the oldest generation, which a program's own objects bring about, takes as long as the second. What a
+process that only sleeps has missed meanwhile stands under "elsewhere": that long the machine was somebody else's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks import machine, measures
-from benchmarks.loops import ticking
+from benchmarks.loops import Witness, ticking
 from benchmarks.states import MIB
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class _Run:
         self.kind = kind
         self.root = root
         self._memory: dict[str, Any] = {}
+        self._witness = Witness()
 
     def make(self, name: str) -> Checkpointer:
         """Return the checkpointer of a file; the same one for the same name."""
@@ -59,12 +61,14 @@ class _Run:
             seconds = time.perf_counter() - start
         peak = machine.peak_memory() - before
         longest, p99 = ticker.stalls
+        elsewhere = self._witness.longest_since(start)
         cells = (
             self.kind,
             what,
             measures.number("durable", seconds),
             measures.number("stall_max", longest) + (" !" if longest > _LIMIT else ""),
             measures.number("stall_p99", p99),
+            measures.number("stall_max", elsewhere) if elsewhere else "",
             measures.number("peak_nbytes", peak),
         )
         print("| " + " | ".join(cells) + " |", flush=True)
@@ -128,12 +132,13 @@ class _Run:
         start = time.perf_counter()
         gc.collect()
         seconds = measures.number("gc_collect", time.perf_counter() - start)
-        print(f"| {self.kind} | gc.collect() | {seconds} | | | |")
+        print(f"| {self.kind} | gc.collect() | {seconds} | | | | |")
         await self.timed("idle", asyncio.sleep(_IDLE_SECONDS))
         if nbytes:
             await self.big(nbytes)
         if count:
             await self.many(count)
+        self._witness.stop()
 
 
 def main() -> None:
@@ -149,7 +154,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=args.dir) as root:
             asyncio.run(_Run(args.kinds[0], Path(root)).run(args.mib * MIB, args.keys))
         return
-    print("| kind | | took | longest stall | stall, p99 | peak extra memory |\n|---|---|---|---|---|---|", flush=True)
+    print(
+        "| kind | | took | longest stall | stall, p99 | elsewhere | peak extra memory |\n" + "|---" * 7 + "|",
+        flush=True,
+    )
     for kind in args.kinds:
         options = ["--mib", str(args.mib), "--keys", str(args.keys), "--dir", str(args.dir)]
         subprocess.run([sys.executable, "-m", "benchmarks.keyed", "--kinds", kind, *options], check=True)  # noqa: S603 - this module

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+import threading
 import time
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -58,6 +61,41 @@ async def ticking() -> AsyncIterator[Ticker]:
             await task
 
 
+class Witness:
+    """A process that does nothing but sleep a millisecond, over and over: what it misses is the machine's, not ours."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)  # noqa: S603 - this module
+        self._delays: list[tuple[float, float]] = []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        for line in self._process.stdout:
+            end, delay = map(float, line.split())
+            self._delays.append((end, delay))
+
+    def longest_since(self, start: float) -> float:
+        """Return the longest delay that ended after a time of `time.perf_counter`; less than a tick counts as none."""
+        return max((delay for end, delay in self._delays if end > start), default=0.0)
+
+    def stop(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _witness() -> None:
+    """Print when each late sleep ended, and how late."""
+    last = time.perf_counter()
+    while True:
+        time.sleep(TICK)
+        now = time.perf_counter()
+        if now - last > 2 * TICK:
+            print(now, now - last - TICK, flush=True)
+        last = now
+
+
 @asynccontextmanager
 async def busy(duration: float) -> AsyncIterator[None]:
     """Keep the loop busy with callbacks of pure Python that take `duration` seconds each, back to back."""
@@ -95,3 +133,7 @@ async def step_rate(is_over: Callable[[], bool]) -> float:
         count += 1
         await asyncio.sleep(0)
     return count / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    _witness()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -134,6 +135,41 @@ def test_jobs_without_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
         made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
         assert made
         assert _full_collections() > before
+
+
+def test_a_fork_in_the_midst_of_a_job() -> None:
+    """A child, in which the job does not run, has the program's settings, and may have jobs of its own."""
+    threshold, callbacks = gc.get_threshold(), list(gc.callbacks)
+    begun, ended = threading.Event(), threading.Event()
+
+    def job() -> None:
+        with young_collections_only(), collector._lock:
+            begun.set()
+            ended.wait()
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(job)
+        begun.wait()
+        child = os.fork()
+        if child == 0:
+            is_restored = gc.get_threshold() == threshold and gc.callbacks == callbacks
+            with young_collections_only():
+                is_postponed = gc.get_threshold() != threshold
+            os._exit(0 if is_restored and is_postponed and gc.get_threshold() == threshold else 1)
+        ended.set()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_fork_within_a_job() -> None:
+    """A child of the job's own thread is within the job, too, and leaves it."""
+    threshold = gc.get_threshold()
+    with young_collections_only():
+        child = os.fork()
+        if child == 0:
+            postponed = gc.get_threshold()
+    if child == 0:
+        os._exit(0 if postponed != threshold and gc.get_threshold() == threshold else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_settings_made_meanwhile_hold() -> None:
