@@ -23,6 +23,8 @@ _OLDEST: Final = 2
 _MAX_POSTPONED: Final = 1000
 """Collections of the middle generation, of 7,000 new objects each, after which the oldest is collected all the same:
 jobs may follow each other without a gap, and the program's garbage must not grow without end."""
+_MAX_COUNT: Final = 64
+"""Beyond so many, what jobs have added to a count is a small part of it, and is left there."""
 _MANY_REFERENCES: Final = 1 << 16  # walked in less than a millisecond
 
 _lock = threading.RLock()  # a collection may call anything
@@ -81,14 +83,21 @@ def _enter() -> None:
 
 
 def _leave() -> None:
+    global _rest
     with _lock:
         thread = threading.get_ident()
         _jobs[thread] -= 1
         if not _jobs[thread]:
             del _jobs[thread]
-        if not _jobs:
-            _restore()
-            _set_counts()
+        if _jobs:
+            return
+        _restore()
+        per_young, per_middle = _per_collection()
+        old, rest = divmod(_progress, per_middle)
+        if not old < gc.get_count()[_OLDEST] <= _MAX_COUNT:
+            return
+        middle, _rest = divmod(rest, per_young)
+    _set_counts(middle, old)  # without the lock: a collection may call anything, also what waits for who wants it
 
 
 def _restore() -> None:
@@ -128,16 +137,12 @@ def _note(phase: str, info: dict[str, int]) -> None:
         _progress += _per_collection()[0]
 
 
-def _set_counts() -> None:
-    """Take back what jobs have added to the collector's counts.
+def _set_counts(middle: int, old: int) -> None:
+    """Set how near the middle and the oldest generation are to their next collection: so many of those below them.
 
     Where the program itself has frozen objects (`gc.freeze`), nothing is done: they would be thawed.
     """
-    global _rest
-    per_young, per_middle = _per_collection()
-    old, rest = divmod(_progress, per_middle)
-    if gc.get_count()[_OLDEST] > old and gc.get_freeze_count() == 0:
-        middle, _rest = divmod(rest, per_young)
+    if gc.get_freeze_count() == 0:
         gc.collect(_MIDDLE)  # so that the program's young garbage does not become old
         gc.freeze()  # this alone sets the counts to 0, and
         gc.unfreeze()

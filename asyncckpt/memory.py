@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,28 +19,32 @@ PAGE_NBYTES: Final = 4096
 SMALL_BOUNDARY: Final = 64
 """Arrays smaller than a page lie on multiples of this, so that those in a row can be moved together."""
 
-_MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; `mmap` does not name it
+# `mmap` names but the first of them, of Linux 2.6.38, 4.14 and 5.14.
+_MADV_HUGEPAGE: Final = 14
+_MADV_WIPEONFORK: Final = 18
+_MADV_POPULATE_WRITE: Final = 23
 
 
 def aligned_buffer(nbytes: int) -> NDArray[np.uint8]:
-    """Return fresh page-aligned memory, in huge pages where there are any, which forked children do not get."""
-    return _fresh(nbytes, "MADV_HUGEPAGE", "MADV_DONTFORK")
+    """Return fresh page-aligned memory, in huge pages where there are any, of which forked children get empty pages.
+
+    With MADV_DONTFORK they would get nothing, in whose place the system may put something else; and that is gone when
+    the child drops the buffer.
+    """
+    return _fresh(nbytes, _MADV_HUGEPAGE, _MADV_WIPEONFORK)
 
 
 def aligned_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     """Return a fresh array in page-aligned memory, in huge pages where there are any."""
-    return _fresh(math.prod(shape) * dtype.itemsize, "MADV_HUGEPAGE").view(dtype).reshape(shape)
+    return _fresh(math.prod(shape) * dtype.itemsize, _MADV_HUGEPAGE).view(dtype).reshape(shape)
 
 
-def _fresh(nbytes: int, *advices: str) -> NDArray[np.uint8]:
+def _fresh(nbytes: int, *advices: int) -> NDArray[np.uint8]:
     # Private: shared memory, Python's default, comes from the page cache, one small page at a time.
     memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     for advice in advices:
-        if hasattr(mmap, advice):
-            try:
-                memory.madvise(getattr(mmap, advice))
-            except OSError:  # a hint, not a need
-                continue
+        with suppress(OSError):  # a hint, not a need
+            memory.madvise(advice)
     return np.frombuffer(memory, np.uint8)[:nbytes]
 
 

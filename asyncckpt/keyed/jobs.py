@@ -22,6 +22,7 @@ from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Condensed, capture
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
+from asyncckpt.saving.idle import IdleTimer
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.state.staging import BufferPool
 from asyncckpt.workers import Crew, StopFlag
@@ -56,6 +57,7 @@ class StoreJobs:
         self.refusals = Refusals(place)
         self.pool = BufferPool()
         self.engine: Engine | None = None
+        self.idle: IdleTimer | None = None
         self._opened: Engine | None = None  # set in a thread, whoever is cancelled meanwhile
         self._turn = asyncio.Lock()
         self._drainer: asyncio.Task[None] | None = None
@@ -69,6 +71,7 @@ class StoreJobs:
         """Open the store and make the index."""
         await self._jobs.run(self._open)
         self.engine = self._opened
+        self.idle = IdleTimer(self.pool, self._jobs)
         self._settle(Outcome(found=self._found), None)
 
     def _open(self) -> None:
@@ -79,6 +82,8 @@ class StoreJobs:
     async def end(self) -> None:
         """Close the store, and let go of the threads and of what waits."""
         self.engine = None
+        if self.idle is not None:
+            self.idle.stop()
         try:
             await self._jobs.run(self._shut)
         finally:

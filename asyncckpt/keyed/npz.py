@@ -91,11 +91,13 @@ class NumPyStore(Store):
         item = self._items[key]
         pacer = work.pacer()
         try:
-            arrays = {number: self._read_member(member, pacer) for number, member in enumerate(item.members)}
+            if not self._is_trusted:
+                zips.check_expansion(item.members)
             if item.tree is None:
-                return Found(arrays[0], {})
+                return Found(self._read_member(item.members[0], pacer), {})
             nbytes = sum(member.nbytes for member in item.members)
-            index = directory.decode_tree(item.tree, nbytes, len(arrays), pacer)
+            index = directory.decode_tree(item.tree, nbytes, len(item.members), pacer)
+            arrays = {number: self._read_member(member, pacer) for number, member in enumerate(item.members)}
             restored = {number: _restored(array, index.arrays[number]) for number, array in arrays.items()}
             return build_value(index, restored, pacer)
         except (CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError) as error:
@@ -185,7 +187,7 @@ class NumPyStore(Store):
             if isinstance(error, CheckpointError):
                 raise self._tell(None, error) from error
             if isinstance(error, ValueError):
-                raise CorruptCheckpointError(f"{self._home.path}: {error}", file=str(self._home.path)) from error
+                raise CorruptCheckpointError(f"{self._home.name}: {error}", file=self._home.name) from error
             raise
 
     def _read_directory(self, listed: list[zips.Member], pacer: Pacer) -> None:
@@ -233,10 +235,11 @@ class NumPyStore(Store):
         fd, self._sibling = self._sibling, None
         assert fd is not None  # noqa: S101 - whoever leaves it has it
         self._home.discard_sibling()
-        if any(member.fd == fd for item in self._items.values() for member in item.members):
-            self._left.add(fd)
-        else:
-            os.close(fd)
+        self._left.add(fd)
+        needed = {member.fd for item in self._items.values() for member in item.members}
+        for each in self._left - needed:
+            os.close(each)
+        self._left &= needed
 
     def _complete(self, target: int, end: int, pacer: Pacer) -> dict[str, _Item]:
         """Copy what is not in the new file yet, and end it with the directories."""
@@ -293,15 +296,15 @@ class NumPyStore(Store):
 
     def _read_member(self, member: zips.Member, pacer: Pacer) -> NDArray[Any]:
         if not member.name.endswith(_SUFFIX):
-            reader = zips.MemberReader(member, pacer, is_trusted=self._is_trusted)
+            reader = zips.MemberReader(member, pacer)
             data: Any = reader.read(member.nbytes)
             reader.finish()
             return data  # type: ignore[no-any-return] # as numpy.load gives it
-        return zips.read_array(member, pacer, is_trusted=self._is_trusted)
+        return zips.read_array(member, pacer)
 
     def _tell(self, key: str | None, error: CheckpointError) -> CheckpointError:
         """Add the file and the key to an error."""
-        path = str(self._home.path)
+        path = self._home.name
         message = f"{path}: {error}" if key is None else f"{path}: the value of {key!r}: {error}"
         if isinstance(error, CorruptCheckpointError):
             return CorruptCheckpointError(message, file=path)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Pacer
 
 MAX_EXPANSION: Final = 100
-"""How many times larger than in the file a compressed member may be, beyond"""
+"""How many times larger than in the file the compressed members of a value may be, beyond"""
 FREE_EXPANSION_NBYTES: Final = 64 << 20
 """this size, if the file is not trusted."""
 
@@ -269,15 +269,34 @@ def data_offset(member: Member) -> int:
     return int(member.header_offset + _LOCAL.size + name_nbytes + extra_nbytes)
 
 
+def check_expansion(members: Iterable[Member]) -> None:
+    """Check what the members of a value claim, together.
+
+    Raises:
+        UntrustedFileError: They are very much larger than in the file.
+    """
+    names, stored, nbytes = [], 0, 0
+    for member in members:
+        names.append(member.name)
+        stored += member.stored_nbytes
+        nbytes += member.nbytes
+    if nbytes > max(FREE_EXPANSION_NBYTES, MAX_EXPANSION * stored):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        message = (
+            f"{names[0]!r}{more} of {stored} bytes claim to hold {nbytes}: if you know where the file comes from, open"
+            " it with trusted=True"
+        )
+        raise UntrustedFileError(message)
+
+
 class MemberReader:
     """Reads a member from front to back."""
 
-    def __init__(self, member: Member, pacer: Pacer, *, is_trusted: bool) -> None:
+    def __init__(self, member: Member, pacer: Pacer) -> None:
         """Check what it claims.
 
         Raises:
             CorruptCheckpointError: It cannot have the size that it claims.
-            UntrustedFileError: It is very much larger than its file.
             UnsupportedFormatError: It is encrypted, or compressed as numpy never does it.
         """
         if member.method not in (_STORED, _DEFLATED):
@@ -285,12 +304,6 @@ class MemberReader:
             raise UnsupportedFormatError(message)
         if member.method == _STORED and member.nbytes != member.stored_nbytes:
             raise damaged(member, f"it claims {member.nbytes} bytes and has {member.stored_nbytes}")
-        if not is_trusted and member.nbytes > max(FREE_EXPANSION_NBYTES, MAX_EXPANSION * member.stored_nbytes):
-            message = (
-                f"{member.name!r} of {member.stored_nbytes} bytes claims to hold {member.nbytes}: if you know where the"
-                " file comes from, open it with trusted=True"
-            )
-            raise UntrustedFileError(message)
         self._member = member
         self._pacer = pacer
         self._at = data_offset(member)
@@ -360,14 +373,14 @@ class MemberReader:
             done += len(data)
 
 
-def read_array(member: Member, pacer: Pacer, *, is_trusted: bool) -> NDArray[Any]:
+def read_array(member: Member, pacer: Pacer) -> NDArray[Any]:
     """Read the array of a member.
 
     Raises:
         CorruptCheckpointError: It is damaged.
         UnsupportedFormatError: It holds Python objects.
     """
-    reader = MemberReader(member, pacer, is_trusted=is_trusted)
+    reader = MemberReader(member, pacer)
     try:
         header = read_npy_header(reader.read)
     except UnsupportedFormatError as error:

@@ -157,7 +157,7 @@ class Loader:
 def _warn_of_plain_data(loaded: Loaded) -> None:
     for name, path in loaded.unknown_types.items():
         message = (
-            f"step {loaded.checkpoint.step}: {path or 'the root'} was saved as {name}, which is not registered here,"
-            " and comes back as plain data: use asyncckpt.register_type, or give a template with like="
+            f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data: use"
+            " asyncckpt.register_type, or give a template with like="
         )
         warnings.warn(message, CheckpointWarning, stacklevel=5)

@@ -12,14 +12,14 @@ import asyncio
 import os
 import sys
 import warnings
-import weakref
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving import commit
 from asyncckpt.saving.catalog import Catalog, CheckpointRecord
+from asyncckpt.saving.idle import IdleTimer
 from asyncckpt.saving.intake import Intake
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.saving.loader import Loader
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.ops import DiskOps
-
-IDLE_SECONDS: Final = 60.0
-"""Buffers that no save has used for this long, and at most for twice as long, go back to the system."""
 
 
 class Session:
@@ -168,26 +165,12 @@ class OpenSession:
         self.intake = Intake(settings, self.writer, jobs, catalog, pool)
         self.loader = Loader(settings, self.writer, jobs, catalog)
         self.pool = pool
-        self._trim_later()
+        self.idle = IdleTimer(pool, jobs)
         self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog)
-
-    def trim(self) -> None:
-        """Give back the buffers that have lain idle since the last time, in a thread; called by a timer."""
-        self.jobs.executor.submit(self.pool.trim)
-        self._trim_later()
-
-    def _trim_later(self) -> None:
-        method = weakref.WeakMethod(self.trim)  # the timer must not keep a manager that was never closed
-
-        def tick() -> None:
-            if (trim := method()) is not None:
-                trim()
-
-        self._trimming = self.loop.call_later(IDLE_SECONDS, tick)
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then let go of the lock."""
-        self._trimming.cancel()
+        self.idle.stop()
         is_stuck = await self.writer.wait_closed()
         if not is_stuck:
             await self.jobs.run_stoppable(

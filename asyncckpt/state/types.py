@@ -16,6 +16,7 @@ import enum
 import pathlib
 import random
 from collections import OrderedDict, deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 import numpy as np
@@ -55,13 +56,13 @@ class Reduction(NamedTuple):
 def find_reduction(value: object) -> Reduction | None:
     """Return the reduction that saves `value`, or None where its type has none."""
     kind = type(value)
-    found = _by_type.get(kind)
-    if found is None:
-        random_kind = rnd.kind_of(kind)
-        found = _family_reduction(kind) if random_kind is None else _by_name[random_kind]
-        if found is not None:
-            _by_type[kind] = found
-    return found
+    return _by_type.get(kind) or _unregistered(kind)  # type: ignore[arg-type] # a class has a hash
+
+
+@lru_cache(maxsize=256)  # and no more: classes that were made in a function, and what their methods refer to, must go
+def _unregistered(kind: type) -> Reduction | None:
+    random_kind = rnd.kind_of(kind)
+    return _family_reduction(kind) if random_kind is None else _by_name[random_kind]
 
 
 def named_reduction(name: str) -> Reduction | None:

@@ -443,3 +443,23 @@ def test_a_file_that_cannot_be_looked_at_leaves_nothing_open(file: Place, monkey
             assert chk["a"] == 1
             chk["b"] = -1
     assert file.contents() == {"a": 1, "b": number}
+
+
+def test_a_disk_that_stays_broken_takes_no_more_descriptors(file: Place) -> None:
+    """However often a flush is tried: files that nothing needs are closed, and the disk has their room again."""
+    disk = FaultyDisk()
+    with file.open(disk=disk) as chk:
+        chk["a"] = np.zeros(100_000)
+        chk.flush()
+        disk.fail("sync", errno.EIO, lasting=True)
+        counts = []
+        for number in range(8):
+            chk["b"] = np.full(100_000, number)
+            with pytest.raises(OSError, match="Input/output"):
+                chk.flush()
+            counts.append(len(list(Path("/proc/self/fd").iterdir())))
+        assert len(set(counts[2:])) == 1
+        disk.heal()
+        chk.flush()
+        assert len(list(Path("/proc/self/fd").iterdir())) <= counts[0]
+    assert_same(file.contents(), {"a": np.zeros(100_000), "b": np.full(100_000, 7)})

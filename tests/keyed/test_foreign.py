@@ -36,6 +36,16 @@ plain = st.recursive(
 )
 
 
+def test_blanks_between_values_go_with_the_first_flush(tmp_path: Path) -> None:
+    """Those within a value are part of its text, which stays."""
+    path = tmp_path / "x.json"
+    path.write_text('{ "a" : [1, 2 ]' + " \n" * 100_000 + ', "b": 2' + "\t" * 100_000 + "}")
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["c"] = 3
+        assert list(chk.items()) == [("a", [1, 2]), ("b", 2), ("c", 3)]
+    assert path.read_text() == '{\n"a": [1, 2 ],\n"b": 2,\n"c": 3\n}\n'
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @given(document=st.dictionaries(st.text(), plain, max_size=5), indent=st.sampled_from([None, 0, 3]))
 @settings(max_examples=20)
@@ -278,6 +288,26 @@ def test_object_arrays_are_refused(tmp_path: Path) -> None:
             with pytest.raises(asyncckpt.UnsupportedFormatError, match=rf"{key}.*Python objects"):
                 chk[key]
         assert_same(chk["good"], np.ones(2))
+
+
+def test_the_members_of_a_value_are_one_bomb(tmp_path: Path) -> None:
+    """Each is small enough by itself; and what stands behind a tree that is none is not even read."""
+    import msgpack
+
+    path = tmp_path / "parts.npz"
+    names = [f"{number}.npy" for number in range(4)]
+    parts = {name.removesuffix(".npy"): np.zeros(20 << 20, np.uint8) for name in names}
+    rows = {"asyncckpt": "keyed", "version": 1, "features": [], "keys": [["k", None, b"no tree", names]]}
+    np.savez_compressed(path, __asyncckpt__=np.frombuffer(msgpack.packb(rows), np.uint8), **parts)
+    with pytest.raises(asyncckpt.UntrustedFileError, match=r"3 more of \d+ bytes claim to hold"):
+        asyncckpt.Checkpointer.from_file(path)["k"]
+    tracemalloc.start()
+    try:
+        with pytest.raises(asyncckpt.CorruptCheckpointError):
+            asyncckpt.Checkpointer.from_file(path, trusted=True)["k"]
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_zip_bombs_are_refused_unless_trusted(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ def npz_members() -> Iterator[FileCase]:
         yield npz_case(f"a deflated member of {name}", zip_of({"k.npy": data}, method=zipfile.ZIP_DEFLATED))
         yield npz_case(f"a directory of {name}", zip_of({"__asyncckpt__.npy": data}))
     yield FileCase("a bomb of 200 MiB", ".npz", _zip_bomb)
+    yield FileCase("a bomb in 50 members of one value", ".npz", _split_bomb)
     names = (
         "../../canary",
         "/etc/passwd.npy",
@@ -66,6 +67,14 @@ def npz_members() -> Iterator[FileCase]:
 def _zip_bomb(path: Path) -> None:
     zeros = npy("|u1", (200 << 20,)) + bytes(200 << 20)
     path.write_bytes(zip_of({"k.npy": zeros}, method=zipfile.ZIP_DEFLATED, level=1))
+
+
+def _split_bomb(path: Path) -> None:
+    zeros = npy("|u1", (60 << 20,)) + bytes(60 << 20)
+    head = {"asyncckpt": "keyed", "version": 1, "features": []}
+    packed = msgpack.packb(head | {"keys": [["k", None, b"no tree", [f"{n}.npy" for n in range(50)]]]})
+    members = {f"{n}.npy": zeros for n in range(50)} | {"__asyncckpt__.npy": npy("|u1", (len(packed),), packed)}
+    path.write_bytes(zip_of(members, method=zipfile.ZIP_DEFLATED, level=1))
 
 
 def npz_directories() -> Iterator[FileCase]:

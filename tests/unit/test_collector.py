@@ -197,6 +197,62 @@ def test_a_disabled_collector_stays_disabled() -> None:
         gc.enable()
 
 
+def test_a_large_count_is_left() -> None:
+    """Where the program has put off the oldest generation itself, setting its count again would take for ever."""
+    threshold = gc.get_threshold()
+    gc.set_threshold(700, 10, 1_000_000)
+    try:
+        for _ in range(1000):
+            gc.collect(1)
+        before = gc.get_stats()[1]["collections"]
+        with young_collections_only():
+            made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+        assert made
+        assert gc.get_count()[2] > 1000
+        assert gc.get_stats()[1]["collections"] - before < 200
+    finally:
+        gc.set_threshold(*threshold)
+        gc.collect()
+
+
+def test_a_finalizer_may_wait_for_another_thread_s_job() -> None:
+    """A collection at the end of a job calls anything, and holds nothing that others wait for."""
+    lock = threading.Lock()
+    locked, waiting, is_done = threading.Event(), threading.Event(), threading.Event()
+
+    class Waiting(_Node):
+        def __del__(self) -> None:
+            waiting.set()
+            with lock:
+                pass
+
+    def other() -> None:
+        with lock:
+            locked.set()
+            waiting.wait()
+            with young_collections_only():
+                pass
+            is_done.set()
+
+    thread = threading.Thread(target=other, daemon=True)
+    thread.start()
+    locked.wait()
+
+    def job() -> None:
+        with young_collections_only():
+            made = [[] for _ in range(MANY)]  # type: ignore[var-annotated]
+            node = Waiting()
+            node.other = node
+            del node
+            assert made
+
+    working = threading.Thread(target=job, daemon=True)
+    working.start()
+    assert is_done.wait(20)
+    thread.join()
+    working.join()
+
+
 def test_what_the_program_has_frozen_stays_frozen() -> None:
     """The count of collections is not set right at the price of thawing the program's own objects."""
     gc.freeze()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 
 import numpy as np
 import pytest
@@ -45,3 +46,14 @@ def test_populating_what_cannot_be_written_changes_nothing() -> None:
     memory = np.frombuffer(mmap.mmap(-1, MIB, prot=mmap.PROT_READ), np.uint8)
     populate(memory)
     assert not memory.any()
+
+
+def test_a_forked_child_gets_buffers_of_zeros() -> None:
+    """They are still there, so that nothing else comes to lie in their place, and hold nothing that is to be copied."""
+    buffer = aligned_buffer(2 * MIB)
+    buffer[:] = 7
+    child = os.fork()
+    if child == 0:
+        os._exit(int(buffer.any()))
+    assert os.waitpid(child, 0)[1] == 0
+    assert (buffer == 7).all()

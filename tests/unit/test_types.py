@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import gc
 import pathlib
 import random
 import subprocess
 import sys
+import weakref
 import zoneinfo
 from collections import deque, namedtuple
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -413,3 +415,21 @@ def test_nothing_is_imported_by_name(tmp_path: Path) -> None:
     command = [sys.executable, "-c", script, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)  # noqa: S603 - our own
     assert done.stdout.strip() == "{'mode': 1} {'elsewhere.Mode': 'mode'}"
+
+
+def test_classes_that_were_made_in_a_function_go() -> None:
+    """What the library has met is not kept for ever, nor what the methods of a class refer to."""
+    made = []
+
+    def meet() -> None:
+        @dataclasses.dataclass
+        class Row:
+            x: int
+
+        flatten(Row(1), pacer=Pacer())
+        made.append(weakref.ref(Row))
+
+    for _ in range(400):
+        meet()
+    gc.collect()
+    assert sum(each() is not None for each in made) < 300
