@@ -211,7 +211,9 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
 
     def pop(self, key: Key, default: Any = _MISSING) -> Any:
         """Load a value and delete it; without one, return the default if there is one."""
-        with self.using():
+        with self.using() as engine:
+            if parse_key(key)[0] in engine.store.entries:
+                engine.store.begin(blocking_work())  # what is deleted is what is returned, whoever wrote it
             try:
                 value = self.load_parameter(key)
             except CheckpointKeyError:
@@ -233,8 +235,12 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
 
     def setdefault(self, key: Key, default: Any = None) -> Any:
         """Load a value; without one, save the default and return it."""
-        with self.using():
+        with self.using() as engine:
             value = self.get(key, _MISSING)
+            if value is _MISSING:
+                self.check_allowed_key(key)
+                engine.store.begin(blocking_work())  # another writer may have saved one since the file was opened
+                value = self.get(key, _MISSING)
             if value is _MISSING:
                 self.save_parameter(key, default)
                 return default
@@ -246,7 +252,9 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         Raises:
             CheckpointKeyError: There is none.
         """
-        with self.using():
+        with self.using() as engine:
+            if len(self):
+                engine.store.begin(blocking_work())
             for key in self:
                 return key, self.pop(key)
             message = f"no key in {self.place}: it is empty"
@@ -254,7 +262,9 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
 
     def clear(self) -> None:
         """Delete all keys, damaged ones, too: nothing is loaded. Those that are not allowed stay."""
-        with self.using():
+        with self.using() as engine:
+            if len(self):
+                engine.store.begin(blocking_work())  # what another writer has left goes, too
             for key in self:
                 self.delete_parameter(key)
 

@@ -7,7 +7,7 @@ attributes. Errors that have a natural builtin parent inherit from it too, so th
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,7 +23,18 @@ def brief(value: object) -> str:
 
 
 class CheckpointError(Exception):
-    """Base of every error that asyncckpt raises."""
+    """Base of every error that asyncckpt raises. Errors can be copied, and pickled for another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Say how to make it again: what its class is called with is not what exceptions keep."""
+        return _remade, (type(self), self.args, vars(self))
+
+
+def _remade(kind: type[CheckpointError], args: tuple[Any, ...], facts: dict[str, Any]) -> CheckpointError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(facts)
+    return error
 
 
 class ConfigError(CheckpointError, ValueError, TypeError):

@@ -89,12 +89,12 @@ class KeyRules:
             return keys
         return [key for key in keys if self.allows(key)]
 
-    def path(self, key: Key, known: Callable[[], Collection[str]]) -> Path:
+    def path(self, key: Key, known: Callable[[], Collection[str] | None]) -> Path:
         """Return a key as a path.
 
         Args:
             key: The key.
-            known: Returns the keys there are, for an error.
+            known: Returns the keys there are, for an error; or None where nobody knows.
 
         Raises:
             CheckpointKeyError: It may not be used.
@@ -107,9 +107,10 @@ class KeyRules:
             reason = f"is not allowed in {self.place}; allowed are {spell_keys(list(self.allowed))}"
         else:
             reason = f"is omitted from {self.place}"
-        keys = list(self.visible(known()))
-        message = f"the key {path[0]!r} {reason}; the keys there are: {spell_keys(keys)}"
-        raise CheckpointKeyError(message, key=path[0], known=keys)
+        found = known()
+        keys = [] if found is None else list(self.visible(found))
+        there_are = "" if found is None else f"; the keys there are: {spell_keys(keys)}"
+        raise CheckpointKeyError(f"the key {path[0]!r} {reason}{there_are}", key=path[0], known=keys)
 
 
 class Engine:
@@ -165,7 +166,9 @@ class Engine:
         if len(path) == 1:
             self.store.put(path[0], captured, work)
         else:
-            self._put(path, build_captured(captured, work.pacer()).value, work)
+            found = build_captured(captured, work.pacer())
+            self._refuse_unknown(found, f"the value for {path!r} holds")
+            self._put(path, found.value, work)
 
     def delete(self, path: Path, work: Work) -> None:
         """Stage a deletion.
@@ -205,14 +208,17 @@ class Engine:
     def _read_to_change(self, path: Path, work: Work) -> Any:
         """Read the value that a path leads into, which will be written again."""
         found = self.store.read(path[0], work)
-        if found.unknown_types:
-            message = (
-                f"{path!r} leads into a value with {', '.join(found.unknown_types)}, which would become plain data:"
-                " register the type with asyncckpt.register_type"
-            )
-            raise CheckpointError(message)
+        self._refuse_unknown(found, f"{path!r} leads into a value with")
         self._dict(found.value, path, 1)
         return found.value
+
+    @staticmethod
+    def _refuse_unknown(found: Found, what: str) -> None:
+        """Refuse to write again what would lose the types that it was saved with."""
+        if found.unknown_types:
+            types = ", ".join(found.unknown_types)
+            message = f"{what} {types}, which would become plain data: register the type with asyncckpt.register_type"
+            raise CheckpointError(message)
 
     def _descend(self, value: Any, path: Path, *, without: int = 0) -> Any:
         for number, part in enumerate(path[1 : len(path) - without], 1):

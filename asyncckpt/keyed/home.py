@@ -32,12 +32,14 @@ _UNREAD: Final = (-1,)  # like no file
 class Home:
     """The place of one file."""
 
-    def __init__(self, path: Path, ops: DiskOps) -> None:
+    def __init__(self, path: Path, ops: DiskOps, name: str | None = None) -> None:
         # What a symbolic link leads to is what is rewritten, and the working directory may change.
         try:
             self.path = path.resolve()
         except RuntimeError:  # what pathlib makes of a loop of links
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path)) from None
+        self.name = str(self.path) if name is None else name
+        """What errors call the file."""
         self.ops = ops
         self.sibling = self.path.with_name(f".{self.path.name}.tmp")
         self._lock: FileLock | None = None

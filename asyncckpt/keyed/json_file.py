@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
 
-_NAMED_NBYTES: Final = 1 << 20  # of files whose values are looked into for their keys, as soon as they are opened
+_NAMED_NBYTES: Final = 1 << 20  # of values that are looked into for their keys as soon as the file is opened
 
 
 class JSONStore(Store):
@@ -153,12 +153,14 @@ class JSONStore(Store):
 
     def _fill(self, fd: int, work: Work) -> None:
         text = self._text = read_text(fd, work.pacer())
-        is_small = len(text) <= _NAMED_NBYTES
+        left = _NAMED_NBYTES
         for key, low, high in split_object(text, work.pacer()) if text else ():
             if key in self._places:
                 raise self._corrupt(f"the key {key!r} stands twice")
             self._places[key] = low, high
-            self._entries[key] = _names(text, low, high, work) if is_small else False
+            is_looked_into = high - low <= left
+            self._entries[key] = _names(text, low, high, work) if is_looked_into else False
+            left -= high - low if is_looked_into else 0
 
     def _text_of(self, key: str) -> Text:
         staged = self._staged.get(key, self._text)
@@ -179,7 +181,7 @@ class JSONStore(Store):
     def _corrupt(self, reason: str, error: Exception | None = None) -> CorruptCheckpointError:
         if isinstance(error, CorruptCheckpointError):
             reason = str(error)
-        return CorruptCheckpointError(f"{self._home.path}: {reason}", file=str(self._home.path))
+        return CorruptCheckpointError(f"{self._home.name}: {reason}", file=self._home.name)
 
 
 def _names(text: Text, low: int, high: int, work: Work) -> Names:

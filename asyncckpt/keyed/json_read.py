@@ -18,7 +18,7 @@ from asyncckpt.keyed import json_tags as tags
 from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.json_base64 import decode_into
 from asyncckpt.keyed.json_parse import Pairs, Span, decode, parse, split_entry, split_near, unique
-from asyncckpt.keyed.json_scan import CLOSE, COMMA, skip_blanks, windows
+from asyncckpt.keyed.json_scan import CLOSE, COMMA, skip_blanks, skip_blanks_before, windows
 from asyncckpt.keyed.json_text import MemoryText, Text
 from asyncckpt.keyed.values import build_value
 from asyncckpt.state import index as ix
@@ -52,8 +52,9 @@ def split_object(text: Text, pacer: Pacer) -> Iterator[tuple[str, int, int]]:
         for high, depth in zip(window.at[is_mark].tolist(), window.depths[is_mark].tolist(), strict=True):
             end = high if depth == 0 else None
             if end is None or count or skip_blanks(text, low, high) < high:
+                until = skip_blanks_before(text, low, high)  # first, for what lies there is at hand
                 key, at = _split_in(window, low, high) or split_entry(text, low, high, pacer)
-                yield _decode_key(key), skip_blanks(text, at, high), high
+                yield _decode_key(key), min(skip_blanks(text, at, high), until), until
                 count += 1
                 if not count % BATCH_OBJECTS:
                     pacer.pause()

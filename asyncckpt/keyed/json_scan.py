@@ -153,3 +153,16 @@ def skip_blanks(text: Text, low: int, high: int) -> int:
             return low + found.start()
         low += len(data)
     return high
+
+
+def skip_blanks_before(text: Text, low: int, high: int) -> int:
+    """Return where the last thing before `high` that is no blank ends, or `low`."""
+    nbytes = 1  # mostly there are none
+    while low < high:
+        data = text.slice(max(low, high - nbytes), high)
+        left = len(data.rstrip(_BLANK))
+        high -= len(data) - left
+        if left:
+            break
+        nbytes = _NEAR_NBYTES
+    return high

@@ -148,7 +148,7 @@ class MsgpackStore(Store):
         if fd is None:
             return
         try:
-            log = records.scan(fd, str(self._home.path), work.pacer())
+            log = records.scan(fd, self._home.name, work.pacer())
         except BaseException:
             os.close(fd)
             raise
@@ -327,7 +327,7 @@ class MsgpackStore(Store):
 
     def _teller(self, record: records.Record, key: str) -> Callable[[str], CorruptCheckpointError]:
         """Return what makes the error of a damaged record."""
-        path = str(self._home.path)
+        path = self._home.name
 
         def corrupt(reason: str) -> CorruptCheckpointError:
             message = f"{path}: damaged at byte {record.offset}: the record of {key!r} {reason}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_captured, plain_names, refer
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.values import Captured, Names
 
-_DELETED: Final = object()
-
 
 class MemoryStore(Store):
     """Values in a mapping of the caller's. What is put in and what is read are copies."""
 
     def __init__(self, mapping: MutableMapping[str, Any], work: Work) -> None:
         self._mapping = mapping
-        self._changes: list[tuple[str, Any]] = []
         self._values = dict(mapping)
+        self._deleted: dict[str, None] = {}
+        self._staged: dict[str, Any] = {}  # put after what was deleted
+        self._unknown_types: dict[str, Mapping[str, str]] = {}
         self._entries: dict[str, Names] = {}
         for batch in work.pacer().batches(self._values.items()):
             self._entries.update((key, plain_names(value)) for key, value in batch)
@@ -36,35 +36,35 @@ class MemoryStore(Store):
         """See `Store`."""
         captured = refer(self._values[key], key, work)
         try:
-            return build_captured(captured, work.pacer())
+            value, unknown_types = build_captured(captured, work.pacer())
+            return Found(value, {**unknown_types, **self._unknown_types.get(key, {})})
         finally:
             captured.release()
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
-        found = build_captured(value, work.pacer()).value
-        self._values[key] = found
+        found = build_captured(value, work.pacer())
+        self._values[key] = self._staged[key] = found.value
+        self._unknown_types[key] = found.unknown_types
         self._entries[key] = value.names
-        self._changes.append((key, found))
 
     def delete(self, key: str, work: Work) -> None:  # noqa: ARG002 - see `Store`
         """See `Store`."""
         del self._values[key], self._entries[key]
-        self._changes.append((key, _DELETED))
+        self._unknown_types.pop(key, None)
+        self._staged.pop(key, None)
+        self._deleted[key] = None
 
     def commit(self, work: Work) -> None:  # noqa: ARG002 - see `Store`
         """Put the changes into the mapping."""
-        changes, self._changes = self._changes, []
-        for key, value in changes:
-            if value is _DELETED:
-                self._mapping.pop(key, None)
-            else:
-                self._mapping[key] = value
+        for key in self._deleted:
+            self._mapping.pop(key, None)
+        self._mapping.update(self._staged)
+        self._deleted, self._staged = {}, {}
 
     def close(self) -> None:
         """See `Store`."""
-        self._values = {}
-        self._changes = []
+        self._values, self._deleted, self._staged = {}, {}, {}
 
 
 class NullStore(Store):

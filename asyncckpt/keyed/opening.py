@@ -119,14 +119,15 @@ class Opening(ABC):
         """
         self.rules.path(key, self._known_keys)
 
-    def _known_keys(self) -> list[str]:
-        """Return the keys there are, as far as that takes no blocking where it must not."""
+    def _known_keys(self) -> list[str] | None:
+        """Return the keys there are; None if that took blocking where it must not."""
         if self._session is not None:
             return self._session.names.keys()
-        if _is_loop_running():
-            return []
-        with self.using() as engine:
-            return engine.keys()
+        try:
+            with self.using() as engine:
+                return engine.keys()
+        except CheckpointerUsageError:
+            return None
 
     @abstractmethod
     def _open_home(self, home: Home, work: Work) -> Store:

@@ -21,6 +21,7 @@ from asyncckpt.keyed.jobs import StoreJobs
 from asyncckpt.keyed.values import Captured, Condensed, receive, refer_flat
 from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
 from asyncckpt.state.leaf_nodes import TooLargeError
+from asyncckpt.state.selection import join_path
 from asyncckpt.state.tree import flatten
 from asyncckpt.workers import Pacer, StopFlag
 
@@ -229,7 +230,7 @@ class Session:
     def _flatten(self, path: Path, value: object, stop: StopFlag) -> FlatState:
         assert self._jobs.engine is not None  # noqa: S101 - it is open
         with young_collections_only():
-            return flatten(self._jobs.engine.to_state(value), root=path[0], pacer=Pacer(stop))
+            return flatten(self._jobs.engine.to_state(value), root=join_path(path), pacer=Pacer(stop))
 
     async def _stream(self, path: Path, flat: FlatState) -> None:
         """Write a value that the budget does not hold, from where it is, while the caller waits."""
@@ -282,8 +283,9 @@ class Session:
 
 def _flatten_inline(value: object, path: Path) -> FlatState | None:
     """Encode a value on the loop, or return None if it is too large for that."""
+    pacer = Pacer(yields=False)
     try:
-        return flatten(value, root=path[0], pacer=Pacer(yields=False), max_nodes=INLINE_NODES, max_nbytes=INLINE_NBYTES)
+        return flatten(value, root=join_path(path), pacer=pacer, max_nodes=INLINE_NODES, max_nbytes=INLINE_NBYTES)
     except TooLargeError:
         return None
 

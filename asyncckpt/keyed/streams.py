@@ -79,7 +79,7 @@ class StreamStore(Store):
                 shutil.copyfileobj(stream, file, _CHUNK_NBYTES)
             if self._path.stat().st_size == 0:
                 self._path.unlink()
-            self._home = Home(self._path, _Unsynced())
+            self._home = Home(self._path, _Unsynced(), str(getattr(stream, "name", stream)))
             self._inner = make(self._home)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -103,14 +103,14 @@ class StreamStore(Store):
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
         self._check_writable()
-        self._is_changed = True
         self._inner.put(key, value, work)
+        self._is_changed = True
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
         self._check_writable()
-        self._is_changed = True
         self._inner.delete(key, work)
+        self._is_changed = True
 
     def commit(self, work: Work) -> None:
         """Commit, and copy the file back."""

@@ -93,7 +93,8 @@ class AsyncCheckpointer:
             CheckpointerUsageError: The value is larger than about 1 MiB: use `save_parameter`.
             QueueFullError: The values that wait to be written fill the budget.
             UnsupportedLeafError: The value cannot be saved.
-            FileLockedError: Another Checkpointer is changing the file, and an earlier change was refused for it.
+            FileLockedError: Another Checkpointer is changing the file, and an earlier change was refused for it. Any
+                other error of an earlier change comes here, too; several come as an ExceptionGroup.
         """
         self._session.save_now(self._path(key), value)
 
@@ -140,6 +141,8 @@ class AsyncCheckpointer:
         Raises:
             OSError: The disk failed. The changes are kept, and the next flush tries again.
             FileLockedError: Another Checkpointer is changing the file; the changes were dropped.
+            CheckpointError: So was a change that can never be made: of a path that leads into what is no dict, say.
+            ExceptionGroup: There are several such errors.
         """
         await self._session.flush()
 

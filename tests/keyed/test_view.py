@@ -114,6 +114,17 @@ async def test_paths_of_values_stored_before(place: Place) -> None:
         assert await chk["big", "k7"] == 7
 
 
+async def test_the_index_of_a_large_file_knows_the_dicts_in_small_values(place: Place) -> None:
+    """However large the others are."""
+    async with place.open() as chk:
+        await chk.save_parameter("large", np.zeros(1 << 20))
+        chk["small"] = {"x": {"y": 1}}
+    async with place.open() as chk:
+        assert ("small", "x", "y") in chk
+        del chk["small", "x", "y"]
+    assert (await contents(place))["small"] == {"x": {}}
+
+
 async def test_reads_see_the_writes_before_them(place: Place) -> None:
     """And only those: a write called after a load does not show in it."""
     async with place.open() as chk:
@@ -604,3 +615,56 @@ async def test_streams(file: Place) -> None:
         chk["a"] = np.ones(10)
     async with kind(stream) as chk:
         assert_same(await chk["a"], np.ones(10))
+
+
+async def test_several_refused_changes_come_together(place: Place) -> None:
+    """One error by itself, several as a group; and all that was not refused is written."""
+    async with place.open() as chk:
+        # Too many for the index of names.
+        await chk.save_parameter("numbers", {f"k{number}": number for number in range(5000)})
+        await chk.flush()
+        chk["numbers", "k1", "x"] = 1
+        chk["good"] = 1
+        with pytest.raises(asyncckpt.CheckpointKeyError, match="k1"):
+            await chk.flush()
+        chk["numbers", "k1", "x"] = 1
+        chk["numbers", "k2", "x"] = 1
+        chk["better"] = 2
+        with pytest.raises(ExceptionGroup) as caught:
+            await chk.flush()
+        assert [type(each) for each in caught.value.exceptions] == 2 * [asyncckpt.CheckpointKeyError]
+    found = await contents(place)
+    assert (found["good"], found["better"], found["numbers"]["k1"]) == (1, 2, 1)
+
+
+async def test_a_path_keeps_the_types_of_what_is_put_there_or_refuses(place: Place) -> None:
+    """What is not registered would be plain data, of which nobody could tell what it was."""
+    from collections import namedtuple
+
+    pair = namedtuple("pair", "x y")  # noqa: PYI024 - unregistered
+    async with place.open() as chk:
+        chk["a"] = {"n": 1}
+        chk["a", "pair"] = pair(1, 2)
+        with pytest.raises(asyncckpt.CheckpointError, match=r"pair.*register"):
+            await chk.flush()
+    assert await contents(place) == {"a": {"n": 1}}
+
+
+async def test_an_error_names_the_whole_path(place: Place) -> None:
+    """As in the blocking mode."""
+    async with place.open() as chk:
+        for save in (chk.__setitem__, chk.save_parameter):
+            with pytest.raises(asyncckpt.UnsupportedLeafError) as caught:
+                await (save(("a", "b"), {"f": print}) or asyncio.sleep(0))
+            assert caught.value.path == "a/b/f"
+
+
+async def test_a_forbidden_key_of_a_closed_file(place: Place) -> None:
+    """Its keys are not known where looking would stop the loop, and nothing is claimed of them."""
+    await asyncio.to_thread(lambda: place.open().update({"a": 1}))
+    chk = place.open(allowed_keys=["a"])
+    with pytest.raises(asyncckpt.CheckpointKeyError, match="'b'") as caught:
+        chk.check_allowed_key("b")
+    assert "none" not in str(caught.value)
+    with pytest.raises(asyncckpt.CheckpointKeyError, match="'a'"):
+        await asyncio.to_thread(chk.check_allowed_key, "b")

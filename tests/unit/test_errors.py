@@ -1,0 +1,42 @@
+"""Errors are data, too: they can be copied, and pickled for another process."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from typing import Any
+
+import pytest
+
+import asyncckpt
+from asyncckpt import errors
+
+MADE: list[Any] = [
+    asyncckpt.StepExistsError("exists", step=3),
+    asyncckpt.CheckpointNotFoundError("none", step=None),
+    asyncckpt.CheckpointKeyError("no key", key=("a", 1), known=["b"]),
+    asyncckpt.StateMismatchError("a/b", "dtype", "float32", "int8"),
+    asyncckpt.UnsupportedLeafError("of type function", path="a"),
+    asyncckpt.StateChangedError("changed", path=""),
+    asyncckpt.FileLockedError("locked", file="x.h5"),
+    asyncckpt.CorruptCheckpointError("damaged", step=1, file="state.msgpack"),
+    asyncckpt.SaveFailedError("failed", step=4),
+]
+KINDS = {each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.CheckpointError)}
+PLAIN = [kind("a message") for kind in KINDS - {type(each) for each in MADE} - {errors.LeafError}]
+PLAIN.sort(key=lambda error: type(error).__name__)
+
+
+@pytest.mark.parametrize("error", [*MADE, *PLAIN], ids=lambda error: type(error).__name__)
+def test_an_error_comes_back_as_it_was(error: Any) -> None:
+    """With its message, and all that it knows."""
+    if isinstance(error, errors.LeafError):
+        error.name_step(7)
+    error.add_note("a note")
+    pickled = pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own
+    for found in (pickled, copy.copy(error), copy.deepcopy(error)):
+        assert type(found) is type(error)
+        assert str(found) == str(error)
+        assert found.args == error.args
+        assert vars(found) == vars(error)
