@@ -6,19 +6,26 @@
    between them. Objects that are handled one by one are looked at `BATCH_OBJECTS` at a time, and what one call into C
    does, which nothing interrupts, is at most `PIECE_ELEMENTS` elements.
 3. A job looks at its `StopFlag` between pieces and ends within one of them.
+4. An error leads to the frames that it came through, and they to whatever the job had in its hands. So no frame leads
+   back to an error that came through it, which would keep all that until a garbage collection; and an error that leaves
+   its thread, or is kept for later, leaves the memory behind (`drop_locals`).
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from itertools import islice
 from operator import length_hint
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
 
 ItemT = TypeVar("ItemT")
 
@@ -26,6 +33,7 @@ PIECE_SECONDS: Final = 0.001
 BATCH_OBJECTS: Final = 256  # handled by Python code between two looks at the clock
 PIECE_ELEMENTS: Final = 4096  # handled by one call into C
 _HANDOVER_SECONDS: Final = 1e-6  # a real sleep: after one of none this thread would have the GIL back before any other
+_MAY_GO_ON: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 class Stopped(Exception):  # noqa: N818 - a signal between our own functions, never an error that a user sees
@@ -87,6 +95,36 @@ def discard(items: dict[Any, Any], pacer: Pacer) -> None:
     for batch in pacer.batches(list(items)):
         for key in batch:
             del items[key]
+
+
+def drop_locals(error: BaseException) -> None:
+    """Let go of what the functions had in their hands that an error, or one that led to it, came through.
+
+    So had their callers, which a frame refers to. The memory is freed here, and not when the error is. The traceback
+    still names every function and line; only the coroutines that it begins with, which awaited the rest, are taken off.
+    What a closure has closed over stays: work with much memory in its hands is a method, or a `functools.partial`.
+    """
+    while (outer := error.__traceback__) is not None and outer.tb_frame.f_code.co_flags & inspect.CO_COROUTINE:
+        error.__traceback__ = outer.tb_next
+    errors: list[BaseException | None] = [error]
+    seen: set[object] = set()
+    while errors:
+        each = errors.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        errors += (each.__cause__, each.__context__)
+        if isinstance(each, BaseExceptionGroup):
+            errors += each.exceptions
+        for place, _ in traceback.walk_tb(each.__traceback__):
+            frame: FrameType | None = place
+            while frame is not None and frame not in seen:
+                seen.add(frame)
+                # To clear a coroutine or a generator that only waits would close it, and an error may be an old one.
+                if not frame.f_code.co_flags & _MAY_GO_ON:
+                    with suppress(RuntimeError):  # it is still running
+                        frame.clear()
+                frame = frame.f_back
 
 
 class Crew:
@@ -154,6 +192,11 @@ class Crew:
                 raise failures[0]
         finally:
             failures.clear()  # in a cycle with this frame, they would keep the memory of the job until a collection
+            work, items, source = _no_work, (), iter(())  # an executor may know `labour` for longer
+
+
+def _no_work(_: object) -> None:
+    """Do nothing."""
 
 
 _NOTHING: Final = object()

@@ -99,7 +99,8 @@ def write_plan(  # noqa: PLR0913
     fd, is_direct = _create(ops, path, want_direct=is_large)
     with _durable(ops, fd, None if is_large else batch):
         writer = _Writer(ops, fd, plan, arrays, block_nbytes, is_direct=is_direct)
-        return _write_blocks(writer, crew, stop, on_copied=on_copied, on_written=on_written)
+        writer.on_copied, writer.on_written = on_copied, on_written
+        return _write_blocks(writer, crew, stop)
 
 
 def write_plan_at(  # noqa: PLR0913
@@ -179,30 +180,8 @@ def write_all(ops: DiskOps, fd: int, parts: Sequence[Part], *, granularity: int 
             return
 
 
-def _write_blocks(
-    writer: _Writer,
-    crew: Crew,
-    stop: StopFlag | None,
-    *,
-    on_copied: Callable[[], None] | None = None,
-    on_written: Callable[[int], None] | None = None,
-) -> FileRecord:
-    left = len(writer.begins)
-    counting = threading.Lock()
-
-    def work(block: int) -> None:
-        nonlocal left
-        gathering = writer.gather(block)
-        with counting:
-            left -= 1
-            is_last = left == 0
-        if is_last and on_copied is not None:
-            on_copied()
-        writer.write(block, gathering)
-        if on_written is not None:
-            on_written(sum(len(part.data) for part in gathering.parts))
-
-    crew.run(work, range(len(writer.begins)), stop=stop)
+def _write_blocks(writer: _Writer, crew: Crew, stop: StopFlag | None) -> FileRecord:
+    crew.run(writer.work, range(len(writer.begins)), stop=stop)
     return FileRecord(writer.begins.stop, b"".join(writer.digests))
 
 
@@ -243,6 +222,22 @@ class _Writer:
         self._spare: list[Bytes] = []  # bounce buffers, as many as threads work here
         self.begins = range(0, plan.nbytes, block_nbytes)
         self.digests = [b""] * len(self.begins)
+        self._left = len(self.begins)  # to be gathered
+        self._counting = threading.Lock()
+        self.on_copied: Callable[[], None] | None = None
+        self.on_written: Callable[[int], None] | None = None
+
+    def work(self, block: int) -> None:
+        """Do all that is to be done with a block; called from several threads."""
+        gathering = self.gather(block)
+        with self._counting:
+            self._left -= 1
+            is_last = self._left == 0
+        if is_last and self.on_copied is not None:
+            self.on_copied()
+        self.write(block, gathering)
+        if self.on_written is not None:
+            self.on_written(sum(len(part.data) for part in gathering.parts))
 
     def gather(self, block: int) -> _Gathering:
         """Bring the bytes of a block together."""

@@ -88,13 +88,7 @@ def read_record(  # noqa: PLR0913
     if may_go_direct and is_large and record.nbytes % PAGE_NBYTES == 0 and not MappedFile(fd).is_cached():
         reading.go_direct()
 
-    def read(chunk: tuple[int, int]) -> None:
-        if stop is not None:
-            stop.check()
-        if on_begin is not None:
-            on_begin(*chunk)
-        reading.read(*chunk)
-
+    read = partial(_read, reading, stop, on_begin)
     if crew is None or len(chunks) == 1:
         for chunk in chunks:
             read(chunk)
@@ -102,6 +96,16 @@ def read_record(  # noqa: PLR0913
         crew.run(lambda each: each(), _with_memory_ready(chunks, reading.populate, read), stop=stop, threads=READERS)
     else:
         crew.run(read, chunks, stop=stop, threads=_COPIES_IN_FLIGHT)
+
+
+def _read(
+    reading: _Reading, stop: StopFlag | None, on_begin: Callable[[int, int], None] | None, chunk: tuple[int, int]
+) -> None:
+    if stop is not None:
+        stop.check()
+    if on_begin is not None:
+        on_begin(*chunk)
+    reading.read(*chunk)
 
 
 def _with_memory_ready(

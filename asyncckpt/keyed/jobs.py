@@ -170,6 +170,7 @@ class StoreJobs:
         self.queue.settle(outcome, change)
         for _, error in outcome.refused:
             self.refusals.add(error)
+        outcome.refused.clear()  # of the job's frames, to which the errors lead
 
     def _store(self, engine: Engine, write: Change, work: Work) -> None:
         self._begin(engine, work)

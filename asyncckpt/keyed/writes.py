@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import FileLockedError
+from asyncckpt.workers import drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +62,8 @@ class Refusals:
         self._errors: list[BaseException] = []
 
     def add(self, error: BaseException) -> None:
-        """Keep an error; that there is another writer, once."""
+        """Keep an error, without the value that it is about; that there is another writer, once."""
+        drop_locals(error)
         is_lock = isinstance(error, FileLockedError)
         if not (is_lock and any(isinstance(each, FileLockedError) for each in self._errors)):
             self._errors.append(error)
@@ -75,7 +77,7 @@ class Refusals:
         """Raise them, if there are any: one by itself, more as a group."""
         errors = self.take()
         if len(errors) == 1:
-            raise errors[0]
+            raise errors.pop()  # it leads to this frame, which must not lead back
         if errors:
             message = f"{self._place}: {len(errors)} changes failed"
             raise BaseExceptionGroup(message, errors)
@@ -161,6 +163,7 @@ class WriteQueue:
                     raise
                 return False
             except Exception as error:  # noqa: BLE001 - it will never do: others shall not wait behind it
+                drop_locals(error)  # which may be a large value: it is freed in this thread, not in the loop's
                 outcome.refused.append((self._take(), error))
             else:
                 outcome.done.append(self._take())

@@ -2,7 +2,8 @@
 
 1. A job is one plain function in one thread of the manager's own small executor. Whoever awaits it waits for its end: a
    cancellation asks the job to stop, is held back until it has, and is raised then. So no thread uses anybody's
-   memory, files or lock after the await is over.
+   memory, files or lock after the await is over. What a job that failed had in its hands is freed in its thread: on
+   the loop's, that would take time, too.
 2. A loop that is always busy with Python would starve the jobs: each time one needs the GIL it waits for the
    interpreter's switch interval, or longer. So while a job runs, a callback on the loop gives the GIL away: about once
    a millisecond while somebody awaits the job, half as often for the writer's, because each time costs the loop about
@@ -19,7 +20,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.errors import ManagerClosedError
-from asyncckpt.workers import Crew, StopFlag
+from asyncckpt.workers import Crew, StopFlag, drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +89,7 @@ class Jobs:
         is_background = callable(on_cancel)
         if self._is_closed or (is_background and self._is_given_up):
             raise ManagerClosedError("the manager is closed")
-        future = self._executor.submit(job, *args, **kwargs)
+        future = self._executor.submit(_run, job, args, kwargs)
         self._running.add(future)
         waiter = asyncio.wrap_future(future, loop=self._loop)
         if is_background:
@@ -110,15 +111,16 @@ class Jobs:
             self._background.discard(waiter)
             if future.done():
                 self._running.discard(future)
-        if waiter.cancelled():
-            raise ManagerClosedError("a thread is stuck in a system call, and its work was given up")
-        if cancelled is not None:
-            waiter.exception()  # looked at, so that it is not reported as never retrieved
-            try:
-                raise cancelled
-            finally:
-                del cancelled  # whose traceback holds the caller's state, in a cycle with this frame
-        return waiter.result()
+        try:
+            if waiter.cancelled():
+                raise ManagerClosedError("a thread is stuck in a system call, and its work was given up")
+            if cancelled is not None:
+                waiter.exception()  # looked at, so that it is not reported as never retrieved
+                raise cancelled.with_traceback(None)  # without the frames of `asyncio.wait`, which hold the result
+            return waiter.result()
+        finally:
+            # Whatever is raised leads to this frame, and through it to the caller's state: it must not lead back.
+            del waiter, future, cancelled
 
     def when_idle(self, action: Callable[[], None]) -> None:
         """Call `action` when every job has ended: at once, or from the thread of the last one."""
@@ -167,3 +169,12 @@ class Jobs:
     def _yield_interval(self) -> float:
         is_awaited = len(self._running) > len(self._background)
         return _YIELD_INTERVAL if is_awaited else _BACKGROUND_YIELD_INTERVAL
+
+
+def _run(job: Callable[..., ResultT], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ResultT:
+    try:
+        return job(*args, **kwargs)
+    except BaseException as error:
+        drop_locals(error)
+        del job, args, kwargs  # of this frame, which is running still
+        raise

@@ -97,19 +97,21 @@ class Session:
 
     async def _close_and_report(self, error: BaseException | None) -> None:
         """Close; raise the failures that nobody has received, or note them on the exception that comes out instead."""
-        raised = error
         try:
             await self._close(error)
         except asyncio.CancelledError as cancelled:
-            raised = error or cancelled
-        failures = self._here(is_closing=True).writer.unreceived_failures()
-        if raised is None:
-            raise_failures(failures)
+            self._note_failures(error or cancelled)
+            if error is None:
+                raise
             return
-        for failure in failures:
+        if error is None:
+            raise_failures(self._here(is_closing=True).writer.unreceived_failures())
+        else:
+            self._note_failures(error)
+
+    def _note_failures(self, raised: BaseException) -> None:
+        for failure in self._here(is_closing=True).writer.unreceived_failures():
             raised.add_note(f"asyncckpt: {failure}")
-        if raised is not error:
-            raise raised
 
     async def _close(self, error: BaseException | None) -> None:
         here = self._here(is_closing=True)
@@ -125,8 +127,11 @@ class Session:
             except asyncio.CancelledError as again:
                 cancelled = again
                 here.writer.grace.hasten(again)
-        if cancelled is not None:
-            raise cancelled
+        try:
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            del cancelled  # which leads to this frame, and so to the caller's state
         self._closing.result()
 
     def __del__(self) -> None:
@@ -205,9 +210,9 @@ def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:
 
 
 def raise_failures(failures: list[Exception]) -> None:
-    """Raise a failure, or several as a group; nothing if there is none."""
+    """Raise a failure, or several as a group; nothing if there is none. A single one is not left in the list."""
     if len(failures) == 1:
-        raise failures[0]
+        raise failures.pop()  # it leads to the frames that have the list: they must not lead back
     if failures:
         message = f"{len(failures)} saves failed"
         raise ExceptionGroup(message, failures)

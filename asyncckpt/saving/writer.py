@@ -8,6 +8,7 @@
    left unwritten then fails, and is reported like any failure.
 4. Every failed save reaches somebody: its handle, or else the next `save`, `flush` or `aclose`.
 5. A step is in flight from the moment it is reserved until its save has come to an end.
+6. A failed save leaves nothing in memory but its error, however long somebody keeps the handle.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from asyncckpt.saving import commit
 from asyncckpt.saving.grace import Grace
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.retirement import Retirement
-from asyncckpt.workers import StopFlag, Stopped
+from asyncckpt.workers import StopFlag, Stopped, drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -65,8 +66,7 @@ class _Command:
 
     action: Callable[[], Awaitable[Any]]
     done: asyncio.Future[Any]
-    is_forsaken: bool = False
-    """Whether whoever waited for it was cancelled."""
+    """Cancelled when whoever waits for it is."""
 
 
 class Writer:
@@ -137,25 +137,33 @@ class Writer:
             DirectoryLockedError: There is another writer.
             OSError: The directory cannot be made or written.
         """
-        if self._lock is not None:
-            return
+        while self._lock is None:
+            # Whoever waits may be cancelled; the lock is taken all the same, once, for all who want it.
+            taking = self._attempt()
+            try:
+                await asyncio.wait((taking,))
+                taking.result()
+            except asyncio.CancelledError as error:
+                if asyncio.current_task() is not self.task:
+                    raise
+                self.grace.hasten(error)
+            finally:
+                del taking  # or it would hold its error, and that this frame
+
+    def _attempt(self) -> asyncio.Task[None]:
+        """Return the attempt to take the directory that is under way, or begin one."""
         if self._taking is None or self._taking.done():
             self._taking = asyncio.Task(self._take_directory(), loop=self._loop, context=contextvars.Context())
             # Who waits is told, and who no longer does needs no telling: the next save tries again.
             self._taking.add_done_callback(lambda taking: taking.cancelled() or taking.exception())
-        taking = self._taking
-        # Whoever waits may be cancelled; the lock is taken all the same, once, for all who want it.
-        try:
-            await asyncio.wait((taking,))
-            taking.result()
-        except asyncio.CancelledError as error:
-            if asyncio.current_task() is not self.task:
-                raise
-            self.grace.hasten(error)
-            await self.take_directory()
+        return self._taking
 
     async def _take_directory(self) -> None:
-        lock, records = await self._jobs.run_stoppable(self.grace.hasten, commit.take_directory, self._ops, self._root)
+        take = commit.take_directory
+        try:
+            lock, records = await self._jobs.run_stoppable(self.grace.hasten, take, self._ops, self._root)
+        finally:
+            self._taking = None  # its error, if it failed, is for those who wait
         self._lock = lock
         self._catalog.replace(records)
         if not lock.is_supported:
@@ -186,14 +194,13 @@ class Writer:
 
         A cancellation ends the waiting, not the action; if that fails then, it warns.
         """
+        return await self._command(action)  # a variable for it would hold the error, and the error this frame
+
+    def _command(self, action: Callable[[], Awaitable[Any]]) -> asyncio.Future[Any]:
         command = _Command(action=action, done=self._loop.create_future())
         self._queue.append(command)
         self._changed.set()
-        try:
-            return await asyncio.shield(command.done)
-        except asyncio.CancelledError:
-            command.is_forsaken = True
-            raise
+        return command.done
 
     def unreceived_failures(self) -> list[Exception]:
         """Return the errors of failed saves that nobody has received, which thereby counts as done."""
@@ -249,10 +256,8 @@ class Writer:
             await self.retirement.catch_up()
             if self._queue and not self.grace.is_over:
                 item = self._queue.popleft()
-                if isinstance(item, QueuedSave):
-                    await self._save(item)
-                else:
-                    await self._act(item)
+                await (self._save(item) if isinstance(item, QueuedSave) else self._act(item))
+                del item  # or its error would stay until the next one comes
                 continue
             if self.is_closing:
                 break
@@ -266,16 +271,18 @@ class Writer:
     async def _act(self, command: _Command) -> None:
         try:
             result = await command.action()
-        except Exception as raised:  # noqa: BLE001 - it is the caller's
-            error = (
-                ManagerClosedError("it was stopped while the manager closed") if isinstance(raised, Stopped) else raised
-            )
+        except Stopped:
+            self._fail(command, ManagerClosedError("it was stopped while the manager closed"))
+        except Exception as error:  # noqa: BLE001 - it is the caller's
             self._fail(command, error)
         else:
-            command.done.set_result(result)
+            if not command.done.cancelled():
+                command.done.set_result(result)
+        finally:
+            del command  # which holds the error, and the error this frame
 
     def _fail(self, command: _Command, error: Exception) -> None:
-        if command.is_forsaken:
+        if command.done.cancelled():
             self._warn(f"{self._root}: an operation that nobody waits for any more failed: {error}")
         else:
             command.done.set_exception(error)
@@ -297,10 +304,9 @@ class Writer:
                 item.stop,
             )
         except Exception as error:  # noqa: BLE001 - it becomes the handle's
-            cause = error
-            if item.stop.is_set:
-                cause = ManagerClosedError("it was stopped while it was being written")
-            self._end(item, SaveState.FAILED, cause=cause)
+            drop_locals(error)  # for a handle may be kept for long
+            stopped = ManagerClosedError("it was stopped while it was being written")
+            self._end(item, SaveState.FAILED, cause=stopped if item.stop.is_set else error)
         else:
             self._catalog.add(written.record)
             self.retirement.sweep(written.trash)
@@ -378,7 +384,7 @@ class Writer:
             if isinstance(item, QueuedSave):
                 item.snapshot.release()
                 self._end(item, SaveState.FAILED, cause=error)
-            elif not item.done.done():
+            else:
                 failure = error if isinstance(error, Exception) else CheckpointError("the writer task was ended")
                 self._fail(item, failure)
         if self._writing is not None and not self._writing.handle.is_done:
