@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,11 +19,13 @@ import uvloop
 from gates import hold
 
 import asyncckpt
+from asyncckpt.saving import leaving
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from types import FrameType
 
     from asyncckpt import SaveHandle
 
@@ -214,3 +220,206 @@ def test_other_threads_are_told(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert "main thread" in str(told[0])
+
+
+async def test_blocks_do_not_overlap() -> None:
+    """A program leaves once: a second block would have its save or the first one's forgotten."""
+
+    async def save() -> None:
+        """Nothing."""
+
+    async with asyncckpt.leave_on_sigterm(save):
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(asyncckpt.ManagerUsageError, match="around all"):
+            async with asyncckpt.leave_on_sigterm(save):
+                pass
+        assert signal.getsignal(signal.SIGTERM) == handler
+    async with asyncckpt.leave_on_sigterm(save):
+        pass
+
+
+async def test_the_loops_own_handler_is_back_afterwards() -> None:
+    """What the program had registered by `add_signal_handler` is called again, not only named by `getsignal`."""
+
+    async def save() -> None:
+        """Nothing."""
+
+    loop = asyncio.get_running_loop()
+    stop, other = asyncio.Event(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, other.set)
+    try:
+        async with asyncckpt.leave_on_sigterm(save):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await asyncio.wait_for(other.wait(), 30)  # that of another signal is called within the block, too
+        assert not stop.is_set()
+        terminate()
+        await asyncio.wait_for(stop.wait(), 30)
+    finally:
+        assert loop.remove_signal_handler(signal.SIGTERM)
+        assert loop.remove_signal_handler(signal.SIGUSR1)
+
+
+async def test_a_handler_that_is_set_within_the_block_stays() -> None:
+    """It replaces ours, on the loop as elsewhere."""
+
+    async def save() -> None:
+        raise AssertionError("the signal was not ours")
+
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    try:
+        async with asyncckpt.leave_on_sigterm(save):
+            loop.add_signal_handler(signal.SIGTERM, stop.set)
+            terminate()
+            await asyncio.wait_for(stop.wait(), 30)
+        stop.clear()
+        terminate()
+        await asyncio.wait_for(stop.wait(), 30)
+    finally:
+        assert loop.remove_signal_handler(signal.SIGTERM)
+
+
+@LOOPS
+def test_a_signal_is_heard_once_at_any_instant(loop_factory: LoopFactory) -> None:
+    """By the block or by the loop's own handler, never by both or neither, while the handlers change, too."""
+    heard: list[str] = []
+
+    async def save() -> None:
+        heard.append("block")
+
+    async def main(instant: int) -> bool:
+        """Send a signal at this call that the module makes; tell whether there was one."""
+        loop = asyncio.get_running_loop()
+        stop = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, lambda: (heard.append("loop"), stop.set()))
+        calls = 0
+
+        def count(frame: FrameType, event: str, argument: object) -> None:
+            del argument  # any
+            nonlocal calls
+            if event in ("c_call", "c_return") and frame.f_code.co_filename == leaving.__file__:
+                calls += 1
+                if calls == instant:
+                    terminate()
+
+        sys.setprofile(count)
+        try:
+            async with asyncckpt.leave_on_sigterm(save):
+                await asyncio.sleep(0)
+        finally:
+            sys.setprofile(None)
+        if calls >= instant:
+            await asyncio.wait_for(stop.wait(), 30)
+        return calls >= instant
+
+    hearers = set()
+    for instant in itertools.count(1):
+        heard.clear()
+        with asyncio.Runner(loop_factory=loop_factory) as runner, suppress(SystemExit):
+            if not runner.run(main(instant)):
+                break
+        assert heard in (["block"], ["loop"]), instant
+        hearers.update(heard)
+    assert hearers == {"block", "loop"}
+
+
+@LOOPS
+def test_a_signal_that_another_thread_gets_wakes_the_loop(loop_factory: LoopFactory) -> None:
+    """Python's handler runs in the main thread, which sleeps until the loop has something to do."""
+    woken_by = []
+
+    async def save() -> None:
+        woken_by.append("signal")
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(30, woken_by.append, "timer")
+        about_to_sleep = threading.Event()
+
+        def get_it() -> None:
+            about_to_sleep.wait()
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+        thread = threading.Thread(target=get_it)
+        thread.start()
+        try:
+            async with asyncckpt.leave_on_sigterm(save):
+                about_to_sleep.set()
+                await asyncio.sleep(3600)
+        finally:
+            thread.join()
+
+    assert run(main, loop_factory) == 143
+    assert woken_by == ["signal"]
+
+
+# In a process of its own: it forks, and what is wrong hangs at its end.
+_FORKING = """
+import asyncio, multiprocessing, os, signal, sys
+
+how, loop_name = sys.argv[1:]
+if how == "at once":  # before the library's own hook
+    os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+import asyncckpt
+
+if loop_name == "uvloop":
+    from uvloop import new_event_loop
+else:
+    from asyncio import new_event_loop
+
+fork = multiprocessing.get_context("fork")
+told = []
+
+async def save():
+    pass
+
+async def main():
+    if how == "the loop's":
+        for each in (signal.SIGTERM, signal.SIGUSR1):
+            asyncio.get_running_loop().add_signal_handler(each, told.append, each)
+    async with asyncckpt.leave_on_sigterm(save):
+        child = fork.Process(target=signal.pause)
+        child.start()
+        if how != "at once":
+            child.terminate()
+        child.join()
+        assert child.exitcode == -signal.SIGTERM, child.exitcode
+        if how == "the loop's":
+            child = fork.Process(target=signal.raise_signal, args=(signal.SIGUSR1,))
+            child.start()
+            child.join()
+        if how != "at once":  # or uvloop's has ended already
+            program = await asyncio.create_subprocess_exec(sys.executable, "-c", "import signal; signal.pause()")
+            program.terminate()
+            assert await program.wait() == -signal.SIGTERM
+        await asyncio.sleep(0)
+        assert not told
+        fork.Process(target=signal.pause, daemon=True).start()  # which multiprocessing ends at the end
+        if how == "and leave":
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(3600)
+    if how == "the loop's":
+        while not told:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0)
+
+with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("loop_name", ["stock", "uvloop"])
+@pytest.mark.parametrize("how", ["later", "at once", "and leave", "the loop's"])
+def test_forked_children_end_by_the_signal(how: str, loop_name: str) -> None:
+    """They do not take it for their parent's: so nobody waits for them for ever. And the parent hears nothing of it."""
+    process = subprocess.Popen(  # noqa: S603 - our own interpreter
+        [sys.executable, "-c", _FORKING, how, loop_name], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, complaints = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        raise
+    assert (process.returncode, complaints) == (143 if how == "and leave" else 0, "")
