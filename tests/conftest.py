@@ -24,6 +24,9 @@ import asyncckpt.disk.publish
 import asyncckpt.disk.reading
 import asyncckpt.formats.hdf5
 import asyncckpt.formats.msgpack
+import asyncckpt.keyed._hdf5_data
+import asyncckpt.keyed._hdf5_foreign
+import asyncckpt.keyed._hdf5_reading
 import asyncckpt.keyed.hdf5
 import asyncckpt.keyed.home
 import asyncckpt.keyed.json_file
@@ -70,6 +73,9 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.reading,
     asyncckpt.formats.hdf5,
     asyncckpt.formats.msgpack,
+    asyncckpt.keyed._hdf5_data,
+    asyncckpt.keyed._hdf5_foreign,
+    asyncckpt.keyed._hdf5_reading,
     asyncckpt.keyed.hdf5,
     asyncckpt.keyed.home,
     asyncckpt.keyed.json_file,

@@ -45,6 +45,7 @@ GROUP_DEFAULTS: Final = b"\0\0"
 _CHECKSUM: Final = bytes(4)
 _FEW: Final = 16
 _KNOWN_NBYTES: Final = 1024
+_NOBODYS: Final = b"asyncckpt"
 _HEAP_ID_NBYTES: Final = 7
 _RECORD_NBYTES: Final = 4 + _HEAP_ID_NBYTES
 _NODE_PREFIX_NBYTES: Final = 6
@@ -123,9 +124,13 @@ def link(name: bytes, order: int, address: int) -> bytes:
 
 
 def text_collection(texts: Sequence[bytes]) -> bytes:
-    """Make a collection of the global heap; its objects are numbered from 1 on."""
+    """Make a collection of the global heap; its objects are numbered from 1 on.
+
+    Its last object is nobody's. Without it, libhdf5 would give the collection back when its only text is replaced, make
+    another in its place, and number the new text as the old one: nothing that refers to it would have changed.
+    """
     parts: list[bytes] = []
-    for number, text in enumerate(texts, 1):
+    for number, text in enumerate([*texts, _NOBODYS], 1):
         parts += (struct.pack("<2HIQ", number, 1, 0, len(text)), text, bytes(-len(text) % 8))
     content = b"".join(parts)
     nbytes = -(-(len(content) + 32) // 4096) * 4096  # 16 for the collection's header, 16 for that of its free space

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ from asyncckpt.memory import PAGE_NBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from asyncckpt.keyed.values import Names
     from asyncckpt.workers import Pacer
@@ -34,6 +36,18 @@ _SLOT: Final = struct.Struct("<16sIIQQQQQQ16s")
 _ROWS: Final = 1024
 _ROW_NBYTES: Final = 180
 _ERRORS: Final = "surrogatepass"
+
+
+@contextmanager
+def naming(path: Path, key: str | None = None) -> Iterator[None]:
+    """Let errors about what stands in a file name the file, and the key whose value it is."""
+    where = f"{path}" if key is None else f"{path}: the value of {key!r}"
+    try:
+        yield
+    except CorruptCheckpointError as error:
+        raise CorruptCheckpointError(f"{where}: {error}", file=str(path)) from error
+    except UnsupportedFormatError as error:
+        raise UnsupportedFormatError(f"{where}: {error}") from error
 
 
 class Slot(NamedTuple):

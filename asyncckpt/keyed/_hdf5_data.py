@@ -7,7 +7,8 @@
    a sync had failed: so it writes again what may not have reached the disk.
 3. A file whose superblock is not one that a commit of ours left, or whose catalog is not what the slot says, was
    changed by somebody else, and is not ours any more.
-4. What is read of a value, its HDF5 objects included, is verified before use.
+4. What is read of a value is verified before use, and so are its HDF5 objects, though they are not needed: so a change
+   that another program made to them is told, and never undone by copying the value.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from asyncckpt.keyed._hdf5_catalog import (
     encode_catalog,
     find_slots,
     link_name,
+    naming,
 )
 from asyncckpt.keyed._hdf5_region import RegionPlan, Value, array_of, digest_runs
 from asyncckpt.keyed.writing import Appender
@@ -97,7 +99,8 @@ class DataFile:
         head = os.pread(fd, HEAD_NBYTES, 0)
         while True:
             try:
-                return cls._open_at(head, path, fd, pacer)
+                with naming(path):
+                    return cls._open_at(head, path, fd, pacer)
             except ForeignFileError:
                 before, head = head, os.pread(fd, HEAD_NBYTES, 0)
                 if head == before:
@@ -192,16 +195,20 @@ class DataFile:
         offset = self.tail
         pieces = encode_catalog(places, pacer)
         catalog_nbytes = sum(map(len, pieces))
-        links = [(link_name(key), place.address) for key, place in places.items() if place.address is not None]
-        begin = align(offset + catalog_nbytes, 8)
-        root_at, group = root.root_group(begin, links, (offset, catalog_nbytes), pacer)
-        pieces += [bytes(begin - offset - catalog_nbytes), *group]
-        end = align(begin + sum(map(len, group)), PAGE_NBYTES)
-        pieces.append(bytes(end - begin - sum(map(len, group))))
         digest = xxh3_128()
-        out = Appender(ops, self.fd, offset)
         for piece in pieces:
             digest.update(piece)
+            pacer.pause()
+        links = [(link_name(key), place.address) for key, place in places.items() if place.address is not None]
+        begin = align(offset + catalog_nbytes, 8)
+        root_at, group = root.root_group(begin, links, (offset, catalog_nbytes, digest.digest()), pacer)
+        end = align(begin + sum(map(len, group)), PAGE_NBYTES)
+        behind = [bytes(begin - offset - catalog_nbytes), *group, bytes(end - begin - sum(map(len, group)))]
+        for piece in behind:
+            digest.update(piece)
+            pacer.pause()
+        out = Appender(ops, self.fd, offset)
+        for piece in (*pieces, *behind):
             out.write(piece)
             pacer.pause()
         out.flush()
@@ -248,7 +255,7 @@ class DataFile:
         index, segments = self.read_index(key, place, work.pacer())
         arrays = {number: fresh_array(meta) for number, meta in enumerate(index.arrays)}
         base = place.region.offset
-        targets = [Target(place.begin - base, place.end - place.begin, None)]  # HDF5's own, which is only verified
+        targets = [self._objects_of(place)]
         targets += [each._replace(offset=each.offset - base) for each in targets_of(segments, arrays)]
         self._read(key, place.region, targets, work)
         return index, arrays
@@ -257,7 +264,8 @@ class DataFile:
         """Read the nodes of a value, and where its arrays lie."""
         data: Bytes = np.empty(place.index_nbytes, np.uint8)
         self._read(key, place.region, [Target(place.index_offset - place.region.offset, len(data), data)], None)
-        index, segments = decode_index(data.data, file_nbytes=place.region.end, pacer=pacer)
+        with naming(self.path, key):
+            index, segments = decode_index(data.data, file_nbytes=place.region.end, pacer=pacer)
         if segments and segments[0].offset < place.end:
             raise self._corrupt(key)("has an index that leads elsewhere")
         return index, segments
@@ -270,9 +278,9 @@ class DataFile:
         data = os.pread(self.fd, stop - begin, begin)
         if digest_runs(objects, data) != place.digest:
             raise self._corrupt(key)("does not match its digest")
-        index, segments = decode_index(
-            memoryview(data)[place.index_offset - begin :], file_nbytes=place.region.end, pacer=pacer
-        )
+        encoded = memoryview(data)[place.index_offset - begin :]
+        with naming(self.path, key):
+            index, segments = decode_index(encoded, file_nbytes=place.region.end, pacer=pacer)
         if any(not begin <= each.offset <= each.offset + each.nbytes <= place.index_offset for each in segments):
             raise self._corrupt(key)("has an index that leads elsewhere")
         offsets = {each.array: each.offset - begin for each in segments}
@@ -283,7 +291,16 @@ class DataFile:
         if place.digest is not None:
             return Value(key, *self._read_small(key, place, pacer), place.names)
         index, segments = self.read_index(key, place, pacer)
+        self._read(key, place.region, [self._objects_of(place)], None)  # they are not copied, but made anew
         return Value(key, index, _StoredArrays(self, key, place.region, segments), place.names)
+
+    def intact(self, key: str, place: Place, work: Work) -> Value:
+        """Return a value that is to be copied, once all of it has been read and verified."""
+        if place.digest is None:
+            _, segments = self.read_index(key, place, work.pacer())
+            targets = [Target(each.offset - place.region.offset, each.nbytes, None) for each in segments]
+            self._read(key, place.region, targets, work)
+        return self.stored(key, place, work.pacer())
 
     def copy(self, key: str, region: Region, offset: int, target: Bytes) -> None:
         """Read a verified run of a region; from any thread."""
@@ -311,6 +328,11 @@ class DataFile:
                 self._blocks[region.offset, block] = found
         return found
 
+    @staticmethod
+    def _objects_of(place: Place) -> Target:
+        """Return what HDF5 has of a value: it is only verified."""
+        return Target(place.begin - place.region.offset, place.end - place.begin, None)
+
     def _read(self, key: str, region: Region, targets: Sequence[Target], work: Work | None) -> None:
         targets = [target for target in targets if target.nbytes]
         crew, stop = (None, None) if work is None else (work.crew, work.stop)
@@ -324,7 +346,7 @@ class DataFile:
                 f"{self.path}: the value of {key!r} {reason}: something damaged or another program changed it after"
                 " asyncckpt wrote it. Replace or delete the key"
             )
-            return CorruptCheckpointError(message, file=self.path.name)
+            return CorruptCheckpointError(message, file=str(self.path))
 
         return corrupt
 

@@ -1,52 +1,50 @@
-"""HDF5 that others made, read through libhdf5: h5py's files, netCDF4's, and ours after another program changed them.
+"""HDF5 that others made, and ours after another program changed it: its keys, and where their values are read.
 
-1. Groups become dicts, datasets arrays, scalar datasets scalars and texts str. Soft links are followed.
-2. What leads out of the file or needs foreign code is refused by name, before it is touched: external links, external
-   storage, virtual datasets, filter plugins. So are elements that are no data: references, lists of any length.
-3. What is small in the file and huge in memory is refused, and so is what has no end.
-4. Attributes are notes, not values, and are left out; but a file in the layout of ours keeps small leaves in them, and
-   says what its groups and datasets stand for (docs/format.md), so there they are read.
+1. The keys of others' files are the links of the root group, and everything is read through libhdf5 (`_hdf5_reading`).
+2. In a file of ours the catalog still says which keys there were, under which links. A link that is gone was deleted; a
+   key that never had one, because other programs are not shown every leaf, is still there.
+3. A value whose bytes still have the digest that the catalog gives it is what we wrote, and is read as such. Others
+   are read as what their links lead to now. Where there is no link, either, the value is refused, and so is a rewriting
+   that would lose it.
+4. The catalog is believed if its own digest is right. If not, the links are all there is, and that is told.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from collections import OrderedDict, deque
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote_to_bytes
+import contextlib
+import os
+import warnings
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import h5py
-import numpy as np
-from h5py import h5d, h5o, h5t
+from xxhash import xxh3_128_digest
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.keyed._hdf5_root import SIGNATURE
+from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, decode_catalog, find_slots, link_name, naming
+from asyncckpt.keyed._hdf5_data import DataFile
+from asyncckpt.keyed._hdf5_reading import PARTIAL, Reading, entry_names, key_of
+from asyncckpt.keyed._hdf5_region import Value
+from asyncckpt.keyed._hdf5_root import CATALOG_NAME, DIGEST_NAME, SIGNATURE
 from asyncckpt.keyed.base import Found
-from asyncckpt.state.dtypes import dtype_from_plain
+from asyncckpt.keyed.values import build_value, refer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Container
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
+    from asyncckpt.keyed._hdf5_catalog import Place
+    from asyncckpt.keyed.base import Work
     from asyncckpt.workers import Pacer
 
-_MAX_DEPTH: Final = 100
-_MAX_OBJECTS: Final = 1_000_000
-_MAX_RATIO: Final = 1100
-"""deflate, the best of the usual filters, makes nothing smaller than this."""
-_UNSUSPICIOUS_NBYTES: Final = 64 << 20
-_SLAB_NBYTES: Final = 4 << 20
-_USUAL_FILTERS: Final = frozenset({1, 2, 3, 4, 5, 6, 32000})  # part of HDF5 itself, and h5py's lzf
-_MARK: Final = "__asyncckpt"
-_CONTAINERS: Final[dict[str, Callable[[list[Any]], Any]]] = {
-    "list": list,
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-}
+_Read = TypeVar("_Read")
+
+_CATALOG: Final = CATALOG_NAME.decode()
+_DIGEST: Final = DIGEST_NAME.decode()
+_INDEX_NOTE: Final = "__asyncckpt_format__"  # what the dataset of that name has in a `state.h5`
+_ANYWHERE: Final = (1 << 63) - 1
+_SHOWN: Final = 5
+_HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+"""What h5py raises where libhdf5 fails."""
 
 
 def check_signature(path: Path) -> None:
@@ -64,343 +62,199 @@ def check_signature(path: Path) -> None:
                 return
             offset = max(512, 2 * offset)
     message = f"{path} is not an HDF5 file, or its beginning is damaged"
-    raise CorruptCheckpointError(message, file=path.name)
+    raise CorruptCheckpointError(message, file=str(path))
 
 
 class ForeignFile:
     """An HDF5 file, opened by libhdf5 for reading."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, work: Work) -> None:
         """Open it.
 
         Raises:
             CorruptCheckpointError: libhdf5 cannot.
+            UnsupportedFormatError: A later release wrote it, or not all of its keys can be told.
         """
         self._path = path
         try:
             self._file = h5py.File(path, "r", locking=False)
         except OSError as error:
             message = f"{path} cannot be read as HDF5: {error}"
-            raise CorruptCheckpointError(message, file=path.name) from error
-        self._is_ours = f"{_MARK}__" in self._file
-        self._names = {_key(name) if self._is_ours else name: name for name in self._entries()}
+            raise CorruptCheckpointError(message, file=str(path)) from error
+        try:
+            self._data = DataFile(path, os.dup(self._file.id.get_vfd_handle()))
+        except BaseException:
+            self._file.close()
+            raise
+        self._names: dict[str, str] = {}  # of the links, or of the root group's attributes, by their keys
+        self._attributed: dict[str, str] = {}  # where the value of a key has attributes that were left out
+        try:
+            with naming(path):
+                slots = find_slots(os.pread(self._data.fd, HEAD_NBYTES, 0))
+            self._is_ours = bool(slots) or self._is_hard(_CATALOG)
+            self._keys = self._find_keys(work.pacer())
+        except BaseException as error:
+            self.close()
+            if isinstance(error, _HDF5_ERRORS):
+                raise self._unreadable("its root group", error) from error
+            raise
 
     def close(self) -> None:
         """Close it."""
         self._file.close()
+        self._data.close()
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
+    def _find_keys(self, pacer: Pacer) -> list[str]:
+        root = self._file
+        if not self._is_ours:
+            self._names = {name: name for name in root}
+            return list(self._names)
+        if PARTIAL in root.attrs:
+            message = (
+                f"{self._path} is the state of a checkpoint with keys that only asyncckpt's index has: load it with a"
+                " CheckpointManager, and save what it holds to a file of many keys"
+            )
+            raise UnsupportedFormatError(message)
+        places = self._read_catalog(pacer)
+        keys = {link_name(key).decode(): key for key in places}
+        for name, _ in entry_names(root):
+            pacer.pause()
+            key = keys[name] if name in keys else key_of(root, name)
+            if key in self._names:
+                message = f"{self._path}: the names {self._names[key]!r} and {name!r} stand for one key: rename one"
+                raise UnsupportedFormatError(message)
+            self._names[key] = name
+        nbytes = os.fstat(self._data.fd).st_size
+        found = []
+        for key, place in places.items():
+            pacer.pause()
+            link = self._names.get(key)
+            if link is None and place.address is not None:
+                continue  # it was deleted
+            found.append(key)
+            if place.region.end <= nbytes and (link is None or place.address == self._address(link)):
+                self._data.places[key] = place
+        return found + [key for key in self._names if key not in places]
+
+    def _read_catalog(self, pacer: Pacer) -> dict[str, Place]:
+        """Return where the values lay, according to the catalog. A `state.h5` has none.
+
+        Raises:
+            UnsupportedFormatError: A later release wrote it.
+        """
+        with contextlib.suppress(*_HDF5_ERRORS, AttributeError, CorruptCheckpointError):
+            notes = self._file[_CATALOG].attrs if self._is_hard(_CATALOG) else {}
+            if _INDEX_NOTE in notes:
+                return {}
+            digest = bytes(notes[_DIGEST])
+            data = Reading(self._path, pacer, is_ours=False).entry(self._file, _CATALOG, "").tobytes()
+            if xxh3_128_digest(data) == digest:
+                with naming(self._path):
+                    return decode_catalog(data, _ANYWHERE, pacer)
+        message = (
+            f"{self._path}: another program removed or changed its catalog, {_CATALOG!r}: keys that no link leads to"
+            " are lost, as may be how long ones are spelled"
+        )
+        warnings.warn(message, CheckpointWarning, stacklevel=2)
+        return {}
+
+    def _is_hard(self, name: str) -> bool:
+        return isinstance(self._file.get(name, getlink=True), h5py.HardLink)
+
+    def _address(self, name: str) -> int:
+        """Return where the object that a link leads to has its header, or what is no address."""
+        if not self._is_hard(name):
+            return -1
+        return int(self._file.id.links.get_info(name.encode("utf-8", "surrogateescape")).u)
 
     def sizes(self, pacer: Pacer) -> dict[str, int]:
         """Return the keys, each with the size that its value takes in the file, as far as that is known."""
         found = {}
-        for key, name in self._names.items():
+        for key in self._keys:
             pacer.pause()
-            try:
-                item = self._file[name] if self._is_hard(self._file, name) else None
-                found[key] = item.id.get_storage_size() if isinstance(item, h5py.Dataset) else 0
-            except (OSError, KeyError, RuntimeError, ValueError):
-                found[key] = 0  # reading it says what is wrong
+            place = self._data.places.get(key)
+            found[key] = self._nbytes(self._names.get(key)) if place is None else place.nbytes
         return found
 
-    def read(self, key: str, pacer: Pacer) -> Found:
+    def _nbytes(self, name: str | None) -> int:
+        try:
+            item = self._file[name] if name is not None and self._is_hard(name) else None
+            return item.id.get_storage_size() if isinstance(item, h5py.Dataset) else 0
+        except _HDF5_ERRORS:
+            return 0  # reading it says what is wrong
+
+    # --- values -------------------------------------------------------------------------------------------------------
+
+    def read(self, key: str, work: Work) -> Found:
         """Read a value.
 
         Raises:
             UnsupportedFormatError: It is of a kind that is not read; says which.
-            CorruptCheckpointError: libhdf5 cannot read it.
+            CorruptCheckpointError: libhdf5 cannot read it, or it is not where only the catalog leads to.
+            Stopped: `work.stop` was set.
         """
-        reading = _Reading(self._path, pacer, is_ours=self._is_ours)
+        found = self._as_written(key, self._data.read, work)
+        if found is None:
+            return self._read_objects(key, work.pacer())
+        with naming(self._path, key):
+            return build_value(*found, work.pacer())
+
+    def value(self, key: str, work: Work) -> Value:
+        """Return a value that is to be copied; see `read`."""
+        found = self._as_written(key, self._data.intact, work)
+        if found is None:
+            captured = refer(self._read_objects(key, work.pacer()).value, key, work)
+            found = Value(key, captured.index, captured.snapshot, captured.names)
+        return found
+
+    def _as_written(self, key: str, read: Callable[[str, Place, Work], _Read], work: Work) -> _Read | None:
+        """Return what is read of a value that is still what we wrote, or None if its link says what it is.
+
+        Raises:
+            CorruptCheckpointError: It is not, and has no link.
+        """
+        cause = None
+        place = self._data.places.get(key)
+        if place is not None:
+            try:
+                return read(key, place, work)
+            except CorruptCheckpointError as error:
+                cause = error
+        if key in self._names:
+            return None
+        message = (
+            f"{self._path}: the value of {key!r} is not there any more: other programs see no link to it, and the one"
+            " that changed or copied the file did not keep it. Replace or delete the key"
+        )
+        raise CorruptCheckpointError(message, file=str(self._path)) from cause
+
+    def _read_objects(self, key: str, pacer: Pacer) -> Found:
+        reading = Reading(self._path, pacer, is_ours=self._is_ours)
+        name = self._names[key]
         try:
-            if key not in self._names:
-                raise KeyError(key)  # noqa: TRY301 - as libhdf5 would
-            name = self._names[key]
-            is_leaf = self._is_ours and name in self._file.attrs
-            value = reading.attribute(self._file, name, "") if is_leaf else reading.entry(self._file, name, "")
-        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-            if isinstance(error, (UnsupportedFormatError, CorruptCheckpointError)):
-                raise
-            message = f"{self._path}: {key!r} cannot be read as HDF5: {error}"
-            raise CorruptCheckpointError(message, file=self._path.name) from error
+            is_link = not self._is_ours or self._file.get(name, getlink=True) is not None
+            value = reading.entry(self._file, name, "") if is_link else reading.attribute(self._file, name, "")
+        except _HDF5_ERRORS as error:
+            raise self._unreadable(repr(key), error) from error
+        if reading.attributed is not None:
+            self._attributed[key] = reading.attributed
         return Found(value, reading.unknown_types)
 
-    def losses(self) -> str | None:
-        """Say what a rewritten file no longer has, or nothing."""
-        if self._is_ours or not (len(self._file.attrs) or any(len(each.attrs) for each in self._hard_items())):
+    def _unreadable(self, what: str, error: Exception) -> CorruptCheckpointError:
+        return CorruptCheckpointError(f"{self._path}: {what} cannot be read as HDF5: {error}", file=str(self._path))
+
+    def losses(self, keys: Container[str]) -> str | None:
+        """Say what a rewritten file that has these keys, all of which were read, no longer has; or nothing."""
+        root = self._file
+        is_attributed = any(name in root.attrs for name in root) if self._is_ours else len(root.attrs) > 0
+        places = ["/"] if is_attributed else []
+        places += [path for key, path in self._attributed.items() if key in keys]
+        if not places:
             return None
-        return f"{self._path} was made by another program, and is written anew without its attributes"
-
-    def _hard_items(self) -> Iterator[h5py.HLObject]:
-        for name in self._names.values():
-            if self._is_hard(self._file, name):
-                yield self._file[name]
-
-    def _entries(self) -> list[str]:
-        if not self._is_ours:
-            return list(self._file)
-        return [name for name in (*self._file.attrs, *self._file) if not name.startswith(_MARK)]
-
-    @staticmethod
-    def _is_hard(group: h5py.Group, name: str) -> bool:
-        return isinstance(group.get(name, getlink=True), h5py.HardLink)
-
-
-class _Reading:
-    """The reading of one value."""
-
-    def __init__(self, path: Path, pacer: Pacer, *, is_ours: bool) -> None:
-        self._path = path
-        self._pacer = pacer
-        self._is_ours = is_ours
-        self._left = _MAX_OBJECTS
-        self._claimed = self._stored = 0
-        self._datasets: dict[int, Any] = {}
-        self._above: list[h5py.HLObject] = []
-        self.unknown_types: dict[str, str] = {}
-
-    def entry(self, group: h5py.Group, name: str, parent: str) -> Any:
-        """Read what a link leads to."""
-        self._pacer.pause()
-        path = f"{parent}/{name}"
-        self._left -= 1
-        if self._left < 0:
-            raise self._refuse(path, f"has more than {_MAX_OBJECTS} objects below it")
-        self._check_link(group, name, path)
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            value = self._group(item, path)
-        elif isinstance(item, h5py.Dataset):
-            value = self._dataset(item, path)
-        else:
-            raise self._refuse(path, "is neither a group nor a dataset")
-        if self._is_ours and f"{_MARK}_type__" in item.attrs:
-            for each in np.atleast_1d(item.attrs[f"{_MARK}_type__"]):
-                self.unknown_types.setdefault(str(each), path.lstrip("/"))
-        return value
-
-    def _check_link(self, group: h5py.Group, name: str, path: str) -> None:
-        link = group.get(name, getlink=True)
-        if isinstance(link, h5py.ExternalLink):
-            raise self._refuse(path, f"is a link into another file ({link.filename!r})")
-        if isinstance(link, h5py.SoftLink):
-            self._check_soft(group, link, path)
-        elif not isinstance(link, h5py.HardLink):
-            raise self._refuse(path, "is a link of a kind that its makers defined")
-
-    def _check_soft(self, group: h5py.Group, link: h5py.SoftLink, path: str) -> None:
-        """Refuse a soft link on whose way an external one lies: libhdf5 would follow it."""
-        at: Any = group.file if link.path.startswith("/") else group
-        for _ in range(_MAX_DEPTH):
-            parts = [part for part in link.path.split("/") if part not in ("", ".")]
-            for number, part in enumerate(parts):
-                step = at.get(part, getlink=True)
-                if isinstance(step, h5py.SoftLink):
-                    rest = "/".join([step.path, *parts[number + 1 :]])
-                    at = at.file if step.path.startswith("/") else at
-                    link = h5py.SoftLink(rest)
-                    break
-                if not isinstance(step, h5py.HardLink):
-                    reason = "leads nowhere" if step is None else "leads out of the file"
-                    raise self._refuse(path, f"is a link that {reason} ({link.path!r})")
-                at = at[part]
-            else:
-                return
-        raise self._refuse(path, "is a link that leads to itself")
-
-    # --- groups -------------------------------------------------------------------------------------------------------
-
-    def _group(self, group: h5py.Group, path: str) -> Any:
-        if len(self._above) >= _MAX_DEPTH:
-            raise self._refuse(path, f"lies deeper than {_MAX_DEPTH} groups")
-        if group in self._above:
-            raise self._refuse(path, "contains itself")
-        self._above.append(group)
-        try:
-            if self._is_ours:
-                return self._marked_group(group, path)
-            return {name: self.entry(group, name, path) for name in group}
-        finally:
-            self._above.pop()
-
-    def _marked_group(self, group: h5py.Group, path: str) -> Any:
-        """Read a group of the layout that asyncckpt writes."""
-        if f"{_MARK}_partial__" in group.attrs:
-            raise self._refuse(
-                path, "has leaves that only asyncckpt's index held, and another program changed the file"
-            )
-        kind = _text(group.attrs.get(f"{_MARK}_kind__", "dict"))
-        if kind.startswith("reference"):
-            return self._as(kind.partition(" ")[2], self.entry(group, "value", path))
-        found = {}
-        for name in [*group.attrs, *group]:
-            if name.startswith(_MARK):
-                continue
-            found[name] = self.attribute(group, name, path) if name in group.attrs else self.entry(group, name, path)
-        if kind in ("dict", "OrderedDict"):
-            is_among_ints = f"{_MARK}_keys__" in group.attrs
-            made = {int(name) if is_among_ints and name[0] != "%" else _key(name): found[name] for name in found}
-            return made if kind == "dict" else OrderedDict(made)
-        values = [found[name] for name in sorted(found, key=int)]
-        if kind == "deque":
-            maxlen = group.attrs.get(f"{_MARK}_maxlen__")
-            return deque(values, None if maxlen is None else int(maxlen))
-        if kind not in _CONTAINERS:
-            raise self._refuse(path, f"is a {kind}, which is not known here")
-        return _CONTAINERS[kind](values)
-
-    def attribute(self, group: h5py.Group, name: str, path: str) -> Any:
-        """Return a small leaf as what it was."""
-        attribute = group.attrs.get_id(name)
-        space = attribute.get_space()
-        if space.get_simple_extent_type() == h5py.h5s.NULL:
-            return None
-        self._check_type(attribute.get_type(), f"{path}/{name}")
-        value = group.attrs[name]
-        return value.tobytes() if isinstance(value, np.ndarray) else _plain(value)
-
-    # --- datasets -----------------------------------------------------------------------------------------------------
-
-    def _dataset(self, dataset: h5py.Dataset, path: str) -> Any:
-        address = h5o.get_info(dataset.id).addr
-        if address not in self._datasets:  # else it has several names
-            self._datasets[address] = self._read_dataset(dataset, path)
-        return self._datasets[address]
-
-    def _read_dataset(self, dataset: h5py.Dataset, path: str) -> Any:
-        self._check_layout(dataset, path)
-        if dataset.shape is None:
-            return None
-        kind = _text(dataset.attrs.get(f"{_MARK}_kind__", "")) if self._is_ours else ""
-        text = h5py.check_string_dtype(dataset.dtype)
-        if text is not None and text.length is None:
-            return self._as(kind, self._texts(dataset, path))
-        if dataset.shape == () and text is not None and text.encoding == "utf-8":
-            return self._as(kind, dataset.asstr()[()])
-        array = self._array(dataset)
-        if self._is_ours:
-            array = _noted(array, dataset)
-            if kind:
-                return self._as(kind, array)
-            return _plain(array[()]) if dataset.id.get_create_plist().get_layout() == h5d.COMPACT else array
-        return array if dataset.shape else array[()]
-
-    def _check_layout(self, dataset: h5py.Dataset, path: str) -> None:
-        """Refuse what lies elsewhere, needs code to be loaded, or is a bomb; nothing of its contents is read yet."""
-        creation = dataset.id.get_create_plist()
-        if creation.get_layout() == h5d.VIRTUAL:
-            raise self._refuse(path, "is a virtual dataset, whose values lie in other files")
-        if creation.get_layout() != h5d.COMPACT and creation.get_external_count():
-            raise self._refuse(path, "has its values in another file (external storage)")
-        for number in range(creation.get_nfilters()):
-            code = creation.get_filter(number)[0]
-            if code not in _USUAL_FILTERS:
-                raise self._refuse(path, f"is compressed with filter {code}, which needs a plugin")
-        self._check_type(dataset.id.get_type(), path)
-        if dataset.shape is None:
-            return
-        nbytes = math.prod(dataset.shape) * dataset.id.get_type().get_size()
-        stored = min(dataset.id.get_storage_size(), self._path.stat().st_size)
-        self._claimed += nbytes
-        self._stored += stored
-        if self._claimed > max(_UNSUSPICIOUS_NBYTES, _MAX_RATIO * self._stored):
-            raise self._refuse(path, f"takes {nbytes} bytes of memory, of which the file holds {stored}")
-
-    def _check_type(self, type_id: Any, path: str) -> None:
-        """Refuse elements that are no plain data."""
-        todo = [type_id]
-        while todo:
-            found = todo.pop()
-            kind = found.get_class()
-            if kind == h5t.REFERENCE:
-                raise self._refuse(path, "holds references to objects, which mean nothing elsewhere")
-            if kind == h5t.VLEN:
-                raise self._refuse(path, "holds rows of different lengths")
-            if kind == h5t.COMPOUND:
-                members = [found.get_member_type(number) for number in range(found.get_nmembers())]
-                if any(each.get_class() == h5t.STRING and each.is_variable_str() for each in members):
-                    raise self._refuse(path, "holds records with texts of any length")
-                todo += members
-            elif kind == h5t.ARRAY:
-                todo.append(found.get_super())
-
-    def _texts(self, dataset: h5py.Dataset, path: str) -> Any:
-        """Return texts of any length: one as str, several as an array of StringDType."""
-        strings = dataset.asstr(errors="surrogateescape")
-        if dataset.shape == ():
-            return str(strings[()])
-        array = np.empty(dataset.shape, np.dtypes.StringDType())
-        held = 0
-        for place in _slabs(dataset.shape, 16):
-            part = strings[place]
-            held += sum(map(len, part.flat))
-            if held > max(_UNSUSPICIOUS_NBYTES, _MAX_RATIO * self._path.stat().st_size):
-                raise self._refuse(path, "has texts that take far more memory than the file has bytes")
-            array[place] = part
-            self._pacer.pause()
-        return array
-
-    def _array(self, dataset: h5py.Dataset) -> NDArray[Any]:
-        """Read in pieces: one call into libhdf5 holds the GIL for its whole length."""
-        array: NDArray[Any] = np.empty(dataset.shape, dataset.dtype)
-        if dataset.shape == ():
-            dataset.read_direct(array)
-            return array
-        for place in _slabs(dataset.shape, dataset.dtype.itemsize, (dataset.chunks or (1,))[0]):
-            array[place] = dataset[place]
-            self._pacer.pause()
-        return array
-
-    def _as(self, kind: str, value: Any) -> Any:
-        """Return a value as the kind of leaf that its dataset says."""
-        if kind in ("list", "tuple"):
-            return _CONTAINERS[kind](value.tolist())
-        if kind == "int":
-            return int(value, 0)
-        if kind in ("str", "str_") and isinstance(value, np.ndarray):
-            value = value.tobytes().decode("utf-8", "surrogatepass")
-        if kind == "str_":
-            return np.str_(value)
-        if kind == "bytes":
-            return value.tobytes() if isinstance(value, np.ndarray) else value
-        if kind == "bytes_":
-            return np.bytes_(value.tobytes())
-        return value[()] if kind == "scalar" else value
-
-    def _refuse(self, path: str, reason: str) -> UnsupportedFormatError:
-        message = f"{self._path}: {path} {reason}: asyncckpt does not read that; h5py may, if you trust the file"
-        return UnsupportedFormatError(message)
-
-
-def _slabs(shape: tuple[int, ...], itemsize: int, step: int = 1) -> Iterator[tuple[slice, ...]]:
-    """Yield runs of rows of a bounded size, in multiples of `step` rows."""
-    row = math.prod(shape[1:]) * itemsize
-    rows = max(_SLAB_NBYTES // max(row, 1) // step * step, step)
-    for start in range(0, shape[0], rows):
-        yield (slice(start, min(start + rows, shape[0])),)
-
-
-def _noted(array: NDArray[Any], dataset: h5py.Dataset) -> NDArray[Any]:
-    """Return an array with the dtype and the shape that its dataset notes."""
-    note = dataset.attrs.get(f"{_MARK}_dtype__")
-    shape = dataset.attrs.get(f"{_MARK}_shape__")
-    if note is not None:
-        dtype = dtype_from_plain(json.loads(_text(note)))
-        lengths = array.shape[: dataset.ndim]
-        if dtype.itemsize == 0:
-            array = np.ndarray(lengths[:-1], dtype)
-        else:
-            array = np.frombuffer(bytearray(array.tobytes()), dtype).reshape(lengths)
-    return array if shape is None else array.reshape(tuple(shape))
-
-
-def _plain(value: Any) -> Any:
-    """Return a Python scalar for one of the types that Python's own were stored as."""
-    if isinstance(value, np.bool_ | np.int64 | np.uint64 | np.float64 | np.complex128):
-        return value.item()
-    return value
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _key(name: str) -> str:
-    return "" if name == "%" else unquote_to_bytes(name).decode("utf-8", "surrogatepass")
+        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+        return (
+            f"{self._path} was made or changed by another program, and is written anew without its attributes: those"
+            f" of {', '.join(map(repr, places[:_SHOWN]))}{more}"
+        )

@@ -12,6 +12,7 @@ from h5py import h5t
 
 from asyncckpt.formats import _hdf5_bytes as hb
 from asyncckpt.formats._hdf5_file import MetadataFile, Node
+from asyncckpt.formats._hdf5_leaves import Leaf
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
 SUPERBLOCK_NBYTES: Final = hb.SUPERBLOCK_NBYTES
 CATALOG_NAME: Final = b"__asyncckpt__"
+DIGEST_NAME: Final = b"__asyncckpt_digest__"
 
 
 def superblock(end: int, root: int) -> bytes:
@@ -30,14 +32,14 @@ def superblock(end: int, root: int) -> bytes:
 
 
 def root_group(
-    begin: int, links: Iterable[tuple[bytes, int]], catalog: tuple[int, int], pacer: Pacer
+    begin: int, links: Iterable[tuple[bytes, int]], catalog: tuple[int, int, bytes], pacer: Pacer
 ) -> tuple[int, list[bytes]]:
     """Make a root group that lies from `begin` on.
 
     Args:
         begin: Where.
         links: The names of the keys, each with the address of its object.
-        catalog: Place and size of the catalog, which is shown as a dataset.
+        catalog: Place, size and xxh3-128 of the catalog, which is shown as a dataset with its digest.
         pacer: Paused between pieces.
 
     Returns:
@@ -46,7 +48,9 @@ def root_group(
     file = MetadataFile(pacer)
     for name, address in links:
         file.link(file.root, name, Node(b"", address=address))
-    place, nbytes = catalog
-    file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes).place = place
+    place, nbytes, digest = catalog
+    dataset = file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes)
+    dataset.place = place
+    file.attach_leaf(dataset, DIGEST_NAME, Leaf(h5t.STD_U8LE, np.frombuffer(digest, np.uint8)))
     file.arrange(begin)
     return file.root.address, [bytes(piece.source) for piece in file.render(None)]

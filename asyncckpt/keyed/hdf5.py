@@ -16,11 +16,12 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
+from asyncckpt.keyed._hdf5_catalog import naming
 from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
 from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value
 from asyncckpt.keyed._hdf5_sources import OBJECT_NBYTES, Foreign, Held, Placed, Source, payload_of
 from asyncckpt.keyed.base import Found, Store
-from asyncckpt.keyed.values import build_value, refer
+from asyncckpt.keyed.values import build_value
 from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class HDF5Store(Store):
                 " open it with trusted=True if you know where it comes from"
             )
             raise UntrustedFileError(message)
-        self._foreign = ForeignFile(path)
+        self._foreign = ForeignFile(path, work)
         for key, nbytes in self._foreign.sizes(work.pacer()).items():
             self._set(key, Foreign(nbytes))
 
@@ -115,19 +116,20 @@ class HDF5Store(Store):
                 if not self._trusted or source.file is not self._main:
                     raise
                 return self._read_changed(key, error, work)
-            return build_value(*found, work.pacer())
+            with naming(self._home.path, key):
+                return build_value(*found, work.pacer())
         if isinstance(source, Held):
             return source.read(work.pacer())
         assert self._foreign is not None  # noqa: S101 - it is where this source comes from
-        return self._foreign.read(key, work.pacer())
+        return self._foreign.read(key, work)
 
     def _read_changed(self, key: str, error: CorruptCheckpointError, work: Work) -> Found:
         """Read a value that another program changed in its place, so that only its digest tells."""
         from asyncckpt.keyed._hdf5_foreign import ForeignFile
 
-        file = ForeignFile(self._home.path)
+        file = ForeignFile(self._home.path, work)
         try:
-            found = file.read(key, work.pacer())
+            found = file.read(key, work)
         finally:
             file.close()
         warnings.warn(f"{error}. It is read as it is now, because the file is trusted", CheckpointWarning, stacklevel=2)
@@ -171,7 +173,7 @@ class HDF5Store(Store):
             return
         target = self._gather(work)
         places = {key: source.place for key, source in self._sources.items() if isinstance(source, Placed)}
-        losses = None if self._foreign is None else self._foreign.losses()
+        losses = None if self._foreign is None else self._foreign.losses(self._sources)
         self._commit(target, places, work)
         self._is_dirty = False
         if losses is not None:
@@ -325,8 +327,8 @@ class HDF5Store(Store):
     def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:
         for key, source in list(self._sources.items()):
             if isinstance(source, Foreign):
-                captured = refer(self.read(key, work).value, key, work)
-                yield Value(key, captured.index, captured.snapshot, captured.names)
+                assert self._foreign is not None  # noqa: S101 - it is where this source comes from
+                yield self._foreign.value(key, work)
             elif isinstance(source, Placed) and source.file is not target:
                 yield source.file.stored(key, source.place, work.pacer())
 

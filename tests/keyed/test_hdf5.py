@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import msgpack
 import numpy as np
 import pytest
 import strategies
@@ -512,8 +513,44 @@ def test_a_later_version(tmp_path: Path) -> None:
     body[16] = 2
     raw[slot.place : slot.place + len(body) + 16] = body + _hdf5_data.xxh3_128_digest(bytes(body))
     path.write_bytes(raw)
-    with pytest.raises(UnsupportedFormatError, match="version 2"), opened(path):
+    with pytest.raises(UnsupportedFormatError, match=r"a\.h5: the file has format version 2"), opened(path):
         pass
+
+
+CATALOGS: dict[str, tuple[type[CheckpointError], Any]] = {
+    "needs compression": (UnsupportedFormatError, {"asyncckpt_keyed": 1, "features": ["compression"]}),
+    "needs a later format": (UnsupportedFormatError, {"asyncckpt_keyed": 2, "features": []}),
+    "catalog is damaged": (CorruptCheckpointError, {"asyncckpt_keyed": 1, "features": [], "regions": [[0, 1, b""]]}),
+}
+
+
+@pytest.mark.parametrize("reason", CATALOGS)
+def test_a_catalog_that_cannot_be_read(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the file, and what it needs or what is wrong; digests do not tell, for it was written so."""
+    kind, content = CATALOGS[reason]
+    path = tmp_path / "a.h5"
+    monkeypatch.setattr(_hdf5_data, "encode_catalog", lambda *_: [msgpack.packb(content)])
+    with opened(path) as store:
+        put(store, "a", 1)
+        store.commit(WORK)
+    with pytest.raises(kind, match=rf"a\.h5: the .*{reason}") as caught, opened(path):
+        pass
+    assert getattr(caught.value, "file", str(path)) == str(path)
+
+
+def test_the_file_of_an_error_is_its_whole_path(tmp_path: Path) -> None:
+    """As with the other kinds of files."""
+    path = tmp_path / "a.h5"
+    raw = bytearray(_sample())
+    raw[raw.index(np.arange(1000).tobytes())] ^= 1
+    path.write_bytes(raw)
+    with opened(path) as store, pytest.raises(CorruptCheckpointError, match="'a' does not match") as caught:
+        read(store, "a")
+    assert caught.value.file == str(path)
+    path.write_bytes(b"no HDF5")
+    with pytest.raises(CorruptCheckpointError) as caught, opened(path):
+        pass
+    assert caught.value.file == str(path)
 
 
 def test_damage_to_a_small_value_is_its_own(quick_path: Path) -> None:

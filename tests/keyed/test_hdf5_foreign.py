@@ -14,7 +14,7 @@ from hdf5_stores import WORK, opened, put, read
 from support import assert_same, save_to
 
 from asyncckpt.errors import CheckpointError, CheckpointWarning, UntrustedFileError
-from asyncckpt.keyed import _hdf5_foreign
+from asyncckpt.keyed import _hdf5_reading
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +129,35 @@ def test_a_first_change_makes_it_ours(path: Path) -> None:
     with opened(path) as store:
         assert list(store.entries) == ["z", "new"]
         assert_same(read(store, "z"), np.arange(100_000))
+
+
+@pytest.mark.parametrize("place", ["/", "z", "group", "group/deep/x"])
+def test_attributes_are_told_wherever_they_are(place: str, path: Path) -> None:
+    """Also of a dataset deep in a group; the warning names the object. Of what was deleted nothing is told."""
+    with h5py.File(path, "w") as file:
+        file["z"] = 1
+        file["group/deep/x"] = [1]
+        file["good"] = 2
+        file[place].attrs["unit"] = "m"
+    with opened(path, trusted=True) as store:
+        put(store, "new", 1)
+        with pytest.warns(CheckpointWarning, match=rf"a\.h5 .*without its attributes: .*{place}"):
+            store.commit(WORK)
+        put(store, "new", 2)
+        store.commit(WORK)  # told once
+
+
+def test_without_attributes_nothing_is_told(path: Path) -> None:
+    """Nor of those that only a deleted value had."""
+    with h5py.File(path, "w") as file:
+        file["group/x"] = 1
+        file["z"] = 2
+        file["z"].attrs["unit"] = "m"
+    with opened(path, trusted=True) as store:
+        assert read(store, "z") == 2
+        store.delete("z", WORK)
+        store.commit(WORK)
+        assert read(store, "group") == {"x": 1}
 
 
 # --- what is hostile --------------------------------------------------------------------------------------------------
@@ -254,7 +283,7 @@ HOSTILE: dict[Callable[[h5py.File], None], str] = {
 @pytest.mark.parametrize("make", HOSTILE)
 def test_hostile(make: Callable[[h5py.File], None], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused by key and reason, the rest of the file is there, and no change is made without it being told."""
-    monkeypatch.setattr(_hdf5_foreign, "_MAX_OBJECTS", 1000)
+    monkeypatch.setattr(_hdf5_reading, "_MAX_OBJECTS", 1000)
     with h5py.File(path, "w") as file:
         make(file)
         file["good"] = 1
@@ -276,7 +305,7 @@ def test_hostile(make: Callable[[h5py.File], None], path: Path, monkeypatch: pyt
 
 def test_a_filter_plugin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset whose filter is not part of HDF5 is refused before libhdf5 looks for code."""
-    monkeypatch.setattr(_hdf5_foreign, "_USUAL_FILTERS", frozenset({2}))
+    monkeypatch.setattr(_hdf5_reading, "_USUAL_FILTERS", frozenset({2}))
     with h5py.File(path, "w") as file:
         file.create_dataset("bad", data=np.zeros(100), compression="gzip")
     with opened(path, trusted=True) as store, pytest.raises(CheckpointError, match="filter 1, which needs a plugin"):
@@ -332,13 +361,13 @@ def test_a_state_of_a_checkpoint(path: Path, tmp_path: Path) -> None:
 
 
 def test_objects_come_as_plain_data(path: Path) -> None:
-    """Their types are named."""
+    """In what another program changed; their types are named."""
     with opened(path) as store:
         put(store, "path", {"at": Path("a/b")})
         store.commit(WORK)
     with h5py.File(path, "r+") as file:
-        file["new"] = 1
+        file["path/new"] = 1
     with opened(path, trusted=True) as store:
         found = store.read("path", WORK)
-    assert found.value == {"at": "a/b"}
+    assert found.value == {"at": "a/b", "new": 1}
     assert list(found.unknown_types.items()) == [("path", "path/at")]

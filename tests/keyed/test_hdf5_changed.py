@@ -1,0 +1,322 @@
+"""Files of ours that another program changed: nothing that it left alone is lost, and nothing that it did is undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from hdf5_stores import WORK, opened, put, read
+from support import assert_same, save_to
+
+import asyncckpt
+from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError
+from asyncckpt.keyed import _hdf5_data
+from asyncckpt.keyed.hdf5 import HDF5Store
+
+LONG = "\u00e9/" * 400
+SHOWN: dict[str, Any] = {
+    "a": np.arange(10.0),
+    "b/c": {"x": np.arange(3), 1.5: Path("a/b"), "n": None},
+    "large": {"k": 1, "v": np.arange(200_000)},
+    LONG: np.arange(4),
+    "n": 5,
+}
+"""What other programs see, if eight leaves are shown."""
+HIDDEN: dict[str, Any] = {
+    "one": 1,
+    "text": "text",
+    "none": None,
+    "": (1, [None, 2.5], {3: Path("c")}),
+    LONG + "!": b"bytes",
+    "many": [f"text {n}" for n in range(40_000)],
+}
+"""What they do not see."""
+PARTLY: dict[str, Any] = {"partly": {"v": np.arange(5), "n": 7}}
+VALUES = SHOWN | HIDDEN | PARTLY
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file of ours with more leaves than are shown."""
+    path = tmp_path / "a.h5"
+    with opened(path) as store:
+        for key, value in SHOWN.items():
+            put(store, key, value)
+        store.commit(WORK)
+    monkeypatch.setattr(_hdf5_data, "MAX_LEAVES", 0)
+    with opened(path) as store:
+        for key, value in (HIDDEN | PARTLY).items():
+            put(store, key, value)
+        store.commit(WORK)
+    return path
+
+
+def check(path: Path, expected: dict[str, Any]) -> None:
+    """Both before and after the file has become ours again, it holds this, in this order."""
+    for trusted in (True, False):
+        with opened(path, trusted=trusted) as store:
+            assert list(store.entries) == list(expected)
+            for key, value in expected.items():
+                assert_same(read(store, key), value)
+            if trusted:
+                put(store, "scratch", 1)
+                store.commit(WORK)
+                store.delete("scratch", WORK)
+                store.commit(WORK)
+
+
+def test_the_fixture_is_what_it_says(path: Path) -> None:
+    """Other programs see some of the keys only."""
+    with h5py.File(path) as file:
+        assert len(file) == len(SHOWN) + len(PARTLY) + 1
+        assert "__asyncckpt_partial__" in file["partly"].attrs
+
+
+def test_what_was_not_changed_is_what_it_was(path: Path) -> None:
+    """Keys without links, long names, keys and objects that HDF5 has no place for: all of it comes back, and stays."""
+    with h5py.File(path, "r+") as file:
+        file["new"] = [1]
+    with pytest.raises(UntrustedFileError), opened(path):
+        pass
+    check(path, VALUES | {"new": np.array([1])})
+
+
+def test_beyond_the_bound(tmp_path: Path) -> None:
+    """A file of so many small values that the bound as it is leaves some without links."""
+    path = tmp_path / "a.h5"
+    count = _hdf5_data.MAX_LEAVES + 100
+    with asyncckpt.HDF5Checkpointer(path) as chk:
+        for number in range(count):
+            chk[f"k{number}"] = number
+    with h5py.File(path, "r+") as file:
+        assert len(file) < count
+        file["new"] = 1
+    with asyncckpt.HDF5Checkpointer(path, trusted=True) as chk:
+        assert len(chk) == count + 1
+        chk["y"] = 1
+    with asyncckpt.HDF5Checkpointer(path) as chk:
+        assert dict(chk) == {f"k{number}": number for number in range(count)} | {"new": 1, "y": 1}
+
+
+def test_what_was_deleted_stays_deleted(path: Path) -> None:
+    """A key whose link is gone, unlike one that never had a link."""
+    with h5py.File(path, "r+") as file:
+        del file["a"]
+        del file["large"]
+    check(path, {key: value for key, value in VALUES.items() if key not in ("a", "large")})
+
+
+def test_what_was_made_anew_is_what_it_is_now(path: Path) -> None:
+    """Also where the key had no link, and where another key's object got the name."""
+    with h5py.File(path, "r+") as file:
+        del file["n"]
+        file["n"] = "theirs"
+        file["one"] = [1, 2]
+        file.attrs["text"] = 2.5
+        del file["a"]
+        file.move("b%2Fc", "a")
+        file["large/k"] = [3]
+        del file["large"].attrs["k"]
+    expected = VALUES | {"n": "theirs", "one": np.array([1, 2]), "text": 2.5}
+    expected |= {"a": {"x": np.arange(3), "%=1.5": "a/b", "n": None}}
+    expected |= {"large": {"v": SHOWN["large"]["v"], "k": np.array([3])}}
+    del expected["b/c"]
+    with opened(path, trusted=True) as store:
+        assert list(store.entries) == list(expected)
+        for key, value in expected.items():
+            found = read(store, key)
+            assert_same({name: found[name] for name in value} if isinstance(value, dict) else found, value)
+
+
+def test_a_long_name_in_a_changed_value(tmp_path: Path) -> None:
+    """The group notes it."""
+    path = tmp_path / "a.h5"
+    with opened(path) as store:
+        put(store, "a", {LONG: 1, "b": {LONG: np.arange(3)}})
+        store.commit(WORK)
+    with h5py.File(path, "r+") as file:
+        file["a/new"] = 2
+    with opened(path, trusted=True) as store:
+        assert_same(read(store, "a"), {LONG: 1, "b": {LONG: np.arange(3)}, "new": np.array(2)})
+
+
+def test_a_changed_value_of_which_not_everything_is_shown(path: Path) -> None:
+    """What it is now cannot be told: it is refused when it is read, and no commit is made without it."""
+    with h5py.File(path, "r+") as file:
+        file["partly"].attrs["new"] = 1
+    before = path.read_bytes()
+    with opened(path, trusted=True) as store:
+        with pytest.raises(UnsupportedFormatError, match=r"a\.h5: /partly has leaves that only asyncckpt's index held"):
+            read(store, "partly")
+        put(store, "more", 1)
+        with pytest.raises(UnsupportedFormatError, match="/partly has leaves"):
+            store.commit(WORK)
+        assert path.read_bytes() == before
+        put(store, "partly", 1)
+        store.commit(WORK)
+    check(path, {**VALUES, "partly": 1, "more": 1})
+
+
+def test_a_value_without_a_link_that_is_damaged(path: Path) -> None:
+    """It is an error that names the key; no commit is made without it, until it is replaced or deleted."""
+    with opened(path) as store:
+        place = store._main.places["text"]  # type: ignore[union-attr] # it is open
+    with h5py.File(path, "r+") as file:
+        file["new"] = 1
+    raw = bytearray(path.read_bytes())
+    raw[place.index_offset + place.index_nbytes // 2] ^= 1
+    path.write_bytes(raw)
+    with opened(path, trusted=True) as store:
+        with pytest.raises(CorruptCheckpointError, match=r"a\.h5: the value of 'text' is not there") as caught:
+            read(store, "text")
+        assert caught.value.file == str(path)
+        put(store, "more", 1)
+        with pytest.raises(CorruptCheckpointError, match="'text' is not there"):
+            store.commit(WORK)
+        assert path.read_bytes() == raw
+        store.delete("text", WORK)
+        store.commit(WORK)
+    check(path, {key: value for key, value in VALUES.items() if key != "text"} | {"new": np.array(1), "more": 1})
+
+
+def test_a_copy_by_another_program(path: Path) -> None:
+    """It has what that program could see; that something is missing is told by key."""
+    copy = path.with_name("copy.h5")
+    with h5py.File(path) as file, h5py.File(copy, "w", track_order=True) as new:
+        for name in file:
+            file.copy(name, new)
+    with opened(copy, trusted=True) as store:
+        assert list(store.entries) == list(VALUES)
+        assert_same(read(store, LONG), SHOWN[LONG])
+        assert_same(read(store, "a"), SHOWN["a"])
+        for key in HIDDEN:
+            with pytest.raises(CorruptCheckpointError, match=r"copy\.h5: the value of .* is not there any more"):
+                read(store, key)
+        put(store, "n", 6)
+        with pytest.raises((CorruptCheckpointError, UnsupportedFormatError)):
+            store.commit(WORK)
+        for key in (*HIDDEN, *PARTLY):
+            store.delete(key, WORK)
+        store.commit(WORK)
+    with opened(copy) as store:
+        assert list(store.entries) == list(SHOWN)
+
+
+def test_without_the_catalog(path: Path) -> None:
+    """If another program took it away, what only it had is lost: that is told, and the links are read as ours."""
+    with h5py.File(path, "r+") as file:
+        del file["__asyncckpt__"]
+    with (
+        pytest.warns(CheckpointWarning, match=r"a\.h5: another program removed or changed its catalog"),
+        opened(path, trusted=True) as store,
+    ):
+        assert len(store.entries) == len(SHOWN) + len(PARTLY)
+        assert read(store, "b/c")["n"] is None
+        assert read(store, "n") == 5
+
+
+def test_a_changed_catalog_is_not_believed(path: Path) -> None:
+    """Not even where it still can be read: the key would have another name."""
+    with h5py.File(path, "r+") as file:
+        data = file["__asyncckpt__"][()].tobytes()
+        file["__asyncckpt__"][data.index(b"text")] = ord("T")
+        file["new"] = 1
+    with (
+        pytest.warns(CheckpointWarning, match=r"a\.h5: another program removed or changed its catalog"),
+        opened(path, trusted=True) as store,
+    ):
+        assert not {"text", "Text"} & set(store.entries)
+
+
+def test_names_that_stand_for_one_key(tmp_path: Path) -> None:
+    """Another program may spell a key in a second way: neither is passed over."""
+    path = tmp_path / "a.h5"
+    with opened(path) as store:
+        put(store, "ab", 1)
+        put(store, "group", {"ab": np.arange(3)})
+        store.commit(WORK)
+    with h5py.File(path, "r+") as file:
+        file["group/%61b"] = 2
+    with (
+        opened(path, trusted=True) as store,
+        pytest.raises(UnsupportedFormatError, match="/group has several names that stand for one key"),
+    ):
+        read(store, "group")
+    with h5py.File(path, "r+") as file:
+        file["%61b"] = 2
+    with pytest.raises(UnsupportedFormatError, match="the names 'ab' and '%61b' stand for one key"):  # noqa: SIM117
+        with opened(path, trusted=True):
+            pass
+
+
+def test_the_state_of_a_checkpoint_of_which_not_everything_is_shown(tmp_path: Path) -> None:
+    """Its keys cannot be told, so it is refused."""
+    state = {f"k{n}": n for n in range(2000)} | {"v": np.arange(3)}
+    path = save_to(tmp_path, 1, state, form="hdf5") / "state.h5"
+    with pytest.raises(UnsupportedFormatError, match=r"state\.h5 .*load it with a CheckpointManager"):  # noqa: SIM117
+        with opened(path, trusted=True):
+            pass
+
+
+# --- attributes -------------------------------------------------------------------------------------------------------
+
+
+def test_attributes_that_another_program_gave(path: Path) -> None:
+    """Those of datasets are no values: a first change tells that they are lost, and where."""
+    with h5py.File(path, "r+") as file:
+        file["a"].attrs["unit"] = "m"
+        file["b%2Fc/x"].attrs["unit"] = "s"
+    with opened(path, trusted=True) as store:
+        put(store, "n", 6)
+        with pytest.warns(CheckpointWarning, match="without its attributes: those of '/a', '/b%2Fc/x'$"):
+            store.commit(WORK)
+
+
+def test_an_attribute_with_the_name_of_a_dataset(path: Path) -> None:
+    """The dataset is the value; the attribute is told."""
+    with h5py.File(path, "r+") as file:
+        file["large"].attrs["v"] = 1
+        file.attrs["a"] = 1
+    with opened(path, trusted=True) as store:
+        assert_same(read(store, "large")["v"], SHOWN["large"]["v"])
+        assert_same(read(store, "a"), SHOWN["a"])
+        put(store, "n", 6)
+        with pytest.warns(CheckpointWarning, match="without its attributes: those of '/', '/large'$"):
+            store.commit(WORK)
+
+
+# --- changes in place, which leave the file ours ----------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*as it is now:asyncckpt.CheckpointWarning")
+def test_a_change_to_an_object_is_not_undone_by_copying(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value whose arrays are as they were, and whose leaf is not, is no value of ours to be written anew."""
+    with h5py.File(path, "r+") as file:
+        file["large"].attrs.modify("k", 7)
+    monkeypatch.setattr(HDF5Store, "_outgrows", lambda *_: True)
+    with opened(path, trusted=True) as store:
+        put(store, "n", 6)
+        store.commit(WORK)
+    with opened(path, trusted=True) as store:
+        assert read(store, "n") == 6
+        assert read(store, "large")["k"] == 7
+
+
+def test_a_text_is_changed_for_one_as_long(tmp_path: Path) -> None:
+    """It is told, although the object has the same size and HDF5 might have given it the same place."""
+    path = tmp_path / "a.h5"
+    with opened(path) as store:
+        put(store, "a", "text")
+        store.commit(WORK)
+    with h5py.File(path, "r+") as file:
+        file["a"][()] = "abcd"
+    try:
+        with opened(path) as store, pytest.raises(CorruptCheckpointError, match="'a' does not match its digest"):
+            read(store, "a")
+    except UntrustedFileError:
+        pass  # told already
+    with opened(path, trusted=True) as store, pytest.warns(CheckpointWarning, match="as it is now"):
+        assert read(store, "a") == "abcd"
