@@ -23,7 +23,6 @@ from asyncckpt.memory import PAGE_NBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from pathlib import Path
 
     from asyncckpt.keyed.values import Names
     from asyncckpt.workers import Pacer
@@ -39,13 +38,13 @@ _ERRORS: Final = "surrogatepass"
 
 
 @contextmanager
-def naming(path: Path, key: str | None = None) -> Iterator[None]:
+def naming(file: str, key: str | None = None) -> Iterator[None]:
     """Let errors about what stands in a file name the file, and the key whose value it is."""
-    where = f"{path}" if key is None else f"{path}: the value of {key!r}"
+    where = file if key is None else f"{file}: the value of {key!r}"
     try:
         yield
     except CorruptCheckpointError as error:
-        raise CorruptCheckpointError(f"{where}: {error}", file=str(path)) from error
+        raise CorruptCheckpointError(f"{where}: {error}", file=file) from error
     except UnsupportedFormatError as error:
         raise UnsupportedFormatError(f"{where}: {error}") from error
 

@@ -46,7 +46,6 @@ from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -69,15 +68,15 @@ class DataFile:
     """An open file, at one commit, with room behind it for what is staged.
 
     Attributes:
-        path: What error messages call it.
+        name: What error messages call it.
         places: Where the committed values lie, in the order of the keys.
         end: Where the commit ends, and
         tail: where what is staged ends.
         is_suspect: Whether the disk failed where it must not: nobody knows what it holds, and no sync would tell.
     """
 
-    def __init__(self, path: Path, fd: int) -> None:
-        self.path = path
+    def __init__(self, name: str, fd: int) -> None:
+        self.name = name
         self.fd = fd
         self.places: dict[str, Place] = {}
         self.is_suspect = False
@@ -88,7 +87,7 @@ class DataFile:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, fd: int, pacer: Pacer) -> DataFile:
+    def open(cls, name: str, fd: int, pacer: Pacer) -> DataFile:
         """Read the last commit. The descriptor stays the caller's if this fails.
 
         Raises:
@@ -99,8 +98,8 @@ class DataFile:
         head = os.pread(fd, HEAD_NBYTES, 0)
         while True:
             try:
-                with naming(path):
-                    return cls._open_at(head, path, fd, pacer)
+                with naming(name):
+                    return cls._open_at(head, name, fd, pacer)
             except ForeignFileError:
                 before, head = head, os.pread(fd, HEAD_NBYTES, 0)
                 if head == before:
@@ -108,8 +107,8 @@ class DataFile:
                 # A writer was at it: what was read was part of one commit and part of another.
 
     @classmethod
-    def _open_at(cls, head: bytes, path: Path, fd: int, pacer: Pacer) -> DataFile:
-        file = cls(path, fd)
+    def _open_at(cls, head: bytes, name: str, fd: int, pacer: Pacer) -> DataFile:
+        file = cls(name, fd)
         slots = find_slots(head)
         if not slots:
             raise ForeignFileError("was not written by asyncckpt as a file of many keys")
@@ -128,8 +127,7 @@ class DataFile:
             if is_there and xxh3_128_digest(region) == slot.digest and slot.catalog_nbytes <= len(region):
                 file.places = decode_catalog(region[: slot.catalog_nbytes], slot.end, pacer)
                 file.end = file.tail = slot.end
-                shown = sum(not place.array_nbytes and place.address is not None for place in file.places.values())
-                file._leaves_left = max(0, MAX_LEAVES - shown)
+                file._count_leaves()
                 file._slot = slot
                 return file
             if found == superblock:
@@ -229,6 +227,12 @@ class DataFile:
         self._slot = slot
         self.end = self.tail = end
         self.places = dict(places)
+        self._count_leaves()
+
+    def _count_leaves(self) -> None:
+        """Count those that live: what was replaced makes room for others."""
+        shown = sum(not place.array_nbytes and place.address is not None for place in self.places.values())
+        self._leaves_left = max(0, MAX_LEAVES - shown)
 
     def settle(self, ops: DiskOps) -> None:
         """Drop what is staged, and make durable what other tools see of the last commit."""
@@ -264,7 +268,7 @@ class DataFile:
         """Read the nodes of a value, and where its arrays lie."""
         data: Bytes = np.empty(place.index_nbytes, np.uint8)
         self._read(key, place.region, [Target(place.index_offset - place.region.offset, len(data), data)], None)
-        with naming(self.path, key):
+        with naming(self.name, key):
             index, segments = decode_index(data.data, file_nbytes=place.region.end, pacer=pacer)
         if segments and segments[0].offset < place.end:
             raise self._corrupt(key)("has an index that leads elsewhere")
@@ -279,7 +283,7 @@ class DataFile:
         if digest_runs(objects, data) != place.digest:
             raise self._corrupt(key)("does not match its digest")
         encoded = memoryview(data)[place.index_offset - begin :]
-        with naming(self.path, key):
+        with naming(self.name, key):
             index, segments = decode_index(encoded, file_nbytes=place.region.end, pacer=pacer)
         if any(not begin <= each.offset <= each.offset + each.nbytes <= place.index_offset for each in segments):
             raise self._corrupt(key)("has an index that leads elsewhere")
@@ -343,10 +347,10 @@ class DataFile:
     def _corrupt(self, key: str) -> Callable[[str], CorruptCheckpointError]:
         def corrupt(reason: str) -> CorruptCheckpointError:
             message = (
-                f"{self.path}: the value of {key!r} {reason}: something damaged or another program changed it after"
+                f"{self.name}: the value of {key!r} {reason}: something damaged or another program changed it after"
                 " asyncckpt wrote it. Replace or delete the key"
             )
-            return CorruptCheckpointError(message, file=str(self.path))
+            return CorruptCheckpointError(message, file=self.name)
 
         return corrupt
 

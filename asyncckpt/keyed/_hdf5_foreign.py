@@ -30,10 +30,10 @@ from asyncckpt.keyed.values import build_value, refer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container
-    from pathlib import Path
 
     from asyncckpt.keyed._hdf5_catalog import Place
     from asyncckpt.keyed.base import Work
+    from asyncckpt.keyed.home import Home
     from asyncckpt.workers import Pacer
 
 _Read = TypeVar("_Read")
@@ -47,13 +47,13 @@ _HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """What h5py raises where libhdf5 fails."""
 
 
-def check_signature(path: Path) -> None:
+def check_signature(home: Home) -> None:
     """Refuse a file that is no HDF5 at all.
 
     Raises:
         CorruptCheckpointError: It has no superblock where HDF5 looks for one.
     """
-    with path.open("rb") as file:
+    with home.path.open("rb") as file:
         end = file.seek(0, 2)
         offset = 0
         while offset < end:
@@ -61,35 +61,36 @@ def check_signature(path: Path) -> None:
             if file.read(len(SIGNATURE)) == SIGNATURE:
                 return
             offset = max(512, 2 * offset)
-    message = f"{path} is not an HDF5 file, or its beginning is damaged"
-    raise CorruptCheckpointError(message, file=str(path))
+    message = f"{home.name} is not an HDF5 file, or its beginning is damaged"
+    raise CorruptCheckpointError(message, file=home.name)
 
 
 class ForeignFile:
     """An HDF5 file, opened by libhdf5 for reading."""
 
-    def __init__(self, path: Path, work: Work) -> None:
+    def __init__(self, home: Home, work: Work) -> None:
         """Open it.
 
         Raises:
             CorruptCheckpointError: libhdf5 cannot.
             UnsupportedFormatError: A later release wrote it, or not all of its keys can be told.
         """
-        self._path = path
+        self._home = home
+        self._name = home.name
         try:
-            self._file = h5py.File(path, "r", locking=False)
+            self._file = h5py.File(home.path, "r", locking=False)
         except OSError as error:
-            message = f"{path} cannot be read as HDF5: {error}"
-            raise CorruptCheckpointError(message, file=str(path)) from error
+            message = f"{home.name} cannot be read as HDF5: {error}"
+            raise CorruptCheckpointError(message, file=home.name) from error
         try:
-            self._data = DataFile(path, os.dup(self._file.id.get_vfd_handle()))
+            self._data = DataFile(home.name, os.dup(self._file.id.get_vfd_handle()))
         except BaseException:
             self._file.close()
             raise
         self._names: dict[str, str] = {}  # of the links, or of the root group's attributes, by their keys
         self._attributed: dict[str, str] = {}  # where the value of a key has attributes that were left out
         try:
-            with naming(path):
+            with naming(home.name):
                 slots = find_slots(os.pread(self._data.fd, HEAD_NBYTES, 0))
             self._is_ours = bool(slots) or self._is_hard(_CATALOG)
             self._keys = self._find_keys(work.pacer())
@@ -113,7 +114,7 @@ class ForeignFile:
             return list(self._names)
         if PARTIAL in root.attrs:
             message = (
-                f"{self._path} is the state of a checkpoint with keys that only asyncckpt's index has: load it with a"
+                f"{self._name} is the state of a checkpoint with keys that only asyncckpt's index has: load it with a"
                 " CheckpointManager, and save what it holds to a file of many keys"
             )
             raise UnsupportedFormatError(message)
@@ -123,7 +124,7 @@ class ForeignFile:
             pacer.pause()
             key = keys[name] if name in keys else key_of(root, name)
             if key in self._names:
-                message = f"{self._path}: the names {self._names[key]!r} and {name!r} stand for one key: rename one"
+                message = f"{self._name}: the names {self._names[key]!r} and {name!r} stand for one key: rename one"
                 raise UnsupportedFormatError(message)
             self._names[key] = name
         nbytes = os.fstat(self._data.fd).st_size
@@ -149,12 +150,12 @@ class ForeignFile:
             if _INDEX_NOTE in notes:
                 return {}
             digest = bytes(notes[_DIGEST])
-            data = Reading(self._path, pacer, is_ours=False).entry(self._file, _CATALOG, "").tobytes()
+            data = Reading(self._home, pacer, is_ours=False).entry(self._file, _CATALOG, "").tobytes()
             if xxh3_128_digest(data) == digest:
-                with naming(self._path):
+                with naming(self._name):
                     return decode_catalog(data, _ANYWHERE, pacer)
         message = (
-            f"{self._path}: another program removed or changed its catalog, {_CATALOG!r}: keys that no link leads to"
+            f"{self._name}: another program removed or changed its catalog, {_CATALOG!r}: keys that no link leads to"
             " are lost, as may be how long ones are spelled"
         )
         warnings.warn(message, CheckpointWarning, stacklevel=2)
@@ -198,7 +199,7 @@ class ForeignFile:
         found = self._as_written(key, self._data.read, work)
         if found is None:
             return self._read_objects(key, work.pacer())
-        with naming(self._path, key):
+        with naming(self._name, key):
             return build_value(*found, work.pacer())
 
     def value(self, key: str, work: Work) -> Value:
@@ -225,13 +226,13 @@ class ForeignFile:
         if key in self._names:
             return None
         message = (
-            f"{self._path}: the value of {key!r} is not there any more: other programs see no link to it, and the one"
+            f"{self._name}: the value of {key!r} is not there any more: other programs see no link to it, and the one"
             " that changed or copied the file did not keep it. Replace or delete the key"
         )
-        raise CorruptCheckpointError(message, file=str(self._path)) from cause
+        raise CorruptCheckpointError(message, file=self._name) from cause
 
     def _read_objects(self, key: str, pacer: Pacer) -> Found:
-        reading = Reading(self._path, pacer, is_ours=self._is_ours)
+        reading = Reading(self._home, pacer, is_ours=self._is_ours)
         name = self._names[key]
         try:
             is_link = not self._is_ours or self._file.get(name, getlink=True) is not None
@@ -243,7 +244,7 @@ class ForeignFile:
         return Found(value, reading.unknown_types)
 
     def _unreadable(self, what: str, error: Exception) -> CorruptCheckpointError:
-        return CorruptCheckpointError(f"{self._path}: {what} cannot be read as HDF5: {error}", file=str(self._path))
+        return CorruptCheckpointError(f"{self._name}: {what} cannot be read as HDF5: {error}", file=self._name)
 
     def losses(self, keys: Container[str]) -> str | None:
         """Say what a rewritten file that has these keys, all of which were read, no longer has; or nothing."""
@@ -255,6 +256,6 @@ class ForeignFile:
             return None
         more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
         return (
-            f"{self._path} was made or changed by another program, and is written anew without its attributes: those"
+            f"{self._name} was made or changed by another program, and is written anew without its attributes: those"
             f" of {', '.join(map(repr, places[:_SHOWN]))}{more}"
         )

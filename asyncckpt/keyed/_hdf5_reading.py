@@ -25,10 +25,10 @@ from asyncckpt.state.dtypes import dtype_from_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from asyncckpt.keyed.home import Home
     from asyncckpt.workers import Pacer
 
 MARK: Final = "__asyncckpt"
@@ -53,8 +53,8 @@ _CONTAINERS: Final[dict[str, Callable[[list[Any]], Any]]] = {
 class Reading:
     """The reading of one value."""
 
-    def __init__(self, path: Path, pacer: Pacer, *, is_ours: bool) -> None:
-        self._path = path
+    def __init__(self, home: Home, pacer: Pacer, *, is_ours: bool) -> None:
+        self._home = home
         self._pacer = pacer
         self._is_ours = is_ours
         self._left = _MAX_OBJECTS
@@ -218,7 +218,7 @@ class Reading:
         if dataset.shape is None:
             return
         nbytes = math.prod(dataset.shape) * dataset.id.get_type().get_size()
-        stored = min(dataset.id.get_storage_size(), self._path.stat().st_size)
+        stored = min(dataset.id.get_storage_size(), self._home.path.stat().st_size)
         self._claimed += nbytes
         self._stored += stored
         if self._claimed > max(_UNSUSPICIOUS_NBYTES, _MAX_RATIO * self._stored):
@@ -252,7 +252,7 @@ class Reading:
         for place in _slabs(dataset.shape, 16):
             part = strings[place]
             held += sum(map(len, part.flat))
-            if held > max(_UNSUSPICIOUS_NBYTES, _MAX_RATIO * self._path.stat().st_size):
+            if held > max(_UNSUSPICIOUS_NBYTES, _MAX_RATIO * self._home.path.stat().st_size):
                 raise self._refuse(path, "has texts that take far more memory than the file has bytes")
             array[place] = part
             self._pacer.pause()
@@ -286,7 +286,7 @@ class Reading:
         return value[()] if kind == "scalar" else value
 
     def _refuse(self, path: str, reason: str) -> UnsupportedFormatError:
-        message = f"{self._path}: {path} {reason}: asyncckpt does not read that; h5py may, if you trust the file"
+        message = f"{self._home.name}: {path} {reason}: asyncckpt does not read that; h5py may, if you trust the file"
         return UnsupportedFormatError(message)
 
 

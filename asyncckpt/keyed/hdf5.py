@@ -74,7 +74,7 @@ class HDF5Store(Store):
             if os.fstat(fd).st_size == 0:  # as a temporary file begins
                 os.close(fd)
                 return
-            self._main = DataFile.open(self._home.path, fd, work.pacer())
+            self._main = DataFile.open(self._home.name, fd, work.pacer())
         except ForeignFileError as error:
             os.close(fd)
             self._open_foreign(str(error), work)
@@ -89,15 +89,14 @@ class HDF5Store(Store):
     def _open_foreign(self, reason: str, work: Work) -> None:
         from asyncckpt.keyed._hdf5_foreign import ForeignFile, check_signature
 
-        path = self._home.path
-        check_signature(path)
+        check_signature(self._home)
         if not self._trusted:
             message = (
-                f"{path} {reason}. Only libhdf5 can read it, which a hostile file can crash or keep busy for ever:"
-                " open it with trusted=True if you know where it comes from"
+                f"{self._home.name} {reason}. Only libhdf5 can read it, which a hostile file can crash or keep busy for"
+                " ever: open it with trusted=True if you know where it comes from"
             )
             raise UntrustedFileError(message)
-        self._foreign = ForeignFile(path, work)
+        self._foreign = ForeignFile(self._home, work)
         for key, nbytes in self._foreign.sizes(work.pacer()).items():
             self._set(key, Foreign(nbytes))
 
@@ -116,7 +115,7 @@ class HDF5Store(Store):
                 if not self._trusted or source.file is not self._main:
                     raise
                 return self._read_changed(key, error, work)
-            with naming(self._home.path, key):
+            with naming(self._home.name, key):
                 return build_value(*found, work.pacer())
         if isinstance(source, Held):
             return source.read(work.pacer())
@@ -127,7 +126,7 @@ class HDF5Store(Store):
         """Read a value that another program changed in its place, so that only its digest tells."""
         from asyncckpt.keyed._hdf5_foreign import ForeignFile
 
-        file = ForeignFile(self._home.path, work)
+        file = ForeignFile(self._home, work)
         try:
             found = file.read(key, work)
         finally:
@@ -220,7 +219,7 @@ class HDF5Store(Store):
                 self._is_tainted = True  # it was removed or replaced: what is appended would be nobody's
             if self._main is not None and not self._is_tainted and not self._outgrows(self._main, key, nbytes):
                 return self._main
-            self._fresh = DataFile(self._home.path, self._home.create_sibling())
+            self._fresh = DataFile(self._home.name, self._home.create_sibling())
             self._files.append(self._fresh)
         return self._fresh
 
@@ -323,6 +322,10 @@ class HDF5Store(Store):
                 held_nbytes = 0
         for batch in batches.values():
             self._append(target, batch, work)
+        # Of files that failed, and from which all is taken now: the next failure must not leave one more.
+        for file in [each for each in self._files if each not in (target, self._main)]:
+            file.close()
+            self._files.remove(file)
 
     def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:
         for key, source in list(self._sources.items()):

@@ -593,3 +593,15 @@ def test_who_reads_while_a_commit_is_made_sees_one(quick_path: Path, monkeypatch
         with asyncckpt.HDF5Checkpointer(path) as reader:
             assert reader["a"] == 3
         assert os.pread is pread
+
+
+def test_a_small_value_that_is_updated_often_stays_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was replaced takes no room among those that other programs see."""
+    monkeypatch.setattr(_hdf5_data, "MAX_LEAVES", 4)
+    with asyncckpt.HDF5Checkpointer(tmp_path / "x.h5") as chk:
+        chk["large"] = np.zeros(1 << 20)
+        for number in range(20):
+            chk["step"] = number
+            chk.flush()
+        with h5py.File(tmp_path / "x.h5") as file:
+            assert "step" in file
