@@ -83,6 +83,20 @@ def test_a_busy_executor_slows_down_and_never_blocks() -> None:
     assert done == list(range(10))
 
 
+def test_a_busy_executor_keeps_nothing_of_the_work() -> None:
+    """A helper that was withdrawn lies in its queue still, and what it would have worked with is gone."""
+    held, release = threading.Event(), threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(lambda: (held.set(), release.wait(30)))
+        assert held.wait(30)
+        memory = np.zeros(10)
+        reference = weakref.ref(memory)
+        Crew(executor, helpers=1).run(memory.item, range(10))
+        del memory
+        assert reference() is None
+        release.set()
+
+
 def test_a_crew_whose_executor_has_ended_works_alone() -> None:
     """While the manager closes, jobs that still run get no help."""
     executor = ThreadPoolExecutor(1)
