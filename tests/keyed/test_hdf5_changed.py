@@ -131,6 +131,16 @@ def test_what_was_made_anew_is_what_it_is_now(path: Path) -> None:
             assert_same({name: found[name] for name in value} if isinstance(value, dict) else found, value)
 
 
+def test_a_large_array_that_was_changed(path: Path) -> None:
+    """A first change writes it anew as it is now: all of it is verified before it is copied as ours."""
+    with h5py.File(path, "r+") as file:
+        file["large/v"][150_000] = -1
+        file["new"] = [1]
+    changed = SHOWN["large"]["v"].copy()
+    changed[150_000] = -1
+    check(path, VALUES | {"large": {"k": 1, "v": changed}, "new": np.array([1])})
+
+
 def test_a_long_name_in_a_changed_value(tmp_path: Path) -> None:
     """The group notes it."""
     path = tmp_path / "a.h5"
