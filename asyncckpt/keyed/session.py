@@ -85,8 +85,11 @@ class Session:
             return
         for failure in self._refusals.take():
             raised.add_note(f"asyncckpt: {self._place} could not be flushed: {failure}")
-        if cancelled is not None and error is None:
-            raise cancelled
+        try:
+            if cancelled is not None and error is None:
+                raise cancelled
+        finally:
+            del cancelled, raised  # either leads to this frame, which must not lead back
 
     async def _close_surely(self) -> asyncio.CancelledError | None:
         """Close in a task of its own, and return the last cancellation that came meanwhile."""
@@ -102,7 +105,10 @@ class Session:
                 failure = closing.exception()
                 if failure is not None:
                     self._refusals.add(failure)
-                return cancelled
+                try:
+                    return cancelled
+                finally:
+                    del cancelled  # as in `leave`
 
     async def _close(self) -> None:
         async with self._gate:
