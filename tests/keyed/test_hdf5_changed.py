@@ -20,7 +20,7 @@ LONG = "\u00e9/" * 400
 SHOWN: dict[str, Any] = {
     "a": np.arange(10.0),
     "b/c": {"x": np.arange(3), 1.5: Path("a/b"), "n": None},
-    "large": {"k": 1, "v": np.arange(200_000)},
+    "large": {"k": 1, "v": np.arange(400_000)},
     LONG: np.arange(4),
     "n": 5,
 }
@@ -134,10 +134,10 @@ def test_what_was_made_anew_is_what_it_is_now(path: Path) -> None:
 def test_a_large_array_that_was_changed(path: Path) -> None:
     """A first change writes it anew as it is now: all of it is verified before it is copied as ours."""
     with h5py.File(path, "r+") as file:
-        file["large/v"][150_000] = -1
+        file["large/v"][200_000] = -1  # in a block that holds neither its objects nor its index
         file["new"] = [1]
     changed = SHOWN["large"]["v"].copy()
-    changed[150_000] = -1
+    changed[200_000] = -1
     check(path, VALUES | {"large": {"k": 1, "v": changed}, "new": np.array([1])})
 
 
@@ -302,17 +302,26 @@ def test_an_attribute_with_the_name_of_a_dataset(path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*as it is now:asyncckpt.CheckpointWarning")
-def test_a_change_to_an_object_is_not_undone_by_copying(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_to_an_object_is_not_undone_by_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value whose arrays are as they were, and whose leaf is not, is no value of ours to be written anew."""
-    with h5py.File(path, "r+") as file:
-        file["large"].attrs.modify("k", 7)
+    path = tmp_path / "a.h5"
     monkeypatch.setattr(HDF5Store, "_outgrows", lambda *_: True)
+    with opened(path) as store:
+        for number in range(4):
+            put(store, f"k{number}", {"k": 1, "v": np.arange(200_000)})
+        store.commit(WORK)
+    with opened(path) as store:
+        put(store, "n", 5)
+        store.commit(WORK)  # now the large ones are one region, whose first block has the objects of all
+    with h5py.File(path, "r+") as file:
+        file["k3"].attrs.modify("k", 7)
     with opened(path, trusted=True) as store:
         put(store, "n", 6)
+        store.delete("k0", WORK)  # whose array that block has, too
         store.commit(WORK)
     with opened(path, trusted=True) as store:
         assert read(store, "n") == 6
-        assert read(store, "large")["k"] == 7
+        assert read(store, "k3")["k"] == 7
 
 
 def test_a_text_is_changed_for_one_as_long(tmp_path: Path) -> None:
