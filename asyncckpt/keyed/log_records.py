@@ -198,6 +198,8 @@ def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> 
                 raise _corrupt(name, offset, "a commit of another file, or of another place")
             _apply(log, staged, name)
             log.commit, log.end, staged = reader.bytes_at(offset, record.end - offset), record.end, []
+        elif head["asyncckpt"] == "keyed":
+            raise _corrupt(name, offset, "there is another file's beginning")
         else:
             staged.append((head, record))
         offset = record.end

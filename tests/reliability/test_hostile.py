@@ -36,6 +36,7 @@ ONCE_HURT = [
     ("manifests", "an index of 10 GiB"),
     ("hdf5", "an external link, beside a good index"),
     ("log-heads", "the file's asyncckpt is '[]'"),
+    ("log-heads", "a file twice"),
     ("npz-members", "a member of an empty claim"),
     ("npz-members", "a member called ''"),
     ("npz-directories", "empty maps as the directory"),
