@@ -173,9 +173,9 @@ def test_memmaps_are_saved_as_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "D"),
         np.datetime64("2020-01-01T01", "h"),
-        np.timedelta64(5),
+        np.timedelta64(5, "ns"),
         np.timedelta64(-3, "25us"),
         np.str_("a\0"),
         np.str_("\0"),
