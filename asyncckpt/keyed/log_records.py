@@ -198,8 +198,6 @@ def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> 
                 raise _corrupt(name, offset, "a commit of another file, or of another place")
             _apply(log, staged, name)
             log.commit, log.end, staged = reader.bytes_at(offset, record.end - offset), record.end, []
-        elif head["asyncckpt"] == "keyed":
-            raise _corrupt(name, offset, "there is another file's beginning")
         else:
             staged.append((head, record))
         offset = record.end
@@ -209,6 +207,8 @@ def _apply(log: Log, staged: list[tuple[dict[str, Any], Record]], name: str) -> 
     for head, record in staged:
         if head["asyncckpt"] == "set":
             log.live[head["key"]] = record
+        elif head["asyncckpt"] != "delete":
+            raise _corrupt(name, record.offset, "there is another file's beginning")
         elif log.live.pop(head["key"], None) is None:
             raise _corrupt(name, record.offset, f"it deletes {head['key']!r}, which is not there")
 
