@@ -212,7 +212,8 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
     def pop(self, key: Key, default: Any = _MISSING) -> Any:
         """Load a value and delete it; without one, return the default if there is one."""
         with self.using() as engine:
-            if parse_key(key)[0] in engine.store.entries:
+            first = parse_key(key)[0]
+            if first in engine.store.entries and self.rules.allows(first):
                 engine.store.begin(blocking_work())  # what is deleted is what is returned, whoever wrote it
             try:
                 value = self.load_parameter(key)

@@ -40,7 +40,7 @@ class Maker:
         self._young = YoungReferences()
 
     def expect(self, count: int) -> None:
-        """Prepare for a list that has just been made, empty, and will have so many items."""
+        """Prepare for a container that has just been made, empty, and will have so many items."""
         self._young.add(count)
 
     def make(self, type_: Any, items: list[Any], maxlen: int | None = None) -> Any:

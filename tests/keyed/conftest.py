@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kinds import FILES, KINDS, Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,3 +24,21 @@ def quick_path(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="asyncckpt-test-", dir=_IN_MEMORY) as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where `place` and `file` are: on a disk, where a module does not say otherwise."""
+    return tmp_path
+
+
+@pytest.fixture(params=KINDS)
+def place(request: pytest.FixtureRequest, directory: Path) -> Place:
+    """An empty place of each kind."""
+    return Place(request.param, directory)
+
+
+@pytest.fixture(params=FILES)
+def file(request: pytest.FixtureRequest, directory: Path) -> Place:
+    """An empty place of each kind that has a file."""
+    return Place(request.param, directory)

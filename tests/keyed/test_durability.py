@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 import pytest
-from kinds import FILES, Place
+from kinds import Place
 from support import assert_same, canonical
 
 import asyncckpt
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-@pytest.fixture(params=FILES)
-def file(request: pytest.FixtureRequest, quick_path: Path) -> Place:
-    """An empty place of each kind that has a file, where nobody looks for what a real power cut would leave."""
-    return Place(request.param, quick_path)
+@pytest.fixture
+def directory(quick_path: Path) -> Path:
+    """In memory: nobody looks for what a real power cut would leave."""
+    return quick_path
 
 
 @pytest.fixture(autouse=True)

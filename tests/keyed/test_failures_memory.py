@@ -6,7 +6,6 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from kinds import FILES, KINDS, Place
 from leftovers import Traced, are_gone, failure_of, no_collections
 
 import asyncckpt
@@ -16,20 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
+    from kinds import Place
+
 MANY = dict.fromkeys(map(str, range(300)), 1)
 """More names than the index holds of one value: what is there is only known once the value was read."""
 
 
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, quick_path: Path) -> Place:
-    """An empty place of each kind."""
-    return Place(request.param, quick_path)
-
-
-@pytest.fixture(params=FILES)
-def file(request: pytest.FixtureRequest, quick_path: Path) -> Place:
-    """An empty place of each kind that has a file."""
-    return Place(request.param, quick_path)
+@pytest.fixture
+def directory(quick_path: Path) -> Path:
+    """In memory: nobody looks for what a real power cut would leave."""
+    return quick_path
 
 
 async def test_a_miss_below_a_key_keeps_nothing_of_its_value(place: Place) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from kinds import EXTENSIONS, FILES, KINDS, Place
+from kinds import EXTENSIONS, KINDS, Place
 from strategies import states, texts
 from support import Color, Fixed, Params, Point, assert_same
 
@@ -28,18 +28,6 @@ import asyncckpt
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty place of each kind."""
-    return Place(request.param, tmp_path)
-
-
-@pytest.fixture(params=FILES)
-def file(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty place of each kind that has a file."""
-    return Place(request.param, tmp_path)
 
 
 class Walker:
@@ -436,6 +424,15 @@ def test_what_takes_sees_what_another_wrote_before_it(file: Place, method: str) 
             late.clear()
     left = {"value": 1, "new": 5} if method == "setdefault" else {} if method == "clear" else {"new": 5}
     assert file.contents() == left
+
+
+def test_to_pop_a_forbidden_key_takes_no_lock(file: Place) -> None:
+    """The error is that of the key, also beside a writer."""
+    with file.open() as writer:
+        writer["a"] = 1
+        writer.flush()
+        with file.open(omitted_keys=["a"]) as chk, pytest.raises(asyncckpt.CheckpointKeyError, match="omitted"):
+            chk.pop("a")
 
 
 def test_who_cannot_read_the_file_again_does_not_write_it(file: Place) -> None:

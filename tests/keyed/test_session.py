@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from gates import Gate, turns
-from kinds import FILES, KINDS, Place
+from kinds import Place
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps
@@ -28,16 +28,10 @@ MANY = {f"k{n}": n for n in range(300)}
 """More names than the index holds of one value."""
 
 
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, quick_path: Path) -> Place:
-    """An empty place of each kind."""
-    return Place(request.param, quick_path)
-
-
-@pytest.fixture(params=FILES)
-def file(request: pytest.FixtureRequest, quick_path: Path) -> Place:
-    """An empty place of each kind that has a file."""
-    return Place(request.param, quick_path)
+@pytest.fixture
+def directory(quick_path: Path) -> Path:
+    """In memory: nobody looks for what a real power cut would leave."""
+    return quick_path
 
 
 class Held:

@@ -12,26 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from gates import Gate
-from kinds import FILES, KINDS, Place
 from support import assert_same
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty place of each kind."""
-    return Place(request.param, tmp_path)
-
-
-@pytest.fixture(params=FILES)
-def file(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """An empty place of each kind that has a file."""
-    return Place(request.param, tmp_path)
+    from kinds import Place
 
 
 async def contents(place: Place) -> dict[str, Any]:
