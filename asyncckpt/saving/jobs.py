@@ -7,7 +7,8 @@
 2. A loop that is always busy with Python would starve the jobs: each time one needs the GIL it waits for the
    interpreter's switch interval, or longer. So while a job runs, a callback on the loop gives the GIL away: about once
    a millisecond while somebody awaits the job, half as often for the writer's, because each time costs the loop about
-   50 microseconds.
+   50 microseconds. A loop that sleeps gives the GIL away by itself, and to wake it takes time from those who copy: the
+   less of the time its thread has had a core, the more seldom the callback comes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import select
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -32,6 +34,8 @@ _THREADS: Final = 6
 _YIELD_INTERVAL: Final = 0.001
 _BACKGROUND_YIELD_INTERVAL: Final = 0.002
 _POLL_INTERVAL: Final = 0.001
+_IDLE_YIELD_INTERVAL: Final = 0.005  # the interpreter's own switch interval
+_BUSY_SHARE: Final = 0.5  # of a core
 _YIELD_SECONDS: Final = 1e-6  # long enough to be a real sleep: the system then runs the thread that waits for the GIL
 
 
@@ -51,6 +55,7 @@ class Jobs:
         self._is_closed = False
         self._is_given_up = False
         self._yielding: asyncio.TimerHandle | None = None
+        self._yielded_at = self._loop_used = self._yield_delay = 0.0
 
     @property
     def executor(self) -> ThreadPoolExecutor:
@@ -156,14 +161,26 @@ class Jobs:
 
     def _start_yielding(self) -> None:
         if self._yielding is None:
-            self._yielding = self._loop.call_later(self._yield_interval, self._yield)
+            self._is_loop_busy()  # from now on
+            self._yield_delay = self._yield_interval
+            self._yielding = self._loop.call_later(self._yield_delay, self._yield)
 
     def _yield(self) -> None:
         if not self._running or self._is_given_up:
             self._yielding = None
             return
-        self._yielding = self._loop.call_later(self._yield_interval, self._yield)
-        select.select((), (), (), _YIELD_SECONDS)
+        is_busy = self._is_loop_busy()
+        self._yield_delay = self._yield_interval if is_busy else min(2 * self._yield_delay, _IDLE_YIELD_INTERVAL)
+        self._yielding = self._loop.call_later(self._yield_delay, self._yield)
+        if is_busy:
+            select.select((), (), (), _YIELD_SECONDS)
+
+    def _is_loop_busy(self) -> bool:
+        """Return whether the loop's thread has had a core for most of the time since the last call."""
+        now, used = time.perf_counter(), time.thread_time()
+        is_busy = used - self._loop_used > (now - self._yielded_at) * _BUSY_SHARE
+        self._yielded_at, self._loop_used = now, used
+        return is_busy
 
     @property
     def _yield_interval(self) -> float:

@@ -19,6 +19,7 @@ from gates import HeldPool, gone, hold, poke
 import asyncckpt
 import asyncckpt.memory
 from asyncckpt import CheckpointManager, CheckpointWarning, QueueFullError, SaveFailedError, StepExistsError
+from asyncckpt.saving.jobs import Jobs
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -621,8 +622,9 @@ async def test_a_streaming_failure_is_not_reported_twice(tmp_path: Path) -> None
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
 
-async def test_a_busy_loop_gives_the_threads_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a job runs beside callbacks that follow each other without a pause, the loop gives the GIL away."""
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Note for how many seconds the loop's thread sleeps to give the GIL away, each time it does."""
     naps: list[float] = []
     real = asyncckpt.saving.jobs.select.select  # type: ignore[attr-defined]
 
@@ -631,6 +633,11 @@ async def test_a_busy_loop_gives_the_threads_their_turn(tmp_path: Path, monkeypa
         return real(*args)
 
     monkeypatch.setattr("asyncckpt.saving.jobs.select.select", counting)
+    return naps
+
+
+async def test_a_busy_loop_gives_the_threads_their_turn(tmp_path: Path, naps: list[float]) -> None:
+    """While a job runs beside callbacks that follow each other without a pause, the loop gives the GIL away."""
     loop = asyncio.get_running_loop()
     is_busy = True
 
@@ -658,6 +665,32 @@ async def test_a_busy_loop_gives_the_threads_their_turn(tmp_path: Path, monkeypa
         await asyncio.sleep(0.01)
         assert len(naps) == after, "an idle manager leaves the loop alone"
     assert all(0 < nap < 0.001 for nap in naps)
+
+
+async def test_a_loop_that_sleeps_gives_nothing_away(
+    tmp_path: Path, naps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loop with nothing to do is seldom woken while a job runs, and then only to see whether it still is so."""
+    looks = 0
+    real = Jobs._is_loop_busy
+
+    def counting(jobs: Jobs) -> bool:
+        nonlocal looks
+        looks += 1
+        return real(jobs)
+
+    monkeypatch.setattr(Jobs, "_is_loop_busy", counting)
+    disk = FaultyDisk()
+    async with CheckpointManager(tmp_path, disk=disk) as manager:
+        with hold(disk) as gate:
+            handle = await manager.save(1, big(1.0, 16))
+            await gate.reached()
+            await asyncio.sleep(0.02)
+            looks_before, naps_before = looks, len(naps)
+            await asyncio.sleep(0.1)
+            assert looks - looks_before <= 25
+            assert len(naps) == naps_before
+        await handle
 
 
 async def test_disk_work_never_runs_on_the_loops_thread(tmp_path: Path) -> None:

@@ -480,9 +480,7 @@ def test_threads_that_copy_from_the_page_cache_keep_apart(
     monkeypatch.setattr(reading, "O_DIRECT", 0)
     ranges: list[tuple[int, int]] = []
     found = np.empty(len(data), np.uint8)
-    read_targets(
-        reader, fd, "data", [Target(0, len(data), found)], crew=Crew(), on_begin=lambda *r: ranges.append(r)
-    )
+    read_targets(reader, fd, "data", [Target(0, len(data), found)], crew=Crew(), on_begin=lambda *r: ranges.append(r))
     assert found.tobytes() == data
     in_order = [(begin, min(begin + 2 * MIB, len(data))) for begin in range(0, len(data), 2 * MIB)]
     if is_cached:
