@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from asyncckpt.workers import Crew, StopFlag
 
 _SHOWN_NAME: Final = 255
-_SMALL_NBYTES: Final = 64 << 10  # a small file comes with one call
 
 
 class CheckpointReader:
@@ -49,8 +48,7 @@ class CheckpointReader:
             CorruptCheckpointError: It is missing, not a regular file, or has another size.
         """
         record = self._record(name)
-        fd = self._open_regular(name)
-        nbytes = os.fstat(fd).st_size
+        fd, nbytes = self._open_regular(name)
         if nbytes != record.nbytes:
             os.close(fd)
             raise self.corrupt(name, f"has {nbytes} bytes instead of {record.nbytes}")
@@ -90,7 +88,7 @@ class CheckpointReader:
             raise self.corrupt(name, "is not in the manifest")
         return record
 
-    def _open_regular(self, name: str) -> int:
+    def _open_regular(self, name: str) -> tuple[int, int]:
         try:
             return _open_below(self._directory, name)
         except OSError as error:
@@ -105,11 +103,12 @@ def read_unverified(directory: int, name: str) -> bytes:
     Raises:
         OSError: It is missing, or not a regular file.
     """
-    fd = _open_below(directory, name)
+    fd, missing = _open_below(directory, name)
     try:
-        data = [os.read(fd, _SMALL_NBYTES)]
-        while data[-1]:
-            data.append(os.read(fd, len(data) * _SMALL_NBYTES))
+        data = []
+        while missing and (part := os.read(fd, missing)):
+            data.append(part)
+            missing -= len(part)
         return b"".join(data)
     finally:
         os.close(fd)
@@ -124,8 +123,11 @@ def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
 
 
-def _open_below(directory: int, name: str) -> int:
+def _open_below(directory: int, name: str) -> tuple[int, int]:
     """Open a regular file below a directory without following symbolic links, or waiting for anybody.
+
+    Returns:
+        Its descriptor, and how many bytes it has.
 
     Raises:
         OSError: It cannot be opened, or is something else.
@@ -141,10 +143,11 @@ def _open_below(directory: int, name: str) -> int:
     finally:
         for each in opened:
             os.close(each)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "it is not a regular file")
-    return fd
+    return fd, found.st_size
 
 
 def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader:
@@ -158,7 +161,7 @@ def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader
     directory = open_directory(path)
     reader = CheckpointReader(directory, Manifest(step=step, created=0.0))
     try:
-        fd = reader._open_regular(MANIFEST_NAME)  # noqa: SLF001 - the one file that no manifest lists
+        fd, _ = reader._open_regular(MANIFEST_NAME)  # noqa: SLF001 - the one file that no manifest lists
         with os.fdopen(fd, "rb") as file:
             reader.manifest = decode_manifest(file.read(), step)
     except BaseException:

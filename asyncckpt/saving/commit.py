@@ -260,12 +260,13 @@ def _read_listed(root: Path, listing: Listing) -> list[CheckpointRecord]:
         return []
     records = []
     pacer = Pacer()
+    below = _below(root)
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
         with young_collections_only():
             for step, name in listing.committed.items():
                 pacer.pause()
-                records.append(_record(step, root, name, at))
+                records.append(_record(step, below, name, at))
     finally:
         os.close(at)
     return records
@@ -275,12 +276,17 @@ def read_record(root: Path, step: int) -> CheckpointRecord:
     """Read one committed checkpoint's record."""
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _record(step, root, name_of(Kind.COMMITTED, step), at)
+        return _record(step, _below(root), name_of(Kind.COMMITTED, step), at)
     finally:
         os.close(at)
 
 
-def _record(step: int, root: Path, name: str, at: int) -> CheckpointRecord:
+def _below(root: Path) -> str:
+    """Return what a path below a directory begins with: with thousands of checkpoints, to join them takes a while."""
+    return os.path.join(root, "")  # noqa: PTH118 - a Path would drop the separator
+
+
+def _record(step: int, below: str, name: str, at: int) -> CheckpointRecord:
     """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
     info: dict[str, Any] = {}
     identity = None
@@ -296,8 +302,9 @@ def _record(step: int, root: Path, name: str, at: int) -> CheckpointRecord:
             raise
     except (ValueError, RecursionError):  # damaged, and left out like what is missing: `load` will say what is wrong
         pass
-    place = os.path.join(root, name)  # noqa: PTH118 - see `CheckpointRecord.directory`
-    return CheckpointRecord(step=step, directory=place, training_info=info, identity=identity or _identity(name, at))
+    return CheckpointRecord(
+        step=step, directory=below + name, training_info=info, identity=identity or _identity(name, at)
+    )
 
 
 def _identity(directory: os.PathLike[str] | str | int, at: int | None = None) -> tuple[int, int]:
