@@ -13,7 +13,6 @@ import fcntl
 import os
 from bisect import bisect_left, bisect_right
 from functools import partial
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.disk.blocks import Part, digest_parts
@@ -39,7 +38,6 @@ _COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the m
 _DIRECT_MIN_NBYTES: Final = 16 << 20  # to ask for less costs as much as the page cache does
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
 _CHUNKS_AHEAD: Final = 16
-_CHUNKS_NEAR: Final = 16  # are read in any order
 
 
 class Target(NamedTuple):
@@ -87,8 +85,7 @@ def read_record(  # noqa: PLR0913
     chunks = _whole_chunks(record.nbytes) if is_whole else _chunks_of(targets, record.nbytes)
     reading = _Reading(fd, record, targets, base, corrupt)
     is_large = sum(end - begin for begin, end in chunks) >= _DIRECT_MIN_NBYTES
-    is_cached = not is_large or MappedFile(fd).is_cached()
-    if may_go_direct and not is_cached and record.nbytes % PAGE_NBYTES == 0:
+    if may_go_direct and is_large and record.nbytes % PAGE_NBYTES == 0 and not MappedFile(fd).is_cached():
         reading.go_direct()
 
     read = partial(_read, reading, stop, on_begin)
@@ -98,7 +95,7 @@ def read_record(  # noqa: PLR0913
     elif reading.is_direct:
         crew.run(lambda each: each(), _with_memory_ready(chunks, reading.populate, read), stop=stop, threads=READERS)
     else:
-        crew.run(read, _apart(chunks) if is_cached else chunks, stop=stop, threads=_COPIES_IN_FLIGHT)
+        crew.run(read, chunks, stop=stop, threads=_COPIES_IN_FLIGHT)
 
 
 def _read(
@@ -123,21 +120,6 @@ def _with_memory_ready(
             yield partial(populate, chunks[ready])
             ready += 1
         yield partial(read, chunk)
-
-
-def _apart(chunks: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Order the chunks so that two which are read at the same time are no neighbours.
-
-    An array seldom begins in memory where it does in a chunk, so a huge page of it belongs to two chunks. Threads that
-    come to a fresh one at the same time both clear a page for it, and one of them in vain.
-    """
-    ordered = []
-    for first in range(0, len(chunks), _CHUNKS_NEAR):
-        near = chunks[first : first + _CHUNKS_NEAR]
-        half = -(-len(near) // 2)
-        for one, other in zip_longest(near[:half], near[half:]):
-            ordered += [one] if other is None else [one, other]
-    return ordered
 
 
 def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:

@@ -470,26 +470,6 @@ def test_what_is_not_cached_is_read_directly(
         assert found.tobytes() == data[low : low + len(found)]
 
 
-@pytest.mark.parametrize("is_cached", [False, True])
-def test_threads_that_copy_from_the_page_cache_keep_apart(
-    cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch, is_cached: bool
-) -> None:
-    """What is read one after the other, and so by two threads at once, are no neighbours; from a disk, they are."""
-    reader, fd, data = cold_checkpoint
-    monkeypatch.setattr(reading.MappedFile, "is_cached", lambda _: is_cached)
-    monkeypatch.setattr(reading, "O_DIRECT", 0)
-    ranges: list[tuple[int, int]] = []
-    found = np.empty(len(data), np.uint8)
-    read_targets(reader, fd, "data", [Target(0, len(data), found)], crew=Crew(), on_begin=lambda *r: ranges.append(r))
-    assert found.tobytes() == data
-    in_order = [(begin, min(begin + 2 * MIB, len(data))) for begin in range(0, len(data), 2 * MIB)]
-    if is_cached:
-        assert sorted(ranges) == in_order
-        assert all(abs(one - other) > 2 * MIB for (one, _), (other, _) in itertools.pairwise(ranges))
-    else:
-        assert ranges == in_order
-
-
 def test_short_direct_reads_go_on_from_a_page(cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A direct read that stopped inside a page goes on from where that began."""
     reader, fd, data = cold_checkpoint
