@@ -93,11 +93,13 @@ def return_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def claim_memory(nbytes: int) -> None:
-    """Touch so much free memory and free it again, so that fresh pages are the kernel's to give.
+def claim_memory(nbytes: int, *, hold: float) -> None:
+    """Touch so much free memory, hold it for some seconds and free it again: so fresh pages are the kernel's to give.
 
-    A virtual machine hands memory that has been free for some seconds back to its host, and gets it again page by page,
-    at several times the cost of clearing it. What is measured next would pay for how long the machine was idle before.
+    A virtual machine hands memory that has been free for a while back to its host, and gets it again page by page, at
+    several times the cost of clearing it. What is measured next would pay for how long the machine was idle before. And
+    what was freed just before is handed back two seconds later (Linux, mm/page_reporting.c), which would fall into the
+    measurement and doubles what it costs to clear a page: so that comes first.
     """
     nbytes = min(nbytes, _meminfo("MemFree") * 3 // 4) // mmap.PAGESIZE * mmap.PAGESIZE  # the page cache stays
     if not nbytes:
@@ -109,6 +111,7 @@ def claim_memory(nbytes: int) -> None:
         except OSError:  # before Linux 5.14
             for start in range(0, nbytes, mmap.PAGESIZE):
                 memory[start] = 1
+        time.sleep(hold)
 
 
 def settle_disk(root: Path) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _CLAIMED_PER_STATE: Final = 2
 """A copy of the state, and its file in the page cache."""
 _CLAIMED_AT_LEAST: Final = 256 * MIB
+_LARGE_NBYTES: Final = 64 * MIB
+_SMALL_SETTLE: Final = 0.2  # seconds, for what takes little memory
 
 
 class GivenUpError(Exception):
@@ -60,8 +62,11 @@ class Context:
         """
         machine.return_memory()
         machine.settle_disk(self.root)
-        time.sleep(self.scale.settle)
-        machine.claim_memory(max(nbytes * _CLAIMED_PER_STATE, _CLAIMED_AT_LEAST))
+        is_large = nbytes >= _LARGE_NBYTES
+        machine.claim_memory(
+            max(nbytes * _CLAIMED_PER_STATE, _CLAIMED_AT_LEAST),
+            hold=self.scale.settle if is_large else min(self.scale.settle, _SMALL_SETTLE),
+        )
 
     async def settle(self, nbytes: int) -> None:
         """Rest, in a thread."""

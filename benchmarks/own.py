@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks import machine, states
-from benchmarks.loops import ticking
+from benchmarks.loops import Witness, ticking
 from benchmarks.measuring import time_save
 from benchmarks.states import KIB
 
@@ -32,14 +32,19 @@ async def measure_budget(context: Context, make: type[System]) -> None:
         await system.save(0, {"warm-up": np.zeros(KIB)})
         await system.wait_durable(0)
         await context.settle(context.scale.budget_state_nbytes)
+        witness = Witness()
+        start = time.perf_counter()
         before = machine.reset_peak_memory()
         times = await time_save(system, 1, state)
         peak = machine.peak_memory() - before
+        elsewhere = witness.longest_since(start)
+        witness.stop()
         context.record("peak_nbytes", peak)
         context.record("peak_per_budget", peak / context.scale.budget_nbytes)
         context.record("blocked", times.blocked)
         context.record("durable", times.durable)
         context.record("stall_max", times.stalls.longest)
+        context.record("stall_elsewhere", elsewhere)
 
 
 async def measure_catalog(context: Context, make: type[System]) -> None:

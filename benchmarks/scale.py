@@ -34,7 +34,7 @@ class Scale:
     catalog_count: int
     import_count: int
     settle: float
-    """Seconds of rest before a measurement, after the disk has nothing to do any more."""
+    """Seconds of rest before a measurement, after the disk has nothing to do any more; see `machine.claim_memory`."""
     timeout: float
     """Seconds that one process may take."""
 
@@ -82,7 +82,7 @@ FULL: Final = Scale(
     budget_state_nbytes=2 * GIB,
     catalog_count=10_000,
     import_count=10,
-    settle=0.2,
+    settle=2.2,
     timeout=180.0,
 )
 

@@ -380,7 +380,6 @@ WORKLOADS: Final = (
         title="{scale.budget_state_size} with a budget of {scale.budget_size}",
         measure=own.measure_budget,
         systems=OURS,
-        rounds=2,
     ),
     Workload(
         name="catalog",
