@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asyncckpt.saving.retention import BestChoice, Candidate, RetentionPolicy, choose_best, metric_of
+from asyncckpt.saving.retention import BestChoice, Candidate, RetentionPolicy, Standings, metric_of
+from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Sequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,14 @@ class LoadedCheckpoint(CheckpointRecord):
     """The state: new objects, or the one that `restore` filled."""
 
 
+class Listed(NamedTuple):
+    """What a listing of the directory found, arranged for the catalog."""
+
+    records: dict[int, CheckpointRecord]
+    """By step, ascending."""
+    standings: Standings
+
+
 class Catalog:
     """The committed checkpoints of a directory, by step."""
 
@@ -52,8 +61,8 @@ class Catalog:
         self._policy = policy
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, tuple[int, int]] = {}
+        self._standings = Standings(policy)  # of the intact ones
         self._begun: set[int] = set()
-        self._best: BestChoice | None = None  # until something changes: with thousands of checkpoints it takes a while
         self.changes = 0
         """Counts additions and removals, so that a listing that they have overtaken can be made anew."""
 
@@ -61,34 +70,44 @@ class Catalog:
         """Whether the step is committed, and not known to be corrupt."""
         return step in self._records and step not in self._corrupt
 
-    def replace(self, records: Iterable[CheckpointRecord]) -> None:
-        """Hold these, which come by ascending step, instead of what was held, but for steps that were begun.
+    def arrange(self, records: Sequence[CheckpointRecord]) -> Listed:
+        """Arrange what a listing found, by ascending step, for `replace`.
+
+        To be done in the thread that made it: with thousands of checkpoints it takes a while.
+        """
+        by_step = {record.step: record for record in records}
+        return Listed(by_step, Standings(self._policy, map(self._candidate, records), Pacer()))
+
+    def replace(self, listed: Listed) -> None:
+        """Hold these instead of what was held, but for steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
-        self._best = None
-        self._records = {record.step: record for record in records if record.step not in self._begun}
+        self._records, self._standings = listed
+        for step in self._begun & self._records.keys():
+            del self._records[step]
         self._corrupt = {
             step: identity
             for step, identity in self._corrupt.items()
             if step in self._records and self._records[step].identity == identity
         }
+        self._standings.remove(self._begun | self._corrupt.keys())
 
     def add(self, record: CheckpointRecord) -> None:
         """Add a checkpoint that has just been committed."""
         self.changes += 1
-        self._best = None
         self._begun.discard(record.step)
-        is_newest = not self._records or record.step > next(reversed(self._records))
+        is_in_order = record.step in self._records or record.step > next(reversed(self._records), -1)
         self._records[record.step] = record
         self._corrupt.pop(record.step, None)
-        if not is_newest:
+        self._standings.add(self._candidate(record))
+        if not is_in_order:
             self._records = dict(sorted(self._records.items()))
 
-    def remove(self, steps: Iterable[int]) -> None:
+    def remove(self, steps: Collection[int]) -> None:
         """Forget steps."""
         self.changes += 1
-        self._best = None
+        self._standings.remove(steps)
         for step in steps:
             self._records.pop(step, None)
             self._corrupt.pop(step, None)
@@ -105,7 +124,7 @@ class Catalog:
     def mark_corrupt(self, step: int) -> None:
         """Note that a step was found corrupt."""
         if step in self._records:
-            self._best = None
+            self._standings.remove([step])
             self._corrupt[step] = self._records[step].identity
 
     def get(self, step: int) -> CheckpointRecord | None:
@@ -116,21 +135,17 @@ class Catalog:
         """Return all committed steps, ascending."""
         return list(self._records)
 
-    def intact(self) -> list[CheckpointRecord]:
-        """Return the checkpoints not known to be corrupt, by ascending step."""
-        return [record for step, record in self._records.items() if step not in self._corrupt]
-
     def latest(self) -> int | None:
         """Return the newest intact step, or None."""
         return next((step for step in reversed(self._records) if step not in self._corrupt), None)
 
-    def candidates(self) -> list[Candidate]:
-        """Return the intact checkpoints as retention sees them."""
-        name = self._policy.metric_name
-        return [Candidate(step=each.step, metric=metric_of(each.training_info, name)) for each in self.intact()]
-
     def best(self) -> BestChoice:
         """Choose the best intact checkpoint."""
-        if self._best is None:
-            self._best = choose_best(self.candidates(), self._policy)
-        return self._best
+        return self._standings.best()
+
+    def surplus(self, *, exclude_latest: bool, protect: Collection[int], committed: int | None) -> list[int]:
+        """Return the intact steps that retention gives up, ascending; see `retention.plan_prune`."""
+        return self._standings.surplus(exclude_latest=exclude_latest, protect=protect, committed=committed)
+
+    def _candidate(self, record: CheckpointRecord) -> Candidate:
+        return Candidate(record.step, metric_of(record.training_info, self._policy.metric_name))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asyncckpt.config import Settings
-    from asyncckpt.saving.catalog import Catalog, LoadedCheckpoint
+    from asyncckpt.saving.catalog import Catalog, Listed, LoadedCheckpoint
     from asyncckpt.saving.jobs import Jobs
     from asyncckpt.saving.writer import Writer
 
@@ -47,10 +47,13 @@ class Loader:
         """List the directory again."""
         while True:
             changes = self._catalog.changes
-            records = await self._jobs.run(commit.read_records, self._root)
+            listed = await self._jobs.run(self._list)
             if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
-                self._catalog.replace(records)
+                self._catalog.replace(listed)
                 return
+
+    def _list(self) -> Listed:
+        return self._catalog.arrange(commit.read_records(self._root))
 
     async def choose(self, which: Choice, *, callers: int = 1) -> int | None:
         """Return the latest or best step; for a reader beside another process, as the directory is now.

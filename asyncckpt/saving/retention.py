@@ -8,17 +8,23 @@
 4. `keep_top_k` ranks the periodic steps: the multiples of `save_period`, or all steps if that is None. Without
    `keep_top_k` every multiple of `save_period` stays; a `save_period` of None then keeps nothing by itself.
 5. Protection (the newest, the one just committed, those being loaded) comes on top: it takes no place in a ranking.
+6. The loop's thread decides anew after each commit. What that costs grows with what changes and with the numbers in the
+   policy; what stays for ever is not looked at again.
 """
 
 from __future__ import annotations
 
 import math
 import numbers
+from bisect import insort
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from asyncckpt.config import Settings
 
@@ -82,11 +88,20 @@ class BestChoice(NamedTuple):
     """What to warn of, in words; empty if nothing is odd."""
 
 
+_Place: TypeAlias = "tuple[bool, float, int]"
+"""Where a checkpoint stands in the ranking: whether it has a number, that number, its step. The greatest comes first.
+
+A plain tuple, because a list of those sorts several times as fast.
+"""
+
+
 class _Rule(NamedTuple):
-    kept: Collection[int]
-    why: Callable[[Candidate], str]
-    why_not: Callable[[Candidate], str] | None
+    keeps: Callable[[int], bool]
+    why: Callable[[int], str]
+    why_not: Callable[[int], str] | None = None
     """None for a protection, whose absence explains nothing."""
+    is_lasting: bool = False
+    """Whether it will always keep what it keeps now, whatever comes and goes."""
 
 
 def metric_of(training_info: Mapping[str, object], metric_name: str | None) -> float | None:
@@ -106,32 +121,6 @@ def metric_of(training_info: Mapping[str, object], metric_name: str | None) -> f
     if isinstance(value, int | float):
         return value  # not converted: an int of any size compares exactly
     return float(value) if isinstance(value, numbers.Real) else None
-
-
-def choose_best(candidates: Collection[Candidate], policy: RetentionPolicy) -> BestChoice:
-    """Choose the checkpoint with the best metric, of equals the one with the higher step.
-
-    Checkpoints without the metric are left out. If none has it, the latest stands in. NaN is a metric, and the worst.
-    With no metric's name the latest is the best, and nothing is odd about that.
-    """
-    if policy.metric_name is None or not candidates:
-        latest = max((candidate.step for candidate in candidates), default=None)
-        return BestChoice(step=latest, missing_steps=(), is_fallback=False, warnings=())
-    measured = [candidate for candidate in candidates if candidate.metric is not None]
-    missing = tuple(sorted(candidate.step for candidate in candidates if candidate.metric is None))
-    best = _ranked(measured or candidates, policy)[0].step
-    warnings = []
-    if missing:
-        steps = ", ".join(map(str, missing))
-        warnings.append(
-            f"{len(missing)} of {len(candidates)} checkpoints lack the metric {policy.metric_name!r} and are left out "
-            f"of the choice of the best; their steps: {steps}"
-        )
-    if not measured:
-        warnings.append(
-            f"no checkpoint has the metric {policy.metric_name!r}: the latest, step {best}, stands in for the best"
-        )
-    return BestChoice(step=best, missing_steps=missing, is_fallback=not measured, warnings=tuple(warnings))
 
 
 def plan_prune(
@@ -154,82 +143,188 @@ def plan_prune(
     Returns:
         One verdict for each candidate, in the order of the steps.
     """
-    ordered = sorted(candidates, key=lambda candidate: candidate.step)
-    rules = _rules(ordered, policy)
-    if exclude_latest and ordered:
-        rules.append(_protection({ordered[-1].step}, "latest"))
-    if committed is not None:
-        rules.append(_protection({committed}, "just committed"))
-    rules.append(_protection(protect, "being loaded"))
-    return tuple(_verdict(candidate, rules) for candidate in ordered)
+    standings = Standings(policy, candidates)
+    return tuple(standings.verdicts(exclude_latest=exclude_latest, protect=protect, committed=committed))
 
 
-def _rules(ordered: Sequence[Candidate], policy: RetentionPolicy) -> list[_Rule]:
-    top_k, latest_k, every, period = policy.keep_top_k, policy.keep_latest_k, policy.keep_every, policy.save_period
-    if policy.keeps_all:
-        return [_protection({candidate.step for candidate in ordered}, "neither keep_top_k nor keep_latest_k is set")]
-    rules = []
-    if top_k is not None:
-        rules.append(_top_rule(ordered, policy, top_k))
-    elif period is not None:
-        rules.append(_multiples_rule(ordered, "save_period", period))
-    if latest_k is not None:
-        newest = {candidate.step for candidate in ordered[::-1][:latest_k]}
-        phrase = f"among the {latest_k} most recent"
-        rules.append(_Rule(kept=newest, why=lambda _: phrase, why_not=lambda _: f"not {phrase}"))
-    if every is not None:
-        rules.append(_multiples_rule(ordered, "keep_every", every))
-    return rules
+class Standings:
+    """Checkpoints in their order, which they join and leave."""
+
+    def __init__(
+        self, policy: RetentionPolicy, candidates: Iterable[Candidate] = (), pacer: Pacer | None = None
+    ) -> None:
+        """A pacer is for a thread that begins with thousands of candidates."""
+        pacer = pacer or Pacer(yields=False)
+        self._policy = policy
+        self._metrics: dict[int, float | None] = {}
+        for batch in pacer.batches(candidates):
+            self._metrics.update(batch)
+        self._steps = sorted(self._metrics)
+        self._ranking = sorted(self._place(step) for batch in pacer.batches(self._steps) for step in batch)
+        self._lasting = [rule for rule in self._rules() if rule.is_lasting]
+        self._passing = {step for batch in pacer.batches(self._steps) for step in batch if not self._lasts(step)}
+        self._missing = {step for step, metric in self._metrics.items() if metric is None}
+        self._best: BestChoice | None = None  # until something changes
+
+    def add(self, candidate: Candidate) -> None:
+        """Let a checkpoint join, in the place of one of the same step."""
+        step, metric = candidate
+        self.remove([step])
+        self._best = None
+        self._metrics[step] = metric
+        insort(self._steps, step)
+        insort(self._ranking, self._place(step))
+        if not self._lasts(step):
+            self._passing.add(step)
+        if metric is None:
+            self._missing.add(step)
+
+    def remove(self, steps: Iterable[int]) -> None:
+        """Let steps leave, if they are there."""
+        gone = self._metrics.keys() & set(steps)
+        if not gone:
+            return
+        self._best = None
+        for step in gone:
+            del self._metrics[step]
+        self._steps = [step for step in self._steps if step not in gone]
+        self._ranking = [place for place in self._ranking if place[2] not in gone]
+        self._passing -= gone
+        self._missing -= gone
+
+    def best(self) -> BestChoice:
+        """Choose the checkpoint with the best metric, of equals the one with the higher step.
+
+        Checkpoints without the metric are left out. If none has it, the latest stands in. NaN is a metric, and the
+        worst. With no metric's name the latest is the best, and nothing is odd about that.
+        """
+        if self._best is None:
+            self._best = self._choose_best()
+        return self._best
+
+    def surplus(
+        self, *, exclude_latest: bool = True, protect: Collection[int] = frozenset(), committed: int | None = None
+    ) -> list[int]:
+        """Return the steps that nothing keeps, ascending: those of `plan_prune`, whose arguments these are."""
+        protections = self._protections(exclude_latest=exclude_latest, protect=protect, committed=committed)
+        return sorted(self._passing.difference(self._top(), self._most_recent(), *protections.values()))
+
+    def verdicts(self, *, exclude_latest: bool, protect: Collection[int], committed: int | None) -> Iterator[Verdict]:
+        """Give the verdicts of `plan_prune`, whose arguments these are."""
+        rules = self._rules()
+        protections = self._protections(exclude_latest=exclude_latest, protect=protect, committed=committed)
+        for phrase, steps in protections.items():
+            rules.append(_protection(phrase, steps))
+        return (_verdict(step, rules) for step in self._steps)
+
+    # --- the ranking --------------------------------------------------------------------------------------------------
+
+    def _place(self, step: int) -> _Place:
+        metric = None if self._policy.metric_name is None else self._metrics[step]
+        if metric is None or (isinstance(metric, float) and math.isnan(metric)):
+            return (False, 0, step)
+        return (True, metric if self._policy.higher_is_better else -metric, step)
+
+    def _choose_best(self) -> BestChoice:
+        name = self._policy.metric_name
+        if name is None or not self._missing:
+            best = self._ranking[-1][2] if self._ranking else None
+            return BestChoice(step=best, missing_steps=(), is_fallback=False, warnings=())
+        missing = tuple(sorted(self._missing))
+        steps = ", ".join(map(str, missing))
+        warnings = []
+        warnings.append(
+            f"{len(missing)} of {len(self._steps)} checkpoints lack the metric {name!r} and are left out of the choice "
+            f"of the best; their steps: {steps}"
+        )
+        is_fallback = len(missing) == len(self._steps)
+        best = next(step for *_, step in reversed(self._ranking) if is_fallback or step not in self._missing)
+        if is_fallback:
+            warnings.append(f"no checkpoint has the metric {name!r}: the latest, step {best}, stands in for the best")
+        return BestChoice(step=best, missing_steps=missing, is_fallback=is_fallback, warnings=tuple(warnings))
+
+    # --- the rules ----------------------------------------------------------------------------------------------------
+
+    def _top(self) -> set[int]:
+        """Return the periodic steps that keep_top_k keeps."""
+        period = self._policy.save_period or 1
+        periodic = (step for *_, step in reversed(self._ranking) if step % period == 0)
+        return set(islice(periodic, self._policy.keep_top_k or 0))
+
+    def _most_recent(self) -> set[int]:
+        """Return the steps that keep_latest_k keeps."""
+        return set(islice(reversed(self._steps), self._policy.keep_latest_k or 0))
+
+    def _protections(
+        self, *, exclude_latest: bool, protect: Collection[int], committed: int | None
+    ) -> dict[str, Collection[int]]:
+        """Return what stays whatever the rules say, by the reason."""
+        return {
+            "latest": self._steps[-1:] if exclude_latest else [],
+            "just committed": [] if committed is None else [committed],
+            "being loaded": protect,
+        }
+
+    def _lasts(self, step: int) -> bool:
+        return any(rule.keeps(step) for rule in self._lasting)
+
+    def _rules(self) -> list[_Rule]:
+        policy = self._policy
+        if policy.keeps_all:
+            why = "neither keep_top_k nor keep_latest_k is set"
+            return [_Rule(keeps=lambda _: True, why=lambda _: why, is_lasting=True)]
+        rules = []
+        if policy.keep_top_k is not None:
+            rules.append(self._top_rule(policy.keep_top_k))
+        elif policy.save_period is not None:
+            rules.append(_multiples_rule("save_period", policy.save_period))
+        if policy.keep_latest_k is not None:
+            phrase = f"among the {policy.keep_latest_k} most recent"
+            rules.append(
+                _Rule(keeps=self._most_recent().__contains__, why=lambda _: phrase, why_not=lambda _: f"not {phrase}")
+            )
+        if policy.keep_every is not None:
+            rules.append(_multiples_rule("keep_every", policy.keep_every))
+        return rules
+
+    def _top_rule(self, top_k: int) -> _Rule:
+        period, name = self._policy.save_period, self._policy.metric_name
+        whose = "" if period is None else f" multiples of save_period={period}"
+        phrase = (
+            f"among the {top_k} most recent{whose}" if name is None else f"among the {top_k} best{whose} by {name!r}"
+        )
+
+        def measured(step: int) -> str:
+            if name is None:
+                return phrase
+            metric = self._metrics[step]
+            return f"{phrase} ({'no metric' if metric is None else format(metric)})"
+
+        def why_not(step: int) -> str:
+            if period is not None and step % period != 0:
+                return f"not a multiple of save_period={period}"
+            return f"not {measured(step)}"
+
+        return _Rule(keeps=self._top().__contains__, why=measured, why_not=why_not)
 
 
-def _top_rule(ordered: Sequence[Candidate], policy: RetentionPolicy, top_k: int) -> _Rule:
-    period, name = policy.save_period, policy.metric_name
-    periodic = [candidate for candidate in ordered if period is None or candidate.step % period == 0]
-    whose = "" if period is None else f" multiples of save_period={period}"
-    phrase = f"among the {top_k} most recent{whose}" if name is None else f"among the {top_k} best{whose} by {name!r}"
-
-    def measured(candidate: Candidate) -> str:
-        if name is None:
-            return phrase
-        return f"{phrase} ({'no metric' if candidate.metric is None else format(candidate.metric)})"
-
-    def why_not(candidate: Candidate) -> str:
-        if period is not None and candidate.step % period != 0:
-            return f"not a multiple of save_period={period}"
-        return f"not {measured(candidate)}"
-
-    top = {candidate.step for candidate in _ranked(periodic, policy)[:top_k]}
-    return _Rule(kept=top, why=measured, why_not=why_not)
-
-
-def _multiples_rule(ordered: Sequence[Candidate], option: str, every: int) -> _Rule:
-    phrase = f"multiple of {option}={every}"
+def _multiples_rule(option: str, period: int) -> _Rule:
+    phrase = f"multiple of {option}={period}"
     return _Rule(
-        kept={candidate.step for candidate in ordered if candidate.step % every == 0},
+        keeps=lambda step: step % period == 0,
         why=lambda _: phrase,
         why_not=lambda _: f"not a {phrase}",
+        is_lasting=True,
     )
 
 
-def _protection(steps: Collection[int], phrase: str) -> _Rule:
-    return _Rule(kept=steps, why=lambda _: phrase, why_not=None)
+def _protection(phrase: str, steps: Collection[int]) -> _Rule:
+    return _Rule(keeps=steps.__contains__, why=lambda _: phrase)
 
 
-def _verdict(candidate: Candidate, rules: Sequence[_Rule]) -> Verdict:
-    keeping = [rule.why(candidate) for rule in rules if candidate.step in rule.kept]
+def _verdict(step: int, rules: Sequence[_Rule]) -> Verdict:
+    keeping = [rule.why(step) for rule in rules if rule.keeps(step)]
     if keeping:
-        return Verdict(step=candidate.step, is_kept=True, reason="; ".join(keeping))
-    failed = [rule.why_not(candidate) for rule in rules if rule.why_not is not None]
-    return Verdict(step=candidate.step, is_kept=False, reason="; ".join(failed))
-
-
-def _ranked(candidates: Collection[Candidate], policy: RetentionPolicy) -> list[Candidate]:
-    """Order candidates, the best first."""
-
-    def rank(candidate: Candidate) -> tuple[bool, float, int]:
-        metric = candidate.metric
-        if policy.metric_name is None or metric is None or (isinstance(metric, float) and math.isnan(metric)):
-            return (False, 0, candidate.step)
-        return (True, metric if policy.higher_is_better else -metric, candidate.step)
-
-    return sorted(candidates, key=rank, reverse=True)
+        return Verdict(step=step, is_kept=True, reason="; ".join(keeping))
+    failed = [rule.why_not(step) for rule in rules if rule.why_not is not None]
+    return Verdict(step=step, is_kept=False, reason="; ".join(failed))

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 from asyncckpt.disk import publish
 from asyncckpt.disk.listing import missing
 from asyncckpt.saving import commit
-from asyncckpt.saving.retention import RetentionPolicy, plan_prune
 from asyncckpt.workers import StopFlag
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ class Retirement:
         warn: Callable[[str], None],
     ) -> None:
         self._root = settings.checkpoint_dir
-        self._policy = RetentionPolicy.from_settings(settings)
         self._ops = ops
         self._grace = grace
         self._catalog = catalog
@@ -65,16 +63,9 @@ class Retirement:
 
     async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
         """Apply the retention policy."""
-        if self._policy.keeps_all:
-            return
-        verdicts = plan_prune(
-            self._catalog.candidates(),
-            self._policy,
-            exclude_latest=exclude_latest,
-            protect={step for step, count in self._loading.items() if count},
-            committed=committed,
-        )
-        await self.retire([verdict.step for verdict in verdicts if not verdict.is_kept])
+        loading = {step for step, count in self._loading.items() if count}
+        surplus = self._catalog.surplus(exclude_latest=exclude_latest, protect=loading, committed=committed)
+        await self.retire(surplus)
 
     async def prune_after(self, step: int) -> None:
         """Apply the retention policy after a commit, which a failure does not undo: it warns."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.disk.lock import DirectoryLock
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.saving.catalog import Catalog, CheckpointRecord
+    from asyncckpt.saving.catalog import Catalog, CheckpointRecord, Listed
     from asyncckpt.saving.jobs import Jobs
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
@@ -159,15 +159,22 @@ class Writer:
         return self._taking
 
     async def _take_directory(self) -> None:
-        take = commit.take_directory
         try:
-            lock, records = await self._jobs.run_stoppable(self.grace.hasten, take, self._ops, self._root)
+            lock, listed = await self._jobs.run_stoppable(self.grace.hasten, self._take)
         finally:
             self._taking = None  # its error, if it failed, is for those who wait
         self._lock = lock
-        self._catalog.replace(records)
+        self._catalog.replace(listed)
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
+
+    def _take(self) -> tuple[DirectoryLock, Listed]:
+        lock, records = commit.take_directory(self._ops, self._root)
+        try:
+            return lock, self._catalog.arrange(records)
+        except BaseException:
+            lock.release()
+            raise
 
     def enqueue(self, item: QueuedSave) -> None:
         """Queue a save. Its handle is the caller's from now on."""

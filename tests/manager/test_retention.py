@@ -12,7 +12,6 @@ import pytest
 from gates import hold
 
 import asyncckpt
-from asyncckpt.saving import catalog
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -241,18 +240,12 @@ async def test_a_lazy_load_survives_pruning(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.state["a"], np.arange(300_000))
 
 
-async def test_the_best_is_chosen_anew_only_when_something_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Asking again costs no walk over the checkpoints; a commit, a deletion and a corrupt one are seen at once."""
-    chosen = []
-    choose = catalog.choose_best
-    monkeypatch.setattr(catalog, "choose_best", lambda *given: chosen.append(given) or choose(*given))
+async def test_the_best_follows_every_change(tmp_path: Path) -> None:
+    """A commit, a deletion, a corrupt one and one overwritten are seen at once."""
     async with asyncckpt.CheckpointManager(tmp_path, metric_name="loss", higher_is_better=False) as manager:
         for step, loss in ((1, 0.5), (2, 0.3), (3, 0.4)):
             await (await manager.save(step, {"w": np.arange(3)}, training_info={"loss": loss}))
-        assert [manager.best_step() for _ in range(5)] == [2] * 5
-        assert len(chosen) == 1
+        assert manager.best_step() == 2
         await manager.delete(2)
         assert manager.best_step() == 3
         manifest = tmp_path / "step_3" / "manifest.json"
@@ -262,3 +255,10 @@ async def test_the_best_is_chosen_anew_only_when_something_changed(
         assert manager.best_step() == 1
         await (await manager.save(4, {}, training_info={"loss": 0.1}))
         assert manager.best_step() == 4
+        await (await manager.save(4, {}, training_info={"loss": 0.9}, overwrite=True))
+        assert manager.best_step() == 1
+        with pytest.warns(asyncckpt.CheckpointWarning, match="below the latest"):
+            await (await manager.save(3, {}, training_info={"loss": 0.2}, overwrite=True))
+        assert manager.best_step() == 3
+        await manager.refresh()
+        assert manager.best_step() == 3
