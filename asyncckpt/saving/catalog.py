@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from asyncckpt.saving.retention import BestChoice, Candidate, RetentionPolicy, Standings, metric_of
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+Identity: TypeAlias = "tuple[int, int]"
+"""The inode of a directory, and when an entry of it last changed, in nanoseconds."""
+NO_IDENTITY: Final[Identity] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +33,8 @@ class CheckpointRecord:
     """The path of its directory; as a str, because to make thousands of Paths takes a fifth of opening a manager."""
     training_info: dict[str, Any] = field(default_factory=dict)
     """What was passed with it; numpy scalars have become numbers."""
-    identity: tuple[int, int] = field(default=(0, 0), repr=False, compare=False)
-    """Tells its directory from an earlier or later one of the same name."""
+    identity: Identity = field(default=NO_IDENTITY, repr=False, compare=False)
+    """Tells its directory from an earlier or later one of the same name; NO_IDENTITY where that cannot be told."""
 
     @property
     def path(self) -> Path:
@@ -60,7 +64,7 @@ class Catalog:
     def __init__(self, policy: RetentionPolicy) -> None:
         self._policy = policy
         self._records: dict[int, CheckpointRecord] = {}
-        self._corrupt: dict[int, tuple[int, int]] = {}
+        self._corrupt: dict[int, Identity] = {}
         self._standings = Standings(policy)  # of the intact ones
         self._begun: set[int] = set()
         self.changes = 0
@@ -126,6 +130,10 @@ class Catalog:
         if step in self._records:
             self._standings.remove([step])
             self._corrupt[step] = self._records[step].identity
+
+    def records(self) -> dict[int, CheckpointRecord]:
+        """Return all records by step, corrupt or not, for another thread."""
+        return self._records.copy()
 
     def get(self, step: int) -> CheckpointRecord | None:
         """Return a step's record, corrupt or not."""

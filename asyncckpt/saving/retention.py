@@ -151,9 +151,9 @@ class Standings:
     """Checkpoints in their order, which they join and leave."""
 
     def __init__(
-        self, policy: RetentionPolicy, candidates: Iterable[Candidate] = (), pacer: Pacer | None = None
+        self, policy: RetentionPolicy, candidates: Iterable[tuple[int, float | None]] = (), pacer: Pacer | None = None
     ) -> None:
-        """A pacer is for a thread that begins with thousands of candidates."""
+        """Begin with candidates, or pairs like them; a pacer is for a thread that has thousands."""
         pacer = pacer or Pacer(yields=False)
         self._policy = policy
         self._metrics: dict[int, float | None] = {}
@@ -162,7 +162,9 @@ class Standings:
         self._steps = sorted(self._metrics)
         self._ranking = sorted(self._place(step) for batch in pacer.batches(self._steps) for step in batch)
         self._lasting = [rule for rule in self._rules() if rule.is_lasting]
-        self._passing = {step for batch in pacer.batches(self._steps) for step in batch if not self._lasts(step)}
+        self._passing = set(self._steps)
+        for rule in self._lasting:
+            self._passing.difference_update(*(filter(rule.keeps, batch) for batch in pacer.batches(self._steps)))
         self._missing = {step for step, metric in self._metrics.items() if metric is None}
         self._best: BestChoice | None = None  # until something changes
 

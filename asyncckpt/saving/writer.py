@@ -160,7 +160,7 @@ class Writer:
 
     async def _take_directory(self) -> None:
         try:
-            lock, listed = await self._jobs.run_stoppable(self.grace.hasten, self._take)
+            lock, listed = await self._jobs.run_stoppable(self.grace.hasten, self._take, self._catalog.records())
         finally:
             self._taking = None  # its error, if it failed, is for those who wait
         self._lock = lock
@@ -168,8 +168,8 @@ class Writer:
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
 
-    def _take(self) -> tuple[DirectoryLock, Listed]:
-        lock, records = commit.take_directory(self._ops, self._root)
+    def _take(self, known: Mapping[int, CheckpointRecord]) -> tuple[DirectoryLock, Listed]:
+        lock, records = commit.take_directory(self._ops, self._root, known)
         try:
             return lock, self._catalog.arrange(records)
         except BaseException:

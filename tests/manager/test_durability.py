@@ -290,8 +290,8 @@ async def test_a_listing_does_not_lose_a_commit(tmp_path: Path, monkeypatch: pyt
         await (await manager.save(0, content(0, 0)))
         gate = Gate()
 
-        def late(root: Path) -> list[asyncckpt.CheckpointRecord]:
-            records = listed(root)
+        def late(*given: Any) -> list[asyncckpt.CheckpointRecord]:
+            records = listed(*given)
             gate()
             return records
 

@@ -44,6 +44,54 @@ def test_records_are_read_without_a_path_for_each(tmp_path: Path, root: str) -> 
     assert made[0] == made[1]
 
 
+def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
+    """A listing reads what is new, what was put in another's place, and what could not be read before."""
+    for step in range(5):
+        _make(tmp_path, step, loss=step)
+    (tmp_path / "step_3" / "training_info.json").write_bytes(b"{")
+    known = {record.step: record for record in commit.read_records(tmp_path)}
+    assert known[3].training_info == {}
+
+    (tmp_path / "step_1").rename(tmp_path / "elsewhere")
+    _make(tmp_path, 1, loss=10)
+    (tmp_path / "step_3" / "training_info.json").write_text(json.dumps({"loss": 30}))
+    (tmp_path / "step_4").rename(tmp_path / "step_6")
+    _make(tmp_path, 5, loss=50)
+    (tmp_path / "step_0").rename(tmp_path / "old_step_0")  # as an overwrite leaves it, when it is killed
+    records = {record.step: record for record in commit.read_records(tmp_path, known)}
+    assert records == {record.step: record for record in commit.read_records(tmp_path)}
+    assert [step for step, record in records.items() if record is known.get(step)] == [2]
+    assert [record.training_info["loss"] for record in records.values()] == [0, 10, 2, 30, 50, 4]
+
+
+def _make(root: Path, step: int, *, loss: float) -> None:
+    """Make a directory that a listing takes for a checkpoint."""
+    directory = root / f"step_{step}"
+    directory.mkdir(parents=True)
+    (directory / "training_info.json").write_text(json.dumps({"loss": loss}))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_first_save_reads_no_checkpoint_again(tmp_path: Path) -> None:
+    """To take the directory, and to refresh, opens none of the files that opening the manager has read."""
+    for step in range(5):
+        _make(tmp_path, step, loss=step)
+    async with asyncckpt.CheckpointManager(tmp_path, metric_name="loss") as manager:
+        read = []
+        parse = commit.parse_training_info
+
+        def parse_and_note(data: bytes) -> dict[str, Any]:
+            read.append(data)
+            return parse(data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(commit, "parse_training_info", parse_and_note)
+            await (await manager.save(9, {}, training_info={"loss": 9}))
+            await manager.refresh()
+        assert [json.loads(data)["loss"] for data in read] == [9]  # by the commit itself
+        assert manager.best_step() == 9
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_commit_walks_over_no_others(tmp_path: Path) -> None:
     """To list a new checkpoint, to prune and to choose the best takes the loop as many calls beside 8 as beside 300."""
@@ -52,8 +100,7 @@ async def test_a_commit_walks_over_no_others(tmp_path: Path) -> None:
     for count in (8, 300):
         root = tmp_path / str(count)
         for step in range(count):
-            (root / f"step_{step}").mkdir(parents=True)
-            (root / f"step_{step}" / "training_info.json").write_text(json.dumps({"loss": step % 7}))
+            _make(root, step, loss=step % 7)
         calls = 0
 
         def count_calls(frame: FrameType, event: str, _: Any) -> None:
