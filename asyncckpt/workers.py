@@ -32,7 +32,8 @@ ItemT = TypeVar("ItemT")
 PIECE_SECONDS: Final = 0.001
 BATCH_OBJECTS: Final = 256  # handled by Python code between two looks at the clock
 PIECE_ELEMENTS: Final = 4096  # handled by one call into C
-_HANDOVER_SECONDS: Final = 1e-6  # a real sleep: after one of none this thread would have the GIL back before any other
+_HANDOVER_SECONDS: Final = 5e-5
+"""As long as another thread takes to wake: after a shorter sleep this one would often have the GIL back before it."""
 _MAY_GO_ON: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 

@@ -27,17 +27,9 @@ class Listing(NamedTuple):
 def scan(root: Path) -> Listing:
     """List a checkpoint directory; one that does not exist is empty."""
     pacer = Pacer()
-    names: dict[int, str] = {}
-    swapped: dict[int, str] = {}
-    has_leftovers = False
-    for kind, step, name in names_in(root, pacer):
-        if kind is Kind.COMMITTED:
-            names[step] = name
-            continue
-        has_leftovers = True
-        if kind is Kind.SWAPPED:
-            swapped[step] = name
-    names = {**swapped, **names}
+    found = names_in(root, pacer)
+    has_leftovers = any(names for kind, names in found.items() if kind is not Kind.COMMITTED)
+    names = dict(found[Kind.SWAPPED]) | dict(found[Kind.COMMITTED])
     committed: dict[int, str] = {}
     for steps in pacer.batches(sorted(names)):
         committed.update((step, names[step]) for step in steps)
@@ -59,18 +51,19 @@ def missing(root: Path, steps: Iterable[int]) -> list[int]:
     return [step for step in steps if locate(root, step) is None]
 
 
-def names_in(root: Path, pacer: Pacer) -> list[tuple[Kind, int, str]]:
-    """Return the names in a checkpoint directory that are ours, in no order; none if it does not exist."""
-    names = []
+def names_in(root: Path, pacer: Pacer) -> dict[Kind, list[tuple[int, str]]]:
+    """Return the steps and names of each kind in a checkpoint directory, in no order; none if it does not exist."""
+    names: dict[Kind, list[tuple[int, str]]] = {kind: [] for kind in Kind}
     try:
         with os.scandir(root) as found:
             for entries in pacer.batches(found):
                 for entry in entries:
                     place = parse_name(entry.name)
                     if place is not None and entry.is_dir(follow_symlinks=False):
-                        names.append((*place, entry.name))
+                        kind, step = place
+                        names[kind].append((step, entry.name))
     except FileNotFoundError:
-        return []
+        pass
     return names
 
 

@@ -94,20 +94,19 @@ def recover(ops: DiskOps, root: Path) -> None:
 
     Every name that is found is durable afterwards: the writer may have been killed just before it synced them.
     """
-    names = sorted(names_in(root, Pacer()))
-    if names:
+    names = names_in(root, Pacer())
+    if any(names.values()):
         ops.sync_directory(root)
-    swapped = [step for kind, step, _ in names if kind is Kind.SWAPPED]
+    swapped = sorted(step for step, _ in names[Kind.SWAPPED])
     for step in swapped:
         _settle(ops, root / name_of(Kind.SWAPPED, step), root / name_of(Kind.COMMITTED, step), step)
     if swapped:
         ops.sync_directory(root)
-    for kind, _, name in names:
-        if kind is Kind.PENDING:
-            discard(ops, root / name)
+    for _, name in sorted(names[Kind.PENDING]):
+        discard(ops, root / name)
     if swapped:
-        names = sorted(names_in(root, Pacer()))
-    sweep(ops, root, [root / name for kind, _, name in names if kind is Kind.TRASH])
+        names = names_in(root, Pacer())
+    sweep(ops, root, [root / name for _, name in sorted(names[Kind.TRASH])])
 
 
 def stage(ops: DiskOps, root: Path, step: int) -> Path:

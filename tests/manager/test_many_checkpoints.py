@@ -94,7 +94,7 @@ async def test_a_first_save_reads_no_checkpoint_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_commit_walks_over_no_others(tmp_path: Path) -> None:
-    """To list a new checkpoint, to prune and to choose the best takes the loop as many calls beside 8 as beside 300."""
+    """To list a new checkpoint, prune and choose the best takes the loop few more calls beside 300 than beside 8."""
     rooms = {catalog.__file__, retention.__file__}
     counts = []
     for count in (8, 300):
@@ -118,5 +118,4 @@ async def test_a_commit_walks_over_no_others(tmp_path: Path) -> None:
                 sys.setprofile(None)
             assert len(manager.steps()) == count + 2
         counts.append(calls)
-    assert counts[0] == counts[1]
-    assert counts[0] > 5
+    assert 5 < counts[0] <= counts[1] < counts[0] + 20  # a binary search or two
