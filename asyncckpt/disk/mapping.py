@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from asyncckpt.memory import PAGE_NBYTES, libc
+from asyncckpt.memory import PAGE_NBYTES, Mapping, libc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-_MAP_FAILED: Final = ctypes.c_void_p(-1).value
-_PROT_NONE: Final = 0
 _SAMPLES: Final = 64
-_MAP_FIXED: Final = 0x10  # Linux and macOS alike; `mmap` does not name them
 
 
 class MappedFile:
@@ -43,13 +40,21 @@ class MappedFile:
             ValueError: They do not lie so.
             OSError: The system refuses the mapping.
         """
+        if not segments:
+            return _NONE
         if len(segments) == 1:
             offset, nbytes = segments[0]
             return self._whole[offset : offset + nbytes]
         if any(offset % PAGE_NBYTES for offset, _ in segments) or any(n % PAGE_NBYTES for _, n in segments[:-1]):
             message = "segments of one array lie on no page boundaries"
             raise ValueError(message)
-        return np.asarray(_JoinedMapping(self._fd, segments)) if segments else _NONE
+        # The range is reserved first, so that no file falls on anybody else's memory.
+        joined = Mapping(sum(nbytes for _, nbytes in segments), is_reserved=True)
+        start = 0
+        for offset, nbytes in segments:
+            joined.overlay(start, nbytes, self._fd, offset)
+            start += nbytes
+        return joined.array()
 
     def is_cached(self) -> bool:
         """Return whether most of the file lies in the page cache, by a sample; True where the system does not say."""
@@ -65,38 +70,3 @@ class MappedFile:
 
 
 _NONE: Final = np.empty(0, np.uint8)
-
-
-class _JoinedMapping:
-    """Segments of a file in one range of addresses, until the last array that shows it is gone."""
-
-    def __init__(self, fd: int, segments: Sequence[tuple[int, int]]) -> None:
-        nbytes = sum(length for _, length in segments)
-        # The range is reserved first, so that the fixed mappings cannot fall on anybody else's memory.
-        self._address = _map(None, nbytes, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        self._nbytes = nbytes
-        at = self._address
-        for offset, length in segments:
-            _map(at, length, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
-            at += length
-        self.__array_interface__ = {
-            "version": 3,
-            "typestr": "|u1",
-            "shape": (nbytes,),
-            "data": (self._address, True),
-        }
-
-    def __del__(self) -> None:
-        """Unmap: no array refers to the memory any more."""
-        if hasattr(self, "_nbytes"):
-            libc().munmap(self._address, self._nbytes)
-
-
-def _map(  # noqa: PLR0913, PLR0917 - the system call's own arguments
-    address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int
-) -> int:
-    found: int | None = libc().mmap(address, nbytes, protection, flags, fd, offset)
-    if found is None or found == _MAP_FAILED:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,36 @@ def test_memory_begins_on_a_page(nbytes: int) -> None:
         assert memory.nbytes == nbytes
         assert memory.ctypes.data % PAGE_NBYTES == 0
         assert not memory.any()
+
+
+@pytest.mark.parametrize("nbytes", [2**62, 2**63, 2**64 + 5])
+def test_more_memory_than_there_is(nbytes: int) -> None:
+    """It is refused, and not cut off to what an address holds."""
+    with pytest.raises((OSError, OverflowError)):
+        aligned_buffer(nbytes)
+
+
+def mapped_nbytes() -> int:
+    """Give the size of the process's address space."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+
+def test_memory_goes_back_with_the_last_array_that_shows_it() -> None:
+    """A view keeps it, whatever becomes of the array that it was made from."""
+    before = mapped_nbytes()
+    view = aligned_array((64 * MIB,), np.dtype(np.int64))[5:7]
+    view[:] = 3, 4
+    assert mapped_nbytes() - before >= 512 * MIB
+    assert view.tolist() == [3, 4]
+    del view
+    assert mapped_nbytes() - before < 512 * MIB
+
+
+def test_no_call_for_memory_holds_the_gil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To find addresses, and to take memory back, the system may have to wait for other threads."""
+    monkeypatch.delattr(mmap, "mmap")  # which holds it
+    assert not isinstance(libc(), ctypes.PyDLL)  # whose functions hold it
+    aligned_buffer(MIB)[:] = 1
 
 
 def test_populated_memory_is_there_and_unchanged() -> None:
