@@ -146,8 +146,9 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
             selection=None if request.select is None else Selection.parse(request.select),
         )
         with LeafError.naming(step):
-            if builder.is_plain and not request.lazy:
-                survey = Survey(arrays=set(range(len(index.arrays))))
+            if builder.is_plain:
+                contents = builder.contents() if request.lazy else set()
+                survey = Survey(arrays=set(range(len(index.arrays))), contents=contents)
             else:
                 survey = builder.survey()
             arrays = _read_arrays(reader, index, segments, survey, request, crew, pacer, stop)

@@ -54,6 +54,7 @@ NUMBERS_ARRAY: Final = 16  # (LIST or TUPLE, number of an array)
 
 CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED_DICT})
 MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
+MADE_OF_ARRAYS: Final = frozenset({BYTES, STRING, NUMBERS_ARRAY})  # with an array's number as their last argument
 
 _SEGMENT: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
 _TABLE_ROWS: Final = 2048

@@ -87,5 +87,14 @@ def read_row(data: bytes, pacer: Pacer, *, max_array_len: int = 0) -> list[Any]:
 
 def _unpacker(nbytes: int, max_array_len: int = 0) -> Any:
     return msgpack.Unpacker(
-        unicode_errors=TEXT_ERRORS, max_array_len=max_array_len, max_map_len=0, max_buffer_size=max(nbytes, 1)
+        ext_hook=_ext,
+        unicode_errors=TEXT_ERRORS,
+        max_array_len=max_array_len,
+        max_map_len=0,
+        max_buffer_size=max(nbytes, 1),
     )
+
+
+def _ext(code: int, data: bytes) -> msgpack.ExtType:
+    """Make an ext object without its class's checks of what the decoder has just decoded: they take most of a read."""
+    return tuple.__new__(msgpack.ExtType, (code, data))

@@ -27,6 +27,7 @@ from asyncckpt import (
 from asyncckpt.disk import reading
 from asyncckpt.disk.manifest import decode_manifest, digest_bytes
 from asyncckpt.saving import loading
+from asyncckpt.state.build import Builder
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -484,6 +485,17 @@ async def test_lazy_arrays_stay_valid_when_the_checkpoint_goes(tmp_path: Path, f
     assert two is not None
     assert (one.state["w"] == 1).all()
     assert (two.state["w"] == 2).all()
+
+
+def test_a_lazy_load_of_everything_walks_the_tree_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be mapped, because it is the contents of a string or a list, is found at a glance."""
+    state = {"a": np.arange(2000), "s": "s" * 9000, "b": b"b" * 9000, "n": list(range(9000)), "t": (1.5,) * 9000}
+    save_to(tmp_path, 1, state)
+    walks = []
+    walk = Builder._walk
+    monkeypatch.setattr(Builder, "_walk", lambda builder: walks.append(builder) or walk(builder))
+    assert_same(load_from(tmp_path, 1, lazy=True), state)
+    assert len(walks) == 1
 
 
 def test_a_thousand_lazy_arrays_cost_one_mapping(tmp_path: Path) -> None:
