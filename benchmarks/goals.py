@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from benchmarks.own import LAZY_SIZES
 from benchmarks.samples import FLOORS
 from benchmarks.systems import HDF5, MSGPACK, OURS, PEERS
 from benchmarks.workloads import BUSY_DURATIONS
@@ -182,7 +183,11 @@ GOALS: Final = (
     Goal(workload="catalog", measure="open_warm", factor=1, against=limit(0.3), systems=(MSGPACK,)),
     *(
         Goal(workload="catalog", measure=measure, factor=1, against=limit(20 * _US), systems=(MSGPACK,))
-        for measure in ("latest_step", "best_step", "should_save")
+        for measure in ("latest_step", "best_step", "best_step_anew", "should_save")
+    ),
+    *(
+        Goal(workload="lazy", measure=f"load, lazy, arrays of {label}", factor=1, against=limit(10 * _MS))
+        for label in LAZY_SIZES
     ),
     Goal(workload="import", measure="import", factor=1, against=limit(60 * _MS), systems=(MSGPACK,)),
     Goal(workload="frozen", measure="blocked", factor=1, against=limit(5 * _MS)),

@@ -40,6 +40,7 @@ TITLES: Final = {
     "open_cold_stall_max": "longest stall while opening, cold",
     "latest_step": "`latest_step()`",
     "best_step": "`best_step()`",
+    "best_step_anew": "`best_step()` right after a commit",
     "should_save": "`should_save()`",
     "import": "import, over numpy's",
     "import_beside_asyncio": "import, over numpy's and asyncio's",

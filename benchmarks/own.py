@@ -12,8 +12,8 @@ import numpy as np
 
 from benchmarks import machine, states
 from benchmarks.loops import Witness, ticking
-from benchmarks.measuring import time_save
-from benchmarks.states import KIB
+from benchmarks.measuring import time_load, time_save
+from benchmarks.states import KIB, MIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,8 +77,34 @@ async def measure_catalog(context: Context, make: type[System]) -> None:
                 start = time.perf_counter()
                 call()
                 context.record(measure, time.perf_counter() - start)
+        start = time.perf_counter()
+        handle = await manager.save(context.scale.catalog_count, {}, training_info={METRIC: -1})
+        context.record("first_blocked", time.perf_counter() - start)
+        await handle
+        start = time.perf_counter()
+        manager.best_step()
+        context.record("best_step_anew", time.perf_counter() - start)
     if machine.drop_directory_caches():
         await open_once("open_cold")
+
+
+LAZY_SIZES: Final = {"1 KiB": KIB, "100 KiB": 100 * KIB, "1 MiB": MIB}
+"""How large an array is."""
+
+
+async def measure_lazy(context: Context, make: type[System]) -> None:
+    """Load a thousand arrays that stay in the file."""
+    for label, nbytes in LAZY_SIZES.items():
+        count = min(1000, context.scale.array_nbytes // nbytes)
+        system: Any = make(context.root / label)
+        async with system:
+            await system.save(0, states.float_arrays(count * nbytes, count))
+            await system.wait_durable(0)
+            await system.load_lazily(0)  # the imports
+            await context.settle(count * nbytes)
+            for _ in range(10):
+                context.record(f"load, lazy, arrays of {label}", (await time_load(system.load_lazily(0)))[0])
+            await system.discard(0)
 
 
 async def measure_import(context: Context, make: type[System]) -> None:

@@ -392,6 +392,7 @@ WORKLOADS: Final = (
     Workload(
         name="import", title="import asyncckpt, over numpy", measure=own.measure_import, systems=(MSGPACK,), rounds=1
     ),
+    Workload(name="lazy", title="1,000 arrays, loaded lazily", measure=own.measure_lazy, systems=OURS, rounds=2),
     Workload(
         name="frozen",
         title="{scale.array_size} in {scale.array_count} frozen arrays",

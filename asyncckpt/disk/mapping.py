@@ -28,23 +28,19 @@ class MappedFile:
         """Map a file; the descriptor may be closed afterwards."""
         self._fd = fd
         nbytes = os.fstat(fd).st_size
-        self._whole = np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ), np.uint8) if nbytes else _NONE
+        self.memory: Bytes = np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ) if nbytes else b"", np.uint8)
+        """The whole file."""
 
-    def array(self, segments: Sequence[tuple[int, int]]) -> Bytes:
+    def join(self, segments: Sequence[tuple[int, int]]) -> Bytes:
         """Return runs of the file, given as (offset, nbytes), as one run of memory.
 
-        Several runs are mapped behind each other, which takes page boundaries: each must begin on one, and all but the
-        last fill whole pages.
+        They are mapped behind each other, which takes page boundaries: each must begin on one, and all but the last
+        fill whole pages.
 
         Raises:
             ValueError: They do not lie so.
             OSError: The system refuses the mapping.
         """
-        if not segments:
-            return _NONE
-        if len(segments) == 1:
-            offset, nbytes = segments[0]
-            return self._whole[offset : offset + nbytes]
         if any(offset % PAGE_NBYTES for offset, _ in segments) or any(n % PAGE_NBYTES for _, n in segments[:-1]):
             message = "segments of one array lie on no page boundaries"
             raise ValueError(message)
@@ -58,15 +54,12 @@ class MappedFile:
 
     def is_cached(self) -> bool:
         """Return whether most of the file lies in the page cache, by a sample; True where the system does not say."""
-        pages = range(0, len(self._whole), mmap.PAGESIZE)
+        pages = range(0, len(self.memory), mmap.PAGESIZE)
         sample = pages[:: -(-len(pages) // _SAMPLES) or 1]
         found = ctypes.c_ubyte()
         cached = 0
         for offset in sample:
-            if libc().mincore(self._whole.ctypes.data + offset, 1, ctypes.byref(found)) != 0:
+            if libc().mincore(self.memory.ctypes.data + offset, 1, ctypes.byref(found)) != 0:
                 return True
             cached += found.value & 1
         return 2 * cached >= len(sample)
-
-
-_NONE: Final = np.empty(0, np.uint8)

@@ -314,25 +314,30 @@ def _scatterer(array: NDArray[Any], start: int) -> Callable[[int, NDArray[np.uin
 
 
 def _map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]) -> dict[int, NDArray[Any]]:
-    places: dict[int, list[tuple[int, int]]] = {number: [] for number in wanted}
-    for segment in segments:
-        if segment.array in places:
-            places[segment.array].append((segment.offset, segment.nbytes))
     file = MappedFile(fd)
-    arrays = {}
-    for number, runs in places.items():
+    arrays: dict[int, NDArray[Any]] = {}
+    cut: dict[int, list[tuple[int, int]]] = {}
+    for number, offset, nbytes in segments:
         meta = index.arrays[number]
-        if runs:
-            try:
-                found = file.array(runs)
-            except ValueError as error:
-                raise CorruptCheckpointError(f"the index is damaged: array {number}: {error}") from error
-            except OSError as error:
-                raise CheckpointError(f"array {number} cannot be mapped: {error}: load it without lazy") from error
-            arrays[number] = found.view(meta.dtype).reshape(meta.shape)
+        if number not in wanted:
+            continue
+        if nbytes == meta.nbytes:
+            arrays[number] = np.ndarray(meta.shape, meta.dtype, file.memory, offset)
         else:
-            arrays[number] = np.ndarray(meta.shape, meta.dtype)
-            arrays[number].flags.writeable = False
+            cut.setdefault(number, []).append((offset, nbytes))
+    for number, runs in cut.items():
+        meta = index.arrays[number]
+        try:
+            joined = file.join(runs)
+        except ValueError as error:
+            raise CorruptCheckpointError(f"the index is damaged: array {number}: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"array {number} cannot be mapped: {error}: load it without lazy") from error
+        arrays[number] = joined.view(meta.dtype).reshape(meta.shape)
+    for number in wanted - arrays.keys():  # those without a byte
+        meta = index.arrays[number]
+        arrays[number] = np.ndarray(meta.shape, meta.dtype)
+        arrays[number].flags.writeable = False
     return arrays
 
 

@@ -107,7 +107,7 @@ class Builder(LeafReader):
         This is a glance, for a state that is wanted whole: what is wrong with the nodes `build` will find.
         """
         found = set()
-        for node in ix.read_nodes(self._index.pieces, self._pacer):
+        for node in ix.read_nodes(filter(ix.may_hold_contents, self._index.pieces), self._pacer):
             if type(node) is msgpack.ExtType and node.code in ix.MADE_OF_ARRAYS:
                 argument = ix.argument_of(node)
                 found.add(argument[-1] if type(argument) is tuple and argument else argument)

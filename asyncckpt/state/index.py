@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import math
+import re
 import reprlib
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -27,7 +28,7 @@ from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, read_row
 from asyncckpt.workers import BATCH_OBJECTS, Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,6 +56,8 @@ NUMBERS_ARRAY: Final = 16  # (LIST or TUPLE, number of an array)
 CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED_DICT})
 MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
 MADE_OF_ARRAYS: Final = frozenset({BYTES, STRING, NUMBERS_ARRAY})  # with an array's number as their last argument
+# The headers of ext nodes of these codes: fixext 1 to 16, ext 8, 16 and 32.
+_CONTENTS_HEADER: Final = rb"(?:[\xd4-\xd8]|\xc7.|\xc8..|\xc9....)[\x0d\x0e\x10]"
 
 _SEGMENT: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
 _TABLE_ROWS: Final = 2048
@@ -101,7 +104,15 @@ def pack_piece(nodes: list[Node]) -> bytes:
     return packed
 
 
-def read_nodes(pieces: Sequence[bytes], pacer: Pacer) -> Iterator[Node]:
+def may_hold_contents(piece: bytes) -> bool:
+    """Whether there may be a node of `MADE_OF_ARRAYS` in a piece: where its bytes have no header of one, there is none.
+
+    Most states have none, and to look for the bytes takes a hundredth of the time that decoding does.
+    """
+    return re.search(_CONTENTS_HEADER, piece, re.DOTALL) is not None
+
+
+def read_nodes(pieces: Iterable[bytes], pacer: Pacer) -> Iterator[Node]:
     """Decode the nodes of a tree, in preorder.
 
     Raises:

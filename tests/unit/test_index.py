@@ -7,13 +7,30 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from strategies import DTYPES
 from support import describe_dtype
 
 from asyncckpt import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.state import dtypes
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
-from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index
+from asyncckpt.state.index import (
+    ARRAY,
+    BYTES,
+    DICT,
+    LIST,
+    NUMBERS_ARRAY,
+    STRING,
+    TUPLE,
+    ArrayMeta,
+    Index,
+    Segment,
+    decode_index,
+    ext,
+    may_hold_contents,
+    pack_piece,
+)
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
@@ -56,6 +73,24 @@ def test_what_is_written_is_read(count: int) -> None:
     content = msgpack.unpackb(data, strict_map_key=True)
     assert list(content) == ["asyncckpt", "features", "dtypes", "tree", "arrays", "segments"]
     assert content["asyncckpt"] == 1
+
+
+LEAVES = st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text() | st.binary(max_size=20)
+MADE = st.builds(ext, st.sampled_from([BYTES, STRING]), st.integers(0, 2**64 - 1)) | st.builds(
+    ext, st.just(NUMBERS_ARRAY), st.tuples(st.sampled_from([LIST, TUPLE]), st.integers(0, 2**64 - 1))
+)
+
+
+@given(st.lists(LEAVES, max_size=5), MADE, st.lists(LEAVES, max_size=5))
+def test_no_leaf_that_an_array_becomes_is_overlooked(before: list[Any], leaf: Any, after: list[Any]) -> None:
+    """Whatever stands around it, and however long its number is."""
+    assert may_hold_contents(pack_piece([*before, leaf, *after]))
+
+
+def test_most_pieces_hold_no_such_leaf() -> None:
+    """A state of arrays under names is not looked at closely."""
+    nodes = [ext(DICT, 5000), *(node for number in range(5000) for node in (f"w{number}", ext(ARRAY, number)))]
+    assert not may_hold_contents(pack_piece(nodes))
 
 
 def test_the_length_does_not_depend_on_the_offsets() -> None:
