@@ -197,7 +197,7 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
                     arrays[number] = survey.destinations[number][0]
                 elif not 0 < index.arrays[number].nbytes < PAGE_NBYTES:
                     arrays[number] = fresh_array(index.arrays[number])
-        targets = _targets_in_runs(index, segments, read, arrays, pacer)
+        targets = _targets_in_runs(index, segments, read, arrays, pacer) if read else []
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
         try:
