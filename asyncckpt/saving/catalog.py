@@ -58,11 +58,20 @@ class Listed(NamedTuple):
     standings: Standings
 
 
+def arrange(records: Sequence[CheckpointRecord], policy: RetentionPolicy) -> Listed:
+    """Arrange what a listing found, by ascending step, for a catalog with this policy.
+
+    For the thread that made the listing: with thousands of checkpoints it takes a while.
+    """
+    candidates = (_candidate(record, policy) for record in records)
+    return Listed({record.step: record for record in records}, Standings(policy, candidates, Pacer()))
+
+
 class Catalog:
     """The committed checkpoints of a directory, by step."""
 
     def __init__(self, policy: RetentionPolicy) -> None:
-        self._policy = policy
+        self.policy: Final = policy
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, Identity] = {}
         self._standings = Standings(policy)  # of the intact ones
@@ -73,14 +82,6 @@ class Catalog:
     def __contains__(self, step: int) -> bool:
         """Whether the step is committed, and not known to be corrupt."""
         return step in self._records and step not in self._corrupt
-
-    def arrange(self, records: Sequence[CheckpointRecord]) -> Listed:
-        """Arrange what a listing found, by ascending step, for `replace`.
-
-        To be done in the thread that made it: with thousands of checkpoints it takes a while.
-        """
-        by_step = {record.step: record for record in records}
-        return Listed(by_step, Standings(self._policy, map(self._candidate, records), Pacer()))
 
     def replace(self, listed: Listed) -> None:
         """Hold these instead of what was held, but for steps that were begun.
@@ -104,7 +105,7 @@ class Catalog:
         is_in_order = record.step in self._records or record.step > next(reversed(self._records), -1)
         self._records[record.step] = record
         self._corrupt.pop(record.step, None)
-        self._standings.add(self._candidate(record))
+        self._standings.add(_candidate(record, self.policy))
         if not is_in_order:
             self._records = dict(sorted(self._records.items()))
 
@@ -155,5 +156,6 @@ class Catalog:
         """Return the intact steps that retention gives up, ascending; see `retention.plan_prune`."""
         return self._standings.surplus(exclude_latest=exclude_latest, protect=protect, committed=committed)
 
-    def _candidate(self, record: CheckpointRecord) -> Candidate:
-        return Candidate(record.step, metric_of(record.training_info, self._policy.metric_name))
+
+def _candidate(record: CheckpointRecord, policy: RetentionPolicy) -> Candidate:
+    return Candidate(record.step, metric_of(record.training_info, policy.metric_name))

@@ -18,7 +18,7 @@ from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
-from asyncckpt.saving.catalog import NO_IDENTITY, CheckpointRecord, Identity
+from asyncckpt.saving.catalog import NO_IDENTITY, CheckpointRecord, Identity, Listed, arrange
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.saving.retention import RetentionPolicy
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
     from asyncckpt.workers import Crew, StopFlag
@@ -190,8 +191,8 @@ def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
 
 
 def take_directory(
-    ops: DiskOps, root: Path, known: Mapping[int, CheckpointRecord]
-) -> tuple[DirectoryLock, list[CheckpointRecord]]:
+    ops: DiskOps, root: Path, policy: RetentionPolicy, known: Mapping[int, CheckpointRecord]
+) -> tuple[DirectoryLock, Listed]:
     """Become the directory's writer: make it, lock it, bring it into order, and list what is committed.
 
     `known` is that of `read_records`.
@@ -204,14 +205,19 @@ def take_directory(
     lock = acquire_lock(ops, root)
     try:
         publish.recover(ops, root)
-        return lock, read_records(root, known)
+        return lock, list_again(root, policy, known)
     except BaseException:
         lock.release()
         raise
 
 
-def list_directory(ops: DiskOps, root: Path, *, is_writer: bool) -> list[CheckpointRecord]:
-    """List a directory as `read_records` does; a writer brings it into order first, as far as it may.
+def list_again(root: Path, policy: RetentionPolicy, known: Mapping[int, CheckpointRecord]) -> Listed:
+    """List a directory for a catalog, as `read_records` does."""
+    return arrange(read_records(root, known), policy)
+
+
+def list_directory(ops: DiskOps, root: Path, policy: RetentionPolicy, *, is_writer: bool) -> Listed:
+    """List a directory for a catalog, as `read_records` does; a writer brings it into order first, as far as it may.
 
     Raises:
         NotADirectoryError: There is a file in the directory's place.
@@ -221,7 +227,7 @@ def list_directory(ops: DiskOps, root: Path, *, is_writer: bool) -> list[Checkpo
     if is_writer and listing.has_leftovers:
         _tidy(ops, root)
         listing = _scan(root)
-    return _read_listed(root, listing, {})
+    return arrange(_read_listed(root, listing, {}), policy)
 
 
 def _tidy(ops: DiskOps, root: Path) -> None:

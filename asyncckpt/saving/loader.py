@@ -18,10 +18,10 @@ from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verif
 from asyncckpt.workers import StopFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from asyncckpt.config import Settings
-    from asyncckpt.saving.catalog import Catalog, CheckpointRecord, Listed, LoadedCheckpoint
+    from asyncckpt.saving.catalog import Catalog, LoadedCheckpoint
     from asyncckpt.saving.jobs import Jobs
     from asyncckpt.saving.writer import Writer
 
@@ -47,13 +47,10 @@ class Loader:
         """List the directory again."""
         while True:
             changes = self._catalog.changes
-            listed = await self._jobs.run(self._list, self._catalog.records())
+            listed = await self._jobs.run(commit.list_again, self._root, self._catalog.policy, self._catalog.records())
             if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
                 self._catalog.replace(listed)
                 return
-
-    def _list(self, known: Mapping[int, CheckpointRecord]) -> Listed:
-        return self._catalog.arrange(commit.read_records(self._root, known))
 
     async def choose(self, which: Choice, *, callers: int = 1) -> int | None:
         """Return the latest or best step; for a reader beside another process, as the directory is now.

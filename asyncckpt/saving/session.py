@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving import commit
-from asyncckpt.saving.catalog import Catalog, Listed
+from asyncckpt.saving.catalog import Catalog
 from asyncckpt.saving.idle import IdleTimer
 from asyncckpt.saving.intake import Intake
 from asyncckpt.saving.jobs import Jobs
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.saving.catalog import Listed
 
 
 class Session:
@@ -70,7 +71,9 @@ class Session:
         jobs = Jobs(asyncio.get_running_loop())
         try:
             is_writer = not self._settings.read_only and self._settings.enabled
-            self._root, listed = await jobs.run(self._list, is_writer=is_writer)
+            self._root, listed = await jobs.run(
+                _list, self._ops, self._root, self._settings.format, self._catalog.policy, is_writer=is_writer
+            )
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
@@ -78,13 +81,6 @@ class Session:
         self._catalog.replace(listed)
         self._open = OpenSession(self._settings, self._ops, jobs, self._catalog, self._pool)
         return self
-
-    def _list(self, *, is_writer: bool) -> tuple[Path, Listed]:
-        """List the directory, which is the same one from here on, whatever becomes of the working directory."""
-        root = self._root.absolute()
-        if is_writer:
-            find_format(self._settings.format)  # h5py is imported here, and not in the first save
-        return root, self._catalog.arrange(commit.list_directory(self._ops, root, is_writer=is_writer))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -188,6 +184,14 @@ class OpenSession:
             )  # giving memory back takes its time
         await self.jobs.close(is_stuck=is_stuck)
         self.writer.give_lock_back()
+
+
+def _list(ops: DiskOps, root: Path, form: str, policy: RetentionPolicy, *, is_writer: bool) -> tuple[Path, Listed]:
+    """List a directory, which is the same one from here on, whatever becomes of the working directory."""
+    root = root.absolute()
+    if is_writer:
+        find_format(form)  # h5py is imported here, and not in the first save
+    return root, commit.list_directory(ops, root, policy, is_writer=is_writer)
 
 
 def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.disk.lock import DirectoryLock
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.saving.catalog import Catalog, CheckpointRecord, Listed
+    from asyncckpt.saving.catalog import Catalog, CheckpointRecord
     from asyncckpt.saving.jobs import Jobs
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
@@ -160,21 +160,20 @@ class Writer:
 
     async def _take_directory(self) -> None:
         try:
-            lock, listed = await self._jobs.run_stoppable(self.grace.hasten, self._take, self._catalog.records())
+            lock, listed = await self._jobs.run_stoppable(
+                self.grace.hasten,
+                commit.take_directory,
+                self._ops,
+                self._root,
+                self._catalog.policy,
+                self._catalog.records(),
+            )
         finally:
             self._taking = None  # its error, if it failed, is for those who wait
         self._lock = lock
         self._catalog.replace(listed)
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
-
-    def _take(self, known: Mapping[int, CheckpointRecord]) -> tuple[DirectoryLock, Listed]:
-        lock, records = commit.take_directory(self._ops, self._root, known)
-        try:
-            return lock, self._catalog.arrange(records)
-        except BaseException:
-            lock.release()
-            raise
 
     def enqueue(self, item: QueuedSave) -> None:
         """Queue a save. Its handle is the caller's from now on."""
