@@ -63,7 +63,8 @@ class PowerCut(Rig):
         model = CrashModel(home)
         first = play(home, workload)
         cuts.try_run(copy.deepcopy(model), first, workload.history)
-        states = sorted(cuts.looked, key=repr)
+        # Where a start has failed, and been counted as a loss, no program goes on.
+        states = sorted((state for state, looked in cuts.looked.items() if looked.problem is None), key=repr)
         for number, state in enumerate(chance.sample(states, min(_CUTS_BEFORE, len(states)))):
             home = scratch / f"cut-{number}"
             cuts.shelf.make(state, home)
