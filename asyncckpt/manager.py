@@ -319,7 +319,10 @@ class CheckpointManager(Primitives):
         return choice.step
 
     async def refresh(self) -> None:
-        """List the directory again, for what other processes have done."""
+        """List the directory again, for what other processes have done: which steps they have saved, or deleted.
+
+        The files of a committed step are not read again, for nobody changes them.
+        """
         await self._here().loader.refresh()
 
     def statistics(self) -> ManagerStatistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from asyncckpt.collector import young_collections_only
@@ -66,10 +67,13 @@ class Written(NamedTuple):
     """What came of it."""
 
     record: CheckpointRecord
+    """For the catalog alone: what the caller gets may be changed."""
     trash: tuple[Trash, ...]
     """What had the name before."""
     written_at: float
     """When the bytes were on the disk, by `time.perf_counter`."""
+    returned: CheckpointRecord | None = None
+    """The record for the handle, if there is one."""
 
 
 def block_nbytes_within(nbytes: int) -> int:
@@ -123,10 +127,20 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         request.snapshot.release()
         request.flat.release()
     old = publish.make_durable(ops, moved)
-    info = parse_training_info(request.documents[TRAINING_INFO_NAME])
+    info = request.documents[TRAINING_INFO_NAME]
     path = moved.committed
-    record = CheckpointRecord(step=request.step, directory=str(path), training_info=info, identity=_identity(path))
-    return Written(record=record, trash=_weigh(request.root, old), written_at=written_at)
+    record = CheckpointRecord(
+        step=request.step,
+        directory=str(path),
+        training_info=parse_training_info(info),
+        identity=_identity(path),
+    )
+    return Written(
+        record=record,
+        returned=replace(record, training_info=parse_training_info(info)),
+        trash=_weigh(request.root, old),
+        written_at=written_at,
+    )
 
 
 def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) -> Written:

@@ -29,7 +29,7 @@ from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCh
 from asyncckpt.memory import PAGE_NBYTES, aligned_array
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
-from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index
+from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index, find_contents
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.strided import flat_bytes, scatter
@@ -147,7 +147,7 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
         )
         with LeafError.naming(step):
             if builder.is_plain:
-                contents = builder.contents() if request.lazy else set()
+                contents = find_contents(index.pieces, pacer) if request.lazy else set()
                 survey = Survey(arrays=set(range(len(index.arrays))), contents=contents)
             else:
                 survey = builder.survey()

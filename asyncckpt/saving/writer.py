@@ -318,7 +318,7 @@ class Writer:
             self.retirement.sweep(written.trash)
             handle._time("written", written.written_at)  # noqa: SLF001
             handle._time("committed")  # noqa: SLF001
-            self._end(item, SaveState.COMMITTED, record=written.record)
+            self._end(item, SaveState.COMMITTED, record=written.returned)
             await self.retirement.prune_after(item.handle.step)
         finally:
             self._writing = None

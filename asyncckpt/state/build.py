@@ -101,18 +101,6 @@ class Builder(LeafReader):
             self._refuse_selection()
         return self._survey
 
-    def contents(self) -> set[int]:
-        """Return the arrays that strings and other leaves are made of, which no mapping can stand for.
-
-        This is a glance, for a state that is wanted whole: what is wrong with the nodes `build` will find.
-        """
-        found = set()
-        for node in ix.read_nodes(filter(ix.may_hold_contents, self._index.pieces), self._pacer):
-            if type(node) is msgpack.ExtType and node.code in ix.MADE_OF_ARRAYS:
-                argument = ix.argument_of(node)
-                found.add(argument[-1] if type(argument) is tuple and argument else argument)
-        return found
-
     def build(self, arrays: Mapping[int, NDArray[Any]]) -> Any:
         """Make the state, or fill the template, from the contents of the arrays that `survey` named."""
         self._arrays = arrays

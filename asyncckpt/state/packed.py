@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgpack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asyncckpt.workers import Pacer
 
 TEXT_ERRORS: Final = "surrogatepass"
@@ -65,14 +67,21 @@ class MsgpackStream:
         return msgpack.unpackb(self._data[begin : begin + nbytes], unicode_errors=TEXT_ERRORS)
 
 
-def read_row(data: bytes, pacer: Pacer, *, max_array_len: int = 0) -> list[Any]:
-    """Decode an array of scalars, or of arrays of at most so many.
+def make_ext(code: int, data: bytes) -> msgpack.ExtType:
+    """Make an ext object without its class's checks of what the decoder has just decoded: they take most of a read."""
+    return tuple.__new__(msgpack.ExtType, (code, data))
+
+
+def read_row(
+    data: bytes, pacer: Pacer, *, max_array_len: int = 0, make_ext: Callable[[int, bytes], Any] = make_ext
+) -> list[Any]:
+    """Decode an array of scalars, or of arrays of at most so many; ext objects become what `make_ext` returns.
 
     Raises:
         ValueError: It is something else, or too long to be decoded at once.
         msgpack.UnpackException: The data end early.
     """
-    unpacker = _unpacker(len(data), max_array_len)
+    unpacker = _unpacker(len(data), max_array_len, make_ext)
     unpacker.feed(data)
     count = unpacker.read_array_header()
     if count > MAX_ROW:
@@ -85,16 +94,11 @@ def read_row(data: bytes, pacer: Pacer, *, max_array_len: int = 0) -> list[Any]:
     return found
 
 
-def _unpacker(nbytes: int, max_array_len: int = 0) -> Any:
+def _unpacker(nbytes: int, max_array_len: int = 0, make_ext: Callable[[int, bytes], Any] = make_ext) -> Any:
     return msgpack.Unpacker(
-        ext_hook=_ext,
+        ext_hook=make_ext,
         unicode_errors=TEXT_ERRORS,
         max_array_len=max_array_len,
         max_map_len=0,
         max_buffer_size=max(nbytes, 1),
     )
-
-
-def _ext(code: int, data: bytes) -> msgpack.ExtType:
-    """Make an ext object without its class's checks of what the decoder has just decoded: they take most of a read."""
-    return tuple.__new__(msgpack.ExtType, (code, data))

@@ -262,3 +262,15 @@ async def test_the_best_follows_every_change(tmp_path: Path) -> None:
         assert manager.best_step() == 3
         await manager.refresh()
         assert manager.best_step() == 3
+
+
+async def test_what_a_save_returned_may_be_changed(tmp_path: Path) -> None:
+    """A record is its owner's: the catalog, now or after another listing, knows nothing of what becomes of it."""
+    async with asyncckpt.CheckpointManager(tmp_path, metric_name="loss") as manager:
+        await (await manager.save(1, {}, training_info={"loss": 0.5}))
+        record = await (await manager.save(2, {}, training_info={"loss": 0.7}))
+        assert record.training_info == {"loss": 0.7}
+        record.training_info["loss"] = 0.1
+        assert manager.best_step() == 2
+        await manager.refresh()
+        assert manager.best_step() == 2
