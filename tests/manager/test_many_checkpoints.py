@@ -88,7 +88,7 @@ async def test_a_first_save_reads_no_checkpoint_again(tmp_path: Path) -> None:
             patch.setattr(commit, "parse_training_info", parse_and_note)
             await (await manager.save(9, {}, training_info={"loss": 9}))
             await manager.refresh()
-        assert [json.loads(data)["loss"] for data in read] == [9]  # by the commit itself
+        assert {json.loads(data)["loss"] for data in read} == {9}  # by the commit itself
         assert manager.best_step() == 9
 
 
