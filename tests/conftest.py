@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import inspect
 import os
 import signal
 import sys
+import threading
+import tracemalloc
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,6 +125,37 @@ def _no_blocking_calls() -> Iterator[None]:
     """Let a blocking call of the library's on a loop's thread fail the test."""
     with blockbuster_ctx("asyncckpt"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_to_the_next_test() -> Iterator[None]:
+    """Let a test that changes what all tests share fail by itself, and not whichever happens to come after it."""
+    threads, before = set(threading.enumerate()), _shared()
+    yield
+    left = [each for each in threading.enumerate() if each not in threads and each.name.startswith("asyncckpt")]
+    if left:
+        gc.collect()  # a manager that was never closed ends its threads when it is collected
+        for each in left:
+            each.join(60)
+        assert not any(each.is_alive() for each in left), f"{left} of the library's still run"
+    after = _shared()
+    assert [(name, before[name], after[name]) for name in after if after[name] != before[name]] == []
+
+
+_SIGNALS = signal.valid_signals() - {signal.SIGALRM}  # which is pytest-timeout's
+
+
+def _shared() -> dict[str, object]:
+    """Describe what the tests of a process have in common, and none may leave changed."""
+    return {
+        **{f"handler of signal {number:d}": signal.getsignal(number) for number in _SIGNALS},
+        "collector": (gc.get_threshold(), gc.isenabled(), gc.get_freeze_count() > 0),
+        "collector's callbacks": [each for each in gc.callbacks if each.__module__.startswith("asyncckpt")],
+        "tracing": (tracemalloc.is_tracing(), sys.getprofile(), threading.getprofile()),
+        "interpreter": (sys.getswitchinterval(), sys.getrecursionlimit(), list(sys.path)),
+        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "working directory": Path.cwd(),
+    }
 
 
 def _off_the_loop(function: Callable[..., Any]) -> Callable[..., Any]:

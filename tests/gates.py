@@ -78,7 +78,7 @@ class HeldPool(BufferPool):
 
 async def gone(reference: weakref.ref[Any]) -> None:
     """Wait until an object is gone: a thread whose job is over may hold it for a moment still."""
-    async with asyncio.timeout(_PATIENCE / 4):
+    async with asyncio.timeout(_PATIENCE):
         while reference() is not None:
             gc.collect()
             await asyncio.sleep(0.001)

@@ -15,7 +15,7 @@ import asyncckpt
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-_PATIENCE = 5.0  # seconds: nothing here takes longer than a thread's last few lines
+_PATIENCE = 60.0  # seconds: a thread's last few lines take no time, but on a busy machine it may wait for them
 
 
 @contextlib.contextmanager

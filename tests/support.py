@@ -5,9 +5,15 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import gc
+import os
 import pathlib
 import random
 import struct
+import subprocess
+import sys
+import threading
+import types
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,6 +77,59 @@ class Fixed:
 
     name: Any
     size: Any = None
+
+
+def own_threads() -> list[str]:
+    """Return the names of the library's threads: those of all managers and files of many keys that are open."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("asyncckpt")]
+
+
+def descriptors_below(root: Path) -> list[str]:
+    """Return what this process has open at or below a directory, what has been unlinked there included."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - a listing of the kernel's
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - a socket is no path
+        except FileNotFoundError:  # that of the listing itself, or another thread's
+            continue
+        if f"{target}/".startswith((f"{root}/", f"{root} (deleted)/")):
+            found.append(target)
+    return sorted(found)
+
+
+def held_by(*roots: object) -> list[object]:
+    """Return the objects of a collector's that hang on some, by containers and by objects of the library's alone.
+
+    So nothing counts that other threads, the loop or a test's runner have made, and nothing that was frozen before.
+    """
+    young = {id(each) for each in gc.get_objects()}
+    seen: dict[int, object] = {}
+    left = list(roots)
+    while left:
+        thing = left.pop()
+        if id(thing) in seen or isinstance(thing, type | types.ModuleType):
+            continue
+        seen[id(thing)] = thing
+        if isinstance(thing, types.FunctionType):
+            left += [cell.cell_contents for cell in thing.__closure__ or ()]
+        elif isinstance(thing, _CONTAINERS) or type(thing).__module__.partition(".")[0] == "asyncckpt":
+            left += gc.get_referents(thing)
+    return [thing for number, thing in seen.items() if number in young]
+
+
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque, types.MethodType)
+
+
+def peak_nbytes(script: str, *arguments: object) -> int:
+    """Run a script that ends in a line `peak = lambda: ...`, and return what memory that took at most, in bytes.
+
+    In a process of its own, where nobody else takes any.
+    """
+    measuring = "import tracemalloc\npeak\ntracemalloc.start()\npeak()\nprint(tracemalloc.get_traced_memory()[1])\n"
+    command = [sys.executable, "-c", f"{script}\n{measuring}", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own interpreter
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split()[-1])
 
 
 def save_to(  # noqa: PLR0913 - each is an independent wish

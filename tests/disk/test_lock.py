@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from support import descriptors_below
 
 from asyncckpt.disk import lock as lock_module
 from asyncckpt.disk.lock import acquire_file_lock, acquire_lock
@@ -168,11 +169,10 @@ def test_other_errors_come_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - not our files
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OSError, match="Input/output"):
         acquire_lock(DiskOps(), tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors_below(tmp_path) == []
 
 
 def test_the_lock_file_cannot_be_opened(tmp_path: Path) -> None:

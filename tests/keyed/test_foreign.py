@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import struct
-import tracemalloc
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support import assert_same
+from support import assert_same, peak_nbytes
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps
@@ -290,6 +289,9 @@ def test_object_arrays_are_refused(tmp_path: Path) -> None:
         assert_same(chk["good"], np.ones(2))
 
 
+_REFUSED = "import sys, asyncckpt, asyncckpt.keyed.npz, pytest\npath = sys.argv[1]\n"
+
+
 def test_the_members_of_a_value_are_one_bomb(tmp_path: Path) -> None:
     """Each is small enough by itself; and what stands behind a tree that is none is not even read."""
     import msgpack
@@ -301,26 +303,18 @@ def test_the_members_of_a_value_are_one_bomb(tmp_path: Path) -> None:
     np.savez_compressed(path, __asyncckpt__=np.frombuffer(msgpack.packb(rows), np.uint8), **parts)
     with pytest.raises(asyncckpt.UntrustedFileError, match=r"3 more of \d+ bytes claim to hold"):
         asyncckpt.Checkpointer.from_file(path)["k"]
-    tracemalloc.start()
-    try:
-        with pytest.raises(asyncckpt.CorruptCheckpointError):
-            asyncckpt.Checkpointer.from_file(path, trusted=True)["k"]
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20
-    finally:
-        tracemalloc.stop()
+    refused = "asyncckpt.CorruptCheckpointError, lambda: asyncckpt.Checkpointer.from_file(path, trusted=True)['k']"
+    assert peak_nbytes(_REFUSED + f"peak = lambda: pytest.raises({refused})", path) < 16 << 20
 
 
 def test_zip_bombs_are_refused_unless_trusted(tmp_path: Path) -> None:
     """No memory is taken for what is very much larger than its file."""
     path = tmp_path / "x.npz"
     np.savez_compressed(path, zeros=np.zeros(9 << 20))
-    tracemalloc.start()
-    try:
-        with pytest.raises(asyncckpt.UntrustedFileError, match="trusted=True"):
-            asyncckpt.Checkpointer.from_file(path)["zeros"]
-        assert tracemalloc.get_traced_memory()[1] < 8 << 20
-    finally:
-        tracemalloc.stop()
+    with pytest.raises(asyncckpt.UntrustedFileError, match="trusted=True"):
+        asyncckpt.Checkpointer.from_file(path)["zeros"]
+    refused = "asyncckpt.UntrustedFileError, lambda: asyncckpt.Checkpointer.from_file(path)['zeros']"
+    assert peak_nbytes(_REFUSED + f"peak = lambda: pytest.raises({refused})", path) < 8 << 20
     assert_same(asyncckpt.Checkpointer.from_file(path, trusted=True)["zeros"], np.zeros(9 << 20))
 
 

@@ -14,6 +14,7 @@ import threading
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,6 @@ import asyncckpt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 class Walker:
@@ -660,14 +660,16 @@ def test_what_cannot_be_saved_is_refused_and_changes_nothing(place: Place) -> No
 
 def test_a_dict_keeps_one_version_of_a_value_that_waits() -> None:
     """What was replaced or deleted before the flush is gone at once."""
+    by_us = tracemalloc.Filter(inclusive=True, filename_pattern=f"{Path(asyncckpt.__file__).parent}/*", all_frames=True)
     with asyncckpt.DictCheckpointer() as chk:
-        tracemalloc.start()
+        tracemalloc.start(50)
         try:
             for number in range(20):
                 chk["replaced"] = np.full(1 << 20, number, np.uint8)
                 chk["deleted"] = np.full(1 << 20, number, np.uint8)
                 del chk["deleted"]
-            assert tracemalloc.get_traced_memory()[0] < 2 << 20
+            taken = tracemalloc.take_snapshot().filter_traces([by_us])
+            assert 1 << 20 <= sum(each.size for each in taken.traces) < 2 << 20
         finally:
             tracemalloc.stop()
 

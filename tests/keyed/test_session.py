@@ -7,13 +7,13 @@ import contextlib
 import errno
 import os
 import shutil
-import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from gates import Gate, turns
 from kinds import Place
+from support import own_threads
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps
@@ -253,7 +253,7 @@ async def test_cached_eval_in_its_own_generator(place: Place) -> None:
             return await chk.cached_eval(key, lambda: 5)
 
         with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' takes 'k'"):
-            await asyncio.wait_for(chk.cached_eval("k", generator, args=("k",)), 20)
+            await asyncio.wait_for(chk.cached_eval("k", generator, args=("k",)), 60)
         assert await chk.cached_eval("k", generator, args=("other",)) == 5
 
 
@@ -271,7 +271,7 @@ async def test_cached_evals_that_wait_for_each_other(place: Place) -> None:
 
         first = set(needs)
         calls = [chk.cached_eval(key, generator, args=(key,)) for key in needs]
-        errors = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+        errors = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
         assert {type(error) for error in errors} == {asyncckpt.CheckpointerUsageError}
         assert all(repr(key) in str(errors[0]) for key in needs)
         assert list(chk) == []
@@ -433,4 +433,4 @@ async def test_no_thread_is_left_if_the_file_cannot_be_closed(monkeypatch: pytes
         async with asyncckpt.DictCheckpointer() as chk:
             chk["a"] = 1
             await chk.flush()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncckpt")]
+    assert own_threads() == []

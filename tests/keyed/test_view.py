@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from gates import Gate
-from support import assert_same
+from support import assert_same, descriptors_below, own_threads
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk
@@ -378,7 +378,8 @@ async def test_nothing_is_left_running(file: Place) -> None:
         chk["a"] = 1
         await chk.save_parameter("b", np.ones(1 << 20))
     assert asyncio.all_tasks() == tasks
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("asyncckpt")]
+    assert own_threads() == []
+    assert descriptors_below(file.directory) == []
     assert [each.name for each in file.directory.iterdir()] == [file.path.name]
 
 

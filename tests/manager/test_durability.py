@@ -673,7 +673,7 @@ def test_a_kill_at_any_operation(name: str, home: Path, place: Path) -> None:
         [sys.executable, __file__, name, place, source],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         check=False,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import xxhash
 from gates import Gate, hold, turns
-from support import FORMATS, assert_same, canonical, load_from, save_to, verify
+from support import FORMATS, assert_same, canonical, descriptors_below, load_from, save_to, verify
 
 from asyncckpt import (
     CheckpointManager,
@@ -502,16 +502,16 @@ def test_a_thousand_lazy_arrays_cost_one_mapping(tmp_path: Path) -> None:
     """Many lazy arrays share one mapping and one descriptor at most, which go with the last of them."""
     state = {f"a{i}": np.full(2000, i) for i in range(1000)}
     save_to(tmp_path, 1, state)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a listing of the kernel's
     lazy = load_from(tmp_path, 1, lazy=True)
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
+    assert len(descriptors_below(tmp_path)) <= 1
     assert pathlib.Path("/proc/self/maps").read_text(encoding="utf-8").count(str(tmp_path)) == 1
     assert_same(lazy, state)
     last = lazy.pop("a999")
     del lazy
     assert last[0] == 999
     del last
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert descriptors_below(tmp_path) == []
+    assert str(tmp_path) not in pathlib.Path("/proc/self/maps").read_text(encoding="utf-8")
 
 
 # --- beside each other ------------------------------------------------------------------------------------------------

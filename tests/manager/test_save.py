@@ -7,8 +7,10 @@ import errno
 import json
 import sys
 import threading
+import time
 import warnings
 import weakref
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from gates import HeldPool, gone, hold, poke
 import asyncckpt
 import asyncckpt.memory
 from asyncckpt import CheckpointManager, CheckpointWarning, QueueFullError, SaveFailedError, StepExistsError
-from asyncckpt.saving.jobs import Jobs
+from asyncckpt.saving.jobs import _IDLE_YIELD_INTERVAL, Jobs
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -671,26 +673,28 @@ async def test_a_loop_that_sleeps_gives_nothing_away(
     tmp_path: Path, naps: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loop with nothing to do is seldom woken while a job runs, and then only to see whether it still is so."""
-    looks = 0
-    real = Jobs._is_loop_busy
+    pauses: list[float] = []
+    real = Jobs._yield
 
-    def counting(jobs: Jobs) -> bool:
-        nonlocal looks
-        looks += 1
-        return real(jobs)
+    def noting(jobs: Jobs) -> None:
+        real(jobs)
+        pauses.append(jobs._yield_delay)
 
-    monkeypatch.setattr(Jobs, "_is_loop_busy", counting)
+    monkeypatch.setattr(Jobs, "_yield", noting)
+    # How much of a core its thread has had is not left to what else the machine does: none.
+    clocks = SimpleNamespace(perf_counter=time.perf_counter, thread_time=float)
+    monkeypatch.setattr("asyncckpt.saving.jobs.time", clocks)
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
         with hold(disk) as gate:
             handle = await manager.save(1, big(1.0, 16))
             await gate.reached()
-            await asyncio.sleep(0.02)
-            looks_before, naps_before = looks, len(naps)
-            await asyncio.sleep(0.1)
-            assert looks - looks_before <= 25
-            assert len(naps) == naps_before
+            before = len(pauses)
+            while len(pauses) < before + 10:
+                await asyncio.sleep(0.001)
+            assert pauses[before + 2 :] == [_IDLE_YIELD_INTERVAL] * (len(pauses) - before - 2)
         await handle
+    assert naps == []
 
 
 async def test_disk_work_never_runs_on_the_loops_thread(tmp_path: Path) -> None:

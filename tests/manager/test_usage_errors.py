@@ -6,7 +6,6 @@ import asyncio
 import errno
 import gc
 import os
-import threading
 import warnings
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import trio
 from gates import hold
+from support import own_threads
 
 import asyncckpt
 from asyncckpt import (
@@ -152,11 +152,10 @@ def test_every_default_stands_in_the_docstring() -> None:
 
 def test_making_one_touches_nothing(tmp_path: Path) -> None:
     """A manager that is only made has no thread, no directory and no complaint."""
-    threads = threading.active_count()
     manager = CheckpointManager(tmp_path / "a")
     assert "CheckpointManager" in repr(manager)
     assert str(tmp_path / "a") in repr(manager)
-    assert threading.active_count() == threads
+    assert own_threads() == []
     assert not (tmp_path / "a").exists()
     del manager
     gc.collect()
@@ -511,7 +510,7 @@ async def test_never_closed(tmp_path: Path) -> None:
     assert await handle is not None
     for _ in range(1000):
         gc.collect()
-        if not any(thread.name.startswith("asyncckpt") for thread in threading.enumerate()):
+        if not own_threads():
             break
         await asyncio.sleep(0.005)
     else:

@@ -215,7 +215,7 @@ def test_a_large_count_is_left() -> None:
             made = [[] for _ in range(_many())]  # type: ignore[var-annotated]
         assert made
         assert gc.get_count()[2] > 1000
-        assert gc.get_stats()[1]["collections"] - before < 200
+        assert gc.get_stats()[1]["collections"] - before < 200 + len(made) // 8000
     finally:
         gc.set_threshold(*threshold)
         gc.collect()
@@ -254,22 +254,24 @@ def test_a_finalizer_may_wait_for_another_thread_s_job() -> None:
 
     working = threading.Thread(target=job, daemon=True)
     working.start()
-    assert is_done.wait(20)
+    assert is_done.wait(60)
     thread.join()
     working.join()
 
 
 def test_what_the_program_has_frozen_stays_frozen() -> None:
     """The count of collections is not set right at the price of thawing the program's own objects."""
+    frozen: list[Any] = []
+    assert gc.is_tracked(frozen)
     gc.freeze()
     try:
-        frozen = gc.get_freeze_count()
         with young_collections_only():
             made = [[] for _ in range(_many())]  # type: ignore[var-annotated]
         assert made
-        assert gc.get_freeze_count() == frozen > 0
+        assert not _is_there(frozen)
     finally:
         gc.unfreeze()
+    assert _is_there(frozen)
 
 
 def test_young_references() -> None:
@@ -285,4 +287,8 @@ def test_young_references() -> None:
 
 
 def _is_old(thing: object) -> bool:
-    return any(each is thing for each in gc.get_objects(generation=2))
+    return _is_there(thing, generation=2)
+
+
+def _is_there(thing: object, generation: int | None = None) -> bool:
+    return any(each is thing for each in gc.get_objects(generation))

@@ -416,10 +416,13 @@ def test_an_error_of_to_state_comes_out_with_a_note() -> None:
 )
 def test_gives_up_early_on_a_large_state(state: Any) -> None:
     """Whether a state is small enough for the loop is found out in about a millisecond, however large it is."""
-    began = time.process_time()
-    with pytest.raises(TooLargeError):
-        flatten(state, pacer=Pacer(yields=False), max_nodes=512, max_nbytes=1 << 20)
-    assert time.process_time() - began < 0.05
+    seconds = []
+    for _ in range(5):
+        began = time.thread_time()  # whatever other threads and programs do
+        with pytest.raises(TooLargeError):
+            flatten(state, pacer=Pacer(yields=False), max_nodes=512, max_nbytes=1 << 20)
+        seconds.append(time.thread_time() - began)
+    assert min(seconds) < 0.05
 
 
 def test_paths_of_strange_keys() -> None:
