@@ -10,15 +10,22 @@ BENCH_ARGS ?=
 
 RIGS_ARGS ?=
 MINUTES ?= 60
+RUNS ?= 10
+STRESS_ARGS ?=
 
-.PHONY: demo test lint bench bench-quick rigs torture clean
+.PHONY: demo test stress-test lint bench bench-quick rigs torture clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	$(BIN)/python examples/async_cartpole.py --demo $(DEMO_ARGS)
 
+# In another order each time, whose seed stands at the top: PYTEST_ARGS=--randomly-seed=SEED has it again.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not rigs" $(PYTEST_ARGS)
+
+# All tests RUNS times, those of the rigs as well, with 2 and 4 workers by turns; every third run beside a load.
+stress-test: $(READY)
+	$(BIN)/python tests/stress.py --runs $(RUNS) $(STRESS_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -32,9 +39,10 @@ bench: $(BENCH_READY)
 bench-quick: $(BENCH_READY)
 	$(BENCH_BIN)/python -m benchmarks.run --quick $(BENCH_ARGS)
 
-# What CI tries of the reliability rigs, in a few minutes. A rig that cannot run here is skipped, visibly;
-# RIGS_ARGS=--require makes that a failure.
+# The tests of the reliability rigs, and what CI tries by them, in a few minutes. A rig that cannot run here is skipped,
+# visibly; RIGS_ARGS=--require makes that a failure.
 rigs: $(READY)
+	$(BIN)/python -m pytest -n 2 -m rigs $(PYTEST_ARGS)
 	$(BIN)/python -m tests.reliability --quick --minutes 9 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
 
 # Goes on where the last run stopped, for MINUTES, and writes the report of all runs. The peers are tried as well where

@@ -122,6 +122,32 @@ BUGS = (
         (("kill", "msgpack/delete/1"), ("power-cut", "msgpack/delete/1")),
     ),
     Bug(
+        "acknowledged before its rename",
+        (
+            (
+                "saving/commit.py",
+                "        moved = publish.move(ops, request.root, request.step)\n    except",
+                (
+                    "        kinds = (Kind.PENDING, Kind.COMMITTED)\n"
+                    "        names = [request.root / name_of(kind, request.step) for kind in kinds]\n"
+                    "        moved = publish.Moved(request.step, *names, None)\n    except"
+                ),
+            ),
+            ("saving/commit.py", "    old = publish.make_durable(ops, moved)\n", "    old = None\n"),
+            (
+                "saving/writer.py",
+                "            self._end(item, SaveState.COMMITTED, record=written.returned)\n",
+                (
+                    "            self._end(item, SaveState.COMMITTED, record=written.returned)\n"
+                    "            for _ in range(50):\n"
+                    "                await asyncio.sleep(0)\n"
+                    "            await self._jobs.run(commit.publish.publish, self._ops, self._root, handle.step)\n"
+                ),
+            ),
+        ),
+        (("kill", "msgpack/save/1"), ("chaos", "msgpack")),
+    ),
+    Bug(
         "renamed before the files' sync",
         (
             ("disk/publish.py", "    if batch is not None:\n        batch.sync()\n", ""),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .cancel import Cancel
+from .chaos import Chaos
 from .concurrency import Concurrency
 from .corrupt import CorruptRig
 from .faults import Faults
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RIGS: tuple[Rig, ...] = (
     Kill(),
     SyscallKill(),
+    Chaos(),
     Faults(),
     SyscallFault(),
     FullDisk(),

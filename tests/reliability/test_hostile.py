@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 ONCE_HURT = [
@@ -54,6 +56,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.rigs
 def test_what_once_hurt_does_no_more() -> None:
     """Soon, in little memory, with a value or a CheckpointError, and without a look outside of the directory."""
     found = subprocess.run(  # noqa: S603 - in a process of its own: it forks, and must not have threads then

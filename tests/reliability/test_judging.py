@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reliability import chaos
 from reliability.changes import Made, is_made_good, of_call, of_change
 from reliability.disks import Change
 from reliability.faults import CODES, OTHERS, Faults, codes_at, split_unit
@@ -167,6 +168,7 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
+@pytest.mark.rigs
 @pytest.mark.parametrize("change", ["pass", *_UNRECORDED.values()], ids=["nothing", *_UNRECORDED])
 def test_a_change_that_nobody_records_is_seen(change: str) -> None:
     """Whatever a library does to a disk behind the back of its own operations, strace sees."""
@@ -180,6 +182,22 @@ def test_a_change_that_nobody_records_is_seen(change: str) -> None:
         check=True,
     )
     assert bool(json.loads(done.stdout)) == (change != "pass"), done.stdout
+
+
+def test_what_ckpt_chaos_did_not_kill_is_no_case(tmp_path: Path) -> None:
+    """Nor is its run without a kill; what it calls a failure is a loss, also of that run; to kill nothing is one."""
+    verdicts = tmp_path / "verdicts.xml"
+    passed = "".join(f'<testcase name="{name}"/>' for name in ("no crash (control)", "#1 open:a [before]", "#2 b"))
+    failed = '<testcase name="#3 c"><failure message="HARD_FAIL">it raised</failure></testcase>'
+    output = "no crash (control)   PASS\n#1 open:a [before]   PASS\n#2 b    PASS  [DID NOT CRASH]\n#3 c   HARD_FAIL\n"
+    verdicts.write_text(f"<testsuite>{passed}{failed}</testsuite>")
+    found = chaos._judge("msgpack", verdicts, output)
+    assert (found.tried, found.losses) == (2, ["#3 c: HARD_FAIL: it raised"])
+    verdicts.write_text('<testsuite><testcase name="it"><error message="not run">no</error></testcase></testsuite>')
+    found = chaos._judge("msgpack", verdicts, "it broke")
+    assert (found.tried, found.losses[0]) == (0, "it: not run: no")
+    verdicts.unlink()
+    assert "killed nothing: it broke" in chaos._judge("msgpack", verdicts, "it broke").losses[0]
 
 
 def test_what_is_lost_without_a_mistake_proves_nothing(tmp_path: Path) -> None:
