@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from h5py import h5t
 
 from asyncckpt.disk.plan import Piece, align
 from asyncckpt.formats import _hdf5_bytes as hb
 from asyncckpt.formats._hdf5_leaves import TEXT, VALUE_MAX_NBYTES, Leaf
+from asyncckpt.libhdf5 import h5t
 
 if TYPE_CHECKING:
     from asyncckpt.workers import Pacer

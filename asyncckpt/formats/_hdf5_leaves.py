@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import h5py
 import numpy as np
-from h5py import h5t
 
 from asyncckpt.formats import _hdf5_names as names
+from asyncckpt.libhdf5 import h5py, h5t
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain, is_extension
 

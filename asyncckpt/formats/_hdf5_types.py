@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from h5py import h5t
 
+from asyncckpt.libhdf5 import h5t
 from asyncckpt.state.dtypes import dtype_to_plain, is_extension
 
 _TYPE_MAX_NBYTES: Final = 1 << 15  # encoded; a message of an object header ends at 64 KiB

@@ -14,7 +14,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from h5py import h5t
 from msgpack import ExtType
 
 from asyncckpt.disk.plan import FilePlan, Piece, align
@@ -23,6 +22,7 @@ from asyncckpt.formats._hdf5_file import MetadataFile, Node
 from asyncckpt.formats._hdf5_leaves import make_leaf
 from asyncckpt.formats._hdf5_types import ElementTypes
 from asyncckpt.formats._payload import Payload
+from asyncckpt.libhdf5 import h5t
 from asyncckpt.memory import PAGE_NBYTES
 from asyncckpt.state import index as ix
 

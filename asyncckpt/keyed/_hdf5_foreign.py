@@ -16,7 +16,6 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import h5py
 from xxhash import xxh3_128_digest
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UnsupportedFormatError
@@ -27,6 +26,7 @@ from asyncckpt.keyed._hdf5_region import Value
 from asyncckpt.keyed._hdf5_root import CATALOG_NAME, DIGEST_NAME, SIGNATURE
 from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.values import build_value, refer
+from asyncckpt.libhdf5 import h5py
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container

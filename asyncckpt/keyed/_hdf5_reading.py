@@ -16,11 +16,10 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
 
-import h5py
 import numpy as np
-from h5py import h5d, h5o, h5t
 
 from asyncckpt.errors import UnsupportedFormatError
+from asyncckpt.libhdf5 import h5d, h5o, h5py, h5t
 from asyncckpt.state.dtypes import dtype_from_plain
 
 if TYPE_CHECKING:

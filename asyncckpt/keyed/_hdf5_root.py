@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from h5py import h5t
 
 from asyncckpt.formats import _hdf5_bytes as hb
 from asyncckpt.formats._hdf5_file import MetadataFile, Node
 from asyncckpt.formats._hdf5_leaves import Leaf
+from asyncckpt.libhdf5 import h5t
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:

@@ -17,15 +17,16 @@ import asyncio
 import select
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.errors import ManagerClosedError
+from asyncckpt.exiting import Threads
 from asyncckpt.workers import Crew, StopFlag, drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
@@ -45,7 +46,7 @@ class Jobs:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._threads = threads = list[threading.Thread]()  # the threads keep the list, and must not keep `self`
-        self._executor = ThreadPoolExecutor(
+        self._executor = Threads(
             _THREADS,
             thread_name_prefix="asyncckpt",
             initializer=lambda: threads.append(threading.current_thread()),

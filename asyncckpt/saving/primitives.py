@@ -131,8 +131,11 @@ class Primitives(Session):
             return None
         file_path = Path(found) / TRAINING_INFO_NAME
         try:
-            async with aiofiles.open(file_path, "rb", executor=here.jobs.executor) as file:
+            file = await aiofiles.open(file_path, "rb", executor=here.jobs.executor)
+            try:
                 return parse_training_info(await file.read())
+            finally:
+                await file.close()  # as a context manager it would be closed in the loop's own threads
         except FileNotFoundError as error:
             message = f"{file_path} does not exist"
             raise CheckpointNotFoundError(message) from error
