@@ -75,7 +75,7 @@ class Writer:
 
     def __init__(self, settings: Settings, request: PolicyRequest, ops: DiskOps, jobs: Jobs, catalog: Catalog) -> None:
         self._settings = settings
-        self._request = request
+        self._policy_request = request
         self._ops = ops
         self._jobs = jobs
         self._catalog = catalog
@@ -167,7 +167,7 @@ class Writer:
                 commit.take_directory,
                 self._ops,
                 self._root,
-                self._request,
+                self._policy_request,
                 self._catalog.records(),
             )
         finally:
@@ -308,7 +308,7 @@ class Writer:
                 item.stop,
                 commit.write_checkpoint,
                 self._ops,
-                self._write_request(item),
+                self._request(item),
                 self._jobs.crew(_WRITE_THREADS - 1),
                 item.stop,
             )
@@ -326,7 +326,7 @@ class Writer:
         finally:
             self._writing = None
 
-    def _write_request(self, item: QueuedSave) -> commit.WriteRequest:
+    def _request(self, item: QueuedSave) -> commit.WriteRequest:
         handle, loop = item.handle, self._loop
 
         def plan_known(nbytes: int) -> None:
