@@ -1,14 +1,15 @@
 """`.asyncckpt.json`: which metric ranks the checkpoints of a directory, for whoever opens it later.
 
-1. Only the holder of the lock writes it, as a whole: it is made and synced in a pending directory, and then renamed, so
-   there is always the old one or the new one. Its name becomes durable with the first commit, before which there is
-   nothing to rank.
+1. Only the holder of the lock writes it, as a whole: another file is written and synced, and then renamed, so there is
+   always the old one or the new one. Its name becomes durable with the first commit, before which there is nothing to
+   rank.
 2. No checkpoint depends on it. What is wrong with it is said, never raised: a save must not fail because of it.
 3. What is not a regular file, cannot be read, or was written by a later release is left as it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -16,7 +17,6 @@ import reprlib
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.disk import publish
 from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.names import METRIC_NAME
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 _MAX_NBYTES: Final = 1 << 20
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_STEP: Final = 0  # of the pending directory that it is made in; whoever takes the directory has none
+_HALF_MADE_NAME: Final = f"{METRIC_NAME}.tmp"
 
 
 class StoredMetric(NamedTuple):
@@ -79,7 +79,7 @@ def read_metric_file(root: Path) -> MetricFile:
 
 
 def write_metric_file(ops: DiskOps, root: Path, stored: StoredMetric) -> None:
-    """Put the file in its place; only for the lock's holder, after recovery and before the first pending directory.
+    """Put the file in its place; only for the lock's holder, after `clear_half_made`.
 
     Raises:
         OSError: The disk failed, or the name is too long to be stored. What was there before still is.
@@ -87,12 +87,25 @@ def write_metric_file(ops: DiskOps, root: Path, stored: StoredMetric) -> None:
     text = json.dumps({"format_version": FORMAT_VERSION, **stored._asdict()}) + "\n"
     if len(text) > _MAX_NBYTES:
         raise OSError(errno.EFBIG, f"the metric's name takes more than {_MAX_NBYTES} bytes")
-    pending = publish.stage(ops, root, _STEP)
+    half_made = root / _HALF_MADE_NAME
     try:
-        write_bytes(ops, pending / METRIC_NAME, text.encode("ascii"))
-        ops.rename(pending / METRIC_NAME, root / METRIC_NAME)
-    finally:
-        publish.discard(ops, pending)
+        write_bytes(ops, half_made, text.encode("ascii"))
+        ops.rename(half_made, root / METRIC_NAME)
+    except OSError:
+        clear_half_made(ops, root)
+        raise
+
+
+def is_half_made(root: Path) -> bool:
+    """Whether a killed writer has left a file behind that had not come to its place."""
+    return os.path.lexists(root / _HALF_MADE_NAME)
+
+
+def clear_half_made(ops: DiskOps, root: Path) -> None:
+    """Remove what a killed writer has left, if that can be done; only for the lock's holder."""
+    if is_half_made(root):
+        with contextlib.suppress(OSError):  # it is in nobody's way but the next one's, who will say so
+            ops.unlink(root / _HALF_MADE_NAME)
 
 
 def _read(path: Path) -> bytes:

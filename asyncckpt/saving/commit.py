@@ -16,7 +16,7 @@ from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.listing import Listing, nbytes_of, scan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
-from asyncckpt.disk.metric_file import read_metric_file, write_metric_file
+from asyncckpt.disk.metric_file import clear_half_made, is_half_made, read_metric_file, write_metric_file
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
@@ -235,7 +235,7 @@ def take_directory(
     publish.ensure_directory(ops, root)
     lock = acquire_lock(ops, root)
     try:
-        publish.recover(ops, root)
+        _recover(ops, root)
         records, file = read_records(root, known), read_metric_file(root)
         return lock, arrange(records, request, file, _store_metric(ops, root, request, file))
     except BaseException:
@@ -267,10 +267,16 @@ def list_directory(ops: DiskOps, root: Path, request: PolicyRequest, *, is_write
         OSError: The directory cannot be read.
     """
     listing = _scan(root)
-    if is_writer and listing.has_leftovers:
+    if is_writer and (listing.has_leftovers or is_half_made(root)):
         _tidy(ops, root)
         listing = _scan(root)
     return arrange(_read_listed(root, listing, {}), request, read_metric_file(root))
+
+
+def _recover(ops: DiskOps, root: Path) -> None:
+    """Bring a directory that a killed writer left into order; only the lock's holder may call this."""
+    publish.recover(ops, root)
+    clear_half_made(ops, root)
 
 
 def _tidy(ops: DiskOps, root: Path) -> None:
@@ -281,7 +287,7 @@ def _tidy(ops: DiskOps, root: Path) -> None:
         return
     try:
         if lock.is_supported:  # else a writer may be at work for all we know
-            publish.recover(ops, root)
+            _recover(ops, root)
     except OSError:
         return  # as above
     finally:
