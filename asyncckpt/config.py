@@ -43,12 +43,17 @@ class CheckpointingConfig(TypedDict):
     Keys:
         enabled: False writes nothing, and every save's handle says that it was skipped. Default True.
         checkpoint_dir: The directory that holds the checkpoints; taken as given, ``~`` is not expanded.
-        metric_name: The key in ``training_info`` of the number that ranks checkpoints. Default None: the step ranks.
-        higher_is_better: Whether the best checkpoint has the greatest metric, or the smallest. Default True.
+        metric_name: The key in ``training_info`` of the number that ranks checkpoints. Default None: the one that the
+            directory was saved with; the step ranks where there is none.
+        higher_is_better: Whether the best checkpoint has the greatest metric, or the smallest. Default True, or what
+            the directory was saved with.
+        metric_required: Whether a save without the metric is an error; it needs ``metric_name``. Default False: the
+            first one is warned of.
         save_period: An int >= 1; ``should_save`` says yes to its multiples. Default None: to every step.
         keep_top_k: An int >= 0; how many of the best periodic checkpoints stay. Default None: no such limit.
         keep_latest_k: An int >= 0; how many of the most recent checkpoints stay. Default None: no such rule.
         keep_every: An int >= 1; checkpoints at its multiples stay. Default None: no such rule.
+        keep_periodic: Whether all multiples of ``save_period`` stay where there is no ``keep_top_k``. Default True.
         format: "msgpack" (default) or "hdf5".
         overflow: "wait" (default), "skip" or "replace", for saves that meet a full budget or queue.
         max_staged_nbytes: An int >= 1; bytes that captured states may hold until they are on disk. Default 2 GiB.
@@ -61,10 +66,12 @@ class CheckpointingConfig(TypedDict):
     checkpoint_dir: str | os.PathLike[str]
     metric_name: str | None
     higher_is_better: bool
+    metric_required: NotRequired[bool]
     save_period: int | None
     keep_top_k: int | None
     keep_latest_k: NotRequired[int | None]
     keep_every: NotRequired[int | None]
+    keep_periodic: NotRequired[bool]
     format: NotRequired[Format]
     overflow: NotRequired[Overflow]
     max_staged_nbytes: NotRequired[int]
@@ -79,10 +86,12 @@ class CheckpointingOptions(TypedDict, total=False):
     enabled: bool
     metric_name: str | None
     higher_is_better: bool
+    metric_required: bool
     save_period: int | None
     keep_top_k: int | None
     keep_latest_k: int | None
     keep_every: int | None
+    keep_periodic: bool
     format: Format
     overflow: Overflow
     max_staged_nbytes: int
@@ -177,10 +186,12 @@ class Settings:
     enabled: bool = field(default=True, metadata={"check": _BOOL})
     metric_name: str | None = field(default=None, metadata={"check": _optional(_STR)})
     higher_is_better: bool = field(default=True, metadata={"check": _BOOL})
+    metric_required: bool = field(default=False, metadata={"check": _BOOL})
     save_period: int | None = field(default=None, metadata={"check": _optional(_whole(1))})
     keep_top_k: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
     keep_latest_k: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
     keep_every: int | None = field(default=None, metadata={"check": _optional(_whole(1))})
+    keep_periodic: bool = field(default=True, metadata={"check": _BOOL})
     format: Format = field(default="msgpack", metadata={"check": _one_of(Format)})
     overflow: Overflow = field(default="wait", metadata={"check": _one_of(Overflow)})
     max_staged_nbytes: int = field(default=DEFAULT_MAX_STAGED_NBYTES, metadata={"check": _whole(1)})
@@ -206,8 +217,9 @@ def resolve_settings(
         The settings, with plain Python values: numpy's integers, floats and bools are accepted and converted.
 
     Raises:
-        ConfigError: A key is unknown, a value is not what its key accepts, a mapping lacks ``checkpoint_dir``, or the
-            directory or the options were given twice. The message lists every problem, and the known keys.
+        ConfigError: A key is unknown, a value is not what its key accepts, a mapping lacks ``checkpoint_dir``, a metric
+            is required and has no name, or the directory or the options were given twice. The message lists every
+            problem, and the known keys.
     """
     given: dict[str, object]
     if isinstance(directory_or_config, Mapping):
@@ -233,10 +245,19 @@ def resolve_settings(
             values[name] = check.parse(given[name])
         except (ValueError, TypeError, OverflowError):
             problems.append(f"{name}: expected {check.expected}, found {_found(given[name])}")
+    if values.get("metric_required") and given.get("metric_name") is None:
+        problems.append("metric_required: needs metric_name, the key of the metric that each save must have")
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"the checkpointing options are not valid:{lines}\nKnown keys: {', '.join(_CHECKS)}")
     return Settings(**values)
+
+
+def is_given(
+    name: str, directory_or_config: str | os.PathLike[str] | Mapping[str, object], options: Mapping[str, object]
+) -> bool:
+    """Whether an option was given, be it with its default; the arguments are those of `resolve_settings`."""
+    return name in (directory_or_config if isinstance(directory_or_config, Mapping) else options)
 
 
 def _unknown(key: object) -> str:

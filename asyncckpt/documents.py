@@ -60,7 +60,12 @@ def training_info_bytes(info: Mapping[str, object]) -> bytes:
     Raises:
         UnsupportedLeafError: As `normalize_training_info`.
     """
-    text = json.dumps(normalize_training_info(info), ensure_ascii=False, indent=2) + "\n"
+    return encode_training_info(normalize_training_info(info))
+
+
+def encode_training_info(plain: Mapping[str, Any]) -> bytes:
+    """Write what `normalize_training_info` returned, as `training_info_bytes` does."""
+    text = json.dumps(plain, ensure_ascii=False, indent=2) + "\n"
     # A lone surrogate has no UTF-8 form; backslashreplace writes it as \udXXX, which is JSON's own escape for it.
     return text.encode("utf-8", "backslashreplace")
 

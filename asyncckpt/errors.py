@@ -133,6 +133,22 @@ class LeafError(CheckpointError):
             raise
 
 
+class MetricMissingError(CheckpointError, ValueError):
+    """With ``metric_required=True``, a checkpoint was to be saved without the metric; nothing was captured or written.
+
+    Attributes:
+        step: The step.
+        metric_name: The metric's name.
+        known: The keys of its training_info (at most the first few).
+    """
+
+    def __init__(self, message: str, *, step: int, metric_name: str, known: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.step = step
+        self.metric_name = metric_name
+        self.known = tuple(known)
+
+
 class StateMismatchError(LeafError, ValueError):
     """The saved state does not fit the template given as ``like`` or ``into``.
 

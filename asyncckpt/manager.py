@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from asyncckpt.config import resolve_settings
+from asyncckpt.config import is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, LeafError
 from asyncckpt.saving.handle import SaveHandle, SaveState
@@ -59,12 +59,16 @@ class CheckpointManager(Primitives):
             option                    default     meaning
             ========================  ==========  ===============================================================
             ``enabled``               True        False: nothing is written, every handle says "skipped"
-            ``metric_name``           None        key in ``training_info`` of the number that ranks checkpoints
-            ``higher_is_better``      True        whether the best has the greatest metric, or the smallest
+            ``metric_name``           None        key in ``training_info`` of the number that ranks checkpoints;
+                                                  None: the one that the directory was saved with
+            ``higher_is_better``      True        whether the best has the greatest metric, or the smallest; if not
+                                                  given: what the directory was saved with
+            ``metric_required``       False       whether a save without the metric is an error
             ``save_period``           None        ``should_save`` says yes to its multiples; None: to every step
             ``keep_top_k``            None        how many of the best periodic checkpoints stay; None: all
             ``keep_latest_k``         None        how many of the most recent stay besides
             ``keep_every``            None        its multiples stay besides
+            ``keep_periodic``         True        whether all periodic ones stay where there is no ``keep_top_k``
             ``format``                "msgpack"   or "hdf5"
             ``overflow``              "wait"      or "skip" or "replace": what a save does when there is no room
             ``max_staged_nbytes``     2 GiB       memory for captured states, in bytes
@@ -75,6 +79,9 @@ class CheckpointManager(Primitives):
 
     Raises:
         ConfigError: An option is unknown or ill-typed; all problems are named.
+
+    Warns:
+        CheckpointWarning: Retention was asked for, and keeps every step that `should_save` allows.
     """
 
     def __init__(
@@ -84,14 +91,22 @@ class CheckpointManager(Primitives):
         disk: DiskOps | None = None,
         **options: Unpack[CheckpointingOptions],
     ) -> None:
-        super().__init__(resolve_settings(directory, options), disk or DiskOps())
+        super().__init__(
+            resolve_settings(directory, options),
+            disk or DiskOps(),
+            is_direction_given=is_given("higher_is_better", directory, options),
+        )
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def should_save(self, step: int) -> bool:
-        """Whether `step` is a multiple of ``save_period``, or there is none."""
-        period = self._settings.save_period
-        return period is None or step % period == 0
+        """Whether `step` is a multiple of ``save_period``, or there is none.
+
+        Raises:
+            TypeError: The step is not an integer, of Python or numpy.
+            ValueError: It is negative.
+        """
+        return check_step(step) % (self._settings.save_period or 1) == 0
 
     async def save(  # noqa: PLR0913
         self,
@@ -124,6 +139,7 @@ class CheckpointManager(Primitives):
 
         Raises:
             StepExistsError: The step exists or is in flight, and `overwrite` was not given.
+            MetricMissingError: `training_info` lacks the metric, and the manager has ``metric_required=True``.
             UnsupportedLeafError: A leaf cannot be saved; nothing was written.
             StateChangedError: A container changed while it was captured.
             SaveFailedError: An earlier save failed and nobody had received it (this one was not looked at), or this

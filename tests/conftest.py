@@ -23,6 +23,7 @@ import asyncckpt.disk.checkpoint
 import asyncckpt.disk.listing
 import asyncckpt.disk.lock
 import asyncckpt.disk.mapping
+import asyncckpt.disk.metric_file
 import asyncckpt.disk.ops
 import asyncckpt.disk.publish
 import asyncckpt.disk.reading
@@ -72,6 +73,7 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.listing,
     asyncckpt.disk.lock,
     asyncckpt.disk.mapping,
+    asyncckpt.disk.metric_file,
     asyncckpt.disk.ops,
     asyncckpt.disk.publish,
     asyncckpt.disk.reading,

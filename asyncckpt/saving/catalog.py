@@ -17,7 +17,10 @@ from asyncckpt.saving.retention import BestChoice, Candidate, RetentionPolicy, S
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
+
+    from asyncckpt.disk.metric_file import MetricFile
+    from asyncckpt.saving.metric import PolicyRequest
 
 Identity: TypeAlias = "tuple[int, int]"
 """The inode of a directory, and when an entry of it last changed, in nanoseconds."""
@@ -56,26 +59,38 @@ class Listed(NamedTuple):
     records: dict[int, CheckpointRecord]
     """By step, ascending."""
     standings: Standings
+    remarks: tuple[str, ...] = ()
+    """What there is to warn of."""
 
 
-def arrange(records: Sequence[CheckpointRecord], policy: RetentionPolicy) -> Listed:
-    """Arrange what a listing found, by ascending step, for a catalog with this policy.
+def arrange(
+    records: Sequence[CheckpointRecord], request: PolicyRequest, file: MetricFile, remarks: Iterable[str] = ()
+) -> Listed:
+    """Arrange what a listing found, by ascending step, for a catalog of a manager with this policy.
 
     For the thread that made the listing: with thousands of checkpoints it takes a while.
+
+    Args:
+        records: What is committed.
+        request: What the manager was given.
+        file: What the directory says of the metric.
+        remarks: What there is to warn of, besides what the file leads to.
     """
+    policy, found = request.resolve(file)
     candidates = (_candidate(record, policy) for record in records)
-    return Listed({record.step: record for record in records}, Standings(policy, candidates, Pacer()))
+    standings = Standings(policy, candidates, Pacer())
+    return Listed({record.step: record for record in records}, standings, (*found, *remarks))
 
 
 class Catalog:
     """The committed checkpoints of a directory, by step."""
 
     def __init__(self, policy: RetentionPolicy) -> None:
-        self.policy: Final = policy
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, Identity] = {}
         self._standings = Standings(policy)  # of the intact ones
         self._begun: set[int] = set()
+        self._remarks: set[str] = set()
         self.changes = 0
         """Counts additions and removals, so that a listing that they have overtaken can be made anew."""
 
@@ -83,12 +98,20 @@ class Catalog:
         """Whether the step is committed, and not known to be corrupt."""
         return step in self._records and step not in self._corrupt
 
-    def replace(self, listed: Listed) -> None:
+    @property
+    def policy(self) -> RetentionPolicy:
+        """The policy that the directory and the manager's options have led to."""
+        return self._standings.policy
+
+    def replace(self, listed: Listed) -> list[str]:
         """Hold these instead of what was held, but for steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
+
+        Returns:
+            What is to be warned of, and has not been returned before.
         """
-        self._records, self._standings = listed
+        self._records, self._standings, remarks = listed
         for step in self._begun & self._records.keys():
             del self._records[step]
         self._corrupt = {
@@ -97,6 +120,9 @@ class Catalog:
             if step in self._records and self._records[step].identity == identity
         }
         self._standings.remove(self._begun | self._corrupt.keys())
+        news = [remark for remark in remarks if remark not in self._remarks]
+        self._remarks.update(news)
+        return news
 
     def add(self, record: CheckpointRecord) -> None:
         """Add a checkpoint that has just been committed."""

@@ -16,18 +16,21 @@ from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.listing import Listing, nbytes_of, scan
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
+from asyncckpt.disk.metric_file import clear_half_made, is_half_made, read_metric_file, write_metric_file
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.catalog import NO_IDENTITY, CheckpointRecord, Identity, Listed, arrange
+from asyncckpt.saving.metric import metric_to_store
 from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.saving.retention import RetentionPolicy
+    from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
     from asyncckpt.workers import Crew, StopFlag
@@ -172,6 +175,20 @@ def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) ->
     return Written(record=read_record(root, step), trash=_weigh(root, old), written_at=written_at)
 
 
+def read_pending_info(root: Path, step: int) -> dict[str, Any] | None:
+    """Read the training_info of a pending directory: None without a directory, empty if none can be read."""
+    try:
+        directory = open_directory(root / name_of(Kind.PENDING, step))
+    except OSError:
+        return None
+    try:
+        return parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
+    except (OSError, ValueError):
+        return {}
+    finally:
+        os.close(directory)
+
+
 def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes]) -> Path:
     """Make a pending directory with its small files, for a caller who writes the rest."""
     pending = publish.stage(ops, root, step)
@@ -205,9 +222,9 @@ def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
 
 
 def take_directory(
-    ops: DiskOps, root: Path, policy: RetentionPolicy, known: Mapping[int, CheckpointRecord]
+    ops: DiskOps, root: Path, request: PolicyRequest, known: Mapping[int, CheckpointRecord]
 ) -> tuple[DirectoryLock, Listed]:
-    """Become the directory's writer: make it, lock it, bring it into order, and list what is committed.
+    """Become the directory's writer: make it, lock it, bring it into order, store the metric, list what is committed.
 
     `known` is that of `read_records`.
 
@@ -218,19 +235,31 @@ def take_directory(
     publish.ensure_directory(ops, root)
     lock = acquire_lock(ops, root)
     try:
-        publish.recover(ops, root)
-        return lock, list_again(root, policy, known)
+        _recover(ops, root)
+        records, file = read_records(root, known), read_metric_file(root)
+        return lock, arrange(records, request, file, _store_metric(ops, root, request, file))
     except BaseException:
         lock.release()
         raise
 
 
-def list_again(root: Path, policy: RetentionPolicy, known: Mapping[int, CheckpointRecord]) -> Listed:
+def _store_metric(ops: DiskOps, root: Path, request: PolicyRequest, file: MetricFile) -> list[str]:
+    """Let the directory say which metric ranks its checkpoints; return what there is to warn of."""
+    metric = metric_to_store(request.resolve(file)[0], file)
+    try:
+        if metric is not None:
+            write_metric_file(ops, root, metric)
+    except OSError as error:  # no checkpoint depends on it: the next manager tries again
+        return [f"the metric could not be stored for those who open the directory later: {error}"]
+    return []
+
+
+def list_again(root: Path, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
     """List a directory for a catalog, as `read_records` does."""
-    return arrange(read_records(root, known), policy)
+    return arrange(read_records(root, known), request, read_metric_file(root))
 
 
-def list_directory(ops: DiskOps, root: Path, policy: RetentionPolicy, *, is_writer: bool) -> Listed:
+def list_directory(ops: DiskOps, root: Path, request: PolicyRequest, *, is_writer: bool) -> Listed:
     """List a directory for a catalog, as `read_records` does; a writer brings it into order first, as far as it may.
 
     Raises:
@@ -238,10 +267,16 @@ def list_directory(ops: DiskOps, root: Path, policy: RetentionPolicy, *, is_writ
         OSError: The directory cannot be read.
     """
     listing = _scan(root)
-    if is_writer and listing.has_leftovers:
+    if is_writer and (listing.has_leftovers or is_half_made(root)):
         _tidy(ops, root)
         listing = _scan(root)
-    return arrange(_read_listed(root, listing, {}), policy)
+    return arrange(_read_listed(root, listing, {}), request, read_metric_file(root))
+
+
+def _recover(ops: DiskOps, root: Path) -> None:
+    """Bring a directory that a killed writer left into order; only the lock's holder may call this."""
+    publish.recover(ops, root)
+    clear_half_made(ops, root)
 
 
 def _tidy(ops: DiskOps, root: Path) -> None:
@@ -252,7 +287,7 @@ def _tidy(ops: DiskOps, root: Path) -> None:
         return
     try:
         if lock.is_supported:  # else a writer may be at work for all we know
-            publish.recover(ops, root)
+            _recover(ops, root)
     except OSError:
         return  # as above
     finally:

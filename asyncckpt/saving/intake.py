@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from asyncckpt.collector import young_collections_only
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
-from asyncckpt.documents import run_config_bytes, training_info_bytes
+from asyncckpt.documents import encode_training_info, normalize_training_info, run_config_bytes
 from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving.handle import SaveHandle, SaveState
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.state.flat import FlatState
     from asyncckpt.state.staging import BufferPool
 
@@ -43,7 +44,7 @@ INLINE_NBYTES: Final = 1 << 20
 """States up to this size, and"""
 INLINE_NODES: Final = 512
 """with no more nodes than this in their tree, are captured on the loop."""
-_NO_TRAINING_INFO: Final = training_info_bytes({})
+_NO_TRAINING_INFO: Final = encode_training_info({})
 
 
 def check_step(step: object) -> int:
@@ -67,24 +68,40 @@ def check_step(step: object) -> int:
     return number
 
 
-def encode_documents(training_info: Mapping[str, object] | None, run_config: object) -> dict[str, bytes]:
-    """Encode the small files of a checkpoint.
+def encode_documents(
+    step: int, training_info: Mapping[str, object] | None, run_config: object, metric: MetricWatch, *, callers: int
+) -> dict[str, bytes]:
+    """Encode the small files of a checkpoint, and warn if it lacks the metric.
+
+    The warning names the line that lies `callers` functions of ours above.
 
     Raises:
         UnsupportedLeafError: A value cannot be written; names its path.
+        MetricMissingError: The metric is missing, and required.
     """
-    info = _NO_TRAINING_INFO if training_info is None else training_info_bytes(training_info)
-    documents = {TRAINING_INFO_NAME: info}
+    plain = {} if training_info is None else normalize_training_info(training_info)
+    documents = {TRAINING_INFO_NAME: encode_training_info(plain) if plain else _NO_TRAINING_INFO}
     if run_config is not None:
         documents[CONFIG_NAME] = run_config_bytes(run_config)
+    if (lack := metric.check(step, plain)) is not None:
+        warnings.warn(lack, CheckpointWarning, stacklevel=callers + 2)
     return documents
 
 
 class Intake:
     """Takes saves in. Used on the loop's thread only."""
 
-    def __init__(self, settings: Settings, writer: Writer, jobs: Jobs, catalog: Catalog, pool: BufferPool) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
+        self,
+        settings: Settings,
+        writer: Writer,
+        jobs: Jobs,
+        catalog: Catalog,
+        pool: BufferPool,
+        metric: MetricWatch,
+    ) -> None:
         self._settings = settings
+        self._metric = metric
         self._writer = writer
         self._jobs = jobs
         self._catalog = catalog
@@ -121,7 +138,7 @@ class Intake:
     ) -> SaveHandle:
         """Take a save in; see `CheckpointManager.save`."""
         handle = SaveHandle(step)
-        documents = encode_documents(training_info, run_config)
+        documents = encode_documents(step, training_info, run_config, self._metric, callers=2)
         latest = self.reserve(step, overwrite=overwrite)
         if self._is_streaming and self._settings.overflow == "skip":
             self._writer.free_step(step)
@@ -156,7 +173,7 @@ class Intake:
     ) -> SaveHandle:
         """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
         handle = SaveHandle(step)
-        documents = encode_documents(training_info, run_config)
+        documents = encode_documents(step, training_info, run_config, self._metric, callers=2)
         flat = self._flatten_inline(state)
         if flat is None:
             message = (

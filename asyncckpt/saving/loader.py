@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.saving.catalog import Catalog, LoadedCheckpoint
     from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.saving.writer import Writer
 
 ResultT = TypeVar("ResultT")
@@ -36,20 +37,24 @@ _HELPERS: Final = READERS - 1
 class Loader:
     """Reads checkpoints. Used on the loop's thread only."""
 
-    def __init__(self, settings: Settings, writer: Writer, jobs: Jobs, catalog: Catalog) -> None:
+    def __init__(
+        self, settings: Settings, request: PolicyRequest, writer: Writer, jobs: Jobs, catalog: Catalog
+    ) -> None:
         self._settings = settings
+        self._request = request
         self._root = settings.checkpoint_dir
         self._writer = writer
         self._jobs = jobs
         self._catalog = catalog
 
-    async def refresh(self) -> None:
-        """List the directory again."""
+    async def refresh(self, *, callers: int = 1) -> None:
+        """List the directory again; a warning names the line that lies `callers` functions of ours above."""
         while True:
             changes = self._catalog.changes
-            listed = await self._jobs.run(commit.list_again, self._root, self._catalog.policy, self._catalog.records())
+            listed = await self._jobs.run(commit.list_again, self._root, self._request, self._catalog.records())
             if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
-                self._catalog.replace(listed)
+                for remark in self._catalog.replace(listed):
+                    warnings.warn(f"{self._root}: {remark}", CheckpointWarning, stacklevel=callers + 2)
                 return
 
     async def choose(self, which: Choice, *, callers: int = 1) -> int | None:
@@ -58,7 +63,7 @@ class Loader:
         A warning names the line that lies `callers` functions of ours above.
         """
         if self._settings.read_only:
-            await self.refresh()
+            await self.refresh(callers=callers + 1)
         return self._chosen(which, callers=callers + 1)
 
     async def load_step(self, step: int, request: LoadRequest) -> LoadedCheckpoint:
@@ -95,7 +100,7 @@ class Loader:
             except CheckpointNotFoundError:
                 if has_listed and not self._settings.read_only:
                     raise
-                await self.refresh()
+                await self.refresh(callers=3)
                 has_listed = True
             except CorruptCheckpointError as error:
                 overwritten.update(error.overwritten)

@@ -18,18 +18,22 @@ if TYPE_CHECKING:
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.saving.writer import Writer
 
 
 class PendingDirectories:
     """Begins and ends pending directories. Used on the loop's thread only."""
 
-    def __init__(self, root: Path, ops: DiskOps, writer: Writer, jobs: Jobs, catalog: Catalog) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
+        self, root: Path, ops: DiskOps, writer: Writer, jobs: Jobs, catalog: Catalog, metric: MetricWatch
+    ) -> None:
         self._root = root
         self._ops = ops
         self._writer = writer
         self._jobs = jobs
         self._catalog = catalog
+        self._metric = metric
 
     async def begin(self, step: int, documents: Mapping[str, bytes]) -> Path:
         """Make a pending directory with its small files.
@@ -58,6 +62,7 @@ class PendingDirectories:
 
         Raises:
             ValueError: It is not a pending directory of this root.
+            MetricMissingError: Its training_info lacks the metric that is required. It stays as it is.
         """
         place = parse_name(path.name)
         if place is None or place[0] is not Kind.PENDING:
@@ -67,6 +72,9 @@ class PendingDirectories:
 
         async def action() -> None:
             await self._writer.take_directory()
+            info = await self._writer.grace.run(StopFlag(), commit.read_pending_info, self._root, step)
+            if info is not None and (lack := self._metric.check(step, info)) is not None:
+                self._writer._warn(lack)  # noqa: SLF001 - this runs in the writer's task
             self._catalog.begin(step)
             stop = StopFlag()
             written = await self._writer.grace.run(stop, commit.finalize, self._ops, self._root, path, step, stop)

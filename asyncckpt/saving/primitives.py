@@ -38,14 +38,20 @@ class Primitives(Session):
         Raises:
             StepExistsError: A save of this step is in flight.
             UnsupportedLeafError: A value cannot be written.
+            MetricMissingError: `training_info` lacks the metric, and ``metric_required`` is set; nothing was written.
             ManagerUsageError: The manager is disabled.
             OSError: The disk failed.
         """
+        return await self._begin(step, training_info, run_config, callers=2)
+
+    async def _begin(
+        self, step: int, training_info: Mapping[str, object] | None, run_config: object, *, callers: int
+    ) -> Path:
         here = self._here(writes=True)
         step = check_step(step)
         self._check_enabled()
         with LeafError.naming(step):
-            documents = encode_documents(training_info, run_config)
+            documents = encode_documents(step, training_info, run_config, here.metric, callers=callers)
         return await here.pending.begin(step, documents)
 
     async def finalize_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -58,6 +64,8 @@ class Primitives(Session):
 
         Raises:
             ValueError: The path is not a pending directory of this manager.
+            MetricMissingError: Its training_info.json lacks the metric, and ``metric_required`` is set. The directory
+                stays, and may be finalized again.
             CheckpointError: It holds a symbolic link or a special file.
             OSError: The disk failed. The step is not listed.
         """
@@ -90,7 +98,7 @@ class Primitives(Session):
         Raises:
             CheckpointError: As `init_tmp_checkpoint` and `finalize_checkpoint`.
         """
-        path = await self.init_tmp_checkpoint(step, training_info, run_config)
+        path = await self._begin(step, training_info, run_config, callers=3)  # this and contextlib's
         try:
             yield path
         except BaseException as error:

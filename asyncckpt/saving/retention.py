@@ -5,10 +5,12 @@
    higher step comes first. Without a metric's name the order is that of the steps, the highest first.
 3. Retention is a union: a checkpoint stays if any rule keeps it. With neither `keep_top_k` nor `keep_latest_k` every
    checkpoint stays.
-4. `keep_top_k` ranks the periodic steps: the multiples of `save_period`, or all steps if that is None. Without
-   `keep_top_k` every multiple of `save_period` stays; a `save_period` of None then keeps nothing by itself.
-5. Protection (the newest, the one just committed, those being loaded) comes on top: it takes no place in a ranking.
-6. The loop's thread decides anew after each commit. What that costs grows with what changes and with the numbers in the
+4. `keep_top_k` ranks the periodic steps: the multiples of `save_period`, or all steps if that is None. While none of
+   them has the metric it keeps them all: a misspelt name must not cost the best.
+5. Without `keep_top_k` every multiple of `save_period` stays, unless `keep_periodic` is False; a `save_period` of None
+   then keeps nothing by itself.
+6. Protection (the newest, the one just committed, those being loaded) comes on top: it takes no place in a ranking.
+7. The loop's thread decides anew after each commit. What that costs grows with what changes and with the numbers in the
    policy; what stays for ever is not looked at again.
 """
 
@@ -19,7 +21,7 @@ import numbers
 from bisect import insort
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.workers import Pacer
 
@@ -39,11 +41,39 @@ class RetentionPolicy:
     keep_top_k: int | None = None
     keep_latest_k: int | None = None
     keep_every: int | None = None
+    keep_periodic: bool = True
 
     @property
     def keeps_all(self) -> bool:
         """Whether nothing is ever pruned."""
         return self.keep_top_k is None and self.keep_latest_k is None
+
+    def why_nothing_is_pruned(self) -> str | None:
+        """Say why no step that `should_save` allows will ever be pruned, though retention was asked for.
+
+        Returns:
+            What was asked for, which rule keeps everything, and the ways out; None where the policy prunes, or where
+            none of its options asks for that.
+        """
+        asked = [f"{name}={value}" for name, value in self._limits().items()]
+        # A rule that keeps the first multiple of save_period keeps every multiple of it: each rule goes by multiples.
+        least = self.save_period or 1
+        keeping = [rule for rule in _lasting_rules(self) if rule.keeps(least)]
+        if not (asked and keeping):
+            return None
+        period = "" if self.save_period is None else f" with save_period={self.save_period}"
+        reasons = "; and ".join(f"{rule.why(least)}: {rule.way_out}" for rule in keeping)
+        return f"{', '.join(asked)}{period} keeps every step that should_save allows, for ever. Reason: {reasons}"
+
+    def _limits(self) -> dict[str, object]:
+        """Return the options that ask for less than everything to stay."""
+        options = {
+            "keep_top_k": self.keep_top_k,
+            "keep_latest_k": self.keep_latest_k,
+            "keep_every": self.keep_every,
+            "keep_periodic": None if self.keep_periodic else False,
+        }
+        return {name: value for name, value in options.items() if value is not None}
 
     @classmethod
     def from_settings(cls, settings: Settings) -> RetentionPolicy:
@@ -55,6 +85,7 @@ class RetentionPolicy:
             keep_top_k=settings.keep_top_k,
             keep_latest_k=settings.keep_latest_k,
             keep_every=settings.keep_every,
+            keep_periodic=settings.keep_periodic,
         )
 
 
@@ -93,8 +124,9 @@ class _Rule(NamedTuple):
     why: Callable[[int], str]
     why_not: Callable[[int], str] | None = None
     """None for a protection, whose absence explains nothing."""
-    is_lasting: bool = False
-    """Whether it will always keep what it keeps now, whatever comes and goes."""
+    way_out: str = ""
+    """What to do where a lasting rule keeps too much. A rule is lasting if it will always keep what it keeps now,
+    whatever comes and goes; empty for the others."""
 
 
 def metric_of(training_info: Mapping[str, object], metric_name: str | None) -> float | None:
@@ -148,7 +180,7 @@ class Standings:
     ) -> None:
         """Begin with candidates, or pairs like them; a pacer is for a thread that has thousands."""
         pacer = pacer or Pacer(yields=False)
-        self._policy = policy
+        self.policy: Final = policy
         self._metrics: dict[int, float | None] = {}
         for batch in pacer.batches(candidates):
             self._metrics.update(batch)
@@ -161,10 +193,18 @@ class Standings:
         }
         self._ranking = [step for step in self._steps if step not in merits]
         self._ranking += sorted(merits, key=merits.__getitem__)  # numbers alone, because tuples take ten times as long
-        self._lasting = [rule for rule in self._rules() if rule.is_lasting]
-        self._passing = set(self._steps)
+        self._lasting = _lasting_rules(policy)
+        passing = set(self._steps)
         for rule in self._lasting:
-            self._passing.difference_update(*(filter(rule.keeps, batch) for batch in pacer.batches(self._steps)))
+            passing.difference_update(*(filter(rule.keeps, batch) for batch in pacer.batches(self._steps)))
+        self._ranked = {step for batch in pacer.batches(passing) for step in batch if self._is_ranked(step)}
+        self._unranked = passing - self._ranked  # of those that no lasting rule keeps, too
+        self._measured = {
+            step
+            for batch in pacer.batches(self._steps)
+            for step in batch
+            if self._metrics[step] is not None and self._is_ranked(step)
+        }
         self._missing = {step for step, metric in self._metrics.items() if metric is None}
         self._best: BestChoice | None = None  # until something changes
 
@@ -176,10 +216,12 @@ class Standings:
         self._metrics[step] = metric
         insort(self._steps, step)
         insort(self._ranking, step, key=self._place)
-        if not self._lasts(step):
-            self._passing.add(step)
+        if not any(rule.keeps(step) for rule in self._lasting):
+            (self._ranked if self._is_ranked(step) else self._unranked).add(step)
         if metric is None:
             self._missing.add(step)
+        elif self._is_ranked(step):
+            self._measured.add(step)
 
     def remove(self, steps: Iterable[int]) -> None:
         """Let steps leave, if they are there."""
@@ -191,8 +233,8 @@ class Standings:
             del self._metrics[step]
         self._steps = [step for step in self._steps if step not in gone]
         self._ranking = [step for step in self._ranking if step not in gone]
-        self._passing -= gone
-        self._missing -= gone
+        for each in (self._ranked, self._unranked, self._measured, self._missing):
+            each.difference_update(gone)
 
     def best(self) -> BestChoice:
         """Choose the checkpoint with the best metric, of equals the one with the higher step.
@@ -209,7 +251,8 @@ class Standings:
     ) -> list[int]:
         """Return the steps that nothing keeps, ascending: those of `plan_prune`, whose arguments these are."""
         protections = self._protections(exclude_latest=exclude_latest, protect=protect, committed=committed)
-        return sorted(self._passing.difference(self._top(), self._most_recent(), *protections.values()))
+        surplus = self._unranked if self._top_prunes_nothing else self._unranked | self._ranked.difference(self._top())
+        return sorted(surplus.difference(self._most_recent(), *protections.values()))
 
     def verdicts(self, *, exclude_latest: bool, protect: Collection[int], committed: int | None) -> Iterator[Verdict]:
         """Give the verdicts of `plan_prune`, whose arguments these are."""
@@ -228,13 +271,13 @@ class Standings:
 
     def _merit(self, step: int) -> float | None:
         """Return what a step is ranked by, more of which is better; None where it has no metric that is a number."""
-        metric = None if self._policy.metric_name is None else self._metrics[step]
+        metric = None if self.policy.metric_name is None else self._metrics[step]
         if metric is None or (isinstance(metric, float) and math.isnan(metric)):
             return None
-        return metric if self._policy.higher_is_better else -metric
+        return metric if self.policy.higher_is_better else -metric
 
     def _choose_best(self) -> BestChoice:
-        name = self._policy.metric_name
+        name = self.policy.metric_name
         if name is None or not self._missing:
             best = self._ranking[-1] if self._ranking else None
             return BestChoice(step=best, missing_steps=(), is_fallback=False, warnings=())
@@ -253,15 +296,23 @@ class Standings:
 
     # --- the rules ----------------------------------------------------------------------------------------------------
 
+    def _is_ranked(self, step: int) -> bool:
+        """Whether keep_top_k decides on a step."""
+        return self.policy.keep_top_k is not None and step % (self.policy.save_period or 1) == 0
+
+    @property
+    def _top_prunes_nothing(self) -> bool:
+        """Whether keep_top_k keeps all that it ranks, because none of it has the metric."""
+        return self.policy.metric_name is not None and not self._measured
+
     def _top(self) -> set[int]:
-        """Return the periodic steps that keep_top_k keeps."""
-        period = self._policy.save_period or 1
-        periodic = (step for step in reversed(self._ranking) if step % period == 0)
-        return set(islice(periodic, self._policy.keep_top_k or 0))
+        """Return the best of those that keep_top_k ranks."""
+        ranked = filter(self._is_ranked, reversed(self._ranking))
+        return set(islice(ranked, self.policy.keep_top_k or 0))
 
     def _most_recent(self) -> set[int]:
         """Return the steps that keep_latest_k keeps."""
-        return set(islice(reversed(self._steps), self._policy.keep_latest_k or 0))
+        return set(islice(reversed(self._steps), self.policy.keep_latest_k or 0))
 
     def _protections(
         self, *, exclude_latest: bool, protect: Collection[int], committed: int | None
@@ -273,30 +324,21 @@ class Standings:
             "being loaded": protect,
         }
 
-    def _lasts(self, step: int) -> bool:
-        return any(rule.keeps(step) for rule in self._lasting)
-
     def _rules(self) -> list[_Rule]:
-        policy = self._policy
-        if policy.keeps_all:
-            why = "neither keep_top_k nor keep_latest_k is set"
-            return [_Rule(keeps=lambda _: True, why=lambda _: why, is_lasting=True)]
+        policy = self.policy
         rules = []
         if policy.keep_top_k is not None:
             rules.append(self._top_rule(policy.keep_top_k))
-        elif policy.save_period is not None:
-            rules.append(_multiples_rule("save_period", policy.save_period))
         if policy.keep_latest_k is not None:
             phrase = f"among the {policy.keep_latest_k} most recent"
             rules.append(
                 _Rule(keeps=self._most_recent().__contains__, why=lambda _: phrase, why_not=lambda _: f"not {phrase}")
             )
-        if policy.keep_every is not None:
-            rules.append(_multiples_rule("keep_every", policy.keep_every))
-        return rules
+        before = len(self._lasting) - (policy.keep_every is not None)  # the reasons end with that of keep_every
+        return [*self._lasting[:before], *rules, *self._lasting[before:]]
 
     def _top_rule(self, top_k: int) -> _Rule:
-        period, name = self._policy.save_period, self._policy.metric_name
+        period, name = self.policy.save_period, self.policy.metric_name
         whose = "" if period is None else f" multiples of save_period={period}"
         phrase = (
             f"among the {top_k} most recent{whose}" if name is None else f"among the {top_k} best{whose} by {name!r}"
@@ -313,16 +355,36 @@ class Standings:
                 return f"not a multiple of save_period={period}"
             return f"not {measured(step)}"
 
+        if self._top_prunes_nothing:
+            none = "checkpoint" if period is None else f"multiple of save_period={period}"
+            reason = f"keep_top_k={top_k} prunes nothing while no {none} has the metric {name!r}"
+            return _Rule(keeps=self._is_ranked, why=lambda _: reason, why_not=why_not)
         return _Rule(keeps=self._top().__contains__, why=measured, why_not=why_not)
 
 
-def _multiples_rule(option: str, period: int) -> _Rule:
+def _lasting_rules(policy: RetentionPolicy) -> list[_Rule]:
+    """Return the rules that go by the step alone, each of which keeps all multiples of some number."""
+    if policy.keeps_all:
+        why = "neither keep_top_k nor keep_latest_k is set"
+        return [_Rule(keeps=lambda _: True, why=lambda _: why, way_out="set one of them, and the rest is pruned")]
+    rules = []
+    if policy.keep_top_k is None and policy.save_period is not None and policy.keep_periodic:
+        way_out = "pass keep_periodic=False to give up this rule, or keep_top_k=k to keep the k best of them"
+        remark = ", all of which stay with keep_periodic=True"
+        rules.append(_multiples_rule("save_period", policy.save_period, way_out, remark))
+    if policy.keep_every is not None:
+        way_out = "pass a keep_every that not every step to be saved is a multiple of, or leave it out"
+        rules.append(_multiples_rule("keep_every", policy.keep_every, way_out))
+    return rules
+
+
+def _multiples_rule(option: str, period: int, way_out: str, remark: str = "") -> _Rule:
     phrase = f"multiple of {option}={period}"
     return _Rule(
         keeps=lambda step: step % period == 0,
-        why=lambda _: phrase,
+        why=lambda _: phrase + remark,
         why_not=lambda _: f"not a {phrase}",
-        is_lasting=True,
+        way_out=way_out,
     )
 
 

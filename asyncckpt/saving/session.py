@@ -15,7 +15,7 @@ import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError
+from asyncckpt.errors import CheckpointWarning, ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
 from asyncckpt.saving import commit
 from asyncckpt.saving.catalog import Catalog
@@ -23,6 +23,7 @@ from asyncckpt.saving.idle import IdleTimer
 from asyncckpt.saving.intake import Intake
 from asyncckpt.saving.jobs import Jobs
 from asyncckpt.saving.loader import Loader
+from asyncckpt.saving.metric import MetricWatch, PolicyRequest
 from asyncckpt.saving.pending import PendingDirectories
 from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.saving.writer import Writer
@@ -40,16 +41,21 @@ if TYPE_CHECKING:
 class Session:
     """Opens and closes; `asyncckpt.CheckpointManager` adds what is done in between."""
 
-    def __init__(self, settings: Settings, ops: DiskOps) -> None:
+    def __init__(self, settings: Settings, ops: DiskOps, *, is_direction_given: bool) -> None:
         self._settings = settings
+        policy = RetentionPolicy.from_settings(settings)
+        self._request = PolicyRequest(policy, is_direction_given)
         self._root = settings.checkpoint_dir
         self._ops = ops
-        self._catalog = Catalog(RetentionPolicy.from_settings(settings))
+        self._catalog = Catalog(policy)
         self._pool = BufferPool()
         self._process = os.getpid()
         self._open: OpenSession | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_entered = False
+        reason = policy.why_nothing_is_pruned()
+        if reason is not None and settings.enabled and not settings.read_only:
+            warnings.warn(f"{self._root}: {reason}", CheckpointWarning, stacklevel=3)
 
     def __repr__(self) -> str:
         """Show the directory."""
@@ -72,14 +78,15 @@ class Session:
         try:
             is_writer = not self._settings.read_only and self._settings.enabled
             self._root, listed = await jobs.run(
-                _list, self._ops, self._root, self._settings.format, self._catalog.policy, is_writer=is_writer
+                _list, self._ops, self._root, self._settings.format, self._request, is_writer=is_writer
             )
+            for remark in self._catalog.replace(listed):
+                warnings.warn(f"{self._root}: {remark}", CheckpointWarning, stacklevel=2)
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
         self._settings = replace(self._settings, checkpoint_dir=self._root)
-        self._catalog.replace(listed)
-        self._open = OpenSession(self._settings, self._ops, jobs, self._catalog, self._pool)
+        self._open = OpenSession(self._settings, self._request, self._ops, jobs, self._catalog, self._pool)
         return self
 
     async def __aexit__(
@@ -164,15 +171,24 @@ class Session:
 class OpenSession:
     """What a manager has while it is open."""
 
-    def __init__(self, settings: Settings, ops: DiskOps, jobs: Jobs, catalog: Catalog, pool: BufferPool) -> None:
+    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
+        self,
+        settings: Settings,
+        request: PolicyRequest,
+        ops: DiskOps,
+        jobs: Jobs,
+        catalog: Catalog,
+        pool: BufferPool,
+    ) -> None:
         self.loop = asyncio.get_running_loop()
         self.jobs = jobs
-        self.writer = Writer(settings, ops, jobs, catalog)
-        self.intake = Intake(settings, self.writer, jobs, catalog, pool)
-        self.loader = Loader(settings, self.writer, jobs, catalog)
+        self.metric = MetricWatch(catalog, settings.metric_name, is_required=settings.metric_required)
+        self.writer = Writer(settings, request, ops, jobs, catalog)
+        self.intake = Intake(settings, self.writer, jobs, catalog, pool, self.metric)
+        self.loader = Loader(settings, request, self.writer, jobs, catalog)
         self.pool = pool
         self.idle = IdleTimer(pool, jobs)
-        self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog)
+        self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog, self.metric)
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then let go of the lock."""
@@ -186,12 +202,12 @@ class OpenSession:
         self.writer.give_lock_back()
 
 
-def _list(ops: DiskOps, root: Path, form: str, policy: RetentionPolicy, *, is_writer: bool) -> tuple[Path, Listed]:
+def _list(ops: DiskOps, root: Path, form: str, request: PolicyRequest, *, is_writer: bool) -> tuple[Path, Listed]:
     """List a directory, which is the same one from here on, whatever becomes of the working directory."""
     root = root.absolute()
     if is_writer:
         find_format(form)  # h5py is imported here, and not in the first save
-    return root, commit.list_directory(ops, root, policy, is_writer=is_writer)
+    return root, commit.list_directory(ops, root, request, is_writer=is_writer)
 
 
 def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:

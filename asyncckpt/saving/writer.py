@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.saving.catalog import Catalog, CheckpointRecord
     from asyncckpt.saving.jobs import Jobs
+    from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
 
@@ -72,8 +73,9 @@ class _Command:
 class Writer:
     """The queue and the task that works it off. All methods are called on the loop's thread."""
 
-    def __init__(self, settings: Settings, ops: DiskOps, jobs: Jobs, catalog: Catalog) -> None:
+    def __init__(self, settings: Settings, request: PolicyRequest, ops: DiskOps, jobs: Jobs, catalog: Catalog) -> None:
         self._settings = settings
+        self._policy_request = request
         self._ops = ops
         self._jobs = jobs
         self._catalog = catalog
@@ -165,13 +167,14 @@ class Writer:
                 commit.take_directory,
                 self._ops,
                 self._root,
-                self._catalog.policy,
+                self._policy_request,
                 self._catalog.records(),
             )
         finally:
             self._taking = None  # its error, if it failed, is for those who wait
         self._lock = lock
-        self._catalog.replace(listed)
+        for remark in self._catalog.replace(listed):
+            self._warn(f"{self._root}: {remark}")
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
 

@@ -108,7 +108,9 @@ async def test_a_commit_walks_over_no_others(tmp_path: Path) -> None:
             calls += event == "call" and frame.f_code.co_filename in rooms
 
         options: dict[str, Any] = {"metric_name": "loss", "keep_top_k": 2, "keep_latest_k": 2, "keep_every": 1}
-        async with asyncckpt.CheckpointManager(root, **options) as manager:
+        with pytest.warns(asyncckpt.CheckpointWarning, match="keep_every=1"):  # every step stays: that is the point
+            made = asyncckpt.CheckpointManager(root, **options)
+        async with made as manager:
             await (await manager.save(1000, {}, training_info={"loss": 6}))  # takes the directory
             sys.setprofile(count_calls)  # of this thread, the loop's
             try:

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 @pytest.fixture
 async def manager(tmp_path: Path) -> AsyncIterator[asyncckpt.CheckpointManager]:
     """Give a manager in a directory that does not exist yet."""
+    async with asyncckpt.CheckpointManager(tmp_path / "runs") as made:
+        yield made
+
+
+@pytest.fixture
+async def ranking(tmp_path: Path) -> AsyncIterator[asyncckpt.CheckpointManager]:
+    """Give a manager that ranks checkpoints by their loss, in a directory that does not exist yet."""
     async with asyncckpt.CheckpointManager(tmp_path / "runs", metric_name="loss", higher_is_better=False) as made:
         yield made
 
@@ -428,8 +435,9 @@ async def test_a_discard_that_fails_does_not_hide_the_exception(tmp_path: Path) 
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
-async def test_paths_of_best_and_latest(manager: asyncckpt.CheckpointManager, tmp_path: Path) -> None:
+async def test_paths_of_best_and_latest(ranking: asyncckpt.CheckpointManager, tmp_path: Path) -> None:
     """They are str, or None without checkpoints."""
+    manager = ranking
     assert await manager.get_best_checkpoint_path() is None
     assert await manager.get_latest_checkpoint_path() is None
     assert await manager.load_training_info() is None
@@ -442,9 +450,11 @@ async def test_paths_of_best_and_latest(manager: asyncckpt.CheckpointManager, tm
     assert await manager.load_training_info(best) == {"loss": 0.1}
 
 
-async def test_best_without_metrics(manager: asyncckpt.CheckpointManager, tmp_path: Path) -> None:
+async def test_best_without_metrics(ranking: asyncckpt.CheckpointManager, tmp_path: Path) -> None:
     """Checkpoints without the metric are left out with a warning that counts and lists them; if all are, the latest."""
-    await commit(manager, 1)
+    manager = ranking
+    with pytest.warns(asyncckpt.CheckpointWarning, match="step 1: there is no metric 'loss'"):
+        await commit(manager, 1)
     await commit(manager, 3)
     with pytest.warns(asyncckpt.CheckpointWarning) as warned:
         assert await manager.get_best_checkpoint_path() == str(tmp_path / "runs" / "step_3")
@@ -457,9 +467,11 @@ async def test_best_without_metrics(manager: asyncckpt.CheckpointManager, tmp_pa
         assert await manager.get_best_checkpoint_path() == str(tmp_path / "runs" / "step_2")
 
 
-async def test_warnings_about_the_best_name_the_callers_line(manager: asyncckpt.CheckpointManager) -> None:
+async def test_warnings_about_the_best_name_the_callers_line(ranking: asyncckpt.CheckpointManager) -> None:
     """However many functions of ours lie between."""
-    await manager.save(1, "state")
+    manager = ranking
+    with pytest.warns(asyncckpt.CheckpointWarning, match="no metric 'loss'"):
+        await manager.save(1, "state")
     await manager.flush()
     for ask in (manager.get_best_checkpoint_path, lambda: manager.load("best")):
         with pytest.warns(asyncckpt.CheckpointWarning) as warned:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import shutil
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import asyncckpt
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.parametrize("anyio_backend", ["asyncio"])  # it decides nothing here
@@ -33,8 +34,19 @@ def names_in(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir())
 
 
-async def play(root: Path, losses: Mapping[int, float | None], **options: Any) -> list[int]:
-    """Save steps with their losses, one after the other, and give those that are left."""
+async def play(
+    root: Path, losses: Mapping[int, float | None], *, says: Sequence[str] = (), **options: Any
+) -> list[int]:
+    """Save steps with their losses, one after the other, and give those that are left; `says` is what is warned of."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        left = await _play(root, losses, **options)
+    assert [each.category for each in warned] == [asyncckpt.CheckpointWarning] * len(says)
+    assert all(word in str(each.message) for word, each in zip(says, warned, strict=True))
+    return left
+
+
+async def _play(root: Path, losses: Mapping[int, float | None], **options: Any) -> list[int]:
     async with asyncckpt.CheckpointManager(
         root, **{"metric_name": "loss", "higher_is_better": False} | options
     ) as manager:
@@ -57,43 +69,58 @@ async def test_the_worked_example(tmp_path: Path) -> None:
 
 
 UP_TO_7 = dict.fromkeys(range(1, 8))
-CASES: list[tuple[dict[str, Any], dict[int, float | None], list[int]]] = [
-    # Neither keep_top_k nor keep_latest_k: nothing is pruned.
-    ({}, UP_TO_7, list(range(1, 8))),
-    ({"save_period": 3}, UP_TO_7, list(range(1, 8))),
-    ({"keep_every": 3}, UP_TO_7, list(range(1, 8))),
+LACK = "step 1: there is no metric 'loss'"
+NO_NAME: dict[str, Any] = {"metric_name": None}
+CASES: list[tuple[dict[str, Any], dict[int, float | None], list[int], list[str]]] = [
+    # Neither keep_top_k nor keep_latest_k: nothing is pruned, which is said where something was asked for.
+    ({}, UP_TO_7, list(range(1, 8)), [LACK]),
+    (NO_NAME | {"save_period": 3}, UP_TO_7, list(range(1, 8)), []),
+    (NO_NAME | {"keep_every": 3}, UP_TO_7, list(range(1, 8)), ["keep_every=3 keeps every step"]),
+    (NO_NAME | {"keep_periodic": False}, UP_TO_7, list(range(1, 8)), ["keep_periodic=False keeps every step"]),
     # keep_latest_k alone keeps just those.
-    ({"keep_latest_k": 2}, UP_TO_7, [6, 7]),
-    ({"keep_latest_k": 0}, UP_TO_7, [7]),
-    # All periodic steps when keep_top_k is None.
-    ({"keep_latest_k": 1, "save_period": 3}, UP_TO_7, [3, 6, 7]),
+    (NO_NAME | {"keep_latest_k": 2}, UP_TO_7, [6, 7], []),
+    (NO_NAME | {"keep_latest_k": 0}, UP_TO_7, [7], []),
+    # All periodic steps when keep_top_k is None, unless keep_periodic is False.
+    (NO_NAME | {"keep_latest_k": 1, "save_period": 3}, UP_TO_7, [3, 6, 7], ["keep_periodic=False"]),
+    (NO_NAME | {"keep_latest_k": 1, "save_period": 3, "keep_periodic": False}, UP_TO_7, [7], []),
+    (NO_NAME | {"keep_latest_k": 1, "save_period": 1, "keep_periodic": False, "keep_every": 4}, UP_TO_7, [4, 7], []),
     # A union with the multiples of keep_every.
-    ({"keep_latest_k": 2, "keep_every": 2}, UP_TO_7, [2, 4, 6, 7]),
+    (NO_NAME | {"keep_latest_k": 2, "keep_every": 2}, UP_TO_7, [2, 4, 6, 7], []),
     # keep_top_k among the periodic steps only, and the newest on top.
-    ({"keep_top_k": 2, "save_period": 2}, LOSSES | {7: 0.0, 9: 0.0}, [2, 4, 9]),
-    ({"keep_top_k": 1, "keep_latest_k": 2, "keep_every": 3}, LOSSES, [3, 4, 5, 6]),
-    ({"keep_top_k": 0}, LOSSES, [6]),
+    ({"keep_top_k": 2, "save_period": 2}, LOSSES | {7: 0.0, 9: 0.0}, [2, 4, 9], []),
+    ({"keep_top_k": 2, "save_period": 2, "keep_periodic": False}, LOSSES | {7: 0.0, 9: 0.0}, [2, 4, 9], []),
+    ({"keep_top_k": 1, "keep_latest_k": 2, "keep_every": 3}, LOSSES, [3, 4, 5, 6], []),
+    ({"keep_top_k": 0}, LOSSES, [6], []),
     # No metric's name: the most recent.
-    ({"keep_top_k": 2, "metric_name": None}, LOSSES, [5, 6]),
-    ({"keep_top_k": 2, "metric_name": None, "save_period": 2}, LOSSES | {7: 0.0}, [4, 6, 7]),
+    (NO_NAME | {"keep_top_k": 2}, LOSSES, [5, 6], []),
+    (NO_NAME | {"keep_top_k": 2, "save_period": 2}, LOSSES | {7: 0.0}, [4, 6, 7], []),
     # Higher is better.
-    ({"keep_top_k": 2, "higher_is_better": True}, LOSSES | {7: 0.0}, [3, 6, 7]),
+    ({"keep_top_k": 2, "higher_is_better": True}, LOSSES | {7: 0.0}, [3, 6, 7], []),
     # No metric, or NaN, ranks worst; ties go to the higher step; infinities are numbers.
-    ({"keep_top_k": 2}, {1: None, 2: 5.0, 3: math.nan, 4: math.inf, 5: None}, [2, 4, 5]),
-    ({"keep_top_k": 2}, {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0}, [2, 3, 4]),
-    ({"keep_top_k": 1}, {1: math.nan, 2: None, 3: math.nan}, [3]),
+    ({"keep_top_k": 2}, {1: None, 2: 5.0, 3: math.nan, 4: math.inf, 5: None}, [2, 4, 5], [LACK]),
+    ({"keep_top_k": 2}, {1: 1.0, 2: 1.0, 3: 1.0, 4: 2.0}, [2, 3, 4], []),
+    ({"keep_top_k": 1}, {1: math.nan, 2: None, 3: math.nan}, [3], ["step 2: there is no metric 'loss'"]),
+    # While none has the metric, keep_top_k prunes nothing of what it ranks; the first that has it ends that.
+    ({"keep_top_k": 1}, UP_TO_7, list(range(1, 8)), [LACK]),
+    ({"keep_top_k": 0}, UP_TO_7, list(range(1, 8)), [LACK]),
+    ({"keep_top_k": 1, "keep_latest_k": 1}, UP_TO_7, list(range(1, 8)), [LACK]),
+    ({"keep_top_k": 1, "keep_latest_k": 2, "save_period": 3}, UP_TO_7, [3, 6, 7], [LACK]),
+    ({"keep_top_k": 2, "save_period": 2}, UP_TO_7 | {3: 0.5, 7: 0.5}, [2, 4, 6, 7], [LACK]),
+    ({"keep_top_k": 2}, UP_TO_7 | {8: 0.5}, [7, 8], [LACK]),
     # A commit never prunes itself, though it ranks last; it goes with the next.
-    ({"keep_top_k": 1}, {1: 0.0, 2: 9.0}, [1, 2]),
-    ({"keep_top_k": 1}, {1: 0.0, 2: 9.0, 3: 9.0}, [1, 3]),
+    ({"keep_top_k": 1}, {1: 0.0, 2: 9.0}, [1, 2], []),
+    ({"keep_top_k": 1}, {1: 0.0, 2: 9.0, 3: 9.0}, [1, 3], []),
     # Numbers, not names, are compared.
-    ({"keep_latest_k": 2}, {8: None, 9: None, 10: None, 100: None}, [10, 100]),
+    (NO_NAME | {"keep_latest_k": 2}, {8: None, 9: None, 10: None, 100: None}, [10, 100], []),
 ]
 
 
-@pytest.mark.parametrize(("options", "losses", "left"), CASES)
-async def test_rules(tmp_path: Path, options: dict[str, Any], losses: dict[int, float | None], left: list[int]) -> None:
-    """Each rule, alone and in union with others."""
-    assert await play(tmp_path, losses, **options) == left
+@pytest.mark.parametrize(("options", "losses", "left", "says"), CASES)
+async def test_rules(
+    tmp_path: Path, options: dict[str, Any], losses: dict[int, float | None], left: list[int], says: list[str]
+) -> None:
+    """Each rule, alone and in union with others; and what is said of options that prune nothing, or of no metric."""
+    assert await play(tmp_path, losses, says=says, **options) == left
 
 
 async def test_a_commit_below_the_latest_is_not_pruned_by_itself(tmp_path: Path) -> None:
@@ -183,7 +210,7 @@ async def test_other_names_are_left_alone(tmp_path: Path) -> None:
     for name in others:
         shutil.copytree(tmp_path / "step_1", tmp_path / name)
     assert await play(tmp_path, {2: 0.1, 3: 0.2}, keep_latest_k=1) == [3]
-    assert names_in(tmp_path) == sorted([".lock", "step_3", *others])
+    assert names_in(tmp_path) == sorted([".asyncckpt.json", ".lock", "step_3", *others])
 
 
 async def test_pruning_waits_for_the_commit(tmp_path: Path) -> None:

@@ -140,6 +140,8 @@ def test_every_default_stands_in_the_docstring() -> None:
         "``keep_top_k``            None",
         "``keep_latest_k``         None",
         "``keep_every``            None",
+        "``keep_periodic``         True",
+        "``metric_required``       False",
         '``format``                "msgpack"',
         '``overflow``              "wait"',
         "``max_staged_nbytes``     2 GiB",

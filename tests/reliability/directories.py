@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 FORMS = ("msgpack", "hdf5")
 NEXT_STEP = 1_000_000  # saved after a crash
+_LASTING = (".lock", ".asyncckpt.json")  # what stands in a directory besides its checkpoints
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,8 @@ class DirectoryWorkload(Workload):
         strange = [
             path.name
             for path in root.iterdir()
-            if path.name != ".lock" and (not path.name.startswith("step_") or not path.name[5:].isdigit())
+            if path.name not in (".lock", ".asyncckpt.json")
+            and (not path.name.startswith("step_") or not path.name[5:].isdigit())
         ]
         return Looked(found, problem or (f"left behind: {strange}" if strange else None))
 

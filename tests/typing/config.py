@@ -15,7 +15,9 @@ smallest: CheckpointingConfig = {
     "keep_top_k": 3,
 }
 options: CheckpointingOptions = {"format": "hdf5", "overflow": "skip", "grace": 5}
+measuring: CheckpointingConfig = {**smallest, "metric_required": True, "keep_periodic": False}
 resolve_settings(smallest, {})
+resolve_settings(measuring, {})
 resolve_settings("runs", options)
 
 incomplete: CheckpointingConfig = {"checkpoint_dir": "runs"}  # type: ignore[typeddict-item]

@@ -17,11 +17,14 @@ from asyncckpt.config import (
     CheckpointingConfig,
     CheckpointingOptions,
     Settings,
+    is_given,
     resolve_settings,
 )
 from asyncckpt.errors import CheckpointError, ConfigError
 
 KEYS = [option.name for option in dataclasses.fields(Settings)]
+
+BOOLS = ("enabled", "higher_is_better", "metric_required", "keep_periodic", "fallback", "read_only")
 
 ILL_TYPED: list[tuple[str, object]] = [
     ("checkpoint_dir", None),
@@ -29,7 +32,7 @@ ILL_TYPED: list[tuple[str, object]] = [
     ("checkpoint_dir", b"runs"),
     ("checkpoint_dir", ""),
     ("checkpoint_dir", "a\0b"),
-    *[(key, value) for key in ("enabled", "higher_is_better", "fallback", "read_only") for value in (1, None, "yes")],
+    *[(key, value) for key in BOOLS for value in (1, None, "yes")],
     *[(key, value) for key in ("save_period", "keep_every") for value in (0, -1, True, 2.0, "2")],
     *[(key, value) for key in ("keep_top_k", "keep_latest_k") for value in (-1, False, 2.0, "2", np.True_)],
     *[("max_staged_nbytes", value) for value in (0, None, True, 1e9, "1GiB")],
@@ -52,6 +55,8 @@ WELL_TYPED: list[tuple[str, object, object]] = [
     ("keep_top_k", np.uint8(3), 3),
     ("keep_latest_k", 0, 0),
     ("keep_every", 1, 1),
+    ("keep_periodic", np.False_, False),
+    ("metric_required", False, False),
     ("format", "hdf5", "hdf5"),
     ("overflow", "replace", "replace"),
     ("overflow", "skip", "skip"),
@@ -71,10 +76,12 @@ def test_defaults() -> None:
         enabled=True,
         metric_name=None,
         higher_is_better=True,
+        metric_required=False,
         save_period=None,
         keep_top_k=None,
         keep_latest_k=None,
         keep_every=None,
+        keep_periodic=True,
         format="msgpack",
         overflow="wait",
         max_staged_nbytes=2 * 1024**3,
@@ -116,6 +123,23 @@ def test_ill_typed(key: str, value: object) -> None:
         resolve_settings(config, {})
     line = next(line for line in str(caught.value).splitlines() if line.startswith(f"  {key}: expected "))
     assert line.endswith(f"({type(value).__qualname__})")
+
+
+@pytest.mark.parametrize("options", [{}, {"metric_name": None}])
+def test_a_required_metric_needs_a_name(options: dict[str, object]) -> None:
+    """Otherwise nothing would ever be refused; with a name it is accepted."""
+    with pytest.raises(ConfigError, match="metric_required: needs metric_name"):
+        resolve_settings("runs", {"metric_required": True, **options})
+    assert resolve_settings("runs", {"metric_required": True, "metric_name": "loss"}).metric_required
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_a_default_that_was_given_is_told_from_one_that_was_not(value: bool) -> None:
+    """In a mapping and as a keyword."""
+    for name in ("higher_is_better", "metric_name"):
+        given = name == "higher_is_better"
+        assert is_given(name, "runs", {"higher_is_better": value}) == given
+        assert is_given(name, {"checkpoint_dir": "runs", "higher_is_better": value}, {}) == given
 
 
 def test_every_problem_is_reported_at_once() -> None:

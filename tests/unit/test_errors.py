@@ -22,6 +22,7 @@ MADE: list[Any] = [
     asyncckpt.FileLockedError("locked", file="x.h5"),
     asyncckpt.CorruptCheckpointError("damaged", step=1, file="state.msgpack"),
     asyncckpt.SaveFailedError("failed", step=4),
+    asyncckpt.MetricMissingError("no metric", step=4, metric_name="loss", known=["los"]),
 ]
 KINDS = {each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.CheckpointError)}
 PLAIN = [kind("a message") for kind in KINDS - {type(each) for each in MADE} - {errors.LeafError}]

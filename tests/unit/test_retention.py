@@ -15,6 +15,7 @@ from asyncckpt.config import resolve_settings
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Standings, metric_of, plan_prune
 
 LOSSES = {1: 0.5, 2: 0.3, 3: 0.7, 4: 0.2, 5: 0.4, 6: 0.8}
+BLIND = dict.fromkeys(range(1, 7))
 
 METRICS = st.none() | st.sampled_from([0.0, -0.0, 1.0, 2.0, math.nan, math.inf, -math.inf, 10**400]) | st.floats()
 CHECKPOINTS = st.dictionaries(st.integers(0, 40), METRICS, max_size=12)
@@ -26,6 +27,7 @@ POLICIES = st.builds(
     keep_top_k=st.none() | st.integers(0, 6),
     keep_latest_k=st.none() | st.integers(0, 6),
     keep_every=st.none() | st.integers(1, 10),
+    keep_periodic=st.booleans(),
 )
 
 
@@ -61,12 +63,13 @@ def model_kept(metrics: dict[int, Any], policy: RetentionPolicy) -> set[int]:
     if policy.keep_top_k is None and policy.keep_latest_k is None:
         return set(metrics)
     periodic = [step for step in metrics if policy.save_period is None or step % policy.save_period == 0]
+    is_blind = policy.metric_name is not None and all(metrics[step] is None for step in periodic)
     result = set()
     for step in metrics:
         if policy.keep_top_k is not None and step in periodic:
-            if sum(beats(other, step, metrics, policy) for other in periodic) < policy.keep_top_k:
+            if is_blind or sum(beats(other, step, metrics, policy) for other in periodic) < policy.keep_top_k:
                 result.add(step)
-        elif policy.keep_top_k is None and policy.save_period is not None and step in periodic:
+        elif policy.keep_top_k is None and policy.save_period is not None and policy.keep_periodic and step in periodic:
             result.add(step)
         if policy.keep_latest_k is not None and sum(other > step for other in metrics) < policy.keep_latest_k:
             result.add(step)
@@ -79,6 +82,9 @@ def model_kept(metrics: dict[int, Any], policy: RetentionPolicy) -> set[int]:
     CHECKPOINTS, POLICIES, st.booleans(), st.frozensets(st.integers(0, 40), max_size=3), st.none() | st.integers(0, 40)
 )
 @example(LOSSES, RetentionPolicy(metric_name="loss", higher_is_better=False, keep_top_k=3), True, frozenset(), 6)  # noqa: FBT003
+@example(BLIND, RetentionPolicy(metric_name="los", keep_top_k=1), False, frozenset(), None)  # noqa: FBT003
+@example(BLIND | {5: 1.0}, RetentionPolicy(metric_name="r", keep_top_k=1, save_period=4), True, frozenset(), 6)  # noqa: FBT003
+@example(BLIND, RetentionPolicy(save_period=1, keep_latest_k=1, keep_periodic=False), True, frozenset(), 6)  # noqa: FBT003
 def test_plan_matches_the_rules(
     metrics: dict[int, Any],
     policy: RetentionPolicy,
@@ -126,7 +132,7 @@ def test_pruning_is_settled_at_once(metrics: dict[int, Any], policy: RetentionPo
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 12), METRICS | st.just("leaves")), max_size=20),
+    st.lists(st.tuples(st.integers(0, 12), st.none() | METRICS | st.just("leaves")), max_size=20),
     CHECKPOINTS,
     POLICIES,
     st.booleans(),
@@ -199,9 +205,70 @@ def test_reasons_name_the_period() -> None:
     all_periodic = RetentionPolicy(save_period=10, keep_latest_k=1)
     assert reasons({7: None, 10: None, 21: None}, all_periodic) == {
         7: "not a multiple of save_period=10; not among the 1 most recent",
-        10: "multiple of save_period=10",
+        10: "multiple of save_period=10, all of which stay with keep_periodic=True",
         21: "among the 1 most recent; latest",
     }
+
+
+def test_a_name_that_no_checkpoint_has_prunes_nothing() -> None:
+    """While none of what keep_top_k ranks has the metric, all of it stays, and the reason says so; NaN is a metric."""
+    policy = RetentionPolicy(metric_name="los", keep_top_k=1)
+    blind: dict[int, Any] = BLIND
+    assert kept(blind, policy, exclude_latest=False) == list(blind)
+    assert set(reasons(blind, policy, exclude_latest=False).values()) == {
+        "keep_top_k=1 prunes nothing while no checkpoint has the metric 'los'"
+    }
+    assert kept(blind | {3: 0.0}, policy, exclude_latest=False) == [3]
+    assert kept(blind | {3: math.nan}, policy, exclude_latest=False) == [6]
+    assert kept(blind, RetentionPolicy(metric_name="los", keep_top_k=1, keep_latest_k=1), exclude_latest=False) == [
+        *blind
+    ]
+
+
+def test_only_what_is_ranked_decides_whether_the_metric_is_there() -> None:
+    """The metric of a step that is no multiple of save_period does not let keep_top_k prune those that are."""
+    policy = RetentionPolicy(metric_name="loss", save_period=10, keep_top_k=1)
+    losses = {7: 0.1, 10: None, 20: None, 30: None, 33: 0.2}
+    assert kept(losses, policy) == [10, 20, 30, 33]
+    assert reasons(losses, policy)[10] == (
+        "keep_top_k=1 prunes nothing while no multiple of save_period=10 has the metric 'loss'"
+    )
+    assert kept(losses | {20: 0.3}, policy) == [20, 33]
+
+
+@given(POLICIES, st.integers(0, 40))
+@example(RetentionPolicy(save_period=10, keep_latest_k=2), 4)
+@example(RetentionPolicy(save_period=10, keep_top_k=2, keep_every=5), 4)
+@example(RetentionPolicy(save_period=10, keep_latest_k=2, keep_every=20, keep_periodic=False), 4)
+@example(RetentionPolicy(keep_every=100), 4)
+@example(RetentionPolicy(save_period=3, keep_periodic=False), 4)
+def test_a_policy_that_never_prunes_says_so(policy: RetentionPolicy, count: int) -> None:
+    """It does exactly if something was asked for, and every step that should_save allows stays, many as they are."""
+    period = policy.save_period or 1
+    steps = range(0, (count + 20) * period, period)
+    asks = [policy.keep_top_k, policy.keep_latest_k, policy.keep_every] != [None] * 3 or not policy.keep_periodic
+    stays = kept({step: float(step % 7) for step in steps}, policy, exclude_latest=False) == list(steps)
+    said = policy.why_nothing_is_pruned()
+    assert (said is not None) == (asks and stays)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"keep_latest_k": 2, "save_period": 10},
+            ["keep_latest_k=2", "save_period=10", "keep_periodic=False", "keep_top_k=k"],
+        ),
+        ({"keep_top_k": 1, "save_period": 10, "keep_every": 5}, ["keep_top_k=1", "keep_every=5", "pass a keep_every"]),
+        ({"keep_latest_k": 1, "keep_every": 1}, ["keep_latest_k=1", "keep_every=1", "pass a keep_every"]),
+        ({"keep_every": 100}, ["keep_every=100", "neither keep_top_k nor keep_latest_k is set"]),
+    ],
+)
+def test_what_is_said_of_a_policy_that_never_prunes(options: dict[str, Any], words: list[str]) -> None:
+    """The options, the rule that keeps everything, and the way out."""
+    said = RetentionPolicy(**options).why_nothing_is_pruned()
+    assert said is not None
+    assert all(word in said for word in words)
 
 
 def test_nothing_is_pruned_without_a_limit() -> None:
@@ -222,6 +289,9 @@ def test_latest_alone() -> None:
     """Without a save_period keep_latest_k alone keeps just those; with one, all its multiples stay too."""
     assert kept(LOSSES, RetentionPolicy(keep_latest_k=2)) == [5, 6]
     assert kept(LOSSES, RetentionPolicy(keep_latest_k=2, save_period=3)) == [3, 5, 6]
+    named = RetentionPolicy(keep_latest_k=2, save_period=3, keep_periodic=False)
+    assert kept(LOSSES, named) == [5, 6]
+    assert reasons(LOSSES, named)[3] == "not among the 2 most recent"
 
 
 def test_missing_and_nan_rank_worst() -> None:
@@ -320,5 +390,6 @@ def test_policy_from_settings() -> None:
         "keep_top_k": 1,
         "keep_latest_k": 2,
         "keep_every": 5,
+        "keep_periodic": False,
     }
     assert RetentionPolicy.from_settings(resolve_settings("runs", options)) == RetentionPolicy(**options)  # type: ignore[arg-type]

@@ -1,0 +1,139 @@
+"""The metric: which one ranks, and what is said of a save that lacks it. Pure: others read, write and warn.
+
+1. A manager without a metric's name goes by the one that its directory was saved with. One that has a name goes by its
+   own, and by the stored direction where it has the stored name and was given none; what contradicts is said.
+2. What retention will go by is what is looked at: the training_info as it is read back from the checkpoint.
+3. Each way of lacking the metric is said once, because many loops measure at some steps only; with `metric_required`
+   every one is refused.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from asyncckpt.disk.metric_file import StoredMetric
+from asyncckpt.disk.names import METRIC_NAME
+from asyncckpt.errors import MetricMissingError, brief
+from asyncckpt.saving.retention import metric_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from asyncckpt.disk.metric_file import MetricFile
+    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.retention import RetentionPolicy
+
+_SHOWN_KEYS: Final = 20
+_COMPARED_KEYS: Final = 1000
+_LIKENESS: Final = 0.5
+
+
+class PolicyRequest(NamedTuple):
+    """What a manager was given, before its directory says which metric its checkpoints were saved with."""
+
+    policy: RetentionPolicy
+    is_direction_given: bool
+    """Whether `higher_is_better` was given, or is the default."""
+
+    def resolve(self, file: MetricFile) -> tuple[RetentionPolicy, tuple[str, ...]]:
+        """Return the policy to go by in a directory with this file, and what there is to warn of."""
+        stored = file.stored
+        if stored is None:
+            problem = file.problem and f"{METRIC_NAME}, which names the metric, {file.problem}; it is ignored"
+            return self.policy, (problem,) if problem else ()
+        name, direction = self.policy.metric_name, self.policy.higher_is_better
+        if name is None or (name == stored.metric_name and not self.is_direction_given):
+            policy = replace(self.policy, metric_name=stored.metric_name, higher_is_better=stored.higher_is_better)
+        else:
+            policy = self.policy
+        is_other_direction = self.is_direction_given and direction != stored.higher_is_better
+        if name in (None, stored.metric_name) and not is_other_direction:
+            return policy, ()
+        given = f"metric_name={_shown(name)}, higher_is_better={direction}"
+        remark = (
+            f"the checkpoints were saved with metric_name={_shown(stored.metric_name)},"
+            f" higher_is_better={stored.higher_is_better}, as {METRIC_NAME} says, and this manager was given {given}:"
+            f" it goes by metric_name={_shown(policy.metric_name)}, higher_is_better={policy.higher_is_better}"
+        )
+        return policy, (remark,)
+
+
+def metric_to_store(policy: RetentionPolicy, file: MetricFile) -> StoredMetric | None:
+    """Return what a writer with this policy is to write, after what it found; None if nothing."""
+    if policy.metric_name is None or not file.may_be_written:
+        return None
+    metric = StoredMetric(policy.metric_name, policy.higher_is_better)
+    return None if metric == file.stored else metric
+
+
+class MetricWatch:
+    """Looks at what is saved for the metric. Used on the loop's thread only."""
+
+    def __init__(self, catalog: Catalog, given_name: str | None, *, is_required: bool) -> None:
+        self._catalog = catalog
+        self._given_name = given_name
+        self._is_required = is_required
+        self._said: set[tuple[bool, str | None]] = set()
+
+    def check(self, step: int, info: Mapping[str, object]) -> str | None:
+        """Return what to warn of before a training_info is saved; None if it has the metric, or this was said before.
+
+        Raises:
+            MetricMissingError: It lacks the metric, and `metric_required` is set.
+        """
+        name = self._catalog.policy.metric_name
+        if name is None or metric_of(info, name) is not None:
+            return None
+        kind = type(info[name]).__name__ if name in info else None
+        way = (bool(info), kind)
+        if way in self._said and not self._is_required:
+            return None
+        self._said.add(way)
+        problem = f"step {step}: {_lack(name, info)}"
+        if self._is_required:
+            message = f"{problem}. Pass the metric, or leave out metric_required"
+            raise MetricMissingError(message, step=step, metric_name=name, known=list(islice(info, _SHOWN_KEYS)))
+        origin = "" if self._given_name is not None else f" (this metric is named by {METRIC_NAME} in the directory)"
+        return (
+            f"{problem}{origin}. Such a checkpoint ranks last, and while there are no others keep_top_k prunes nothing;"
+            " metric_required=True refuses it"
+        )
+
+
+def _lack(name: str, info: Mapping[str, object]) -> str:
+    """Say how a training_info lacks the metric, which keys it has, and which is the nearest."""
+    metric = _shown(name)
+    if name in info:
+        value = info[name]
+        return (
+            f"the metric {metric} is {reprlib.repr(value)} ({type(value).__name__}), which is no number;"
+            f" the keys of training_info are {_listed(info)}"
+        )
+    if not info:
+        return f"there is no metric {metric}: training_info is empty"
+    nearest = _nearest(name, islice(info, _COMPARED_KEYS))
+    return (
+        f"there is no metric {metric} in training_info, whose keys are {_listed(info)}"
+        f"{'' if nearest is None else f'; did you mean {_shown(nearest)}?'}"
+    )
+
+
+def _nearest(name: str, keys: Iterable[str]) -> str | None:
+    """Return the key that a name is most like, whatever its case; None if it is like none."""
+    import difflib
+
+    by_fold = {key.casefold(): key for key in keys}
+    close = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=_LIKENESS)
+    return by_fold[close[0]] if close else None
+
+
+def _listed(info: Mapping[str, object]) -> str:
+    shown = ", ".join(_shown(key) for key in islice(info, _SHOWN_KEYS))
+    return shown if len(info) <= _SHOWN_KEYS else f"{shown} and {len(info) - _SHOWN_KEYS} more"
+
+
+def _shown(name: str | None) -> str:
+    return brief(repr(name))
