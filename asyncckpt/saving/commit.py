@@ -206,10 +206,10 @@ def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
 
 def take_directory(
     ops: DiskOps, root: Path, policy: RetentionPolicy, known: Mapping[int, CheckpointRecord]
-) -> tuple[DirectoryLock, Listed]:
+) -> tuple[DirectoryLock, Listed, list[OSError]]:
     """Become the directory's writer: make it, lock it, bring it into order, and list what is committed.
 
-    `known` is that of `read_records`.
+    `known` is that of `read_records`. The errors are those of `publish.recover`: what stays, and why.
 
     Raises:
         DirectoryLockedError: There is another writer.
@@ -218,8 +218,8 @@ def take_directory(
     publish.ensure_directory(ops, root)
     lock = acquire_lock(ops, root)
     try:
-        publish.recover(ops, root)
-        return lock, list_again(root, policy, known)
+        refusals = publish.recover(ops, root)
+        return lock, list_again(root, policy, known), refusals
     except BaseException:
         lock.release()
         raise

@@ -160,7 +160,7 @@ class Writer:
 
     async def _take_directory(self) -> None:
         try:
-            lock, listed = await self._jobs.run_stoppable(
+            lock, listed, refusals = await self._jobs.run_stoppable(
                 self.grace.hasten,
                 commit.take_directory,
                 self._ops,
@@ -172,6 +172,8 @@ class Writer:
             self._taking = None  # its error, if it failed, is for those who wait
         self._lock = lock
         self._catalog.replace(listed)
+        for refusal in refusals:
+            self._warn(f"{self._root}: a leftover cannot be removed: {refusal}; the next start tries again")
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
 
