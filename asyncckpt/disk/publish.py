@@ -273,13 +273,15 @@ def publish(ops: DiskOps, root: Path, step: int) -> Path | None:
     return make_durable(ops, move(ops, root, step))
 
 
-def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
+def retire(ops: DiskOps, root: Path, steps: Iterable[int], refused: dict[int, OSError] | None = None) -> list[Path]:
     """Take away the committed names of steps, durably, and return the trash that `sweep` deletes.
 
     That a step has no such name is made durable too: a save that failed may have moved its name back, or not.
+    Steps whose names the file system does not let go of are put into `refused`, with the reason, and stay committed.
 
     Raises:
-        OSError: The disk failed. The names were given back, if that could be done.
+        OSError: The disk failed, or a step stays and there is no `refused`. The names were given back, if that could
+            be done.
     """
     retired: list[tuple[Path, Path]] = []
     try:
@@ -289,7 +291,13 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
                 path = root / name_of(kind, step)
                 if path.is_dir():
                     trash = _trash_name(root, step)
-                    ops.rename(path, trash)
+                    try:
+                        ops.rename(path, trash)
+                    except OSError as error:
+                        if refused is None or error.errno not in _REFUSALS:
+                            raise
+                        refused[step] = error
+                        break
                     retired.append((path, trash))
         ops.sync_directory(root)
     except OSError as error:

@@ -184,13 +184,14 @@ def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, b
     return pending
 
 
-def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[Trash, ...]:
-    """Take away the committed names of steps, durably.
+def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[tuple[Trash, ...], dict[int, OSError]]:
+    """Take away the committed names of steps, durably; return the trash, and why the steps stay that do.
 
     Raises:
         OSError: The disk failed. The names were given back, if that could be done.
     """
-    return _weigh(root, *publish.retire(ops, root, steps))
+    refused: dict[int, OSError] = {}
+    return _weigh(root, *publish.retire(ops, root, steps, refused)), refused
 
 
 def free_nbytes(root: Path) -> int:
