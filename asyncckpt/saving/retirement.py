@@ -97,6 +97,7 @@ class Retirement:
             self._catalog.remove(await self._grace.run(StopFlag(), missing, self._root, steps))
             raise
         self._catalog.remove([step for step in steps if step not in refused])
+        self._stuck.difference_update(set(steps) - refused.keys())  # one that is saved again may go again
         self.sweep(trash)
         return refused
 
