@@ -11,6 +11,7 @@ What is true of a checkpoint directory at every moment, whatever fails and where
 4. `tmp_step_N` and `trash_step_N` mean nothing to readers; a lone `old_step_N` is step N.
 5. What `tmp_step_N` holds may be what an overwrite has just exchanged: the parent is synced before it is cleared.
 6. Only the holder of the lock changes anything.
+7. What the file system will not let go of stays, and stops nothing: a pending directory that stays becomes trash.
 
 What POSIX does not promise: a disk that lies about having flushed its cache loses what it lies about.
 """
@@ -44,6 +45,20 @@ if TYPE_CHECKING:
 
 # A directory above ours may be unreadable for us, or on a file system that syncs no directories.
 _NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})
+
+
+# What a file system answers where it will not let a name go, whatever else it does: it is another user's, a mount
+# point, a lower layer, or a file that is open elsewhere (on NFS its directory never becomes empty).
+_REFUSALS: Final = frozenset(
+    {
+        errno.EACCES,
+        errno.EPERM,
+        errno.EBUSY,
+        errno.ENOTEMPTY,
+        errno.EEXIST,
+        errno.EXDEV,
+    }
+)
 
 
 class UnsyncedError(OSError):
@@ -89,34 +104,57 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
         ops.sync_directory(path.parent)
 
 
-def recover(ops: DiskOps, root: Path) -> None:
+def recover(ops: DiskOps, root: Path) -> list[OSError]:
     """Bring a directory that a killed writer left into order; only the lock's holder may call this.
 
     Every name that is found is durable afterwards: the writer may have been killed just before it synced them.
+
+    Returns:
+        Why a name could not be deleted or moved back, one error for each that stays. It is in nobody's way, because
+        `tmp_step_N` and `trash_step_N` mean nothing, and a lone `old_step_N` is step N.
     """
+    refusals: list[OSError] = []
     names = names_in(root, Pacer())
     if any(names.values()):
         ops.sync_directory(root)
     swapped = sorted(step for step, _ in names[Kind.SWAPPED])
     for step in swapped:
-        _settle(ops, root / name_of(Kind.SWAPPED, step), root / name_of(Kind.COMMITTED, step), step)
+        try:
+            _settle(ops, root / name_of(Kind.SWAPPED, step), root / name_of(Kind.COMMITTED, step), step)
+        except OSError as error:
+            if error.errno not in _REFUSALS:
+                raise
+            refusals.append(error)
     if swapped:
         ops.sync_directory(root)
     for _, name in sorted(names[Kind.PENDING]):
-        discard(ops, root / name)
+        refusals += clear(ops, root / name)[:1]
     if swapped:
         names = names_in(root, Pacer())
-    sweep(ops, root, [root / name for _, name in sorted(names[Kind.TRASH])])
+    trash = sorted(names[Kind.TRASH])
+    if trash:
+        ops.sync_directory(root)  # as in `sweep`
+    for _, name in trash:
+        refusals += clear(ops, root / name)[:1]
+    return refusals
 
 
 def stage(ops: DiskOps, root: Path, step: int) -> Path:
-    """Make an empty pending directory for a step, clearing a stale one first."""
+    """Make an empty pending directory for a step, clearing a stale one first.
+
+    One that cannot be cleared becomes trash, which the next start tries to delete.
+
+    Raises:
+        OSError: The disk failed, or the stale one can be neither cleared nor renamed.
+    """
     path = root / name_of(Kind.PENDING, step)
     try:
         ops.mkdir(path)
     except FileExistsError:
         ops.sync_directory(root)
-        discard(ops, path)
+        if clear(ops, path):
+            ops.rename(path, _trash_name(root, step))
+            ops.sync_directory(root)
         ops.mkdir(path)
     return path
 
@@ -235,13 +273,15 @@ def publish(ops: DiskOps, root: Path, step: int) -> Path | None:
     return make_durable(ops, move(ops, root, step))
 
 
-def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
+def retire(ops: DiskOps, root: Path, steps: Iterable[int], refused: dict[int, OSError] | None = None) -> list[Path]:
     """Take away the committed names of steps, durably, and return the trash that `sweep` deletes.
 
     That a step has no such name is made durable too: a save that failed may have moved its name back, or not.
+    Steps whose names the file system does not let go of are put into `refused`, with the reason, and stay committed.
 
     Raises:
-        OSError: The disk failed. The names were given back, if that could be done.
+        OSError: The disk failed, or a step stays and there is no `refused`. The names were given back, if that could
+            be done.
     """
     retired: list[tuple[Path, Path]] = []
     try:
@@ -251,7 +291,13 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
                 path = root / name_of(kind, step)
                 if path.is_dir():
                     trash = _trash_name(root, step)
-                    ops.rename(path, trash)
+                    try:
+                        ops.rename(path, trash)
+                    except OSError as error:
+                        if refused is None or error.errno not in _REFUSALS:
+                            raise
+                        refused[step] = error
+                        break
                     retired.append((path, trash))
         ops.sync_directory(root)
     except OSError as error:
@@ -262,35 +308,78 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> list[Path]:
 
 
 def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> int:
-    """Delete trash, file by file; return how many of the directories are gone: all of them, unless `stop` was set."""
+    """Delete trash, file by file; return how many of the directories are gone: all of them, unless `stop` was set.
+
+    Raises:
+        OSError: The disk failed; or the file system would not let something go: then all else is deleted first.
+    """
     if trash:
         ops.sync_directory(root)  # a victim's new name must be durable before its first file goes
+    refusals: list[OSError] = []
     for number, path in enumerate(trash):
         try:
-            discard(ops, path, stop)
+            refusals += clear(ops, path, stop)
         except Stopped:
             return number
+    if refusals:
+        raise refusals[0]
     return len(trash)
 
 
 def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
-    """Delete a directory that has no committed name, if it exists. Of a symbolic link, only the link goes."""
-    if path.is_symlink():
-        ops.unlink(path)
-        return
+    """Delete what `clear` does.
+
+    Raises:
+        OSError: The disk failed; or the file system would not let something go: then all else is deleted first.
+    """
+    if refusals := clear(ops, path, stop):
+        raise refusals[0]
+
+
+def clear(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[OSError]:
+    """Delete a directory that has no committed name, if it exists. Of a symbolic link, only the link goes.
+
+    Returns:
+        Why something in it stays, where the file system would not let it go. All else is deleted.
+
+    Raises:
+        OSError: The disk failed.
+        Stopped: `stop` was set.
+    """
+    refusals: list[OSError] = []
     try:
+        if path.is_symlink():
+            ops.unlink(path)
+            return []
         with os.scandir(path) as found:
             entries = list(found)
     except FileNotFoundError:
-        return
+        return []
+    except OSError as error:
+        return [_refusal(error)]
     for entry in entries:
         if stop is not None:
             stop.check()
         if entry.is_dir(follow_symlinks=False):
-            discard(ops, Path(entry.path), stop)
-        else:
+            refusals += clear(ops, Path(entry.path), stop)
+            continue
+        try:
             ops.unlink(Path(entry.path))
-    ops.rmdir(path)
+        except OSError as error:
+            refusals.append(_refusal(error))
+    if not refusals:
+        try:
+            ops.rmdir(path)
+        except OSError as error:
+            refusals.append(_refusal(error))
+    return refusals
+
+
+def _refusal(error: OSError) -> OSError:
+    """Return an error that only says that a name stays; raise any other."""
+    if error.errno not in _REFUSALS:
+        raise error
+    return error
 
 
 @contextlib.contextmanager

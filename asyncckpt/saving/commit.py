@@ -201,13 +201,14 @@ def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, b
     return pending
 
 
-def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[Trash, ...]:
-    """Take away the committed names of steps, durably.
+def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[tuple[Trash, ...], dict[int, OSError]]:
+    """Take away the committed names of steps, durably; return the trash, and why the steps stay that do.
 
     Raises:
         OSError: The disk failed. The names were given back, if that could be done.
     """
-    return _weigh(root, *publish.retire(ops, root, steps))
+    refused: dict[int, OSError] = {}
+    return _weigh(root, *publish.retire(ops, root, steps, refused)), refused
 
 
 def free_nbytes(root: Path) -> int:
@@ -223,10 +224,10 @@ def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
 
 def take_directory(
     ops: DiskOps, root: Path, request: PolicyRequest, known: Mapping[int, CheckpointRecord]
-) -> tuple[DirectoryLock, Listed]:
+) -> tuple[DirectoryLock, Listed, list[OSError]]:
     """Become the directory's writer: make it, lock it, bring it into order, store the metric, list what is committed.
 
-    `known` is that of `read_records`.
+    `known` is that of `read_records`. The errors are those of `publish.recover`: what stays, and why.
 
     Raises:
         DirectoryLockedError: There is another writer.
@@ -235,9 +236,9 @@ def take_directory(
     publish.ensure_directory(ops, root)
     lock = acquire_lock(ops, root)
     try:
-        _recover(ops, root)
+        refusals = _recover(ops, root)
         records, file = read_records(root, known), read_metric_file(root)
-        return lock, arrange(records, request, file, _store_metric(ops, root, request, file))
+        return lock, arrange(records, request, file, _store_metric(ops, root, request, file)), refusals
     except BaseException:
         lock.release()
         raise
@@ -273,10 +274,11 @@ def list_directory(ops: DiskOps, root: Path, request: PolicyRequest, *, is_write
     return arrange(_read_listed(root, listing, {}), request, read_metric_file(root))
 
 
-def _recover(ops: DiskOps, root: Path) -> None:
-    """Bring a directory that a killed writer left into order; only the lock's holder may call this."""
-    publish.recover(ops, root)
+def _recover(ops: DiskOps, root: Path) -> list[OSError]:
+    """Bring a directory that a killed writer left into order, for the lock's holder; return what stays, and why."""
+    refusals = publish.recover(ops, root)
     clear_half_made(ops, root)
+    return refusals
 
 
 def _tidy(ops: DiskOps, root: Path) -> None:

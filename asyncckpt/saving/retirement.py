@@ -55,6 +55,7 @@ class Retirement:
         self._loading = loading
         self._warn = warn
         self._trash: list[Trash] = []
+        self._stuck: set[int] = set()  # steps that could not be pruned: not tried at each save
         self._stop = StopFlag()  # of the deletion that is under way
         self._is_held = False
         self._is_closing = False
@@ -65,7 +66,10 @@ class Retirement:
         """Apply the retention policy."""
         loading = {step for step, count in self._loading.items() if count}
         surplus = self._catalog.surplus(exclude_latest=exclude_latest, protect=loading, committed=committed)
-        await self.retire(surplus)
+        refused = await self._retire([step for step in surplus if step not in self._stuck])
+        for step, error in refused.items():
+            self._stuck.add(step)
+            self._warn(f"{self._root}: step {step} cannot be pruned: {error}; the next start tries again")
 
     async def prune_after(self, step: int) -> None:
         """Apply the retention policy after a commit, which a failure does not undo: it warns."""
@@ -75,16 +79,27 @@ class Retirement:
             self._warn(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
 
     async def retire(self, steps: list[int]) -> None:
-        """Take steps away: their names durably, then their files when there is time."""
+        """Take steps away: their names durably, then their files when there is time.
+
+        Raises:
+            OSError: The disk failed, or would not let a step go; the others are gone.
+        """
+        for error in (await self._retire(steps)).values():
+            raise error
+
+    async def _retire(self, steps: list[int]) -> dict[int, OSError]:
+        """Take steps away, and return why those stay that do."""
         if not steps:
-            return
+            return {}
         try:
-            trash = await self._grace.run(StopFlag(), commit.retire, self._ops, self._root, steps)
+            trash, refused = await self._grace.run(StopFlag(), commit.retire, self._ops, self._root, steps)
         except OSError:
             self._catalog.remove(await self._grace.run(StopFlag(), missing, self._root, steps))
             raise
-        self._catalog.remove(steps)
+        self._catalog.remove([step for step in steps if step not in refused])
+        self._stuck.difference_update(set(steps) - refused.keys())  # one that is saved again may go again
         self.sweep(trash)
+        return refused
 
     def sweep(self, trash: Iterable[Trash]) -> None:
         """Delete what has been retired, as soon as no save is on its way."""

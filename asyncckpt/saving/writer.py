@@ -162,7 +162,7 @@ class Writer:
 
     async def _take_directory(self) -> None:
         try:
-            lock, listed = await self._jobs.run_stoppable(
+            lock, listed, refusals = await self._jobs.run_stoppable(
                 self.grace.hasten,
                 commit.take_directory,
                 self._ops,
@@ -175,6 +175,8 @@ class Writer:
         self._lock = lock
         for remark in self._catalog.replace(listed):
             self._warn(f"{self._root}: {remark}")
+        for refusal in refusals:
+            self._warn(f"{self._root}: a leftover cannot be removed: {refusal}; the next start tries again")
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
 

@@ -425,3 +425,20 @@ def test_digesting_stops_when_asked(tmp_path: Path) -> None:
     stop.set()
     with pytest.raises(Stopped):
         publish.digest_tree(FaultyDisk(), pending, stop)
+
+
+@pytest.mark.parametrize("code", [errno.EBUSY, errno.EPERM, errno.EACCES, errno.EXDEV])
+def test_a_step_that_cannot_be_renamed_does_not_keep_the_others(tmp_path: Path, code: int) -> None:
+    """It stays committed, and its reason is given; without a place for reasons all stay."""
+    disk = FaultyDisk()
+    for step in (1, 2):
+        save(disk, tmp_path, step, "x")
+    disk.fail("rename", code)
+    with pytest.raises(OSError, match="step_1"):
+        publish.retire(disk, tmp_path, [1, 2])
+    assert committed(tmp_path) == {1: "x", 2: "x"}
+    disk.fail("rename", code)
+    refused: dict[int, OSError] = {}
+    assert publish.retire(disk, tmp_path, [1, 2], refused) == [tmp_path / "trash_step_2"]
+    assert refused[1].errno == code
+    assert committed(tmp_path) == {1: "x"}

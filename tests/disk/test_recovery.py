@@ -123,3 +123,53 @@ def test_no_directory_yet(tmp_path: Path) -> None:
     assert listing.scan(tmp_path / "a").committed == {}
     assert not listing.scan(tmp_path / "a").has_leftovers
     assert not (tmp_path / "a").exists()
+
+
+REFUSALS = [errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOTEMPTY]
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+@pytest.mark.parametrize("operation", ["unlink", "rmdir"])
+def test_what_cannot_be_deleted_is_named_and_left(tmp_path: Path, operation: str, code: int) -> None:
+    """A leftover that the file system keeps is reported once, the others go, and the next recovery tries again."""
+    make(tmp_path, "step_1 tmp_step_2 trash_step_3 trash_step_4")
+    disk = FaultyDisk()
+    disk.fail(operation, code)
+    (refusal,) = publish.recover(disk, tmp_path)
+    assert refusal.errno == code
+    assert {path.name for path in tmp_path.iterdir()} == {"step_1", "tmp_step_2"}
+    assert publish.recover(FaultyDisk(), tmp_path) == []
+    assert tree(tmp_path) == {"step_1": "step_1"}
+
+
+def test_an_old_step_that_cannot_be_moved_back_is_still_the_step(tmp_path: Path) -> None:
+    """It is reported, stays listed under its step, and the rest is brought into order."""
+    make(tmp_path, "old_step_1 trash_step_2")
+    disk = FaultyDisk()
+    disk.fail("rename", errno.EBUSY)
+    (refusal,) = publish.recover(disk, tmp_path)
+    assert refusal.errno == errno.EBUSY
+    assert tree(tmp_path) == {"old_step_1": "old_step_1"}
+    assert listing.scan(tmp_path).committed.keys() == {1}
+
+
+@pytest.mark.parametrize("code", REFUSALS)
+def test_a_pending_directory_that_cannot_be_cleared_makes_place(tmp_path: Path, code: int) -> None:
+    """A step whose stale pending directory stays is staged all the same: the stale one becomes trash."""
+    make(tmp_path, "tmp_step_2 trash_step_2")
+    disk = FaultyDisk()
+    disk.fail("unlink", code)
+    pending = publish.stage(disk, tmp_path, 2)
+    assert pending.name == "tmp_step_2"
+    assert list(pending.iterdir()) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"tmp_step_2", "trash_step_2", "trash_step_2.1"}
+
+
+def test_a_sweep_deletes_the_rest_before_it_says_what_stays(tmp_path: Path) -> None:
+    """One directory that cannot be deleted does not keep the others."""
+    make(tmp_path, "trash_step_1 trash_step_2")
+    disk = FaultyDisk()
+    disk.fail("unlink", errno.EACCES)
+    with pytest.raises(PermissionError):
+        publish.sweep(disk, tmp_path, [tmp_path / "trash_step_1", tmp_path / "trash_step_2"])
+    assert tree(tmp_path) == {"trash_step_1": "trash_step_1"}

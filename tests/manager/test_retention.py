@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import math
 import shutil
 import warnings
@@ -301,3 +302,22 @@ async def test_what_a_save_returned_may_be_changed(tmp_path: Path) -> None:
         assert manager.best_step() == 2
         await manager.refresh()
         assert manager.best_step() == 2
+
+
+async def test_a_step_that_cannot_be_renamed_is_named_once_and_keeps_no_other(tmp_path: Path) -> None:
+    """The others are pruned, the stuck one is not tried at each save, and the next manager tries again."""
+    async with asyncckpt.CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, {"a": 1}))
+    disk = FaultyDisk()
+    disk.fail("rename", errno.EBUSY, path_part="/step_1")
+    with pytest.warns(UserWarning, match="step 1 cannot be pruned") as caught:
+        async with asyncckpt.CheckpointManager(tmp_path, keep_latest_k=1, disk=disk) as manager:
+            for step in (20, 30, 40):
+                await (await manager.save(step, {"a": step}))
+            await manager.flush()
+            assert manager.steps() == [1, 40]
+    assert len(caught) == 1
+    async with asyncckpt.CheckpointManager(tmp_path, keep_latest_k=1) as manager:
+        await (await manager.save(50, {"a": 50}))
+        await manager.flush()
+        assert manager.steps() == [50]

@@ -205,7 +205,11 @@ BUGS = (
         (
             (
                 "disk/publish.py",
-                "        ops.sync_directory(root)\n        discard(ops, path)\n        ops.mkdir(path)\n",
+                (
+                    "        ops.sync_directory(root)\n        if clear(ops, path):\n"
+                    "            ops.rename(path, _trash_name(root, step))\n            ops.sync_directory(root)\n"
+                    "        ops.mkdir(path)\n"
+                ),
                 "        pass\n",
             ),
         ),
