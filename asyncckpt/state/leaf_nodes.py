@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import functools
+import types
 from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -301,6 +303,17 @@ _LEAF_ADDERS: Final[dict[type, Callable[[LeafWriter, Any], bool]]] = {
 
 _ARRAY_NODES: Final[dict[int, ix.Node]] = {}
 _KEPT_NODES: Final = 1 << 15
+_CODE: Final = (
+    type,
+    functools.partial,
+    types.BuiltinFunctionType,
+    types.FunctionType,
+    types.MethodType,
+    types.MethodWrapperType,
+    types.ModuleType,
+    np.ufunc,
+)
+"""What is code, and no data that can be called: an object with a `__call__` of its own is an object like any other."""
 
 
 def _array_node(number: int) -> ix.Node:
@@ -325,6 +338,6 @@ def advice(value: object) -> str:
                 f"{name} would come back as a plain {base.__name__}: convert it, or register it with"
                 " asyncckpt.register_type"
             )
-    if callable(value):
+    if isinstance(value, _CODE):
         return f"{name} is code, which is never saved: save what it was made from"
     return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"

@@ -110,6 +110,22 @@ def test_refused_values_advise(name: str) -> None:
         flatten([REFUSED[name]()], pacer=Pacer())
 
 
+class _Warmup:
+    """A schedule, as programs write them: data that can be called."""
+
+    def __call__(self, step: int) -> float:
+        """Return a rate."""
+        return float(step)
+
+
+@pytest.mark.parametrize("value", [_Warmup(), np.polynomial.Polynomial([1, 2]), np.poly1d([1, 2])])
+def test_data_that_can_be_called_is_not_taken_for_code(value: object) -> None:
+    """What helps is to register its type."""
+    with pytest.raises(UnsupportedLeafError, match="register_type") as caught:
+        flatten({"v": value}, pacer=Pacer())
+    assert "code" not in str(caught.value)
+
+
 def _list_cycle() -> Any:
     cycle: list[Any] = [1]
     cycle.append({"x": cycle})
