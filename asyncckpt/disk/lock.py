@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.ops import DiskOps
 
-_UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+_ENOTSUPP: Final = (
+    524  # of the kernel's own, which some network and FUSE file systems let out; Python has no name for it
+)
+_UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, _ENOTSUPP})
 
 
 class DirectoryLock:
@@ -65,7 +68,7 @@ def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
         OSError: The lock file cannot be opened.
     """
     fd = ops.open_lock(root / LOCK_NAME)
-    is_supported = _try_lock(fd)
+    is_supported = _try_lock(fd, root / LOCK_NAME)
     if is_supported is None:
         message = (
             f"{root}: another writer holds the lock: one CheckpointManager at a time may save here. Open this one with"
@@ -101,7 +104,7 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
     path = file.with_name(f".{file.name}.lock")
     while True:
         fd = ops.open_lock(path)
-        is_supported = _try_lock(fd)
+        is_supported = _try_lock(fd, path)
         if is_supported is None:
             message = (
                 f"{file}: another writer has it open: one Checkpointer at a time may change a file. Wait until that one"
@@ -119,7 +122,7 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
         os.close(fd)  # its last holder removed it between our two calls
 
 
-def _try_lock(fd: int) -> bool | None:
+def _try_lock(fd: int, path: Path) -> bool | None:
     """Lock an open file: True if that worked, False if it is not to be had here, None (and closed) if it is taken."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,9 +130,13 @@ def _try_lock(fd: int) -> bool | None:
         if error.errno in _UNSUPPORTED:
             return False
         os.close(fd)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise
-        return None
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return None
+        reason = (
+            f"{error.strerror}; the lock file cannot be locked (flock: errno {error.errno}): a directory on a file"
+            " system that has locks is needed, or one on which they work"
+        )
+        raise OSError(error.errno, reason, str(path)) from error
     return True
 
 

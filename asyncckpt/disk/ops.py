@@ -43,8 +43,21 @@ class DiskOps:
         return os.open(path, flags, 0o666)
 
     def open_lock(self, path: Path) -> int:
-        """Open a lock file, created if need be, and return its descriptor; a symbolic link is an OSError."""
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        """Open a lock file, created if need be, and return its descriptor; a symbolic link is an OSError.
+
+        One that another user made, in a directory that this one may write, is opened for reading, which is enough to
+        lock it: all but NFS ask for no more.
+        """
+        flags = os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError as error:
+            if not os.access(path.parent, os.W_OK, effective_ids=True):
+                raise
+            try:
+                return os.open(path, flags | os.O_RDONLY)
+            except OSError:
+                raise error from None
 
     def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
         """Write buffers at an offset and return how many bytes were written, which may be fewer than asked."""

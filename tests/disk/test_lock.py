@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,7 +23,7 @@ from asyncckpt.errors import DirectoryLockedError
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 HOLDER = """
 import sys
@@ -170,9 +172,52 @@ def test_other_errors_come_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match=r"Input/output.* errno 5.*file system.*/\.lock") as caught:
         acquire_lock(DiskOps(), tmp_path)
+    assert caught.value.errno == errno.EIO
     assert descriptors_below(tmp_path) == []
+
+
+@pytest.fixture
+def shared_path() -> Iterator[Path]:
+    """Return a directory that other users reach, unlike those below pytest's own."""
+    with tempfile.TemporaryDirectory() as path:
+        Path(path).chmod(0o777)
+        yield Path(path)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="changing the user needs root")
+def test_the_lock_file_of_another_user_of_a_group_is_locked(shared_path: Path) -> None:
+    """It may be read and not written, which is enough; and it is one lock for both users."""
+    for name in (".lock", ".woof.h5.lock"):
+        (shared_path / name).touch(0o644)
+    held = acquire_lock(DiskOps(), shared_path)
+    script = """
+import os, sys
+from pathlib import Path
+from asyncckpt.disk.lock import acquire_file_lock, acquire_lock
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.errors import DirectoryLockedError
+root = Path(sys.argv[1])
+os.setgroups([]); os.setgid(1001); os.setuid(1001)
+acquire_file_lock(DiskOps(), root / "woof.h5").release()
+try:
+    acquire_lock(DiskOps(), root)
+except DirectoryLockedError:
+    print("held")
+sys.stdin.readline()
+acquire_lock(DiskOps(), root).release()
+print("taken")
+"""
+    command = [sys.executable, "-c", script, str(shared_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:  # noqa: S603
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        held.release()
+        other.stdin.write("\n")
+        other.stdin.close()
+        assert other.stdout.readline() == "taken\n"
 
 
 def test_the_lock_file_cannot_be_opened(tmp_path: Path) -> None:
