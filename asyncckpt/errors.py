@@ -150,17 +150,20 @@ class MetricMissingError(CheckpointError, ValueError):
 
 
 class StateMismatchError(LeafError, ValueError):
-    """The saved state does not fit the template given as ``like`` or ``into``.
+    """The saved state does not fit the template given as ``like`` or ``into``, or the classes as they are now.
 
     Attributes:
-        field: What differs: "type", "keys", "length", "dtype", "shape", "writability" or "sharing".
-        expected: What the template has.
+        field: What differs: "type", "keys", "length", "dtype", "shape", "seed", "writability", "sharing", "update" (an
+            object that cannot be filled) or "class" (fields or members of a class, which has changed).
+        expected: What the template, or the class, has.
         found: What the checkpoint has.
     """
 
-    def __init__(self, path: str, field: str, expected: object, found: object) -> None:
-        message = f"{field} differs: the template has {brief(expected)}, the checkpoint has {brief(found)}"
-        super().__init__(message, path=path)
+    def __init__(self, path: str, field: str, expected: object, found: object, *, reason: str | None = None) -> None:
+        if reason is None:
+            verb = "differ" if field == "keys" else "differs"
+            reason = f"{field} {verb}: the template has {brief(expected)}, the checkpoint has {brief(found)}"
+        super().__init__(reason, path=path)
         self.field = field
         self.expected = expected
         self.found = found

@@ -41,15 +41,16 @@ class ElementTypes:
     """The types of one file, each made once."""
 
     def __init__(self) -> None:
-        self._simple: dict[np.dtype[Any], ElementType] = {}
+        self._simple: dict[tuple[np.dtype[Any], str], ElementType] = {}
         self._structured: dict[str, ElementType] = {}
 
     def of(self, dtype: np.dtype[Any]) -> ElementType:
         """Return the type for arrays of this dtype."""
         if dtype.names is None:
-            found = self._simple.get(dtype)
+            simple = dtype, dtype.char  # np.longlong and np.int64 are equal
+            found = self._simple.get(simple)
             if found is None:
-                found = self._simple[dtype] = _element_type(dtype)
+                found = self._simple[simple] = _element_type(dtype)
             return found
         key = json.dumps(dtype_to_plain(dtype))  # structures can be equal and differ in titles or alignment
         found = self._structured.get(key)

@@ -11,15 +11,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
 import numpy as np
 
-from asyncckpt.errors import CheckpointError, brief
+from asyncckpt.errors import CheckpointError, StateMismatchError, brief
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, TYPES
+from asyncckpt.state.families import ORDERED_DICT, ORDERED_ITEMS
 from asyncckpt.state.leaves import (
     ABSENT,
     END,
@@ -32,9 +33,11 @@ from asyncckpt.state.leaves import (
     text_of,
     type_name,
 )
+from asyncckpt.state.reduction import NAMEDTUPLE, Attribute, Fields, Form, Reduction, read_form
 from asyncckpt.state.selection import Selection
+from asyncckpt.state.targets import find_overlap
 from asyncckpt.state.tree import MAX_KEY_DEPTH
-from asyncckpt.state.types import Reduction, find_reduction, named_reduction
+from asyncckpt.state.types import ALIASED_SCALARS, find_reduction, named_reduction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -99,6 +102,10 @@ class Builder(LeafReader):
         self._walk()
         if not self._found_any:
             self._refuse_selection()
+        overlap = find_overlap(self._filled.values(), self._pacer)
+        if overlap is not None:
+            other, path = overlap
+            raise StateMismatchError(path, "sharing", f"memory that {other} has, too", "an array of its own")
         return self._survey
 
     def build(self, arrays: Mapping[int, NDArray[Any]]) -> Any:
@@ -185,6 +192,8 @@ class Builder(LeafReader):
         """Hand a value to its container: return the container if that was the last one, else `_OPEN`."""
         frame = self._frames[-1]
         if frame.awaits_key:
+            if type(value) is Attribute and not _knows_attributes(frame):
+                value = value.name
             frame.key = value
             frame.awaits_key = False
             if frame.template is not ABSENT or (self._selection is not None and len(self._frames) == 1):
@@ -208,15 +217,19 @@ class Builder(LeafReader):
         template, selection, is_made = place
         if template is not ABSENT:
             reduction = find_reduction(template)
-            if reduction is not None and reduction.is_transparent:
+            if reduction is not None and reduction.fields is not None:
                 # Saved as plain data, wanted as a dataclass or namedtuple.
                 frame = Frame(ix.OBJECT, 1, [], ABSENT, selection, is_made, reduction=reduction, target=template)
                 self._push(frame)
-                template = reduction.to_state(template)
+                template = self._plain_state(reduction, template)
+        owner = self._frames[-1] if self._frames and self._frames[-1].code == ix.OBJECT else None
+        if template is not ABSENT:
+            if owner is not None:
+                template = self._fitted(owner.reduction, template, count)
             if type(template) not in _FAMILY[code]:
                 self._mismatch("type", type_name(template), TYPES[code].__name__)
             self._check_length(template, count)
-        frame = Frame(code, count, [], template, selection, is_made, maxlen=maxlen)
+        frame = Frame(code, count, [], template, selection, is_made, maxlen=maxlen, owner=owner)
         if code in ix.MAPPINGS:
             frame.awaits_key = True
         else:
@@ -226,19 +239,13 @@ class Builder(LeafReader):
 
     def _open_object(self, name: str, place: Place) -> Any:
         template, selection, is_made = place
+        if self._frames and self._frames[-1].code == ix.OBJECT and (form := read_form(name)) is not None:
+            self._open_form(self._frames[-1], name, *form)
+            return _OPEN
         reduction = named_reduction(name)
         child: Any = ABSENT
         if template is not ABSENT:
-            wanted = find_reduction(template)
-            if wanted is None and isinstance(template, np.ndarray) and template.dtype.kind == "T":
-                wanted = named_reduction("string_array")
-            if wanted is None and type(template) in (*SEQUENCES, *MAPPING_TYPES):
-                reduction, child = None, template  # saved as a dataclass or namedtuple, wanted as plain data
-            elif wanted is None or not _is_same_type(wanted, name):
-                self._mismatch("type", type_name(template), name)
-            else:
-                reduction = wanted
-                child = wanted.to_state(template) if wanted.is_transparent else ABSENT
+            reduction, child = self._wanted(template, name, reduction)
         elif reduction is None and is_made:
             self._note_unknown(name)
         # Where its state says whether it fits, that is made even while surveying.
@@ -248,6 +255,40 @@ class Builder(LeafReader):
         )
         self._push(frame)
         return _OPEN
+
+    def _wanted(self, template: Any, name: str, saved: Reduction | None) -> tuple[Reduction | None, Any]:
+        """Return what makes an object like the template from one saved as `name`, and the template of its state."""
+        if saved is ORDERED_DICT and type(template) in MAPPING_TYPES:
+            made = saved if type(template) is OrderedDict else ORDERED_ITEMS
+            return made, made.to_state(template)
+        if saved is not None and saved.type_ in ALIASED_SCALARS and isinstance(template, np.generic):
+            return saved, template
+        wanted = find_reduction(template)
+        if wanted is None and isinstance(template, np.ndarray) and template.dtype.kind == "T":
+            wanted = named_reduction("string_array")
+        if wanted is None and type(template) in (*SEQUENCES, *MAPPING_TYPES):
+            return None, template  # saved as a dataclass or namedtuple, wanted as plain data
+        if wanted is None or not _is_same_type(wanted, name):
+            self._mismatch("type", type_name(template), name)
+        if self._in_place and wanted.update is None and not wanted.is_value:
+            reason = (
+                f"{type_name(template)} would be replaced, and whatever else holds it would keep the old one: give"
+                " asyncckpt.register_type an update=, or the class a method update_state(self, state), or use"
+                " load(..., like=...)"
+            )
+            raise StateMismatchError(self._path(), "update", type_name(template), name, reason=reason)
+        return wanted, ABSENT if wanted.fields is None else self._plain_state(wanted, template)
+
+    def _open_form(self, frame: Frame, text: str, kind: str, names: tuple[str, ...]) -> None:
+        """Note what an object's state says of itself, and let the template of a namedtuple have the saved order."""
+        if frame.form is not None:
+            damaged(f"the state of an object has two forms, {brief(frame.form)} and {brief(text)}")
+        frame.form = text
+        fields = None if frame.reduction is None else frame.reduction.fields
+        if kind == NAMEDTUPLE and fields is not None and isinstance(frame.target, tuple):
+            with self._fitting():
+                fields.check(names)
+            frame.template = tuple(getattr(frame.target, name) for name in names)
 
     def _note_unknown(self, name: str) -> None:
         if name not in self.unknown_types and len(self.unknown_types) < _MAX_UNKNOWN_TYPES:
@@ -275,7 +316,8 @@ class Builder(LeafReader):
             items = _selected(frame)
             if not items:
                 return ABSENT
-        if frame.template is not ABSENT:
+        is_fields = frame.code in ix.MAPPINGS and _fields_of(frame) is not None  # which may be others than saved
+        if frame.template is not ABSENT and not is_fields:
             return self._like(frame.template, items)
         return self._made(frame, items)
 
@@ -296,23 +338,16 @@ class Builder(LeafReader):
         state, reduction = frame.items[0], frame.reduction
         if state is ABSENT or reduction is None:
             return state
-        if frame.selection is not None and not frame.selection.is_whole:
+        if frame.selection is not None and not frame.selection.is_whole and reduction not in _ORDERED:
             return state  # part of an object is plain data
         if self._arrays is None and frame.target is not ABSENT:
             difference = reduction.differs(frame.target, state) if reduction.differs is not None else None
             if difference is not None:
                 self._mismatch(*difference)
             return None
-        try:
-            if self._in_place and reduction.update is not None and frame.target is not ABSENT:
-                reduction.update(frame.target, state)
-                return frame.target
-            return reduction.from_state(state)
-        except Exception as error:
-            if isinstance(error, MemoryError):
-                raise
-            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {brief(error)}"
-            raise CheckpointError(message) from error
+        if frame.form is not None:
+            state = Form(frame.form, state)
+        return self._object(reduction, state, frame.target if self._in_place else ABSENT)
 
     def _refuse_plain_keys(self, reason: str, cause: Exception | None = None) -> NoReturn:
         """Refuse plain data that cannot stand as keys or elements where the types they come from could."""
@@ -323,12 +358,25 @@ class Builder(LeafReader):
         if frame.template is ABSENT or frame.selection is not None:
             return
         self._check_hashes(len(frame.keys), frame.keys)
-        keys = set(frame.keys)
-        missing = [key for key in frame.template if key not in keys]
-        unknown = [key for key in frame.keys if key not in frame.template]
-        if missing or unknown:
-            found = [f"no {_some(missing)}"] * bool(missing) + [f"also {_some(unknown)}"] * bool(unknown)
-            self._mismatch("keys", f"the keys {_some(frame.template)}", " and ".join(found))
+        fields = _fields_of(frame)
+        if fields is not None:
+            self._check_fields(fields, frame)
+            return
+        keys = {key for key in frame.keys if type(key) is not Attribute}
+        missing = [key for key in frame.template if key not in keys and type(key) is not Attribute]
+        extra = [key for key in frame.keys if key in keys and key not in frame.template]
+        if missing or extra:
+            parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"also has {_some(extra)}"] * bool(extra)
+            expected, found = f"the keys {_some(frame.template)}", " and ".join(parts)
+            reason = f"keys differ: the template has {expected}, and the checkpoint {found}"
+            raise StateMismatchError(self._path(), "keys", expected, found, reason=reason)
+
+    def _check_fields(self, fields: Fields, frame: Frame) -> None:
+        form = read_form(frame.owner.form) if frame.owner is not None and frame.owner.form is not None else None
+        names = [key for key in frame.keys if type(key) is not Attribute]
+        names += [key.name for key in frame.keys if type(key) is Attribute and key.name in fields.names]
+        with self._fitting():
+            fields.check(names, () if form is None else form[1])
 
     def _check_hashes(self, count: int, keys: Iterable[object]) -> None:
         """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
@@ -347,11 +395,27 @@ class Builder(LeafReader):
 
 
 _OPEN: Final = object()
+_ORDERED: Final = (ORDERED_DICT, ORDERED_ITEMS)
 _HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
 _MAX_SAME_HASH: Final = 256
 """Keys of one hash that a container may have; int and tuple keys can be chosen so."""
 _MAX_UNKNOWN_TYPES: Final = 64
 """Types that a warning names."""
+
+
+def _fields_of(frame: Frame) -> Fields | None:
+    """Return the fields of the dataclass or namedtuple that a container is the plain state of."""
+    owner = frame.owner
+    return None if owner is None or owner.reduction is None else owner.reduction.fields
+
+
+def _knows_attributes(frame: Frame) -> bool:
+    """Whether a mapping is the state of an object that tells attributes from other keys; plain data does not."""
+    owner = frame.owner
+    if owner is None or owner.reduction is None:
+        return False
+    is_whole = frame.selection is None or frame.selection.is_whole
+    return owner.reduction in _ORDERED or (is_whole and owner.reduction.fields is not None)
 
 
 def _selected(frame: Frame) -> list[Any]:

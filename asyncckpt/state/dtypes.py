@@ -16,12 +16,28 @@ _EXTENSION: Final = r"bfloat16|float\d+_\w+|u?int[1-7]"
 _IS_LITTLE: Final = sys.byteorder == "little"
 
 
+def _aliases() -> dict[str, tuple[type[np.generic], str]]:
+    found = {}
+    for name in _ALIAS_NAMES:
+        dtype: np.dtype[Any] = np.dtype(getattr(np, name))
+        if np.dtype(dtype.str).char != dtype.char:
+            found[name] = dtype.type, dtype.str
+    return found
+
+
+_ALIAS_NAMES: Final = ("short", "intc", "long", "longlong", "ushort", "uintc", "ulong", "ulonglong", "longdouble")
+ALIASES: Final = _aliases()
+"""C's numbers that numpy has a second type for, where another one is of the same size and sign: `np.longlong`, say.
+Each with that type, and with `dtype.str`, which is the other's."""
+_ALIASED: Final = {np.dtype(scalar).char: name for name, (scalar, _) in ALIASES.items()}
+
+
 def dtype_to_plain(dtype: np.dtype[Any]) -> object:
     """Describe a dtype without objects in it: byte order, field offsets, titles and alignment included.
 
-    A simple dtype is its `dtype.str` ("<f4", ">i8", "<M8[ns]"), one of the package ml_dtypes its name ("bfloat16", and
-    ">bfloat16" where it is big-endian), a
-    structured one a map of its fields, and a sub-array (only met inside a structure) its base and shape.
+    A simple dtype is its `dtype.str` ("<f4", ">i8", "<M8[ns]") or, where numpy has two of that, the name of an alias;
+    one of the package ml_dtypes its name ("bfloat16", and ">bfloat16" where it is big-endian), a structured one a map
+    of its fields, and a sub-array (only met inside a structure) its base and shape.
     """
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
@@ -39,6 +55,8 @@ def dtype_to_plain(dtype: np.dtype[Any]) -> object:
         }
     if is_extension(dtype):
         return dtype.name if dtype.isnative == _IS_LITTLE else f">{dtype.name}"
+    if dtype.char in _ALIASED:
+        return {"alias": _ALIASED[dtype.char], "of": dtype.str}
     return dtype.str
 
 
@@ -60,8 +78,47 @@ def dtype_from_plain(plain: Any) -> np.dtype[Any]:
         return _checked(lambda: np.dtype((dtype_from_plain(plain["base"]), tuple(plain["shape"]))))
     if isinstance(plain, dict) and plain.keys() == {"fields", "itemsize", "aligned", "record"}:
         return _checked(lambda: _structure(plain))
+    if isinstance(plain, dict) and plain.keys() == {"alias", "of"}:
+        return _alias(plain["alias"], dtype_from_plain(plain["of"]))
     message = f"not a dtype: {type(plain).__name__}"
     raise ValueError(message)
+
+
+def has_alias(plain: Any) -> bool:
+    """Whether the description of a dtype names an alias, which readers of the first release do not know."""
+    if type(plain) is not dict:
+        return False
+    return "alias" in plain or any(
+        map(has_alias, [plain.get("base"), *(field[1] for field in plain.get("fields", ()))])
+    )
+
+
+def is_kept(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype comes back from its description as it was: numpy has some that say more than that.
+
+    A number or text that has fields, too (a "union"), a structure whose type is a class of somebody's own, or a title
+    that is no text.
+    """
+    try:
+        return _is_same(dtype, dtype_from_plain(dtype_to_plain(dtype)))
+    except (ValueError, TypeError):
+        return False
+
+
+def _is_same(one: np.dtype[Any], other: np.dtype[Any]) -> bool:
+    own, others = (
+        (d.type, d.str, d.itemsize, d.alignment, d.isalignedstruct, d.names, d.subdtype is None) for d in (one, other)
+    )
+    if own != others:
+        return False
+    if one.subdtype is not None:
+        return one.shape == other.shape and _is_same(one.base, other.base)
+    if one.names is None:
+        return one == other
+    return all(
+        found[1:] == made[1:] and all(type(title) is str for title in found[2:]) and _is_same(found[0], made[0])
+        for found, made in ((one.fields[name], other.fields[name]) for name in one.names)  # type: ignore[index]
+    )
 
 
 def is_extension(dtype: np.dtype[Any]) -> bool:
@@ -83,6 +140,15 @@ def _structure(plain: dict[str, Any]) -> np.dtype[Any]:
     if made.names is None:  # a structure without fields
         made = np.dtype([])
     return np.dtype((np.record, made)) if plain["record"] else made
+
+
+def _alias(name: Any, plain: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the alias of a dtype, or that itself on a machine where the alias is another one."""
+    if name not in _ALIAS_NAMES:
+        message = f"not a dtype: the alias {name!r:.40}"
+        raise ValueError(message)
+    made: np.dtype[Any] = np.dtype(getattr(np, name)).newbyteorder(plain.byteorder)
+    return made if made == plain else plain
 
 
 def _checked(make: Any) -> np.dtype[Any]:

@@ -22,7 +22,7 @@ import msgpack
 import numpy as np
 
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError
-from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
+from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain, has_alias
 from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, make_ext, read_row
 from asyncckpt.workers import BATCH_OBJECTS, Pacer
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT_VERSION: Final = 1
-FEATURES: Final[frozenset[str]] = frozenset()
+ALIASES: Final = "aliases"  # among the dtypes is an alias
+FEATURES: Final = frozenset({ALIASES})
 """Features that this reader knows; an index lists those it needs."""
 
 LIST: Final = 1  # n
@@ -184,7 +185,8 @@ class IndexEncoder:
         self._pack = msgpack.Packer(unicode_errors=TEXT_ERRORS)
         dtypes: list[object] = []
         tables = self._encode_arrays(index.arrays, dtypes)
-        names: tuple[object, ...] = ("asyncckpt", FORMAT_VERSION, "features", [], "dtypes", dtypes)
+        features = [ALIASES] * any(map(has_alias, dtypes))
+        names: tuple[object, ...] = ("asyncckpt", FORMAT_VERSION, "features", features, "dtypes", dtypes)
         self._chunks = [self._pack.pack_map_header(6) + b"".join(map(self._pack.pack, names))]
         self._add_bins("tree", index.pieces)
         self._add_bins("arrays", tables)

@@ -19,7 +19,7 @@ import numpy as np
 
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.state import index as ix
-from asyncckpt.state.dtypes import dtype_to_plain
+from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.selection import join_path
 from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
@@ -247,6 +247,8 @@ class LeafWriter:
                     meta = self._new_meta(dtype, shape)
                 self._meta = meta
             if type(value) is not np.ndarray:
+                if more := sorted(vars(value).keys() - _MEMMAP_ATTRIBUTES):
+                    raise self._refuse(f"a memmap with the attribute {more[0]!r}, which would be lost: delete it")
                 self._kept.append(value)
                 value = value.view(np.ndarray)
             flat.arrays.append(meta)
@@ -274,7 +276,14 @@ class LeafWriter:
         if dtype.isbuiltin == 2 and dtype.type.__module__.partition(".")[0] != "ml_dtypes":  # noqa: PLR2004 - a user's
             message = f"arrays of the dtype {dtype!r} cannot be saved: it is neither numpy's nor ml_dtypes'"
             raise self._refuse(message)
-        return dtype_to_plain(dtype) if dtype.names is not None else None
+        if dtype.names is None:
+            return None
+        if not is_kept(dtype):
+            message = (
+                f"the dtype {dtype!r} would come back as another: view the data as plain numbers or a plain structure"
+            )
+            raise self._refuse(message)
+        return dtype_to_plain(dtype)
 
     def _scalar(self, value: np.generic) -> ix.Node:
         if type(value) is np.str_:
@@ -286,7 +295,8 @@ class LeafWriter:
         if value.dtype.hasobject:
             message = "a numpy scalar with Python objects in it cannot be saved"
             raise self._refuse(message)
-        self._describable(value.dtype)
+        if has_alias(self._describable(value.dtype)):
+            raise self._refuse(f"a scalar of {value.dtype!r}, with an alias among its fields: put it into an array")
         data = np.zeros((), value.dtype)  # the padding of a structure is not copied, and shall not be somebody's memory
         data[()] = value
         return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), data.tobytes()))
@@ -326,6 +336,9 @@ def _array_node(number: int) -> ix.Node:
 
 def _big_integer(value: int) -> ix.Node:
     return msgpack.ExtType(ix.INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+
+
+_MEMMAP_ATTRIBUTES: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 
 
 def advice(value: object) -> str:

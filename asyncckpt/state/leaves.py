@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import reprlib
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,12 +15,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.errors import CheckpointKeyError, CorruptCheckpointError, StateMismatchError
+from asyncckpt.errors import (
+    CheckpointError,
+    CheckpointKeyError,
+    CorruptCheckpointError,
+    StateMismatchError,
+    UnsupportedLeafError,
+    brief,
+)
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import SEQUENCES, Maker
 from asyncckpt.state.dtypes import dtype_from_plain
+from asyncckpt.state.reduction import Form, MisfitError, Reduction
 from asyncckpt.state.selection import join_path
-from asyncckpt.state.types import Reduction, find_reduction
+from asyncckpt.state.targets import overlaps_itself
+from asyncckpt.state.types import find_reduction
 from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
@@ -68,6 +78,8 @@ class Frame:
     key_depth: int = 0  # how deep in a key, or in an element of a set
     reduction: Reduction | None = None
     target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
+    form: str | None = None  # what an object's state says of itself
+    owner: Frame | None = None  # the object that a container is the plain state of
 
 
 class Place(NamedTuple):
@@ -89,7 +101,7 @@ class LeafReader:
         self._selection = selection
         self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while surveying
         self._survey = Survey()
-        self._filled: dict[int, tuple[int, object]] = {}
+        self._filled: dict[int, tuple[int, NDArray[Any], str]] = {}  # a template's arrays: with what, and where
         self._taken: set[int] = set()  # arrays that leaves were made from in this walk
         self._frames: list[Frame] = []
         self._found_any = False
@@ -230,10 +242,11 @@ class LeafReader:
             self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
         if not template.flags.writeable:
             self._mismatch("writability", "a read-only array", "contents to be filled in")
-        filled, _ = self._filled.setdefault(id(template), (number, template))
+        filled, _, other = self._filled.setdefault(id(template), (number, template, path))
         if filled != number:
-            other = self._survey.paths.get(filled, "?")
             self._mismatch("sharing", f"the same array here and at {other}", "different arrays")
+        if overlaps_itself(template):
+            self._mismatch("sharing", "an array with elements that share memory", "elements of their own")
         self._survey.destinations.setdefault(number, []).append(template)
         self._survey.paths.setdefault(number, path)
 
@@ -265,7 +278,14 @@ class LeafReader:
         """Return a list or tuple of ints or floats."""
         if kind not in (ix.LIST, ix.TUPLE) or data.ndim != 1:
             damaged("a run of numbers of an unknown kind")
+        reduction = None
         if template is not ABSENT:
+            reduction = find_reduction(template)
+            if reduction is None:
+                owner = self._frames[-1] if self._frames and self._frames[-1].code == ix.OBJECT else None
+                template = self._fitted(None if owner is None else owner.reduction, template, len(data))
+            elif reduction.fields is not None:  # saved as plain data, wanted as a namedtuple
+                template = self._fitted(reduction, self._plain_state(reduction, template), len(data))
             self._check_numbers(data, template)
         if self._arrays is None and not (self._frames and (self._frames[-1].awaits_key or self._frames[-1].is_made)):
             return None
@@ -276,8 +296,7 @@ class LeafReader:
             self._pacer.pause()
         if template is ABSENT:
             return self._maker.make(tuple if kind == ix.TUPLE else list, values)
-        reduction = find_reduction(template)
-        return reduction.from_state(values) if reduction is not None else self._like(template, values)
+        return self._like(template, values) if reduction is None else self._object(reduction, values)
 
     def _some_numbers(self, node: msgpack.ExtType, selection: Selection) -> Any:
         """Return a run of numbers of which some are selected, with None for the others."""
@@ -304,6 +323,50 @@ class LeafReader:
             values[position] = data[position].item()
         return tuple(values) if kind == ix.TUPLE else values
 
+    def _plain_state(self, reduction: Reduction, template: Any) -> Any:
+        """Return the plain state of a template's object."""
+        try:
+            state = reduction.to_state(template)
+        except UnsupportedLeafError as error:
+            reason = f"the template's object cannot be used: {str(error).removeprefix('the root: ')}"
+            raise StateMismatchError(
+                self._path(), "type", type_name(template), reduction.name, reason=reason
+            ) from error
+        return state.state if type(state) is Form else state
+
+    def _fitted(self, reduction: Reduction | None, items: Any, count: int) -> Any:
+        """Return as many items of a namedtuple as were saved, where it is matched by position."""
+        if reduction is None or reduction.fields is None or type(items) is not tuple or len(items) == count:
+            return items
+        with self._fitting():
+            reduction.fields.check_count(count)
+        return items[:count]
+
+    def _object(self, reduction: Reduction, state: Any, target: Any = ABSENT) -> Any:
+        """Make an object of its state, or put the state into one."""
+        if type(state) is Form and not reduction.takes_forms:
+            state = state.state
+        try:
+            with self._fitting():
+                if target is not ABSENT and reduction.update is not None:
+                    reduction.update(target, state)
+                    return target
+                return reduction.from_state(state)
+        except (MemoryError, StateMismatchError):
+            raise
+        except Exception as error:
+            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {brief(error)}"
+            raise CheckpointError(message) from error
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Say where it is that a state does not fit the class as it is now."""
+        try:
+            yield
+        except MisfitError as error:
+            reason = brief(error)
+            raise StateMismatchError(self._path(), "class", error.expected, error.found, reason=reason) from error
+
     def _check_length(self, template: Any, count: int) -> None:
         if type(template) in (list, tuple) and len(template) != count:
             self._mismatch("length", f"{len(template)} items", f"{count}")
@@ -312,8 +375,7 @@ class LeafReader:
 
     def _check_numbers(self, data: NDArray[Any], template: Any) -> None:
         kind = int if data.dtype.kind == "i" else float
-        reduction = find_reduction(template)
-        items: Any = reduction.to_state(template) if reduction is not None and reduction.is_transparent else template
+        items = template
         if type(items) not in SEQUENCES:
             self._mismatch("type", type_name(template), f"a list of {kind.__name__}s")
         self._check_length(items, len(data))

@@ -21,6 +21,7 @@ from asyncckpt.errors import UnsupportedLeafError
 
 _MAX_POOL_SIZE: Final = 64
 _MAX_SEED_BITS: Final = 8192
+_MAX_SPAWNED: Final = 100_000  # children that an existing SeedSequence spawns to get where the saved one was
 
 
 def kind_of(cls: type) -> str | None:
@@ -57,6 +58,26 @@ def seed_sequence(state: Any) -> np.random.SeedSequence:
     """Make a SeedSequence."""
     _check_seed(state)
     return np.random.SeedSequence(**{**state, "spawn_key": tuple(state["spawn_key"])})
+
+
+def seed_sequence_differs(value: np.random.SeedSequence, state: Any) -> tuple[str, object, object] | None:
+    """Compare seeds: all that a SeedSequence can change is to spawn more children."""
+    own = value.state
+    more = state["n_children_spawned"] - own["n_children_spawned"]
+    if _seed_facts(own) == _seed_facts(state) and 0 <= more <= _MAX_SPAWNED:
+        return None
+    return "seed", f"the SeedSequence {own}, which can only spawn more children", state
+
+
+def update_seed_sequence(value: np.random.SeedSequence, state: Any) -> None:
+    """Let a SeedSequence have spawned as many children as in a state."""
+    if seed_sequence_differs(value, state) is not None:
+        raise ValueError("it is the state of another SeedSequence")
+    value.spawn(state["n_children_spawned"] - value.n_children_spawned)
+
+
+def _seed_facts(state: Any) -> tuple[object, ...]:
+    return state["entropy"], tuple(state["spawn_key"]), state["pool_size"]
 
 
 def _check_seed(state: Any) -> None:

@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from asyncckpt.errors import StateChangedError, UnsupportedLeafError
 from asyncckpt.state import index as ix
+from asyncckpt.state.families import ORDERED_DICT
 from asyncckpt.state.leaf_nodes import CONTAINER_CODES, SHORT_TEXT, Frame, LeafWriter, TooLargeError, advice
-from asyncckpt.state.types import STRING_ARRAY, Reduction, find_reduction
+from asyncckpt.state.reduction import Form, Reduction
+from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence, Sized
@@ -71,11 +75,13 @@ class _Flattener(LeafWriter):
         if self._add_leaf(value):
             return
         kind = type(value)
-        if kind in CONTAINER_CODES:
+        if kind is OrderedDict and vars(value):
+            self._add_reduced(value, ORDERED_DICT)
+        elif kind in CONTAINER_CODES:
             self._add_container(value)
         elif kind is np.ndarray or kind is np.memmap:
             self._add_string_array(value)  # type: ignore[arg-type]
-        elif isinstance(value, np.generic):
+        elif isinstance(value, np.generic) and kind not in ALIASED_SCALARS:
             self._nodes.append(self._scalar(value))
         else:
             self._add_object(value)
@@ -170,13 +176,21 @@ class _Flattener(LeafWriter):
         except Exception as error:
             error.add_note(f"while asyncckpt asked {reduction.name} for its state, at {self._path() or 'the root'}")
             raise
-        self._nodes.append(ix.ext(ix.OBJECT, reduction.name))
+        self._nodes.append(_object_node(reduction.name))
+        if type(state) is Form:
+            self._nodes.append(_object_node(state.text))
+            state = state.state
         self._push(value, keyed=False)
         self._stack[-1].children = iter((state,))
         self._kept.append(state)  # arrays made just now must not share an id with later ones
 
 
 _END: Final = object()
+
+
+@lru_cache(maxsize=256)  # types are few, and their objects may be many
+def _object_node(name: str) -> ix.Node:
+    return ix.ext(ix.OBJECT, name)
 
 
 def _check_length(found: int, count: int, container: Sized) -> None:

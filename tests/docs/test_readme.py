@@ -108,4 +108,4 @@ def test_methods_that_the_readme_names_exist() -> None:
     kinds = (asyncckpt.CheckpointManager, asyncckpt.SaveHandle, asyncckpt.Checkpointer, asyncckpt.AsyncCheckpointer)
     public = {name for kind in kinds for name in dir(kind)}
     named = set(re.findall(r"`([a-z_]+)\(", README))
-    assert named <= public | {"register_type", "to_state", "from_state"}
+    assert named <= public | {"register_type", "to_state", "from_state", "update_state"}

@@ -69,6 +69,10 @@ class Own:
         """Make one from it."""
         return cls(state["data"])
 
+    def update_state(self, state: Any) -> None:
+        """Put it in."""
+        self.data = state["data"]
+
 
 def state_of(name: str) -> dict[Any, Any]:
     """Return the state of a golden file; the one of several segments holds only the arrays and what refers to them."""

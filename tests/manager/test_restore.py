@@ -15,6 +15,7 @@ from asyncckpt import (
     CheckpointWarning,
     CorruptCheckpointError,
     StateMismatchError,
+    register_type,
 )
 from asyncckpt.saving.catalog import LoadedCheckpoint
 
@@ -293,3 +294,153 @@ async def test_missing_checkpoints(tmp_path: Path) -> None:
             with pytest.raises(CheckpointNotFoundError):
                 await manager.restore(which, into=state)  # type: ignore[arg-type]
         assert canonical(state) == before
+
+
+# --- objects, and memory that is shared -------------------------------------------------------------------------------
+
+
+@register_type(name="tests.restore.Replaced")
+class Replaced:
+    """An own type that can only be replaced."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def to_state(self) -> Any:
+        """Return the state."""
+        return {"data": self.data}
+
+    @classmethod
+    def from_state(cls, state: Any) -> Replaced:
+        """Make one."""
+        return cls(state["data"])
+
+
+@register_type(name="tests.restore.Filled")
+class Filled(Replaced):
+    """One that can be filled."""
+
+    def update_state(self, state: Any) -> None:
+        """Put a state into it."""
+        self.data = state["data"]
+
+
+class FilledByFunction(Replaced):
+    """One that a function fills."""
+
+
+register_type(
+    FilledByFunction,
+    name="tests.restore.FilledByFunction",
+    update=lambda value, state: setattr(value, "data", state["data"]),
+)
+
+
+@register_type(name="tests.restore.Word")
+class Word(str):
+    """An own type whose objects never change."""
+
+    __slots__ = ()
+
+    def to_state(self) -> Any:
+        """Return the state."""
+        return str(self)
+
+    @classmethod
+    def from_state(cls, state: Any) -> Word:
+        """Make one."""
+        return cls(state)
+
+
+@both_formats
+async def test_own_objects_are_filled_or_refused(tmp_path: Path, form: Any) -> None:
+    """Who else holds an object sees what was restored; one that could only be replaced is refused before any changes."""
+    async with CheckpointManager(tmp_path, format=form) as manager:
+        await (await manager.save(1, {"w": np.ones(3), "o": [Filled(1)], "f": FilledByFunction(np.ones(2))}))
+        held = (Filled(0), FilledByFunction(0))
+        await manager.restore(1, into={"w": np.zeros(3), "o": [held[0]], "f": held[1]})
+        assert held[0].data == 1
+        assert_same(held[1].data, np.ones(2))
+        await (await manager.save(2, {"w": np.ones(3), "o": [Replaced(1)]}))
+        state = {"w": np.zeros(3), "o": [Replaced(0)]}
+        with pytest.raises(StateMismatchError, match="update_state") as caught:
+            await manager.restore(2, into=state)
+        assert (caught.value.path, caught.value.field, caught.value.step) == ("o/0", "update", 2)
+        assert state["w"].tolist() == [0, 0, 0]
+        loaded = await manager.load(2, like=state)
+        assert loaded is not None
+        assert loaded.state["o"][0].data == 1
+        await (await manager.save(3, [Word("saved")]))
+        words = [Word("own")]
+        await manager.restore(3, into=words)
+        assert words == ["saved"]
+        assert type(words[0]) is Word
+
+
+async def test_builtin_objects_are_filled(tmp_path: Path) -> None:
+    """A bytearray and a SeedSequence are the same objects afterwards; another seed is refused."""
+    async with CheckpointManager(tmp_path) as manager:
+        seeds = np.random.SeedSequence(1)
+        seeds.spawn(3)
+        await (await manager.save(1, {"b": bytearray(b"saved"), "s": seeds}))
+        state = {"b": bytearray(b"x"), "s": np.random.SeedSequence(1)}
+        held = tuple(state.values())
+        await manager.restore(1, into=state)
+        assert tuple(map(id, state.values())) == tuple(map(id, held))
+        assert_same(state, {"b": bytearray(b"saved"), "s": seeds})
+        with pytest.raises(StateMismatchError) as caught:
+            await manager.restore(1, into={"b": bytearray(), "s": np.random.SeedSequence(2)})
+        assert (caught.value.path, caught.value.field) == ("s", "seed")
+
+
+def overlapping() -> dict[str, Any]:
+    """Make templates for two arrays of 6 numbers, in which a byte belongs to two elements."""
+    base, strided = np.zeros(12), np.lib.stride_tricks.as_strided
+    return {
+        "windows": {"a": strided(base, (2, 3), (16, 8)), "b": np.zeros(6)},
+        "repeated": {"a": strided(base, (2, 3), (0, 8)), "b": np.zeros(6)},
+        "unaligned": {"a": strided(base, (2, 3), (24, 4)), "b": np.zeros(6)},
+        "neighbours": {"a": base[:6].reshape(2, 3), "b": base[5:11]},
+        "one in the other": {"a": base[:6].reshape(2, 3), "b": base[:6]},
+        "bytes": {"a": base[:6].reshape(2, 3), "b": base.view("u1")[44:92].view("f8")},
+    }
+
+
+@both_formats
+@pytest.mark.parametrize("name", overlapping())
+async def test_memory_that_is_shared_is_refused(tmp_path: Path, form: Any, name: str) -> None:
+    """Where a byte would be filled twice, nothing is."""
+    async with CheckpointManager(tmp_path, format=form) as manager:
+        await (await manager.save(1, {"a": np.ones((2, 3)), "b": np.full(6, 2.0)}))
+        state = overlapping()[name]
+        with pytest.raises(StateMismatchError, match="memory") as caught:
+            await manager.restore(1, into=state)
+        assert caught.value.field == "sharing"
+        assert caught.value.path in ("a", "b")
+        assert not state["a"].any()
+
+
+async def test_memory_that_only_looks_shared_is_filled(tmp_path: Path) -> None:
+    """Views of one array that lie between each other, and odd strides without an overlap, are filled."""
+    base = np.zeros((8, 4))
+    odd = np.lib.stride_tricks.as_strided(np.zeros(8), (2, 3), (24, 16))
+    state = {
+        "even": base[:, ::2],
+        "odd": base[::-1, 1::2],
+        "strange": odd,
+        "diagonal": np.zeros((3, 4, 3)).diagonal(0, 0, 2),
+    }
+    saved = {name: np.random.default_rng(1).random(array.shape) for name, array in state.items()}
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, saved))
+        state["diagonal"] = np.zeros((4, 3))
+        await manager.restore(1, into=state)
+        assert_same({name: np.ascontiguousarray(array) for name, array in state.items()}, saved)
+
+
+async def test_a_mismatch_of_keys_says_which(tmp_path: Path) -> None:
+    """What is missing and what is too much."""
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, {"a": 1, "b": 2}))
+        with pytest.raises(StateMismatchError, match=r"keys differ: .* the checkpoint lacks 'c' and also has 'b'"):
+            await manager.load(1, like={"a": 0, "c": 0})

@@ -444,7 +444,9 @@ Point = namedtuple("Point", "x y")  # noqa: PYI024 - the kind without annotation
 def test_objects_say_their_type() -> None:
     """An object is its plain state with the name of its type beside it, on a group or a dataset."""
     with opened({"p": Point(1, 2.0), "e": Color.RED, "g": np.random.default_rng(0), "b": bytearray(b"ab")}) as file:
-        assert file["p"].attrs[TYPE].endswith("Point")
+        name, form = file["p"].attrs[TYPE].tolist()
+        assert name.endswith("Point")
+        assert form == "namedtuple(x, y)"
         assert file["p"].attrs[KIND] == "tuple"
         assert file["e"].attrs[TYPE].endswith("Color")
         assert file["e"].asstr()[()] == "r/d"

@@ -1,0 +1,330 @@
+"""Types that are known by what they are: Enums, namedtuples and dataclasses, and OrderedDicts with attributes.
+
+1. Nothing of an object is dropped in silence: what is no part of its plain state is kept with it, or the object is
+   refused when it is saved.
+2. A state is matched by names, never by position where the names are known: fields may change their order between
+   releases, get defaults, and be recognized when they come and go. An object is made whole or not at all.
+3. As with copy and pickle, neither __init__ nor __post_init__ runs: fields and attributes hold what they held.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+import inspect
+import pathlib
+import types
+from collections import OrderedDict
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from asyncckpt.errors import UnsupportedLeafError
+from asyncckpt.state.reduction import (
+    MEMBER,
+    NAMEDTUPLE,
+    UNSET,
+    Attribute,
+    Fields,
+    Form,
+    Reduction,
+    misfit,
+    read_form,
+    spell_form,
+    type_name_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Sequence
+
+_MISSING: Final = object()
+_NO_STATE: Final = frozenset({"__orig_class__"})
+"""What typing, and not the object, keeps among the attributes: `Box[int](1)` remembers the alias it was called by."""
+_NUMBERS_AND_TEXTS: Final = (tuple, str, bytes, int, float, complex, frozenset, np.generic)
+_VALUES: Final = (*_NUMBERS_AND_TEXTS, enum.Enum, pathlib.PurePath, dt.date, dt.time, dt.timedelta)
+_FOUND_AGAIN: Final = frozenset(
+    {type(None), bool, int, str, bytes, dt.date, dt.timedelta}
+    | {type(pathlib.Path()), pathlib.PurePosixPath, pathlib.PureWindowsPath}
+)
+"""Types of immutable values that equal themselves when they come back; a few others are looked at."""
+
+
+def family_reduction(cls: type) -> Reduction | None:
+    """Return the reduction of a type that is recognized by what it is, not by registration."""
+    if callable(getattr(cls, "to_state", None)) and callable(getattr(cls, "from_state", None)):
+        return _methodical(cls)
+    if issubclass(cls, enum.Enum):
+        return _enum(cls)
+    if issubclass(cls, tuple) and hasattr(cls, "_fields") and hasattr(cls, "_make"):
+        return _namedtuple(cls)
+    if dataclasses.is_dataclass(cls):
+        return _Dataclass(cls).reduction()
+    return None
+
+
+def is_value(cls: type) -> bool:
+    """Whether objects of a class are values, which are replaced and never changed."""
+    return issubclass(cls, _VALUES) or _is_frozen(cls)
+
+
+def _is_frozen(cls: type) -> bool:
+    return dataclasses.is_dataclass(cls) and bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
+
+
+def _methodical(cls: Any) -> Reduction:
+    update = _ask_to_update if callable(getattr(cls, "update_state", None)) else None
+    return Reduction(type_name_of(cls), cls, _ask_for_state, cls.from_state, update, is_value=is_value(cls))
+
+
+def _ask_for_state(value: Any) -> object:
+    return value.to_state()
+
+
+def _ask_to_update(value: Any, state: object) -> None:
+    value.update_state(state)
+
+
+# --- Enums ------------------------------------------------------------------------------------------------------------
+
+
+def _enum(cls: type[enum.Enum]) -> Reduction:
+    def to_state(member: enum.Enum) -> object:
+        value, name = member._value_, member._name_
+        if _is_found_again(value) and _member(cls, value) is member:
+            return value
+        if type(name) is str and cls.__members__.get(name) is member:
+            return Form(spell_form(MEMBER), name)
+        message = f"{cls.__qualname__} has no member that is found by the value or by the name of {name}"
+        raise UnsupportedLeafError(message, path="")
+
+    def from_state(state: Any) -> enum.Enum:
+        is_name = type(state) is Form and state.text == spell_form(MEMBER)
+        plain = state.state if type(state) is Form else state
+        found = cls.__members__.get(plain) if is_name else _member(cls, plain)
+        if found is None:
+            what = f"named {plain}" if is_name else f"of the value {plain!r:.80}"
+            reason = f"{cls.__qualname__} has no member {what}, which the checkpoint has"
+            way = "give the Enum that member again (an alias will do)"
+            misfit(cls, reason, way, expected=list(cls.__members__), found=plain)
+        return found
+
+    return Reduction(type_name_of(cls), cls, to_state, from_state, is_value=True, takes_forms=True)
+
+
+def _member(cls: type[enum.Enum], value: object) -> enum.Enum | None:
+    try:
+        return cls(value)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _is_found_again(value: Any) -> bool:
+    """Whether a member's value will be found again when it comes back as another object, and reads well by itself."""
+    kind = type(value)
+    if kind in _FOUND_AGAIN:
+        return True
+    if kind is tuple or kind is frozenset:
+        return all(map(_is_found_again, value))
+    if kind is dt.datetime or kind is dt.time:
+        return type(value.tzinfo) in (type(None), dt.timezone)
+    return kind in (float, complex) and value == value  # noqa: PLR0124 - NaN does not
+
+
+# --- namedtuples ------------------------------------------------------------------------------------------------------
+
+
+def _namedtuple(cls: Any) -> Reduction:
+    names = tuple(cls._fields)
+    given = getattr(cls, "_field_defaults", {})
+    fields = Fields(cls, {name: partial(given.__getitem__, name) if name in given else None for name in names})
+    text = spell_form(NAMEDTUPLE, names)
+    slots = _slots(cls, names)
+
+    def to_state(value: Any) -> object:
+        if slots or getattr(value, "__dict__", None):
+            refuse_attributes(value, _attributes(value, (), slots), "namedtuple")
+        return Form(text, tuple(value))
+
+    def from_state(state: Any) -> object:
+        form = read_form(state.text) if type(state) is Form else None
+        items = state.state if type(state) is Form else state
+        if type(items) not in (tuple, list):
+            reason = f"the state of a {cls.__qualname__} is a {type(items).__name__}, not a tuple"
+            misfit(cls, reason, expected=names, found=items)
+        if form is None or form[0] != NAMEDTUPLE:
+            fields.check_count(len(items))
+            found = dict(zip(names, items, strict=False))
+        else:
+            found = dict(zip(form[1], items, strict=True))
+        return cls._make(fields.completed(found).values())
+
+    return Reduction(type_name_of(cls), cls, to_state, from_state, is_value=True, takes_forms=True, fields=fields)
+
+
+# --- dataclasses ------------------------------------------------------------------------------------------------------
+
+
+class _Dataclass:
+    def __init__(self, cls: Any) -> None:
+        self._cls = cls
+        self._fields = Fields(cls, {field.name: _default_of(field) for field in dataclasses.fields(cls)})
+        self._native = _native_base(cls)
+        self._slots = _slots(cls, self._fields.names)
+
+    def reduction(self) -> Reduction:
+        cls = self._cls
+        update = None if _is_frozen(cls) else self._fill
+        return Reduction(
+            type_name_of(cls),
+            cls,
+            self._to_state,
+            self._from_state,
+            update,
+            is_value=update is None,
+            takes_forms=True,
+            fields=self._fields,
+        )
+
+    def _to_state(self, value: Any) -> object:
+        if self._native is not None:
+            message = (
+                f"{type_name_of(self._cls)} is a dataclass and also a {self._native.__name__}, whose contents are no"
+                " fields: register it with asyncckpt.register_type, with to_state= and from_state="
+            )
+            raise UnsupportedLeafError(message, path="")
+        names = self._fields.names
+        state: dict[Any, object] = {}
+        for name in names:
+            entry = getattr(value, name, _MISSING)
+            if entry is not _MISSING:
+                state[name] = entry
+        # A field may be unset, on an instance with slots, say; what is absent now is absent after loading.
+        unset = [name for name in names if name not in state] if len(state) < len(names) else None
+        for name, entry in _attributes(value, names, self._slots):
+            state[Attribute(name)] = entry
+        return state if unset is None else Form(spell_form(UNSET, unset), state)
+
+    def _from_state(self, state: Any) -> object:
+        value: object = object.__new__(self._cls)
+        self._fill(value, state)
+        return value
+
+    def _fill(self, value: Any, state: Any) -> None:
+        """Let an object be what was saved; nothing of it is changed if the state does not fit."""
+        found, attributes, unset = self._parted(state)
+        complete = self._fields.completed(found, unset)
+        own: dict[str, object] | None = getattr(value, "__dict__", None)
+        lost = [name for name in attributes if name not in self._slots and own is None]
+        if lost:
+            reason = f"{self._cls.__qualname__} has no room for the attribute {lost[0]!r}, which the checkpoint has"
+            misfit(self._cls, reason, "give the class that slot", expected=self._slots, found=lost)
+        for name, entry in complete.items():
+            object.__setattr__(value, name, entry)
+        for name in unset:
+            if name in self._fields.names and getattr(value, name, _MISSING) is not _MISSING:
+                object.__delattr__(value, name)
+        for name, entry in attributes.items():
+            if own is None or name in self._slots:
+                object.__setattr__(value, name, entry)
+            else:
+                own[name] = entry
+        self._forget_computed(own, attributes)
+
+    def _parted(self, state: Any) -> tuple[dict[str, object], dict[str, object], tuple[str, ...]]:
+        """Part a state into fields, attributes, and the names of unset fields."""
+        form = read_form(state.text) if type(state) is Form else None
+        plain = state.state if type(state) is Form else state
+        if not isinstance(plain, dict):
+            reason = f"the state of a {self._cls.__qualname__} is a {type(plain).__name__}, not a dict of its fields"
+            misfit(self._cls, reason, expected=list(self._fields.names), found=plain)
+        found, attributes = _split(plain)
+        for name in self._fields.names & attributes.keys():  # an attribute that has become a field
+            found[name] = attributes.pop(name)
+        return found, attributes, () if form is None else form[1]
+
+    def _forget_computed(self, own: dict[str, object] | None, attributes: Container[str]) -> None:
+        """Let properties that were computed from other values, and were not saved, be computed again."""
+        for name in [name for name in own or () if name not in self._fields.names and name not in attributes]:
+            if own is not None and isinstance(inspect.getattr_static(self._cls, name, None), cached_property):
+                del own[name]
+
+
+def _default_of(field: dataclasses.Field[Any]) -> Callable[[], object] | None:
+    if field.default is not dataclasses.MISSING:
+        return lambda: field.default
+    return None if field.default_factory is dataclasses.MISSING else field.default_factory
+
+
+def _native_base(cls: type) -> type | None:
+    """Return the base that is written in C, of whose contents nothing but the base itself knows; None for `object`."""
+    for base in cls.__mro__:
+        if type(vars(base).get("__new__")) is types.BuiltinFunctionType:
+            return None if base is object else base
+    return None
+
+
+# --- attributes -------------------------------------------------------------------------------------------------------
+
+
+def _ordered_dict_state(value: OrderedDict[Any, object]) -> object:
+    state = OrderedDict(value)
+    for name, entry in vars(value).items():
+        state[Attribute(name)] = entry
+    return state
+
+
+def _ordered_dict(state: Any) -> OrderedDict[Any, object]:
+    items, attributes = _split(state)
+    made = OrderedDict(items)
+    vars(made).update(attributes)
+    return made
+
+
+def _update_ordered_dict(value: dict[Any, object], state: Any) -> None:
+    items, attributes = _split(state)
+    value.update(items)
+    if type(value) is OrderedDict:
+        vars(value).update(attributes)
+
+
+ORDERED_DICT: Final = Reduction("ordered_dict", OrderedDict, _ordered_dict_state, _ordered_dict, _update_ordered_dict)
+"""OrderedDicts that have attributes; chosen by that, not by type."""
+ORDERED_ITEMS: Final = ORDERED_DICT._replace(to_state=dict, from_state=lambda state: _split(state)[0])
+"""Those that are wanted as a dict, which has no attributes."""
+
+
+def _split(state: dict[Any, object]) -> tuple[dict[Any, object], dict[str, object]]:
+    """Part a state into fields or items, and attributes."""
+    attributes = {key.name: entry for key, entry in state.items() if type(key) is Attribute}
+    return {key: entry for key, entry in state.items() if type(key) is not Attribute}, attributes
+
+
+def refuse_attributes(value: object, attributes: Iterable[tuple[str, object]], what: str) -> None:
+    """Refuse an object that has attributes which would be lost.
+
+    Raises:
+        UnsupportedLeafError: It has one; names it.
+    """
+    for name, _ in attributes:
+        message = (
+            f"{type_name_of(type(value))} is a {what} with the attribute {name!r}, which would be lost: delete it, make"
+            " it a field, or register the type with asyncckpt.register_type, with to_state= and from_state="
+        )
+        raise UnsupportedLeafError(message, path="")
+
+
+def _attributes(value: object, names: Container[str], slots: Sequence[str]) -> Sequence[tuple[str, object]]:
+    """Return what an object holds besides its fields."""
+    own = getattr(value, "__dict__", None)
+    found = [pair for pair in own.items() if pair[0] not in names and pair[0] not in _NO_STATE] if own else []
+    if slots:
+        found += [(name, entry) for name in slots if (entry := getattr(value, name, _MISSING)) is not _MISSING]
+    return found
+
+
+def _slots(cls: type, names: Container[str]) -> tuple[str, ...]:
+    """Return the slots of a class and its bases that are no fields; private ones by the names that they have in it."""
+    members = (name for base in cls.__mro__ for name, found in vars(base).items() if inspect.ismemberdescriptor(found))
+    return tuple(name for name in dict.fromkeys(members) if name not in names)

@@ -1,0 +1,79 @@
+"""Memory of arrays that are to be filled: a byte that belongs to two elements would keep what came last."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.lib.array_utils import byte_bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.workers import Pacer
+
+_MAX_ELEMENTS: Final = 1 << 20  # of arrays that take a look at each element
+_MAX_WORK: Final[Any] = 10_000  # numpy's measure; views of usual kinds take less than a hundred
+
+
+def overlaps_itself(array: NDArray[Any]) -> bool:
+    """Whether elements of an array share memory, as those of `as_strided` may; True also where that is hard to tell."""
+    flags = array.flags
+    if flags.c_contiguous or flags.f_contiguous or array.size <= 1:
+        return False
+    extent = array.itemsize
+    is_nested = True
+    for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
+        is_nested &= stride >= extent  # beyond all that the dimensions of smaller strides reach
+        extent += stride * (length - 1)
+    if is_nested:
+        return False
+    if array.size > _MAX_ELEMENTS:
+        return True
+    places = np.zeros(1, np.int64)
+    for stride, length in zip(array.strides, array.shape, strict=True):
+        places = (places[:, None] + np.arange(length, dtype=np.int64) * stride).ravel()
+    places.sort()
+    return bool((np.diff(places) < array.itemsize).any())
+
+
+def find_overlap(targets: Iterable[tuple[int, NDArray[Any], str]], pacer: Pacer) -> tuple[str, str] | None:
+    """Find two arrays that share memory and are not one array in two places.
+
+    Args:
+        targets: For each array the number of what is to be filled into it, itself, and its path.
+        pacer: Paused between pieces.
+
+    Returns:
+        The paths of both, or None.
+    """
+    placed: list[tuple[int, int, int, NDArray[Any], str]] = []
+    for batch in pacer.batches(targets):
+        placed += [(*byte_bounds(array), number, array, path) for number, array, path in batch if array.nbytes]
+    placed.sort(key=lambda each: each[0])
+    reaching: list[tuple[int, int, int, NDArray[Any], str]] = []  # those that may reach beyond this one's beginning
+    for each in placed:
+        low, _, number, array, path = each
+        reaching = [other for other in reaching if other[1] > low]
+        for _, _, other_number, other, other_path in reaching:
+            if not (number == other_number and _is_one(array, other)) and _share(array, other):
+                return other_path, path
+        if reaching:
+            pacer.pause()
+        reaching.append(each)
+    return None
+
+
+def _is_one(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether two views are of the same elements in the same order."""
+    begin, other_begin = (view.__array_interface__["data"][0] for view in (one, other))
+    return bool(begin == other_begin) and one.shape == other.shape and one.strides == other.strides
+
+
+def _share(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    try:
+        return bool(np.shares_memory(one, other, max_work=_MAX_WORK))
+    except np.exceptions.TooHardError:
+        return True
