@@ -354,7 +354,7 @@ class Word(str):
 
 @both_formats
 async def test_own_objects_are_filled_or_refused(tmp_path: Path, form: Any) -> None:
-    """Who else holds an object sees what was restored; one that could only be replaced is refused before any changes."""
+    """Who else holds an object sees what was restored; one that could only be replaced is refused first."""
     async with CheckpointManager(tmp_path, format=form) as manager:
         await (await manager.save(1, {"w": np.ones(3), "o": [Filled(1)], "f": FilledByFunction(np.ones(2))}))
         held = (Filled(0), FilledByFunction(0))
