@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
+from asyncckpt.compatibility import check_compatibility
 from asyncckpt.disk.names import MANIFEST_NAME
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 FORMAT_VERSION: Final = 1
+FEATURES: Final[frozenset[str]] = frozenset()
+"""Features that this reader knows; a manifest lists those it needs."""
 DIGEST_BLOCK_NBYTES: Final = 1 << 20
 DIGEST_NBYTES: Final = 16
 _TAIL: Final = b',"digest":"%s"}\n'
@@ -71,6 +74,7 @@ class Manifest:
         """Return the manifest's file contents."""
         content = {
             "format_version": FORMAT_VERSION,
+            "features": [],
             "step": self.step,
             "created": self.created,
             "block_nbytes": DIGEST_BLOCK_NBYTES,
@@ -100,17 +104,22 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
 
     Raises:
         CorruptCheckpointError: It is damaged, or belongs to another step.
-        UnsupportedFormatError: A later release wrote it.
+        UnsupportedFormatError: A later release wrote it, or it needs a feature that this one does not know.
     """
     body, tail = data[:-_TAIL_NBYTES], data[-_TAIL_NBYTES:]
     if tail != _TAIL % xxh3_128_hexdigest(body).encode():
         raise _damaged(step, "its own digest does not match")
     try:
         content = json.loads(body + b"}", object_pairs_hook=_object)
-        if content["format_version"] != FORMAT_VERSION or content["block_nbytes"] != DIGEST_BLOCK_NBYTES:
+        features = content.get("features", [])  # the first release wrote no list
+        check_compatibility(
+            f"step {step}: the manifest", content["format_version"], features, reads=FORMAT_VERSION, known=FEATURES
+        )
+        if content["block_nbytes"] != DIGEST_BLOCK_NBYTES:
+            found = reprlib.repr(content["block_nbytes"])
             message = (
-                f"step {step}: the manifest has format version {reprlib.repr(content['format_version'])};"
-                f" this asyncckpt reads {FORMAT_VERSION}: use a later release"
+                f"step {step}: the manifest has digests of {found} bytes;"
+                f" this asyncckpt reads {DIGEST_BLOCK_NBYTES}: use a later release"
             )
             raise UnsupportedFormatError(message)
         if content["step"] != step:

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgpack
 import numpy as np
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError
+from asyncckpt.compatibility import check_compatibility
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain, has_alias
 from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, make_ext, read_row
 from asyncckpt.workers import BATCH_OBJECTS, Pacer
@@ -298,18 +299,8 @@ _ENTRIES: Final = {"features": str, "dtypes": object, "tree": bytes, "arrays": b
 
 def _check_version(found: dict[str, Any]) -> None:
     """Refuse what a later version wrote before anything else of it is read: the version is the first key."""
-    version = found.get("asyncckpt")
-    if version != FORMAT_VERSION:
-        message = (
-            f"the index has format version {reprlib.repr(version)};"
-            f" this asyncckpt reads {FORMAT_VERSION}: use a later release"
-        )
-        raise UnsupportedFormatError(message)
-    missing = [name for name in found.get("features", ()) if name not in FEATURES]
-    if missing:
-        names = ", ".join(name[:40] for name in missing[:8])
-        message = f"the state needs {names}, which this asyncckpt cannot read: use a later release"
-        raise UnsupportedFormatError(message)
+    features = found.get("features", ())
+    check_compatibility("the index", found.get("asyncckpt"), features, reads=FORMAT_VERSION, known=FEATURES)
 
 
 def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pacer) -> list[ArrayMeta]:

@@ -104,6 +104,34 @@ def test_of_a_later_release(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"features": ["parts"]}, "parts"),
+        ({"features": ["parts", "packs"], "files": 7, "index": "?", "block_nbytes": "?"}, "parts, packs"),
+        ({"features": ["x" * 100] * 9}, ", ".join(["x" * 40] * 8)),
+    ],
+)
+def test_unknown_features_are_refused_by_name(changes: dict[str, Any], names: str) -> None:
+    """What a manifest needs is looked at before anything that depends on it."""
+    with pytest.raises(UnsupportedFormatError, match=f"step 7: the manifest needs {names}, which"):
+        decode_manifest(changed(**changes), 7)
+
+
+def test_the_first_release_wrote_no_features() -> None:
+    """A manifest without the list needs nothing."""
+    content = json.loads(example().encode())
+    del content["digest"], content["features"]
+    assert decode_manifest(sealed(content), 7) == example()
+
+
+@pytest.mark.parametrize("features", [None, "", "parts", {"parts": 1}, [1], [["parts"]], True])
+def test_features_are_a_list_of_names(features: object) -> None:
+    """Anything else is damage."""
+    with pytest.raises(CorruptCheckpointError, match="features"):
+        decode_manifest(changed(features=features), 7)
+
+
+@pytest.mark.parametrize(
     "name",
     ["", "/etc/passwd", "../other", "a/../../b", "./a", "a//b", "a/", "a\0b", "manifest.json", ".."],
 )

@@ -75,9 +75,9 @@ def manifests() -> Iterator[Case]:
     """Manifests whose own digest matches."""
     yield _changed("a good one", lambda _: None, is_equal=True)
     fields = [
-        ("format_version",), ("step",), ("created",), ("block_nbytes",), ("files",), ("index",), ("index", "file"),
-        ("index", "offset"), ("index", "nbytes"), ("files", "state.msgpack"), ("files", "state.msgpack", "nbytes"),
-        ("files", "state.msgpack", "xxh3_128"),
+        ("format_version",), ("features",), ("step",), ("created",), ("block_nbytes",), ("files",), ("index",),
+        ("index", "file"), ("index", "offset"), ("index", "nbytes"), ("files", "state.msgpack"),
+        ("files", "state.msgpack", "nbytes"), ("files", "state.msgpack", "xxh3_128"),
     ]  # fmt: skip
     for keys, value in itertools.product(fields, VALUES):
         yield _changed(f"{'/'.join(keys)} is {str(value)[:20]!a}", _setter(*keys, value=value))
