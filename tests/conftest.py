@@ -27,6 +27,7 @@ import asyncckpt.disk.metric_file
 import asyncckpt.disk.ops
 import asyncckpt.disk.publish
 import asyncckpt.disk.reading
+import asyncckpt.disk.removal
 import asyncckpt.formats.hdf5
 import asyncckpt.formats.msgpack
 import asyncckpt.keyed._hdf5_data
@@ -77,6 +78,7 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.ops,
     asyncckpt.disk.publish,
     asyncckpt.disk.reading,
+    asyncckpt.disk.removal,
     asyncckpt.formats.hdf5,
     asyncckpt.formats.msgpack,
     asyncckpt.keyed._hdf5_data,

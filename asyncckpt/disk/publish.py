@@ -1,4 +1,4 @@
-"""The publish protocol: how a checkpoint comes to be, is replaced, and goes.
+"""The publish protocol: how a checkpoint comes to be, and is replaced; how it goes, says `removal`.
 
 What is true of a checkpoint directory at every moment, whatever fails and wherever a kill or a power cut falls:
 
@@ -20,24 +20,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import os
 import stat
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
 
 from asyncckpt.disk.blocks import write_bytes
-from asyncckpt.disk.listing import names_in
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of
+from asyncckpt.disk.removal import clear, settle, trash_name, undo
 from asyncckpt.errors import CheckpointError
-from asyncckpt.workers import Pacer, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
@@ -45,20 +43,6 @@ if TYPE_CHECKING:
 
 # A directory above ours may be unreadable for us, or on a file system that syncs no directories.
 _NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})
-
-
-# What a file system answers where it will not let a name go, whatever else it does: it is another user's, a mount
-# point, a lower layer, or a file that is open elsewhere (on NFS its directory never becomes empty).
-_REFUSALS: Final = frozenset(
-    {
-        errno.EACCES,
-        errno.EPERM,
-        errno.EBUSY,
-        errno.ENOTEMPTY,
-        errno.EEXIST,
-        errno.EXDEV,
-    }
-)
 
 
 class UnsyncedError(OSError):
@@ -104,41 +88,6 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
         ops.sync_directory(path.parent)
 
 
-def recover(ops: DiskOps, root: Path) -> list[OSError]:
-    """Bring a directory that a killed writer left into order; only the lock's holder may call this.
-
-    Every name that is found is durable afterwards: the writer may have been killed just before it synced them.
-
-    Returns:
-        Why a name could not be deleted or moved back, one error for each that stays. It is in nobody's way, because
-        `tmp_step_N` and `trash_step_N` mean nothing, and a lone `old_step_N` is step N.
-    """
-    refusals: list[OSError] = []
-    names = names_in(root, Pacer())
-    if any(names.values()):
-        ops.sync_directory(root)
-    swapped = sorted(step for step, _ in names[Kind.SWAPPED])
-    for step in swapped:
-        try:
-            _settle(ops, root / name_of(Kind.SWAPPED, step), root / name_of(Kind.COMMITTED, step), step)
-        except OSError as error:
-            if error.errno not in _REFUSALS:
-                raise
-            refusals.append(error)
-    if swapped:
-        ops.sync_directory(root)
-    for _, name in sorted(names[Kind.PENDING]):
-        refusals += clear(ops, root / name)[:1]
-    if swapped:
-        names = names_in(root, Pacer())
-    trash = sorted(names[Kind.TRASH])
-    if trash:
-        ops.sync_directory(root)  # as in `sweep`
-    for _, name in trash:
-        refusals += clear(ops, root / name)[:1]
-    return refusals
-
-
 def stage(ops: DiskOps, root: Path, step: int) -> Path:
     """Make an empty pending directory for a step, clearing a stale one first.
 
@@ -153,7 +102,7 @@ def stage(ops: DiskOps, root: Path, step: int) -> Path:
     except FileExistsError:
         ops.sync_directory(root)
         if clear(ops, path):
-            ops.rename(path, _trash_name(root, step))
+            ops.rename(path, trash_name(root, step))
             ops.sync_directory(root)
         ops.mkdir(path)
     return path
@@ -221,7 +170,7 @@ def move(ops: DiskOps, root: Path, step: int) -> Moved:
     pending = root / name_of(Kind.PENDING, step)
     committed = root / name_of(Kind.COMMITTED, step)
     swapped = root / name_of(Kind.SWAPPED, step)
-    _settle(ops, swapped, committed, step)
+    settle(ops, swapped, committed, step)
     if not committed.exists():
         ops.rename(pending, committed)
         return Moved(step=step, pending=pending, committed=committed, old=None)
@@ -231,7 +180,7 @@ def move(ops: DiskOps, root: Path, step: int) -> Moved:
     try:
         ops.rename(pending, committed)
     except OSError as error:
-        _undo(error, lambda: ops.rename(swapped, committed))
+        undo(error, lambda: ops.rename(swapped, committed))
         raise
     return Moved(step=step, pending=pending, committed=committed, old=swapped)
 
@@ -256,11 +205,11 @@ def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
     try:
         ops.sync_directory(root)
     except OSError as error:
-        _undo(error, move_back)
+        undo(error, move_back)
         raise
     if old is None:
         return None
-    trash = _trash_name(root, moved.step)
+    trash = trash_name(root, moved.step)
     try:
         ops.rename(old, trash)
     except OSError:  # the new one is durable, so the old one may as well be deleted where it is
@@ -273,149 +222,12 @@ def publish(ops: DiskOps, root: Path, step: int) -> Path | None:
     return make_durable(ops, move(ops, root, step))
 
 
-def retire(ops: DiskOps, root: Path, steps: Iterable[int], refused: dict[int, OSError] | None = None) -> list[Path]:
-    """Take away the committed names of steps, durably, and return the trash that `sweep` deletes.
-
-    That a step has no such name is made durable too: a save that failed may have moved its name back, or not.
-    Steps whose names the file system does not let go of are put into `refused`, with the reason, and stay committed.
-
-    Raises:
-        OSError: The disk failed, or a step stays and there is no `refused`. The names were given back, if that could
-            be done.
-    """
-    retired: list[tuple[Path, Path]] = []
-    try:
-        for step in steps:
-            # A lone old_step_N is step N: it goes first, so that it never stands alone.
-            for kind in (Kind.SWAPPED, Kind.COMMITTED):
-                path = root / name_of(kind, step)
-                if path.is_dir():
-                    trash = _trash_name(root, step)
-                    try:
-                        ops.rename(path, trash)
-                    except OSError as error:
-                        if refused is None or error.errno not in _REFUSALS:
-                            raise
-                        refused[step] = error
-                        break
-                    retired.append((path, trash))
-        ops.sync_directory(root)
-    except OSError as error:
-        for path, trash in reversed(retired):
-            _undo(error, functools.partial(ops.rename, trash, path))
-        raise
-    return [trash for _, trash in retired]
-
-
-def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> int:
-    """Delete trash, file by file; return how many of the directories are gone: all of them, unless `stop` was set.
-
-    Raises:
-        OSError: The disk failed; or the file system would not let something go: then all else is deleted first.
-    """
-    if trash:
-        ops.sync_directory(root)  # a victim's new name must be durable before its first file goes
-    refusals: list[OSError] = []
-    for number, path in enumerate(trash):
-        try:
-            refusals += clear(ops, path, stop)
-        except Stopped:
-            return number
-    if refusals:
-        raise refusals[0]
-    return len(trash)
-
-
-def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
-    """Delete what `clear` does.
-
-    Raises:
-        OSError: The disk failed; or the file system would not let something go: then all else is deleted first.
-    """
-    if refusals := clear(ops, path, stop):
-        raise refusals[0]
-
-
-def clear(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[OSError]:
-    """Delete a directory that has no committed name, if it exists. Of a symbolic link, only the link goes.
-
-    Returns:
-        Why something in it stays, where the file system would not let it go. All else is deleted.
-
-    Raises:
-        OSError: The disk failed.
-        Stopped: `stop` was set.
-    """
-    refusals: list[OSError] = []
-    try:
-        if path.is_symlink():
-            ops.unlink(path)
-            return []
-        with os.scandir(path) as found:
-            entries = list(found)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        return [_refusal(error)]
-    for entry in entries:
-        if stop is not None:
-            stop.check()
-        if entry.is_dir(follow_symlinks=False):
-            refusals += clear(ops, Path(entry.path), stop)
-            continue
-        try:
-            ops.unlink(Path(entry.path))
-        except OSError as error:
-            refusals.append(_refusal(error))
-    if not refusals:
-        try:
-            ops.rmdir(path)
-        except OSError as error:
-            refusals.append(_refusal(error))
-    return refusals
-
-
-def _refusal(error: OSError) -> OSError:
-    """Return an error that only says that a name stays; raise any other."""
-    if error.errno not in _REFUSALS:
-        raise error
-    return error
-
-
 @contextlib.contextmanager
 def _syncing() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UnsyncedError(error.errno, error.strerror, error.filename) from error
-
-
-def _settle(ops: DiskOps, swapped: Path, committed: Path, step: int) -> None:
-    """Undo or complete an overwrite that stopped half-way, if there was one."""
-    if not swapped.is_dir():
-        return
-    if not committed.exists():
-        ops.rename(swapped, committed)
-        return
-    root = committed.parent
-    ops.sync_directory(root)  # it takes the old one's place for good
-    ops.rename(swapped, _trash_name(root, step))
-
-
-def _undo(error: OSError, action: Callable[[], object]) -> None:
-    try:
-        action()
-    except OSError as second:  # the first error is what matters; recovery understands what is left
-        error.add_note(f"the names could not be moved back: {second}")
-
-
-def _trash_name(root: Path, step: int) -> Path:
-    path = root / name_of(Kind.TRASH, step)
-    number = 0
-    while path.exists():
-        number += 1
-        path = root / f"{name_of(Kind.TRASH, step)}.{number}"
-    return path
 
 
 def _digest_file(ops: DiskOps, path: Path, name: str, stop: StopFlag | None) -> FileRecord:

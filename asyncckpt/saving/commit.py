@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from asyncckpt.collector import young_collections_only
-from asyncckpt.disk import publish
+from asyncckpt.disk import publish, removal
 from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
@@ -208,7 +208,7 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[tuple[Trash,
         OSError: The disk failed. The names were given back, if that could be done.
     """
     refused: dict[int, OSError] = {}
-    return _weigh(root, *publish.retire(ops, root, steps, refused)), refused
+    return _weigh(root, *removal.retire(ops, root, steps, refused)), refused
 
 
 def free_nbytes(root: Path) -> int:
@@ -227,7 +227,7 @@ def take_directory(
 ) -> tuple[DirectoryLock, Listed, list[OSError]]:
     """Become the directory's writer: make it, lock it, bring it into order, store the metric, list what is committed.
 
-    `known` is that of `read_records`. The errors are those of `publish.recover`: what stays, and why.
+    `known` is that of `read_records`. The errors are those of `removal.recover`: what stays, and why.
 
     Raises:
         DirectoryLockedError: There is another writer.
@@ -276,7 +276,7 @@ def list_directory(ops: DiskOps, root: Path, request: PolicyRequest, *, is_write
 
 def _recover(ops: DiskOps, root: Path) -> list[OSError]:
     """Bring a directory that a killed writer left into order, for the lock's holder; return what stays, and why."""
-    refusals = publish.recover(ops, root)
+    refusals = removal.recover(ops, root)
     clear_half_made(ops, root)
     return refusals
 
@@ -390,6 +390,6 @@ def _identity(directory: os.PathLike[str] | str | int, at: int | None = None) ->
 
 def _discard(ops: DiskOps, pending: Path, error: BaseException) -> None:
     try:
-        publish.discard(ops, pending)
+        removal.discard(ops, pending)
     except OSError as second:  # the first error is what matters; the next start clears the rest
         error.add_note(f"{pending.name} could not be removed: {second}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from asyncckpt.disk import publish
+from asyncckpt.disk import removal
 from asyncckpt.disk.names import Kind, name_of, parse_name
 from asyncckpt.errors import StepExistsError
 from asyncckpt.saving import commit
@@ -95,7 +95,7 @@ class PendingDirectories:
     async def discard(self, path: Path, error: BaseException) -> None:
         """Delete a pending directory because of an error, which goes before one of the disk's."""
         try:
-            await self._jobs.run(publish.discard, self._ops, path)
+            await self._jobs.run(removal.discard, self._ops, path)
         except OSError as second:
             error.add_note(f"{path.name} could not be removed: {second}")
         finally:

@@ -17,7 +17,7 @@ import asyncio
 import contextvars
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk import publish
+from asyncckpt.disk import removal
 from asyncckpt.disk.listing import missing
 from asyncckpt.saving import commit
 from asyncckpt.workers import StopFlag
@@ -158,7 +158,7 @@ class Retirement:
             paths = [each.path for each in self._trash[:count]]
             self._stop = stop = StopFlag()
             try:
-                count = await self._grace.run(stop, publish.sweep, self._ops, self._root, paths, stop)
+                count = await self._grace.run(stop, removal.sweep, self._ops, self._root, paths, stop)
             except Exception as error:  # noqa: BLE001 - see 4
                 self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")
             del self._trash[:count]

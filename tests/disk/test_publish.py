@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncckpt.disk import listing, publish
+from asyncckpt.disk import listing, publish, removal
 from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, decode_manifest, digest_bytes
 from asyncckpt.errors import CheckpointError
@@ -149,7 +149,7 @@ def test_a_failure_moves_the_names_back(disk: FaultyDisk, tmp_path: Path, *, is_
         assert "unlink" not in disk.names()
         save(disk, root, 3, "c")
         assert committed(root) == {3: "c"}
-        publish.recover(disk, root)
+        removal.recover(disk, root)
         assert committed(root) == {3: "c"}
         assert [each.name for each in root.iterdir()] == ["step_3"]
 
@@ -170,9 +170,9 @@ def test_a_failure_that_cannot_be_undone(disk: FaultyDisk, tmp_path: Path) -> No
         assert committed(root) == {3: "c"}
         save(disk, root, 3, "d")
         assert committed(root) == {3: "d"}
-        assert publish.retire(disk, root, [3])
+        assert removal.retire(disk, root, [3])
         assert committed(root) == {}
-        publish.recover(disk, root)
+        removal.recover(disk, root)
         assert list(root.iterdir()) == []
 
 
@@ -200,14 +200,14 @@ def test_retire_and_sweep(tmp_path: Path) -> None:
         save(disk, tmp_path, step, "x")
     (tmp_path / "step_5").touch()  # a file is no checkpoint
     log(disk, tmp_path)
-    trash = publish.retire(disk, tmp_path, [1, 10, 5, 77])
+    trash = removal.retire(disk, tmp_path, [1, 10, 5, 77])
     assert trash == [tmp_path / "trash_step_1", tmp_path / "trash_step_10"]
     assert log(disk, tmp_path) == [
         "rename step_1 trash_step_1",
         "rename step_10 trash_step_10",
         "sync_directory .",
     ]
-    assert publish.sweep(disk, tmp_path, trash) == 2
+    assert removal.sweep(disk, tmp_path, trash) == 2
     lines = log(disk, tmp_path)
     assert lines[0] == "sync_directory ."
     assert {line.split()[0] for line in lines[1:]} == {"unlink", "rmdir"}
@@ -218,9 +218,9 @@ def test_retire_and_sweep(tmp_path: Path) -> None:
 def test_retiring_nothing(tmp_path: Path) -> None:
     """Without victims, that there are none is made durable, and nothing else is done."""
     disk = FaultyDisk()
-    assert publish.retire(disk, tmp_path, [4]) == []
+    assert removal.retire(disk, tmp_path, [4]) == []
     assert disk.names() == ["sync_directory"]
-    publish.sweep(disk, tmp_path, [])
+    removal.sweep(disk, tmp_path, [])
     assert disk.names() == ["sync_directory"]
 
 
@@ -232,7 +232,7 @@ def test_a_failed_retire_gives_the_names_back(tmp_path: Path, position: int) -> 
         save(disk, tmp_path, step, "x")
     disk.fail(None, errno.EIO, after=position)
     with pytest.raises(OSError, match="Input/output"):
-        publish.retire(disk, tmp_path, [1, 2])
+        removal.retire(disk, tmp_path, [1, 2])
     assert committed(tmp_path) == {1: "x", 2: "x"}
 
 
@@ -244,7 +244,7 @@ def test_a_step_is_retired_with_what_an_overwrite_left(tmp_path: Path) -> None:
     assert committed(tmp_path) == {3: "a"}
     save(disk, tmp_path, 4, "x")
     disk.rename(tmp_path / "step_4", tmp_path / "step_3")
-    publish.retire(disk, tmp_path, [3])
+    removal.retire(disk, tmp_path, [3])
     assert listing.scan(tmp_path).committed == {}
     assert listing.locate(tmp_path, 3) is None
 
@@ -255,9 +255,9 @@ def test_trash_of_the_same_step_twice(tmp_path: Path) -> None:
     names = []
     for _ in range(3):
         save(disk, tmp_path, 3, "a")
-        names += [path.name for path in publish.retire(disk, tmp_path, [3])]
+        names += [path.name for path in removal.retire(disk, tmp_path, [3])]
     assert names == ["trash_step_3", "trash_step_3.1", "trash_step_3.2"]
-    publish.recover(disk, tmp_path)
+    removal.recover(disk, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,12 +265,12 @@ def test_sweeping_stops_when_asked(tmp_path: Path) -> None:
     """A manager that has run out of time does not wait for a large deletion."""
     disk = FaultyDisk()
     save(disk, tmp_path, 3, "a")
-    trash = publish.retire(disk, tmp_path, [3])
+    trash = removal.retire(disk, tmp_path, [3])
     stop = StopFlag()
     disk.fail("unlink", stop.set)
-    assert publish.sweep(disk, tmp_path, trash, stop) == 0
+    assert removal.sweep(disk, tmp_path, trash, stop) == 0
     assert disk.names().count("unlink") == 1
-    publish.recover(disk, tmp_path)
+    removal.recover(disk, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,7 +281,7 @@ def test_links_are_unlinked_not_followed(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "tmp_step_1").mkdir(parents=True)
     (root / "tmp_step_1" / "link").symlink_to(tmp_path / "mine", target_is_directory=True)
-    publish.recover(FaultyDisk(), root)
+    removal.recover(FaultyDisk(), root)
     assert list(root.iterdir()) == []
     assert (tmp_path / "mine" / "file").exists()
 
@@ -435,10 +435,10 @@ def test_a_step_that_cannot_be_renamed_does_not_keep_the_others(tmp_path: Path, 
         save(disk, tmp_path, step, "x")
     disk.fail("rename", code)
     with pytest.raises(OSError, match="step_1"):
-        publish.retire(disk, tmp_path, [1, 2])
+        removal.retire(disk, tmp_path, [1, 2])
     assert committed(tmp_path) == {1: "x", 2: "x"}
     disk.fail("rename", code)
     refused: dict[int, OSError] = {}
-    assert publish.retire(disk, tmp_path, [1, 2], refused) == [tmp_path / "trash_step_2"]
+    assert removal.retire(disk, tmp_path, [1, 2], refused) == [tmp_path / "trash_step_2"]
     assert refused[1].errno == code
     assert committed(tmp_path) == {1: "x"}

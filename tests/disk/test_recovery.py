@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncckpt.disk import listing, publish
+from asyncckpt.disk import listing, publish, removal
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def test_brings_into_order(tmp_path: Path, names: str) -> None:
     """A lone old one is the step; beside its step it goes, like pending ones and trash; other names stay."""
     make(tmp_path, names)
     before = listing.scan(tmp_path).committed
-    publish.recover(FaultyDisk(), tmp_path)
+    removal.recover(FaultyDisk(), tmp_path)
     assert tree(tmp_path) == CASES[names]
     assert listing.scan(tmp_path).committed.keys() == before.keys()
     assert not listing.scan(tmp_path).has_leftovers
@@ -67,10 +67,10 @@ def test_may_be_cut_off_anywhere(tmp_path: Path, names: str) -> None:
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position, lasting=lasting)
         try:
-            publish.recover(disk, root)
+            removal.recover(disk, root)
         except OSError:
             assert listing.scan(root).committed.keys() == before
-            publish.recover(FaultyDisk(), root)
+            removal.recover(FaultyDisk(), root)
             assert tree(root) == CASES[names]
         else:
             assert len(disk.operations) == position >= 1
@@ -81,7 +81,7 @@ def test_nothing_is_deleted_before_the_names_are_durable(tmp_path: Path) -> None
     """Names found and names given are synced before the first unlink: the killed writer may not have come so far."""
     make(tmp_path, "old_step_1 step_1 tmp_step_1 old_step_2 trash_step_3")
     disk = FaultyDisk()
-    publish.recover(disk, tmp_path)
+    removal.recover(disk, tmp_path)
     names = disk.names()
     assert names[0] == "sync_directory"
     first, last_rename = names.index("unlink"), len(names) - 1 - names[::-1].index("rename")
@@ -92,7 +92,7 @@ def test_what_is_found_is_made_durable(tmp_path: Path) -> None:
     """A step that has its name may have got it just before the kill: it is synced before anybody counts on it."""
     make(tmp_path, "step_1")
     disk = FaultyDisk()
-    publish.recover(disk, tmp_path)
+    removal.recover(disk, tmp_path)
     assert disk.names() == ["sync_directory"]
     assert disk.operations[0].path == tmp_path
 
@@ -113,7 +113,7 @@ def test_only_directories_count(tmp_path: Path) -> None:
     for name in ("step_1", "tmp_step_2", "old_step_3", "trash_step_4"):
         (tmp_path / name).touch()
     (tmp_path / "step_5").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    publish.recover(FaultyDisk(), tmp_path)
+    removal.recover(FaultyDisk(), tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
     assert listing.scan(tmp_path).committed == {}
 
@@ -135,10 +135,10 @@ def test_what_cannot_be_deleted_is_named_and_left(tmp_path: Path, operation: str
     make(tmp_path, "step_1 tmp_step_2 trash_step_3 trash_step_4")
     disk = FaultyDisk()
     disk.fail(operation, code)
-    (refusal,) = publish.recover(disk, tmp_path)
+    (refusal,) = removal.recover(disk, tmp_path)
     assert refusal.errno == code
     assert {path.name for path in tmp_path.iterdir()} == {"step_1", "tmp_step_2"}
-    assert publish.recover(FaultyDisk(), tmp_path) == []
+    assert removal.recover(FaultyDisk(), tmp_path) == []
     assert tree(tmp_path) == {"step_1": "step_1"}
 
 
@@ -147,7 +147,7 @@ def test_an_old_step_that_cannot_be_moved_back_is_still_the_step(tmp_path: Path)
     make(tmp_path, "old_step_1 trash_step_2")
     disk = FaultyDisk()
     disk.fail("rename", errno.EBUSY)
-    (refusal,) = publish.recover(disk, tmp_path)
+    (refusal,) = removal.recover(disk, tmp_path)
     assert refusal.errno == errno.EBUSY
     assert tree(tmp_path) == {"old_step_1": "old_step_1"}
     assert listing.scan(tmp_path).committed.keys() == {1}
@@ -171,5 +171,5 @@ def test_a_sweep_deletes_the_rest_before_it_says_what_stays(tmp_path: Path) -> N
     disk = FaultyDisk()
     disk.fail("unlink", errno.EACCES)
     with pytest.raises(PermissionError):
-        publish.sweep(disk, tmp_path, [tmp_path / "trash_step_1", tmp_path / "trash_step_2"])
+        removal.sweep(disk, tmp_path, [tmp_path / "trash_step_1", tmp_path / "trash_step_2"])
     assert tree(tmp_path) == {"trash_step_1": "trash_step_1"}

@@ -56,8 +56,8 @@ BUGS = (
         (
             (
                 "disk/publish.py",
-                "        ops.sync_directory(root)\n    except OSError as error:\n        _undo(error, move_back)",
-                "        pass\n    except OSError as error:\n        _undo(error, move_back)",
+                "        ops.sync_directory(root)\n    except OSError as error:\n        undo(error, move_back)",
+                "        pass\n    except OSError as error:\n        undo(error, move_back)",
             ),
         ),
         (("power-cut", "msgpack/first/1"),),
@@ -100,7 +100,7 @@ BUGS = (
         "unlinked before the parent's sync",
         (
             (
-                "disk/publish.py",
+                "disk/removal.py",
                 "        ops.sync_directory(root)\n    except OSError as error:\n        for path, trash",
                 (
                     "        for _, each in retired:\n            discard(ops, each)\n"
@@ -114,7 +114,7 @@ BUGS = (
         "deleted under its committed name",
         (
             (
-                "disk/publish.py",
+                "disk/removal.py",
                 "                    ops.rename(path, trash)\n",
                 "                    discard(ops, path)\n",
             ),
@@ -197,7 +197,7 @@ BUGS = (
     ),
     Bug(
         "swapped without the intermediate name",
-        (("disk/publish.py", "    ops.rename(committed, swapped)\n", "    discard(ops, committed)\n"),),
+        (("disk/publish.py", "    ops.rename(committed, swapped)\n", "    clear(ops, committed)\n"),),
         (("kill", "msgpack/overwrite-renaming/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
     ),
     Bug(
@@ -207,7 +207,7 @@ BUGS = (
                 "disk/publish.py",
                 (
                     "        ops.sync_directory(root)\n        if clear(ops, path):\n"
-                    "            ops.rename(path, _trash_name(root, step))\n            ops.sync_directory(root)\n"
+                    "            ops.rename(path, trash_name(root, step))\n            ops.sync_directory(root)\n"
                     "        ops.mkdir(path)\n"
                 ),
                 "        pass\n",
@@ -219,9 +219,9 @@ BUGS = (
         "recovery throws a lone old version away",
         (
             (
-                "disk/publish.py",
+                "disk/removal.py",
                 "        ops.rename(swapped, committed)\n        return\n",
-                "        ops.rename(swapped, _trash_name(swapped.parent, step))\n        return\n",
+                "        ops.rename(swapped, trash_name(swapped.parent, step))\n        return\n",
             ),
         ),
         (("kill", "msgpack/recover/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
