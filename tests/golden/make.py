@@ -53,6 +53,14 @@ class Params:
     count: int
 
 
+@register_type(name="golden.Key")
+@dataclasses.dataclass(frozen=True, eq=False)
+class Key:
+    """A dataclass whose instances may be keys, whatever they hold."""
+
+    held: Any
+
+
 @register_type(name="golden.Own")
 class Own:
     """A type with methods of its own."""

@@ -14,15 +14,16 @@ import pytest
 import yaml
 from support import canonical, load_from, verify
 
+import asyncckpt
 from asyncckpt import _load_checkpoint_history
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path for path in (HERE / "version_1").iterdir() if path.is_dir())
 
 
-def script() -> Any:
-    """Import the script that made the files."""
-    spec = importlib.util.spec_from_file_location("golden_make", HERE / "make.py")
+def script(name: str) -> Any:
+    """Import a script that made files, as its siblings do."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -31,7 +32,8 @@ def script() -> Any:
     return module
 
 
-MAKE = script()
+MAKE = script("make")
+MAKE_KEYED = script("make_keyed")
 
 
 def plain(value: Any) -> Any:
@@ -42,6 +44,8 @@ def plain(value: Any) -> Any:
         return ["Params", canonical(value.weights), value.count]
     if isinstance(value, MAKE.Own):
         return ["Own", [plain(each) for each in value.data] if isinstance(value.data, list) else value.data]
+    if isinstance(value, MAKE.Key):
+        return ["Key", canonical(value.held)]
     return canonical(value)
 
 
@@ -50,7 +54,7 @@ def test_all_are_there() -> None:
     assert [path.name for path in FOLDERS] == ["hdf5", "msgpack", "segments"]
     assert (
         sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-        < 200_000
+        < 300_000
     )
 
 
@@ -103,3 +107,39 @@ def test_the_readers_of_the_documentation_read_them() -> None:
         state = scope["read"](folder / "step_7")
         assert (state["arrays"]["page"] == np.arange(1030)).all()
         assert state["types"][0] == "red"
+
+
+def test_a_golden_file_of_keys_loads() -> None:
+    """A JSON file of version 1 opens with its keys in their order and values equal to the bit; no read changes it."""
+    path = HERE / "keyed_1" / "woof.json"
+    before = path.read_bytes()
+    expected = MAKE_KEYED.values()
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert list(chk) == list(expected)
+        found = dict(chk)
+    assert [plain(each) for each in found.pop("types")] == [plain(each) for each in expected.pop("types")]
+    held = found.pop("a key that holds an array")
+    (key, shared), *others = held.items()
+    assert plain(key) == ["Key", canonical(np.arange(4.0))]
+    assert key.held is shared
+    assert canonical(others) == canonical([((1, 2.5), {"below": {3: None}})])
+    for name, value in found.items():
+        assert canonical(value) == canonical(expected[name]), name
+    assert path.read_bytes() == before
+    document = json.loads(before)
+    assert document["plain"][:3] == [None, True, False]
+    assert document["foreign"] == found["foreign"]
+
+
+def test_a_golden_file_of_keys_is_gone_on_with(tmp_path: Path) -> None:
+    """What did not change is what it was after a flush, and json reads the file."""
+    path = tmp_path / "woof.json"
+    path.write_bytes((HERE / "keyed_1" / "woof.json").read_bytes())
+    before = json.loads(path.read_bytes())
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["new"] = (1, np.arange(3))
+        del chk["nan"]
+    after = json.loads(path.read_bytes())
+    assert after.pop("new")["__asyncckpt__"] == "tuple"
+    before.pop("nan")
+    assert list(after.items()) == list(before.items())
