@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.config import is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, LeafError
 from asyncckpt.saving.handle import SaveHandle, SaveState
-from asyncckpt.saving.intake import check_step
 from asyncckpt.saving.loading import LoadRequest
 from asyncckpt.saving.primitives import Primitives, _load_checkpoint_history  # noqa: F401 - offered here, too
 from asyncckpt.saving.session import raise_failures
+from asyncckpt.saving.steps import Choice, check_step, check_step_or_choice
 from asyncckpt.state.leaves import ABSENT
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import CheckpointingConfig, CheckpointingOptions
     from asyncckpt.saving.catalog import LoadedCheckpoint
 
-Which = int | Literal["latest", "best"]
+Which = int | Choice
 
 
 class ManagerStatistics(NamedTuple):
@@ -295,9 +295,10 @@ class CheckpointManager(Primitives):
 
     async def _load(self, step: Which, request: LoadRequest) -> LoadedCheckpoint:
         loader = self._here().loader
-        if step not in ("latest", "best"):
-            return await loader.load_step(check_step(step), request)
-        loaded = await loader.load_choice(step, request)
+        which = check_step_or_choice(step)
+        if isinstance(which, int):
+            return await loader.load_step(which, request)
+        loaded = await loader.load_choice(which, request)
         if loaded is None:
             message = f"there is no checkpoint in {self._root}"
             raise CheckpointNotFoundError(message)

@@ -39,9 +39,10 @@ class DirectoryLock:
         # Closed as well when nobody refers to it any more: a manager that was never closed locks nobody out.
         self._close = weakref.finalize(self, self._unlock, fd)
         self._fd = fd
+        self._file = os.fstat(fd)
         self.is_supported = is_supported
         """False where the file system has no locks: nothing keeps a second writer away."""
-        _held.add(self)
+        _held[fd] = self
 
     def release(self) -> None:
         """Give the lock back; more than once does no harm."""
@@ -53,6 +54,10 @@ class DirectoryLock:
         with contextlib.suppress(OSError):  # there is none where the file system has no locks
             fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
+
+    def is_of(self, file: os.stat_result) -> bool:
+        """Whether it is held, and its file is this one."""
+        return self._close.alive and os.path.samestat(self._file, file)
 
     def close_copy(self) -> None:
         """Close a forked child's copy, and let the lock be."""
@@ -68,10 +73,15 @@ def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
         OSError: The lock file cannot be opened.
     """
     fd = ops.open_lock(root / LOCK_NAME)
+    file = os.fstat(fd)
     is_supported = _try_lock(fd, root / LOCK_NAME)
     if is_supported is None:
+        if _is_held_here(file):
+            holder, way_out = "another CheckpointManager of this process", "Save with that one, or close it first; open"
+        else:
+            holder, way_out = "another writer", "Open"
         message = (
-            f"{root}: another writer holds the lock: one CheckpointManager at a time may save here. Open this one with"
+            f"{root}: {holder} holds the lock: one CheckpointManager at a time may save here. {way_out} this one with"
             " read_only=True, or use another directory"
         )
         raise DirectoryLockedError(message)
@@ -140,11 +150,20 @@ def _try_lock(fd: int, path: Path) -> bool | None:
     return True
 
 
-_held: weakref.WeakSet[DirectoryLock] = weakref.WeakSet()
+_held: weakref.WeakValueDictionary[int, DirectoryLock] = weakref.WeakValueDictionary()
+"""By descriptor."""
+
+
+def _all_held() -> list[DirectoryLock]:
+    return [lock for each in _held.valuerefs() if (lock := each()) is not None]  # whatever other threads do meanwhile
+
+
+def _is_held_here(file: os.stat_result) -> bool:
+    return any(lock.is_of(file) for lock in _all_held())
 
 
 def _close_in_child() -> None:
-    for lock in list(_held):
+    for lock in _all_held():
         with contextlib.suppress(OSError):
             lock.close_copy()  # and nothing else: the lock and its file are the parent's
 

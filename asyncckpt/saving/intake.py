@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import operator
 import warnings
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -39,33 +38,11 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
-MAX_STEP: Final = (1 << 63) - 1
 INLINE_NBYTES: Final = 1 << 20
 """States up to this size, and"""
 INLINE_NODES: Final = 512
 """with no more nodes than this in their tree, are captured on the loop."""
 _NO_TRAINING_INFO: Final = encode_training_info({})
-
-
-def check_step(step: object) -> int:
-    """Return a step as an int.
-
-    Raises:
-        TypeError: It is not an integer.
-        ValueError: It is negative.
-    """
-    if isinstance(step, bool):
-        message = f"a step is an int >= 0, not {step!r}"
-        raise TypeError(message)
-    try:
-        number = operator.index(step)  # type: ignore[arg-type]
-    except TypeError:
-        message = f"a step is an int >= 0, not {step!r}"
-        raise TypeError(message) from None
-    if not 0 <= number <= MAX_STEP:
-        message = f"a step is an int from 0 to {MAX_STEP}, not {number}"
-        raise ValueError(message)
-    return number
 
 
 def encode_documents(

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Final, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from asyncckpt.disk.reading import READERS
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from asyncckpt.saving.catalog import Catalog, LoadedCheckpoint
     from asyncckpt.saving.jobs import Jobs
     from asyncckpt.saving.metric import PolicyRequest
+    from asyncckpt.saving.steps import Choice
     from asyncckpt.saving.writer import Writer
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
-
-Choice = Literal["latest", "best"]
 
 _HELPERS: Final = READERS - 1
 

@@ -10,8 +10,9 @@ from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, LeafError, ManagerUsageError
 from asyncckpt.saving import commit
-from asyncckpt.saving.intake import check_step, encode_documents
+from asyncckpt.saving.intake import encode_documents
 from asyncckpt.saving.session import Session
+from asyncckpt.saving.steps import check_step
 
 if TYPE_CHECKING:
     import os

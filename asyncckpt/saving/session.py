@@ -13,7 +13,7 @@ import os
 import sys
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from asyncckpt.errors import CheckpointWarning, ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
@@ -52,10 +52,10 @@ class Session:
         self._process = os.getpid()
         self._open: OpenSession | None = None
         self._closing: asyncio.Task[None] | None = None
-        self._is_entered = False
         reason = policy.why_nothing_is_pruned()
         if reason is not None and settings.enabled and not settings.read_only:
             warnings.warn(f"{self._root}: {reason}", CheckpointWarning, stacklevel=3)
+        self._is_entered = False  # last: what could not be made is not to be entered either
 
     def __repr__(self) -> str:
         """Show the directory."""
@@ -69,11 +69,12 @@ class Session:
             NotADirectoryError: There is a file in the directory's place.
             PermissionError: The directory cannot be read.
         """
+        was_entered, self._is_entered = self._is_entered, True
         _check_asyncio()
-        if self._is_entered:
-            message = f"{self!r} was entered before: make a new one"
+        if was_entered:
+            is_open = self._open is not None and self._closing is None
+            message = f"{self!r} {'is entered already' if is_open else 'was entered before'}: make a new one"
             raise ManagerClosedError(message)
-        self._is_entered = True
         jobs = Jobs(asyncio.get_running_loop())
         try:
             is_writer = not self._settings.read_only and self._settings.enabled
@@ -94,6 +95,16 @@ class Session:
     ) -> None:
         """Write what was captured and stop; see the class for how long that may take."""
         await self._close_and_report(error)
+
+    if not TYPE_CHECKING:  # a type checker refuses `with` by itself
+
+        def __enter__(self) -> NoReturn:
+            """Say that this takes ``async with``."""
+            message = f"{self!r} was entered by `with`: use `async with`, inside an `async def`"
+            raise ManagerUsageError(message)
+
+        def __exit__(self, *_: object) -> None:
+            """Do nothing: `with` looks for it before it calls `__enter__`."""
 
     async def aclose(self) -> None:
         """Write what was captured, and stop. May be called from any task of the loop, and more than once: all wait.
@@ -143,9 +154,14 @@ class Session:
         self._closing.result()
 
     def __del__(self) -> None:
-        """Warn when it was opened and never closed."""
-        here: OpenSession | None = getattr(self, "_open", None)  # absent if __init__ raised
-        if here is not None and self._closing is None and self._process == os.getpid():
+        """Warn when it was never entered, or entered and never closed."""
+        if getattr(self, "_process", None) != os.getpid():  # absent if __init__ raised
+            return
+        if not getattr(self, "_is_entered", True) and self._settings.enabled:
+            message = f"{self!r} was never entered, so it saved and loaded nothing: use it in `async with`"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+        here = self._open
+        if here is not None and self._closing is None:
             message = f"{self!r} was never closed: use `async with`, or await aclose()"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
             if not here.loop.is_closed():

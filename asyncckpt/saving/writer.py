@@ -129,8 +129,8 @@ class Writer:
     def check_open(self) -> None:
         """Raise ManagerClosedError once the manager is closing."""
         if self.is_closing:
-            message = f"the manager of {self._root} is closing: it takes no more work"
-            raise ManagerClosedError(message)
+            state = "closed: make a new one" if self.task.done() else "closing: it takes no more work"
+            raise ManagerClosedError(f"the manager of {self._root} is {state}")
 
     async def take_directory(self) -> None:
         """Become the directory's writer, with the first mutation.

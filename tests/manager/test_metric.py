@@ -499,8 +499,8 @@ async def test_a_typo_prunes_nothing_and_is_mended(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [int, np.int8, np.uint8, np.int32, np.int64, np.uint64, np.array])
 async def test_should_save_answers_with_a_bool(tmp_path: Path, period: int | None, kind: Any) -> None:
     """For integers of every type, as every other method takes them."""
-    manager = CheckpointManager(tmp_path, save_period=period)
-    answers = [manager.should_save(kind(step)) for step in (0, 4, 5, 10)]
+    async with CheckpointManager(tmp_path, save_period=period) as manager:
+        answers = [manager.should_save(kind(step)) for step in (0, 4, 5, 10)]
     assert [type(answer) for answer in answers] == [bool] * 4
     assert answers == [True, period != 5, True, True]
 
@@ -509,11 +509,11 @@ async def test_should_save_answers_with_a_bool(tmp_path: Path, period: int | Non
 @pytest.mark.parametrize("step", [5.0, np.float64(5), True, np.True_, "5", None, np.array([5]), 5j])
 async def test_should_save_refuses_what_is_no_step(tmp_path: Path, period: int | None, step: Any) -> None:
     """With the message of the other methods."""
-    manager = CheckpointManager(tmp_path, save_period=period)
-    with pytest.raises(TypeError, match="a step is an int >= 0"):
-        manager.should_save(step)
-    with pytest.raises(ValueError, match="a step is an int"):
-        manager.should_save(-5)
+    async with CheckpointManager(tmp_path, save_period=period) as manager:
+        with pytest.raises(TypeError, match="a step is an int >= 0"):
+            manager.should_save(step)
+        with pytest.raises(ValueError, match="a step is an int"):
+            manager.should_save(-5)
 
 
 @pytest.mark.parametrize(
@@ -532,13 +532,15 @@ async def test_a_policy_that_prunes_nothing_is_warned_of_at_once(
     """When the manager is made, at the caller's line; a manager that prunes nothing anyway says nothing."""
     with pytest.warns(CheckpointWarning, match="keeps every step that should_save allows") as warned:
         if is_mapping:
-            CheckpointManager({"checkpoint_dir": tmp_path, **options})
+            manager = CheckpointManager({"checkpoint_dir": tmp_path, **options})
         else:
-            CheckpointManager(tmp_path, **options)
+            manager = CheckpointManager(tmp_path, **options)
     assert [each.filename for each in warned] == [__file__]
     assert all(f"{name}=" in str(warned[0].message) for name in options)
-    CheckpointManager(tmp_path, read_only=True, **options)
+    quiet = CheckpointManager(tmp_path, read_only=True, **options)
     CheckpointManager(tmp_path, enabled=False, **options)
+    async with manager, quiet:  # one that is never entered is complained of, too
+        pass
 
 
 @pytest.mark.parametrize(
@@ -553,7 +555,8 @@ async def test_a_policy_that_prunes_nothing_is_warned_of_at_once(
 )
 async def test_a_policy_that_prunes_is_not(tmp_path: Path, options: dict[str, Any]) -> None:
     """Nor one that asks for nothing."""
-    CheckpointManager(tmp_path, **options)
+    async with CheckpointManager(tmp_path, **options):
+        pass
 
 
 async def test_keep_periodic_false_means_the_name(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What names a checkpoint in a call: a step, or the words "latest" and "best" (pure)."""
+
+from __future__ import annotations
+
+import operator
+import re
+import reprlib
+from typing import Final, Literal, cast, get_args
+
+import numpy as np
+
+Choice = Literal["latest", "best"]
+
+MAX_STEP: Final = (1 << 63) - 1
+_CHOICES: Final = get_args(Choice)
+_SYNONYMS: Final = {"newest": "latest", "last": "latest", "recent": "latest", "top": "best"}
+_STEP_IN_TEXT: Final = re.compile(r"(?:.*/)?(?:step_)?([0-9]{1,18})/?")
+
+
+def check_step(step: object) -> int:
+    """Return a step as an int.
+
+    Raises:
+        TypeError: It is not an integer, of Python or numpy.
+        ValueError: It is negative, or too large.
+    """
+    if isinstance(step, bool):
+        raise TypeError(_no_step(step))
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(_no_step(step)) from None
+    if not 0 <= number <= MAX_STEP:
+        message = f"a step is an int from 0 to {MAX_STEP}, not {number}"
+        raise ValueError(message)
+    return number
+
+
+def check_step_or_choice(step: object) -> int | Choice:
+    """Return a step as an int, or the word for one that is to be chosen.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError: It is negative, or too large.
+    """
+    if not isinstance(step, str):
+        return check_step(step)
+    if step in _CHOICES:
+        return cast("Choice", str(step))
+    raise TypeError(f'"latest", "best" or a step (an int) is needed, not {_shown(step)}{_nearest(step)}')
+
+
+def _no_step(value: object) -> str:
+    """Say that a value is no step, and what to pass instead."""
+    message = f"a step is an int >= 0, not {_shown(value)}"
+    if isinstance(value, str) and value in _CHOICES:
+        return f"{message}: only load and restore take the word; {value}_step() returns the step"
+    if isinstance(value, str):
+        return message + _step_in(value)
+    if isinstance(value, float | np.floating) and value.is_integer():
+        return f"{message}: pass {int(value)}, or int(step)"
+    return message
+
+
+def _nearest(word: str) -> str:
+    """Say what a word that is none of those known was meant to be."""
+    import difflib
+
+    folded = word.strip().casefold()
+    close = _SYNONYMS.get(folded) or next(iter(difflib.get_close_matches(folded, _CHOICES, n=1)), None)
+    return f'; did you mean "{close}"?' if close else _step_in(word)
+
+
+def _step_in(text: str) -> str:
+    found = _STEP_IN_TEXT.fullmatch(text.strip())
+    return f": pass the int {int(found[1])}" if found else ""
+
+
+def _shown(value: object) -> str:
+    return f"{reprlib.repr(value)} ({type(value).__name__})"
