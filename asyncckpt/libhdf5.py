@@ -9,7 +9,7 @@ from __future__ import annotations
 import h5py
 from h5py import h5d, h5o, h5t
 
-from asyncckpt.exiting import before_the_end, is_exiting
+from asyncckpt.runtime.exiting import before_the_end, is_exiting
 
 if is_exiting():
     before_the_end(h5py._conv.unregister_converters)  # noqa: SLF001 - what h5py's own handler calls

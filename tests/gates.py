@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Self
 
 from asyncckpt import QueueFullError, SaveFailedError, StepExistsError
-from asyncckpt.state.staging import BufferPool
+from asyncckpt.runtime.buffers import BufferPool
 
 if TYPE_CHECKING:
     import weakref

@@ -21,12 +21,13 @@ import numpy as np
 
 from asyncckpt import register_type
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.runtime.pacing import Pacer, StopFlag
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
 from asyncckpt.state.capture import LiveSnapshot, StagedSnapshot
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer, StopFlag
 
 if TYPE_CHECKING:
     from pathlib import Path

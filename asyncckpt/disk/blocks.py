@@ -26,7 +26,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, digest_bytes
 from asyncckpt.disk.ops import O_DIRECT
 from asyncckpt.disk.plan import FilePlan, Span
-from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
+from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.workers import Crew, StopFlag
+    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.pacing import StopFlag
 
     Bytes = NDArray[np.uint8]
 
@@ -121,7 +122,7 @@ def write_plan_at(  # noqa: PLR0913
         fd: The file, open for writing.
         plan: What lies where, counted from `base`.
         arrays: The arrays' bytes.
-        base: Where the plan begins in the file, a multiple of `asyncckpt.memory.PAGE_NBYTES`.
+        base: Where the plan begins in the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`.
         crew: Who helps.
         stop: Looked at before every block.
         block_nbytes: Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`.

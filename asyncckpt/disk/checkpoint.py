@@ -16,12 +16,13 @@ from asyncckpt.disk.manifest import FileRecord, Manifest, decode_manifest
 from asyncckpt.disk.names import MANIFEST_NAME
 from asyncckpt.disk.reading import Target, read_record
 from asyncckpt.errors import CorruptCheckpointError
-from asyncckpt.memory import aligned_buffer
+from asyncckpt.runtime.memory import aligned_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from asyncckpt.workers import Crew, StopFlag
+    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.pacing import StopFlag
 
 _SHOWN_NAME: Final = 255
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.disk.names import Kind, name_of, parse_name
-from asyncckpt.workers import Pacer
+from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from asyncckpt.memory import PAGE_NBYTES, Mapping, libc
+from asyncckpt.runtime.memory import PAGE_NBYTES, Mapping, libc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

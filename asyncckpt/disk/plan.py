@@ -15,7 +15,7 @@ class Span(NamedTuple):
     """The array's number in the index."""
     start: int
     """The first of the bytes. They may go on behind the end of an array smaller than a page: there are zeros up to
-    the next multiple of `asyncckpt.memory.SMALL_BOUNDARY`, and then the next array, if that is as small."""
+    the next multiple of `asyncckpt.runtime.memory.SMALL_BOUNDARY`, and then the next array, if that is as small."""
 
 
 class Piece(NamedTuple):
@@ -31,7 +31,7 @@ class FilePlan(NamedTuple):
     """The layout of one state file. What no piece covers is zeros."""
 
     nbytes: int
-    """Size of the file, a multiple of `asyncckpt.memory.PAGE_NBYTES`."""
+    """Size of the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`."""
     pieces: Sequence[Piece]
     """Sorted by offset, without overlaps."""
     index_offset: int

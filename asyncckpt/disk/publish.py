@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.workers import StopFlag
+    from asyncckpt.runtime.pacing import StopFlag
 
 # A directory above ours may be unreadable for us, or on a file system that syncs no directories.
 _NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})

@@ -20,7 +20,7 @@ from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileReco
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.ops import O_DIRECT
 from asyncckpt.disk.plan import align
-from asyncckpt.memory import PAGE_NBYTES, aligned_buffer, populate
+from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer, populate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from asyncckpt.workers import Crew, StopFlag
+    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.pacing import StopFlag
 
     Bytes = NDArray[np.uint8]
 

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.listing import names_in
 from asyncckpt.disk.names import Kind, name_of
-from asyncckpt.workers import Pacer, Stopped
+from asyncckpt.runtime.pacing import Pacer, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.workers import StopFlag
+    from asyncckpt.runtime.pacing import StopFlag
 
 # What a file system answers where it will not let a name go, whatever else it does: it is another user's, a mount
 # point, a lower layer, or a file that is open elsewhere (on NFS its directory never becomes empty).

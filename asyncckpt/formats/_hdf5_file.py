@@ -20,7 +20,7 @@ from asyncckpt.formats._hdf5_leaves import TEXT, VALUE_MAX_NBYTES, Leaf
 from asyncckpt.libhdf5 import h5t
 
 if TYPE_CHECKING:
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 _COMPACT_LINKS: Final = 8  # more of them are stored where they are found by name
 _COLLECTION: Final = 4096  # texts stored together

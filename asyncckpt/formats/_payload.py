@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from asyncckpt.disk.plan import Piece, Span, align
-from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 EXTENT_HEADER_NBYTES: Final = 5
 """Room before an extent: a msgpack `bin 32`."""

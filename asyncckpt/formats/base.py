@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final, Protocol, cast
 
 if TYPE_CHECKING:
     from asyncckpt.disk.plan import FilePlan
+    from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.index import Index
-    from asyncckpt.workers import Pacer
 
 
 class Format(Protocol):

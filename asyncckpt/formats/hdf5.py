@@ -23,13 +23,13 @@ from asyncckpt.formats._hdf5_leaves import make_leaf
 from asyncckpt.formats._hdf5_types import ElementTypes
 from asyncckpt.formats._payload import Payload
 from asyncckpt.libhdf5 import h5t
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.state import index as ix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 MAX_LEAVES: Final = 2048
 """Python leaves, and containers for their own sake, that are mirrored in one file."""

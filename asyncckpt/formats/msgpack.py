@@ -16,8 +16,8 @@ from asyncckpt.formats._payload import EXTENT_HEADER_NBYTES, Payload, extent_sta
 from asyncckpt.state.index import IndexEncoder
 
 if TYPE_CHECKING:
+    from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.index import Index
-    from asyncckpt.workers import Pacer
 
 EXTENT_NBYTES: Final = 1 << 30
 

@@ -19,13 +19,13 @@ from xxhash import xxh3_128_digest
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.formats import _hdf5_names as names
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.runtime.memory import PAGE_NBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from asyncckpt.keyed.values import Names
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 FORMAT_VERSION: Final = 1
 HEAD_NBYTES: Final = 3 * PAGE_NBYTES

@@ -25,6 +25,7 @@ from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
 from asyncckpt.disk.plan import align
 from asyncckpt.disk.reading import Target, read_record
 from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.formats.array_targets import fresh_array, targets_of
 from asyncckpt.keyed import _hdf5_root as root
 from asyncckpt.keyed._hdf5_catalog import (
     HEAD_NBYTES,
@@ -39,10 +40,9 @@ from asyncckpt.keyed._hdf5_catalog import (
 )
 from asyncckpt.keyed._hdf5_region import RegionPlan, Value, array_of, digest_runs
 from asyncckpt.keyed.writing import Appender
-from asyncckpt.memory import PAGE_NBYTES
-from asyncckpt.saving.loading import fresh_array, targets_of
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.runtime.pacing import Pacer, discard
 from asyncckpt.state.index import Index, Segment, decode_index
-from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

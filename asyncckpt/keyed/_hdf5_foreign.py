@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed._hdf5_catalog import Place
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 _Read = TypeVar("_Read")
 

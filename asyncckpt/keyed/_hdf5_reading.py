@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.keyed.home import Home
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 MARK: Final = "__asyncckpt"
 """What the names begin with that are no user's."""

@@ -14,7 +14,7 @@ from asyncckpt.disk.plan import FilePlan, Piece, Span, align
 from asyncckpt.formats._hdf5_file import MetadataFile
 from asyncckpt.formats.hdf5 import Mirror
 from asyncckpt.keyed._hdf5_catalog import Place, Region, link_name
-from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state import index as ix
 from asyncckpt.state.strided import flat_bytes, scatter
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from asyncckpt.disk.blocks import ArrayBytes
     from asyncckpt.disk.manifest import FileRecord
     from asyncckpt.keyed.values import Names
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
     Bytes = NDArray[np.uint8]
 

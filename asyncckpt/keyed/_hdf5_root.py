@@ -13,7 +13,7 @@ from asyncckpt.formats import _hdf5_bytes as hb
 from asyncckpt.formats._hdf5_file import MetadataFile, Node
 from asyncckpt.formats._hdf5_leaves import Leaf
 from asyncckpt.libhdf5 import h5t
-from asyncckpt.workers import Pacer
+from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed._hdf5_catalog import Place
     from asyncckpt.keyed.base import Found
     from asyncckpt.keyed.values import Captured, Names
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
     Bytes = NDArray[np.uint8]
 

@@ -16,13 +16,14 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from asyncckpt.workers import Pacer
+from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from asyncckpt.keyed.values import Captured, Names
-    from asyncckpt.workers import Crew, StopFlag
+    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.pacing import StopFlag
 
 
 class Work:

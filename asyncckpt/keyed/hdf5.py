@@ -22,7 +22,7 @@ from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value
 from asyncckpt.keyed._hdf5_sources import OBJECT_NBYTES, Foreign, Held, Placed, Source, payload_of
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_value
-from asyncckpt.workers import Pacer, discard
+from asyncckpt.runtime.pacing import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -16,16 +16,17 @@ import contextvars
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Condensed, capture
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
-from asyncckpt.saving.idle import IdleTimer
-from asyncckpt.saving.jobs import Jobs
-from asyncckpt.state.staging import BufferPool
-from asyncckpt.workers import Crew, StopFlag
+from asyncckpt.runtime.buffers import BufferPool
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.idle import IdleTimer
+from asyncckpt.runtime.jobs import Jobs
+from asyncckpt.runtime.pacing import StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.json_read import decode_value, split_object
@@ -17,7 +16,8 @@ from asyncckpt.keyed.json_text import FileText, MemoryText, Text, read_text
 from asyncckpt.keyed.json_write import encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
-from asyncckpt.workers import Pacer
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.json_scan import Window
     from asyncckpt.keyed.json_text import Text
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 _MAX_BRACKETS: Final = 3 * tags.MAX_DEPTH  # a container of ours takes two, and a leaf in it up to three more
 _NEAR_NBYTES: Final = 256  # where a key and its colon are mostly found

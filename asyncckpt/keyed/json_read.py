@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed import json_tags as tags
 from asyncckpt.keyed.base import Found
@@ -21,9 +20,10 @@ from asyncckpt.keyed.json_parse import Pairs, Span, decode, parse, split_entry, 
 from asyncckpt.keyed.json_scan import CLOSE, COMMA, skip_blanks, skip_blanks_before, windows
 from asyncckpt.keyed.json_text import MemoryText, Text
 from asyncckpt.keyed.values import build_value
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.pacing import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

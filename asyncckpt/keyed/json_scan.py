@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.keyed.json_text import Text
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 WINDOW_NBYTES: Final = 1 << 15
 _SMALL_WINDOW_NBYTES: Final = 1 << 9

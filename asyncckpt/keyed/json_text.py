@@ -20,7 +20,7 @@ from xxhash import xxh3_128_digest
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 PIECE_NBYTES: Final = 1 << 20
 

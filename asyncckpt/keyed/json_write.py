@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from asyncckpt.keyed.values import Captured
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 _DATA_NBYTES: Final = 196_608  # bytes in one base64 string: a multiple of 3
 _PIECE_NBYTES: Final = 1 << 18  # of text, at least, in all but the last piece

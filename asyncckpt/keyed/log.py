@@ -26,8 +26,8 @@ from asyncckpt.keyed import log_records as records
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.reading import Place, read_place
 from asyncckpt.keyed.writing import Appender
-from asyncckpt.memory import PAGE_NBYTES
-from asyncckpt.workers import Pacer, discard
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.runtime.pacing import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

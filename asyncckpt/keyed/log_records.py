@@ -22,12 +22,12 @@ from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed.reading import Place
 from asyncckpt.keyed.values import flat_names, nested_names, runs_of
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.state.index import IndexEncoder, Segment
 
 if TYPE_CHECKING:
     from asyncckpt.keyed.values import Captured, Names
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 VERSION: Final = 1
 MIN_PADDING_NBYTES: Final = 2

@@ -29,8 +29,8 @@ from asyncckpt.keyed import npz_directory as directory
 from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
+from asyncckpt.runtime.pacing import Pacer, discard
 from asyncckpt.state import index as ix
-from asyncckpt.workers import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 MAX_EXPANSION: Final = 100
 """How many times larger than in the file the compressed members of a value may be, beyond"""

@@ -26,7 +26,7 @@ from asyncckpt.keyed.home import Home
 from asyncckpt.keyed.session import Session
 from asyncckpt.keyed.streams import StreamStore, check_stream
 from asyncckpt.keyed.view import AsyncCheckpointer
-from asyncckpt.workers import Crew
+from asyncckpt.runtime.context import Crew
 
 if TYPE_CHECKING:
     from types import TracebackType

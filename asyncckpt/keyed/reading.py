@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from asyncckpt.disk.reading import Target, read_record
+from asyncckpt.formats.array_targets import targets_of
 from asyncckpt.keyed.values import build_value
-from asyncckpt.saving.loading import targets_of
 from asyncckpt.state.index import decode_index
 
 if TYPE_CHECKING:

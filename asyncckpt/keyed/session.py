@@ -13,17 +13,16 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointerUsageError, QueueFullError
 from asyncckpt.keyed.base import Found, Work
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.jobs import StoreJobs
 from asyncckpt.keyed.values import Captured, Condensed, receive, refer_flat
-from asyncckpt.saving.intake import INLINE_NBYTES, INLINE_NODES
-from asyncckpt.state.leaf_nodes import TooLargeError
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.pacing import Pacer, StopFlag
+from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Pacer, StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +160,7 @@ class Session:
         self._refusals.tell()
         self._queue.names.check_way(path)
         assert self._jobs.engine is not None  # noqa: S101 - it is open
-        flat = _flatten_inline(self._jobs.engine.to_state(value), path)
+        flat = flatten_inline(self._jobs.engine.to_state(value), join_path(path))
         if flat is None:
             message = (
                 f"{path[0]!r}: a value of more than {INLINE_NBYTES} bytes, or of more than {INLINE_NODES} nodes in its"
@@ -184,7 +183,7 @@ class Session:
         self._queue.names.check_way(path)
         await self._give_way()
         async with self._intake:
-            flat = None if self._has_serializer() else _flatten_inline(value, path)
+            flat = None if self._has_serializer() else flatten_inline(value, join_path(path))
             if flat is not None:
                 nbytes = flat.encoded_nbytes + flat.array_nbytes
                 await self._jobs.become_writer()
@@ -285,15 +284,6 @@ class Session:
         self._check()
         await self._jobs.run(_commit)
         self._refusals.tell()
-
-
-def _flatten_inline(value: object, path: Path) -> FlatState | None:
-    """Encode a value on the loop, or return None if it is too large for that."""
-    pacer = Pacer(yields=False)
-    try:
-        return flatten(value, root=join_path(path), pacer=pacer, max_nodes=INLINE_NODES, max_nbytes=INLINE_NBYTES)
-    except TooLargeError:
-        return None
 
 
 def _commit(engine: Engine, work: Work) -> None:

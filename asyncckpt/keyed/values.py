@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgpack
 import numpy as np
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.errors import CheckpointWarning
 from asyncckpt.keyed.base import Found
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.pacing import Pacer, StopFlag
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.strided import flat_bytes, scatter
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer, StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.keyed.base import Work
-    from asyncckpt.state.staging import BufferPool
+    from asyncckpt.runtime.buffers import BufferPool
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"
 """The keys of a dict, each with the names of its value; None for what is not a dict; False if that is not known."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import FileLockedError
-from asyncckpt.workers import drop_locals
+from asyncckpt.runtime.tracebacks import drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable

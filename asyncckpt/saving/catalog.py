@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.retention import BestChoice, Candidate, RetentionPolicy, Standings, metric_of
-from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence

@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.disk import publish, removal
 from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
@@ -20,9 +19,10 @@ from asyncckpt.disk.metric_file import clear_half_made, is_half_made, read_metri
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
 from asyncckpt.formats.base import find_format
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.catalog import NO_IDENTITY, CheckpointRecord, Identity, Listed, arrange
 from asyncckpt.saving.metric import metric_to_store
-from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
-    from asyncckpt.workers import Crew, StopFlag
 
 
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)

@@ -14,34 +14,31 @@ import asyncio
 import warnings
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import encode_training_info, normalize_training_info, run_config_bytes
 from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
 from asyncckpt.formats.base import find_format
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.pacing import Pacer, StopFlag
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot, staged_nbytes
-from asyncckpt.state.leaf_nodes import TooLargeError
+from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer, StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asyncckpt.config import Settings
+    from asyncckpt.runtime.buffers import BufferPool
+    from asyncckpt.runtime.jobs import Jobs
     from asyncckpt.saving.catalog import Catalog
-    from asyncckpt.saving.jobs import Jobs
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.state.flat import FlatState
-    from asyncckpt.state.staging import BufferPool
 
 ResultT = TypeVar("ResultT")
 
-INLINE_NBYTES: Final = 1 << 20
-"""States up to this size, and"""
-INLINE_NODES: Final = 512
-"""with no more nodes than this in their tree, are captured on the loop."""
 _NO_TRAINING_INFO: Final = encode_training_info({})
 
 
@@ -151,7 +148,7 @@ class Intake:
         """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
         handle = SaveHandle(step)
         documents = encode_documents(step, training_info, run_config, self._metric, callers=2)
-        flat = self._flatten_inline(state)
+        flat = flatten_inline(state)
         if flat is None:
             message = (
                 f"step {step}: the state has more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes: use await save()"
@@ -201,7 +198,7 @@ class Intake:
         """Wait for room, copy the state and queue it; None if it is to be skipped."""
         if self._settings.overflow == "skip" and self._writer.waiting_saves >= MAX_WAITING_SAVES:
             return None
-        flat = self._flatten_inline(state)
+        flat = flatten_inline(state)
         is_small = flat is not None
         if flat is None:
             flat = await self._in_thread(_flatten_in_thread, state)
@@ -268,13 +265,6 @@ class Intake:
             handle._waiters -= 1  # noqa: SLF001
         if handle.state is SaveState.FAILED:
             await handle  # raises: nothing was saved, and the caller learns it here
-
-    def _flatten_inline(self, state: object) -> FlatState | None:
-        """Encode a state on the loop, or return None if it is too large for that."""
-        try:
-            return flatten(state, pacer=Pacer(yields=False), max_nodes=INLINE_NODES, max_nbytes=INLINE_NBYTES)
-        except TooLargeError:
-            return None
 
     def _copy_inline(self, flat: FlatState) -> Snapshot:
         snapshot = StagedSnapshot(flat, None)

@@ -26,7 +26,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.errors import CheckpointWarning, ManagerUsageError
-from asyncckpt.saving import grace
+from asyncckpt.runtime import grace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence

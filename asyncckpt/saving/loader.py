@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from asyncckpt.disk.reading import READERS
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
+from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
-from asyncckpt.workers import StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asyncckpt.config import Settings
+    from asyncckpt.runtime.jobs import Jobs
     from asyncckpt.saving.catalog import Catalog, LoadedCheckpoint
-    from asyncckpt.saving.jobs import Jobs
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.saving.steps import Choice
     from asyncckpt.saving.writer import Writer

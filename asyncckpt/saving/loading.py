@@ -11,42 +11,36 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from functools import partial
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from asyncckpt.collector import young_collections_only
 from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint, read_targets
 from asyncckpt.disk.listing import locate
-from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
-from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.names import TRAINING_INFO_NAME
-from asyncckpt.disk.reading import Target
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
-from asyncckpt.memory import PAGE_NBYTES, aligned_array
+from asyncckpt.formats.array_targets import fresh_array, map_arrays, targets_in_runs
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
-from asyncckpt.state.index import ArrayMeta, Index, Segment, decode_index, find_contents
+from asyncckpt.state.index import Index, Segment, decode_index, find_contents
 from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
-from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.workers import BATCH_OBJECTS, Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from asyncckpt.workers import Crew, StopFlag
+    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.pacing import StopFlag
 
 
 ResultT = TypeVar("ResultT")
-
-_ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapping of their own would cost more
 
 
 class LoadRequest(NamedTuple):
@@ -189,7 +183,7 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
     fd = reader.open(name)
     try:
         mapped = survey.arrays - survey.contents if request.lazy else set()
-        arrays = _map_arrays(fd, index, segments, mapped) if mapped else {}
+        arrays = map_arrays(fd, index, segments, mapped) if mapped else {}
         read = survey.arrays - mapped
         for batch in pacer.batches(read):
             for number in batch:
@@ -197,7 +191,7 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
                     arrays[number] = survey.destinations[number][0]
                 elif not 0 < index.arrays[number].nbytes < PAGE_NBYTES:
                     arrays[number] = fresh_array(index.arrays[number])
-        targets = _targets_in_runs(index, segments, read, arrays, pacer) if read else []
+        targets = targets_in_runs(index, segments, read, arrays, pacer) if read else []
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
         try:
@@ -222,123 +216,6 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
         return arrays
     finally:
         os.close(fd)
-
-
-def fresh_array(meta: ArrayMeta) -> NDArray[Any]:
-    """Return memory for an array that is to be read."""
-    if meta.nbytes >= _ALIGNED_MIN_NBYTES:
-        return aligned_array(meta.shape, meta.dtype)
-    return np.ndarray(meta.shape, meta.dtype)  # unlike np.empty, it leaves a dtype of no bytes ("<U0") as it is
-
-
-def targets_of(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
-    """Say where each segment of these arrays goes."""
-    memories = {number: flat_bytes(array) for number, array in arrays.items()}
-    filled = dict.fromkeys(arrays, 0)
-    targets = []
-    for segment in segments:
-        if segment.array not in arrays:
-            continue
-        start = filled[segment.array]
-        filled[segment.array] = start + segment.nbytes
-        memory = memories[segment.array]
-        if memory is not None:
-            targets.append(Target(segment.offset, segment.nbytes, memory[start : start + segment.nbytes]))
-        else:
-            targets.append(Target(segment.offset, segment.nbytes, None, _scatterer(arrays[segment.array], start)))
-    return targets
-
-
-def _targets_in_runs(
-    index: Index, segments: list[Segment], wanted: set[int], arrays: dict[int, NDArray[Any]], pacer: Pacer
-) -> list[Target]:
-    """Say where each segment of the wanted arrays goes, and make those that `arrays` lacks, the small ones, on the way.
-
-    Small arrays that lie in one digest block are one target, which is handed out at once: none is cut in two.
-    """
-    targets: list[Target] = []
-    large: dict[int, NDArray[Any]] = {}
-    others: list[Segment] = []
-    run: list[tuple[int, int, ArrayMeta]] = []
-
-    def end_run() -> None:
-        nonlocal run
-        if run:
-            (_, begin, _), (_, last, meta) = run[0], run[-1]
-            store = partial(_store_run, run, arrays, pacer)
-            targets.append(Target(begin, last + meta.nbytes - begin, None, store))
-            run = []
-
-    for batch in pacer.batches(segments):
-        for segment in batch:
-            number, offset, nbytes = segment
-            if number not in wanted:
-                continue
-            meta = index.arrays[number]
-            block = offset // DIGEST_BLOCK_NBYTES
-            is_cut = block != (offset + nbytes - 1) // DIGEST_BLOCK_NBYTES
-            if nbytes >= PAGE_NBYTES or nbytes != meta.nbytes or is_cut or meta.dtype.names is not None:
-                end_run()  # targets must not overlap
-                others.append(segment)
-                if number not in arrays:
-                    arrays[number] = fresh_array(meta)
-                large[number] = arrays[number]
-                continue
-            if run and (len(run) == BATCH_OBJECTS or run[0][1] // DIGEST_BLOCK_NBYTES != block):
-                end_run()
-            run.append((number, offset, meta))
-    end_run()
-    return sorted([*targets, *targets_of(others, large)], key=itemgetter(0))
-
-
-def _store_run(
-    run: Sequence[tuple[int, int, ArrayMeta]],
-    arrays: dict[int, NDArray[Any]],
-    pacer: Pacer,
-    position: int,
-    data: NDArray[np.uint8],
-) -> None:
-    """Make, or fill, the small arrays of a run from the bytes that hold them all."""
-    begin = run[0][1] + position
-    for number, offset, meta in run:
-        found: NDArray[Any] = np.ndarray(meta.shape, meta.dtype, data, offset - begin)
-        if number in arrays:
-            np.copyto(arrays[number], found)
-        else:
-            arrays[number] = found.copy()
-    pacer.pause()
-
-
-def _scatterer(array: NDArray[Any], start: int) -> Callable[[int, NDArray[np.uint8]], None]:
-    return lambda position, data: scatter(array, start + position, data)
-
-
-def _map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]) -> dict[int, NDArray[Any]]:
-    file = MappedFile(fd)
-    arrays: dict[int, NDArray[Any]] = {}
-    cut: dict[int, list[tuple[int, int]]] = {}
-    for number, offset, nbytes in segments:
-        meta = index.arrays[number]
-        if number not in wanted:
-            continue
-        if nbytes == meta.nbytes:
-            arrays[number] = np.ndarray(meta.shape, meta.dtype, file.memory, offset)
-        else:
-            cut.setdefault(number, []).append((offset, nbytes))
-    for number, runs in cut.items():
-        meta = index.arrays[number]
-        try:
-            joined = file.join(runs)
-        except ValueError as error:
-            raise CorruptCheckpointError(f"the index is damaged: array {number}: {error}") from error
-        except OSError as error:
-            raise CheckpointError(f"array {number} cannot be mapped: {error}: load it without lazy") from error
-        arrays[number] = joined.view(meta.dtype).reshape(meta.shape)
-    for number in wanted - arrays.keys():  # those without a byte
-        meta = index.arrays[number]
-        arrays[number] = np.ndarray(meta.shape, meta.dtype)
-        arrays[number].flags.writeable = False
-    return arrays
 
 
 def _touched(segments: list[Segment], survey: Survey, begun: list[tuple[int, int]]) -> tuple[str, ...]:

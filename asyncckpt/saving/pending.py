@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from asyncckpt.disk import removal
 from asyncckpt.disk.names import Kind, name_of, parse_name
 from asyncckpt.errors import StepExistsError
+from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
-from asyncckpt.workers import StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.runtime.jobs import Jobs
     from asyncckpt.saving.catalog import Catalog
-    from asyncckpt.saving.jobs import Jobs
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.saving.writer import Writer
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk import removal
 from asyncckpt.disk.listing import missing
+from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
-from asyncckpt.workers import StopFlag
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.runtime.grace import Grace
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.commit import Trash
-    from asyncckpt.saving.grace import Grace
 
 MAX_WAITING: Final = 4
 """Retired checkpoints that may wait to be deleted while saves are on their way."""

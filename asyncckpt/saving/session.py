@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from asyncckpt.errors import CheckpointWarning, ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
+from asyncckpt.runtime.buffers import BufferPool
+from asyncckpt.runtime.idle import IdleTimer
+from asyncckpt.runtime.jobs import Jobs
 from asyncckpt.saving import commit
 from asyncckpt.saving.catalog import Catalog
-from asyncckpt.saving.idle import IdleTimer
 from asyncckpt.saving.intake import Intake
-from asyncckpt.saving.jobs import Jobs
 from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
 from asyncckpt.saving.pending import PendingDirectories
 from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.saving.writer import Writer
-from asyncckpt.state.staging import BufferPool
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,11 +22,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncckpt.disk.blocks import BLOCK_NBYTES
 from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError
+from asyncckpt.runtime.grace import Grace
+from asyncckpt.runtime.pacing import StopFlag, Stopped
+from asyncckpt.runtime.tracebacks import drop_locals
 from asyncckpt.saving import commit
-from asyncckpt.saving.grace import Grace
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.retirement import Retirement
-from asyncckpt.workers import StopFlag, Stopped, drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.disk.lock import DirectoryLock
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.runtime.jobs import Jobs
     from asyncckpt.saving.catalog import Catalog, CheckpointRecord
-    from asyncckpt.saving.jobs import Jobs
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 _FAMILY: Final[dict[int, tuple[type, ...]]] = {
     ix.LIST: SEQUENCES,

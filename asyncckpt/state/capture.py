@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
-from asyncckpt.state.staging import LARGE_NBYTES, SMALL_NBYTES, BufferPool
+from asyncckpt.runtime.buffers import LARGE_NBYTES, SMALL_NBYTES, BufferPool
+from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state.strided import flat_bytes, gather
-from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.state.flat import FlatState
-    from asyncckpt.workers import Crew, StopFlag
 
     Bytes = NDArray[np.uint8]
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncckpt.collector import YoungReferences
+from asyncckpt.runtime.collector import YoungReferences
+from asyncckpt.runtime.pacing import PIECE_ELEMENTS
 from asyncckpt.state import index as ix
-from asyncckpt.workers import PIECE_ELEMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 SEQUENCES: Final = (list, tuple, deque)
 MAPPING_TYPES: Final = (dict, OrderedDict)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
-from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

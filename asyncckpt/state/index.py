@@ -23,9 +23,9 @@ import numpy as np
 
 from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
+from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain, has_alias
 from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, make_ext, read_row
-from asyncckpt.workers import BATCH_OBJECTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence

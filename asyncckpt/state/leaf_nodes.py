@@ -18,11 +18,11 @@ import msgpack
 import numpy as np
 
 from asyncckpt.errors import UnsupportedLeafError
+from asyncckpt.runtime.pacing import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.selection import join_path
-from asyncckpt.workers import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

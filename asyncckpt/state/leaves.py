@@ -23,6 +23,7 @@ from asyncckpt.errors import (
     UnsupportedLeafError,
     brief,
 )
+from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import SEQUENCES, Maker
 from asyncckpt.state.dtypes import dtype_from_plain
@@ -30,7 +31,6 @@ from asyncckpt.state.reduction import Form, MisfitError, Reduction
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.targets import overlaps_itself
 from asyncckpt.state.types import find_reduction
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -15,7 +15,7 @@ import msgpack
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 TEXT_ERRORS: Final = "surrogatepass"
 MAX_ROW: Final = 1 << 16

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.workers import Pacer
+    from asyncckpt.runtime.pacing import Pacer
 
 _MAX_ELEMENTS: Final = 1 << 20  # of arrays that take a look at each element
 _MAX_WORK: Final[Any] = 10_000  # numpy's measure; views of usual kinds take less than a hundred

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.flat import FlatState
-    from asyncckpt.workers import Pacer
 
 MAX_KEY_DEPTH: Final = 200
 """Containers within containers that a key or an element of a set may be: to hash them takes a stack as deep."""

@@ -15,8 +15,8 @@ from asyncckpt.disk import listing, publish, removal
 from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, decode_manifest, digest_bytes
 from asyncckpt.errors import CheckpointError
+from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.testing import FaultyDisk
-from asyncckpt.workers import StopFlag, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable

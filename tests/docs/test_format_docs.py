@@ -16,7 +16,7 @@ from support import FORMATS, Color, Fixed, Params, Point, assert_same, canonical
 
 from asyncckpt.disk import manifest
 from asyncckpt.formats import msgpack as stream
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.state import index, leaf_nodes, packed, types
 from asyncckpt.state import tree as trees
 

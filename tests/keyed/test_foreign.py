@@ -20,7 +20,7 @@ from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.json_read import decode_value
 from asyncckpt.keyed.json_text import MemoryText
-from asyncckpt.workers import Pacer
+from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -32,9 +32,10 @@ from asyncckpt.keyed import _hdf5_data
 from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, find_slots
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.values import refer
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.testing import FaultyDisk
-from asyncckpt.workers import Crew, StopFlag, Stopped
 
 MIB = 1 << 20
 

@@ -29,7 +29,7 @@ from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES
 from asyncckpt.keyed.hdf5 import HDF5Store
 from asyncckpt.keyed.home import Home
 from asyncckpt.keyed.values import refer
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from asyncckpt.keyed import session
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.json_text import PIECE_NBYTES
 from asyncckpt.keyed.values import Condensed, condense, expand
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

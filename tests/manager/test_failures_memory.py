@@ -25,6 +25,7 @@ from asyncckpt import (
     UnsupportedLeafError,
 )
 from asyncckpt.disk import blocks
+from asyncckpt.runtime.memory import aligned_array
 from asyncckpt.saving import loading
 from asyncckpt.testing import FaultyDisk
 
@@ -223,7 +224,7 @@ async def test_a_fallback_holds_one_checkpoint_at_a_time(tmp_path: Path, monkeyp
 
     def make(meta: Any) -> Any:
         alive.append(sum(reference() is not None for arrays in steps[:-1] for reference in arrays))
-        made = loading.aligned_array(meta.shape, meta.dtype)
+        made = aligned_array(meta.shape, meta.dtype)
         steps[-1].append(weakref.ref(made, gone))
         return made
 

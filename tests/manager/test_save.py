@@ -19,9 +19,9 @@ import yaml
 from gates import HeldPool, gone, hold, poke
 
 import asyncckpt
-import asyncckpt.memory
+import asyncckpt.runtime.memory
 from asyncckpt import CheckpointManager, CheckpointWarning, QueueFullError, SaveFailedError, StepExistsError
-from asyncckpt.saving.jobs import _IDLE_YIELD_INTERVAL, Jobs
+from asyncckpt.runtime.jobs import _IDLE_YIELD_INTERVAL, Jobs
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -516,14 +516,14 @@ async def test_a_state_beyond_the_budget_streams(
     seen.
     """
     allocated: list[int] = []
-    aligned_buffer = asyncckpt.memory.aligned_buffer
+    aligned_buffer = asyncckpt.runtime.memory.aligned_buffer
 
     def counting(nbytes: int) -> Any:
         allocated.append(nbytes)
         return aligned_buffer(nbytes)
 
     monkeypatch.setattr("asyncckpt.disk.blocks.aligned_buffer", counting)
-    monkeypatch.setattr("asyncckpt.state.staging.aligned_buffer", counting)
+    monkeypatch.setattr("asyncckpt.runtime.buffers.aligned_buffer", counting)
     rng = np.random.default_rng(1)
     aligned = aligned_buffer(16 * MIB).view(np.float64)  # direct I/O could take it from where it lies
     aligned[:] = rng.random(2 * MIB)
@@ -628,13 +628,13 @@ async def test_a_streaming_failure_is_not_reported_twice(tmp_path: Path) -> None
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Note for how many seconds the loop's thread sleeps to give the GIL away, each time it does."""
     naps: list[float] = []
-    real = asyncckpt.saving.jobs.select.select  # type: ignore[attr-defined]
+    real = asyncckpt.runtime.jobs.select.select  # type: ignore[attr-defined]
 
     def counting(*args: Any) -> Any:
         naps.append(args[3])
         return real(*args)
 
-    monkeypatch.setattr("asyncckpt.saving.jobs.select.select", counting)
+    monkeypatch.setattr("asyncckpt.runtime.jobs.select.select", counting)
     return naps
 
 
@@ -683,7 +683,7 @@ async def test_a_loop_that_sleeps_gives_nothing_away(
     monkeypatch.setattr(Jobs, "_yield", noting)
     # How much of a core its thread has had is not left to what else the machine does: none.
     clocks = SimpleNamespace(perf_counter=time.perf_counter, thread_time=float)
-    monkeypatch.setattr("asyncckpt.saving.jobs.time", clocks)
+    monkeypatch.setattr("asyncckpt.runtime.jobs.time", clocks)
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
         with hold(disk) as gate:
@@ -802,7 +802,7 @@ async def test_prewarm_leaves_the_first_save_nothing_to_allocate(
         state = {"w": np.ones(5_000_000), "b": [np.ones(300_000), "x"]}
         await manager.prewarm(state)
         assert not (tmp_path / "a").exists()
-        monkeypatch.delattr("asyncckpt.state.staging.aligned_buffer")  # whoever asks for a fresh buffer fails
+        monkeypatch.delattr("asyncckpt.runtime.buffers.aligned_buffer")  # whoever asks for a fresh buffer fails
         await (await manager.save(1, state))
         loaded = await manager.load(1)
         assert loaded is not None

@@ -59,9 +59,9 @@ def read_manifest(data: bytes, folder: Path) -> None:  # noqa: ARG001 - it needs
 def read_index(data: bytes, folder: Path) -> None:  # noqa: ARG001 - it needs none
     """Decode an index, walk its tree, and make what it says, from arrays of zeros."""
     from asyncckpt.errors import CheckpointError
+    from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.build import Builder
     from asyncckpt.state.index import decode_index
-    from asyncckpt.workers import Pacer
 
     try:
         index, _ = decode_index(memoryview(data), file_nbytes=1 << 16, pacer=Pacer(yields=False))

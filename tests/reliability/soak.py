@@ -12,7 +12,7 @@ import statistics
 import traceback
 from typing import TYPE_CHECKING, ClassVar, Final
 
-import asyncckpt.saving.jobs as jobs_module
+import asyncckpt.runtime.jobs as jobs_module
 
 from . import directories, files
 from .rig import Result, Rig

@@ -15,7 +15,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import asyncckpt.saving.jobs as jobs_module
+import asyncckpt.runtime.jobs as jobs_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

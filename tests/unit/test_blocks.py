@@ -23,9 +23,10 @@ from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, Manifest, d
 from asyncckpt.disk.ops import O_DIRECT, DiskOps
 from asyncckpt.disk.plan import FilePlan, Piece, Span
 from asyncckpt.disk.reading import Target
-from asyncckpt.memory import PAGE_NBYTES, aligned_buffer
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer
+from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.testing import FaultyDisk
-from asyncckpt.workers import Crew, StopFlag, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

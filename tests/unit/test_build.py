@@ -11,10 +11,10 @@ import pytest
 from support import FORMATS, Color, Fixed, Params, Point, assert_same, load_from, round_trip, save_to
 
 from asyncckpt import CorruptCheckpointError, StateMismatchError
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.index import ArrayMeta, Index
-from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from asyncckpt.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.runtime.buffers import SMALL_NBYTES, BufferPool
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
-from asyncckpt.state.staging import SMALL_NBYTES, BufferPool
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Crew, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncckpt import collector
-from asyncckpt.collector import YoungReferences, young_collections_only
+from asyncckpt.runtime import collector
+from asyncckpt.runtime.collector import YoungReferences, young_collections_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, Maker
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 SIZES = (0, 1, PIECE_ELEMENTS, PIECE_ELEMENTS + 1, 5 * PIECE_ELEMENTS + 3)
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from asyncckpt.workers import Crew, StopFlag, Stopped
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.pacing import StopFlag, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from leftovers import no_collections
 
-from asyncckpt.workers import drop_locals
+from asyncckpt.runtime.tracebacks import drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator

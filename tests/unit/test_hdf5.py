@@ -30,10 +30,10 @@ from asyncckpt.disk.plan import Span
 from asyncckpt.formats import _hdf5_bytes as hb
 from asyncckpt.formats import _hdf5_names as names
 from asyncckpt.formats import hdf5
+from asyncckpt.runtime.pacing import Pacer, StopFlag, Stopped
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Pacer, StopFlag, Stopped
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,6 +13,7 @@ from strategies import DTYPES
 from support import describe_dtype
 
 from asyncckpt import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer, StopFlag, Stopped
 from asyncckpt.state import dtypes
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
 from asyncckpt.state.index import (
@@ -31,7 +32,6 @@ from asyncckpt.state.index import (
     find_contents,
     pack_piece,
 )
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer, StopFlag, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from asyncckpt.keyed.json_base64 import BLOCK_NBYTES, decode_into
 from asyncckpt.keyed.json_parse import _PART_NBYTES
 from asyncckpt.keyed.json_read import decode_value, split_object
 from asyncckpt.keyed.json_text import PIECE_NBYTES, FileText, MemoryText
-from asyncckpt.workers import Pacer
+from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from pathlib import Path

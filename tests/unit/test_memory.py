@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from asyncckpt.memory import PAGE_NBYTES, aligned_array, aligned_buffer, libc, populate
+from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_array, aligned_buffer, libc, populate
 
 MIB = 1 << 20
 

@@ -17,10 +17,10 @@ from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.plan import FilePlan, Span
 from asyncckpt.formats import msgpack as form
 from asyncckpt.formats.base import find_format
-from asyncckpt.memory import PAGE_NBYTES
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving import commit
 from asyncckpt.state.index import ArrayMeta, Index, decode_index
-from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from support import assert_same, load_fully, save_to
 
-from asyncckpt import workers
 from asyncckpt.disk import reading
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
 from asyncckpt.formats import msgpack
+from asyncckpt.runtime import pacing
+from asyncckpt.runtime.buffers import BufferPool
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer, StopFlag, Stopped
 from asyncckpt.saving import loading
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import StagedSnapshot, staged_nbytes
-from asyncckpt.state.staging import BufferPool
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import BATCH_OBJECTS, Crew, Pacer, StopFlag, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,8 +137,8 @@ def test_nobody_is_woken_for_nothing(items: int, threads: int | None, helpers: i
 def test_a_pause_is_a_real_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sleep of no time gives the GIL away and has it back before another thread has woken."""
     slept: list[float] = []
-    monkeypatch.setattr(workers, "PIECE_SECONDS", 0.0)
-    monkeypatch.setattr(workers.time, "sleep", slept.append)
+    monkeypatch.setattr(pacing, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(pacing.time, "sleep", slept.append)
     Pacer().pause()
     Pacer(yields=False).pause()
     assert len(slept) == 1

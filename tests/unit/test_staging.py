@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asyncckpt.state.staging import LARGE_NBYTES, SMALL_NBYTES, BufferPool
+from asyncckpt.runtime.buffers import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 
 
 def test_what_lies_idle_between_two_trims_is_given_back() -> None:

@@ -15,10 +15,10 @@ import pytest
 from support import FORMATS, Point, assert_same, load_from, round_trip, save_to
 
 from asyncckpt import CheckpointError, StateChangedError, UnsupportedLeafError, register_type
+from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer
 from asyncckpt.state.leaf_nodes import TooLargeError
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import PIECE_ELEMENTS, Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

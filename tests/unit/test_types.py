@@ -44,12 +44,12 @@ from asyncckpt import (
     UnsupportedLeafError,
     register_type,
 )
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.dtypes import is_kept
 from asyncckpt.state.index import Index
 from asyncckpt.state.tree import flatten
-from asyncckpt.workers import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -436,7 +436,8 @@ def test_nothing_is_imported_by_name(tmp_path: Path) -> None:
     save_to(tmp_path, 1, {"mode": Mode.FAST})
     script = (
         "import sys, pathlib; from asyncckpt.saving.loading import LoadRequest, load_checkpoint\n"
-        "from asyncckpt.workers import Crew, StopFlag\n"
+        "from asyncckpt.runtime.context import Crew\n"
+        "from asyncckpt.runtime.pacing import StopFlag\n"
         "found = load_checkpoint(pathlib.Path(sys.argv[1]), 1, LoadRequest(), Crew(), StopFlag())\n"
         "assert 'elsewhere' not in sys.modules; print(found.checkpoint.state, found.unknown_types)"
     )

@@ -16,8 +16,8 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from asyncckpt.saving.jobs import Jobs
-    from asyncckpt.workers import StopFlag
+    from asyncckpt.runtime.jobs import Jobs
+    from asyncckpt.runtime.pacing import StopFlag
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")

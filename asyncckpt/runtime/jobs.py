@@ -21,12 +21,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.errors import ManagerClosedError
-from asyncckpt.exiting import Threads
-from asyncckpt.workers import Crew, StopFlag, drop_locals
+from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.exiting import Threads
+from asyncckpt.runtime.tracebacks import drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future, ThreadPoolExecutor
+
+    from asyncckpt.runtime.pacing import StopFlag
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.memory import aligned_buffer
+from asyncckpt.runtime.memory import aligned_buffer
 
 if TYPE_CHECKING:
     import numpy as np

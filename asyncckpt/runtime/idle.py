@@ -7,8 +7,8 @@ import weakref
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from asyncckpt.saving.jobs import Jobs
-    from asyncckpt.state.staging import BufferPool
+    from asyncckpt.runtime.buffers import BufferPool
+    from asyncckpt.runtime.jobs import Jobs
 
 IDLE_SECONDS: Final = 60.0
 """Buffers that nobody has used for this long, and at most for twice as long, go back to the system."""

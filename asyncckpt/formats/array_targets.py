@@ -1,0 +1,154 @@
+"""Memory for the arrays that an index describes: where each run of a file's bytes goes when it is read.
+
+A format's index says where the bytes of each array lie (`Segment`); the reader of blocks wants to know where they go
+(`Target`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
+from asyncckpt.disk.mapping import MappedFile
+from asyncckpt.disk.reading import Target
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError
+from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_array
+from asyncckpt.runtime.pacing import BATCH_OBJECTS
+from asyncckpt.state.strided import flat_bytes, scatter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.runtime.pacing import Pacer
+    from asyncckpt.state.index import ArrayMeta, Index, Segment
+
+_ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapping of their own would cost more
+
+
+def fresh_array(meta: ArrayMeta) -> NDArray[Any]:
+    """Return memory for an array that is to be read."""
+    if meta.nbytes >= _ALIGNED_MIN_NBYTES:
+        return aligned_array(meta.shape, meta.dtype)
+    return np.ndarray(meta.shape, meta.dtype)  # unlike np.empty, it leaves a dtype of no bytes ("<U0") as it is
+
+
+def targets_of(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
+    """Say where each segment of these arrays goes."""
+    memories = {number: flat_bytes(array) for number, array in arrays.items()}
+    filled = dict.fromkeys(arrays, 0)
+    targets = []
+    for segment in segments:
+        if segment.array not in arrays:
+            continue
+        start = filled[segment.array]
+        filled[segment.array] = start + segment.nbytes
+        memory = memories[segment.array]
+        if memory is not None:
+            targets.append(Target(segment.offset, segment.nbytes, memory[start : start + segment.nbytes]))
+        else:
+            targets.append(Target(segment.offset, segment.nbytes, None, _scatterer(arrays[segment.array], start)))
+    return targets
+
+
+def targets_in_runs(
+    index: Index, segments: list[Segment], wanted: set[int], arrays: dict[int, NDArray[Any]], pacer: Pacer
+) -> list[Target]:
+    """Say where each segment of the wanted arrays goes, and make those that `arrays` lacks, the small ones, on the way.
+
+    Small arrays that lie in one digest block are one target, which is handed out at once: none is cut in two.
+    """
+    targets: list[Target] = []
+    large: dict[int, NDArray[Any]] = {}
+    others: list[Segment] = []
+    run: list[tuple[int, int, ArrayMeta]] = []
+
+    def end_run() -> None:
+        nonlocal run
+        if run:
+            (_, begin, _), (_, last, meta) = run[0], run[-1]
+            store = partial(_store_run, run, arrays, pacer)
+            targets.append(Target(begin, last + meta.nbytes - begin, None, store))
+            run = []
+
+    for batch in pacer.batches(segments):
+        for segment in batch:
+            number, offset, nbytes = segment
+            if number not in wanted:
+                continue
+            meta = index.arrays[number]
+            block = offset // DIGEST_BLOCK_NBYTES
+            is_cut = block != (offset + nbytes - 1) // DIGEST_BLOCK_NBYTES
+            if nbytes >= PAGE_NBYTES or nbytes != meta.nbytes or is_cut or meta.dtype.names is not None:
+                end_run()  # targets must not overlap
+                others.append(segment)
+                if number not in arrays:
+                    arrays[number] = fresh_array(meta)
+                large[number] = arrays[number]
+                continue
+            if run and (len(run) == BATCH_OBJECTS or run[0][1] // DIGEST_BLOCK_NBYTES != block):
+                end_run()
+            run.append((number, offset, meta))
+    end_run()
+    return sorted([*targets, *targets_of(others, large)], key=itemgetter(0))
+
+
+def _store_run(
+    run: Sequence[tuple[int, int, ArrayMeta]],
+    arrays: dict[int, NDArray[Any]],
+    pacer: Pacer,
+    position: int,
+    data: NDArray[np.uint8],
+) -> None:
+    """Make, or fill, the small arrays of a run from the bytes that hold them all."""
+    begin = run[0][1] + position
+    for number, offset, meta in run:
+        found: NDArray[Any] = np.ndarray(meta.shape, meta.dtype, data, offset - begin)
+        if number in arrays:
+            np.copyto(arrays[number], found)
+        else:
+            arrays[number] = found.copy()
+    pacer.pause()
+
+
+def _scatterer(array: NDArray[Any], start: int) -> Callable[[int, NDArray[np.uint8]], None]:
+    return lambda position, data: scatter(array, start + position, data)
+
+
+def map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]) -> dict[int, NDArray[Any]]:
+    """Map arrays of a file into memory, read-only.
+
+    Raises:
+        CorruptCheckpointError: The segments of an array do not fit together.
+        CheckpointError: The system cannot map an array.
+    """
+    file = MappedFile(fd)
+    arrays: dict[int, NDArray[Any]] = {}
+    cut: dict[int, list[tuple[int, int]]] = {}
+    for number, offset, nbytes in segments:
+        meta = index.arrays[number]
+        if number not in wanted:
+            continue
+        if nbytes == meta.nbytes:
+            arrays[number] = np.ndarray(meta.shape, meta.dtype, file.memory, offset)
+        else:
+            cut.setdefault(number, []).append((offset, nbytes))
+    for number, runs in cut.items():
+        meta = index.arrays[number]
+        try:
+            joined = file.join(runs)
+        except ValueError as error:
+            raise CorruptCheckpointError(f"the index is damaged: array {number}: {error}") from error
+        except OSError as error:
+            raise CheckpointError(f"array {number} cannot be mapped: {error}: load it without lazy") from error
+        arrays[number] = joined.view(meta.dtype).reshape(meta.shape)
+    for number in wanted - arrays.keys():  # those without a byte
+        meta = index.arrays[number]
+        arrays[number] = np.ndarray(meta.shape, meta.dtype)
+        arrays[number].flags.writeable = False
+    return arrays
