@@ -21,8 +21,8 @@ def test_the_table_of_a_handles_states_is_the_one_in_the_code() -> None:
     assert documented.keys() == {str(state) for state in SaveState}
 
 
-def test_every_room_of_the_house_is_named_and_exists() -> None:
-    """Each module stands in the table of floors, under its folder, and nothing that is gone does."""
+def test_every_module_is_named_and_exists() -> None:
+    """Each module and each package stands in the list of modules, and nothing that is gone does."""
     house = DESIGN.partition("## 3.")[2].partition("Who owns what")[0]
     package = ROOT / "asyncckpt"
     modules = {path.name for path in package.rglob("*.py") if path.name != "__init__.py"}
