@@ -1,6 +1,7 @@
 """Makes the golden files of the format's version 1, and says what they hold.
 
     python tests/golden/make.py tests/golden/version_1
+    python tests/golden/make.py tests/golden/npz_1
 
 Files once made are never made again: they must load for ever. A later version of the format gets a script and a folder
 of its own.
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from asyncckpt import CheckpointManager, register_type
+from asyncckpt import CheckpointManager, NumPyCheckpointer, register_type
 from asyncckpt.formats import msgpack
 from asyncckpt.saving import commit
 
@@ -165,5 +166,48 @@ async def make(folder: pathlib.Path) -> None:
         (folder / name / ".lock").unlink()
 
 
+ODD_KEYS = ("", ".", "a/b", "a/b/0", "%2F", "__asyncckpt__", "__asyncckpt__.npy", "x.npy", "caf\u00e9 \U0001f600",
+            "a\0b", "\ud800", "long " * 300)  # fmt: skip
+
+
+def own_npz() -> dict[str, Any]:
+    """Return what `own.npz` holds: whatever a checkpoint may, and keys that a zip file cannot spell."""
+    values = {key: value for key, value in _state().items() if key != "bytes"}
+    values |= {key: np.arange(number) for number, key in enumerate(ODD_KEYS)}
+    return values | {"replaced": {"x": [np.ones(3), "text"]}, "a": [np.zeros(2), {"b": np.ones((2, 2))}]}
+
+
+def foreign_npz() -> dict[str, Any]:
+    """Return what numpy's two files hold: arrays as its users have them."""
+    return {
+        "a": np.arange(12.0).reshape(3, 4),
+        "fortran": np.asfortranarray(np.arange(6).reshape(2, 3)),
+        "zero": np.array(5),
+        "text": np.array(["x", "yy"]),
+        "records": np.zeros(3, [("x", "<i4"), ("y", "S3")]),
+        "fields": np.zeros(2, [("\u0103", "<f8"), ("\u00e9", ">i2", (2,))]),  # a header of version 3
+        "folder/name": np.ones(2),
+        "\u00e9": np.array([], np.float32),
+        "dates": np.array(["2020-01-01", "NaT"], "<M8[D]"),
+        "big-endian": np.arange(3000, dtype=">f8"),
+    }
+
+
+def make_npz(folder: pathlib.Path) -> None:
+    """Write the npz files, ours in two flushes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with NumPyCheckpointer(folder / "own.npz") as chk:
+        chk.update({"deleted": np.ones(100), "replaced": np.ones(100), "arrays": 5})
+        chk.flush()
+        del chk["deleted"], chk["arrays"]
+        chk.update(own_npz())
+    np.savez(folder / "savez.npz", **foreign_npz())
+    np.savez_compressed(folder / "savez_compressed.npz", **foreign_npz())
+
+
 if __name__ == "__main__":
-    asyncio.run(make(pathlib.Path(sys.argv[1])))
+    target = pathlib.Path(sys.argv[1])
+    if target.name.startswith("npz"):
+        make_npz(target)
+    else:
+        asyncio.run(make(target))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from asyncckpt import _load_checkpoint_history
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path for path in (HERE / "version_1").iterdir() if path.is_dir())
+NPZ = HERE / "npz_1"
 
 
 def script(name: str) -> Any:
@@ -50,8 +53,9 @@ def plain(value: Any) -> Any:
 
 
 def test_all_are_there() -> None:
-    """Both formats and an array in several segments are kept, in little space."""
+    """Both formats, an array in several segments and npz files are kept, in little space."""
     assert [path.name for path in FOLDERS] == ["hdf5", "msgpack", "segments"]
+    assert {path.name for path in NPZ.iterdir()} == {"own.npz", "savez.npz", "savez_compressed.npz"}
     assert (
         sum(path.stat().st_size for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         < 300_000
@@ -143,3 +147,35 @@ def test_a_golden_file_of_keys_is_gone_on_with(tmp_path: Path) -> None:
     assert after.pop("new")["__asyncckpt__"] == "tuple"
     before.pop("nan")
     assert list(after.items()) == list(before.items())
+
+
+def check_npz(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Compare them, to the bit."""
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        if key == "types":
+            assert [plain(each) for each in found[key]] == [plain(each) for each in value]
+        else:
+            assert canonical(found[key]) == canonical(np.asarray(value) if isinstance(value, np.ndarray) else value), (
+                key
+            )
+
+
+@pytest.mark.parametrize("name", ["own.npz", "savez.npz", "savez_compressed.npz"])
+def test_golden_npz_files_load_and_can_be_changed(name: str, tmp_path: Path) -> None:
+    """Each loads to the bit, and again after one key of it has changed; arrays are what numpy finds in it."""
+    expected = MAKE.own_npz() if name == "own.npz" else MAKE.foreign_npz()
+    path = tmp_path / name
+    shutil.copy(NPZ / name, path)
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert list(chk)[-1] == list(expected)[-1]
+        check_npz(dict(chk), expected)
+        chk["new"] = np.ones(2)
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        check_npz(dict(chk), expected | {"new": np.ones(2)})
+    with np.load(path, allow_pickle=False) as found:
+        assert (found["new"] == 1).all()
+    with zipfile.ZipFile(path) as after, zipfile.ZipFile(NPZ / name) as before:
+        for member in set(before.namelist()) - {"__asyncckpt__.npy"}:
+            assert after.read(member) == before.read(member)
+            assert after.getinfo(member).compress_size == before.getinfo(member).compress_size
