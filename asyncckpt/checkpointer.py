@@ -56,6 +56,8 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         serializer: Its `to_state` is called with each value that is saved, and its `from_state` with each that was
             loaded.
         disk: For tests, what changes the disk (`asyncckpt.testing.FaultyDisk`).
+        rewrite: Whether a file that another program made may be written anew when it is changed. False: a change is an
+            error. True: the old file stays beside it, as `NAME.orig`. "without_backup": it does not.
         max_staged_nbytes: Of the asynchronous view: memory that captured values may take until they are written.
 
     Raises:
@@ -150,6 +152,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             CheckpointKeyError: The key is not allowed, or a path leads into what is no dict.
             UnsupportedLeafError: The value cannot be saved.
             FileLockedError: Another Checkpointer is changing the file.
+            ReadOnlyFileError: Another program made the file, and `rewrite` was not given.
         """
         with self.using() as engine:
             engine.write(self.rules.path(key, engine.keys), value, blocking_work())

@@ -193,6 +193,20 @@ class FileLockedError(CheckpointError):
         self.file = file
 
 
+class ReadOnlyFileError(CheckpointError):
+    """The file of a Checkpointer is another program's, or was changed by one: it is not written unasked.
+
+    Attributes:
+        file: The file.
+        losses: What a file that is written anew would lack; None where it is never written anew.
+    """
+
+    def __init__(self, message: str, *, file: str, losses: str | None = None) -> None:
+        super().__init__(message)
+        self.file = file
+        self.losses = losses
+
+
 class CorruptCheckpointError(CheckpointError):
     """What is on disk is not what was written: a digest, a size, a file or the structure is wrong.
 

@@ -33,6 +33,7 @@ OPERATIONS: Final = (
     "sync",
     "sync_directory",
     "rename",
+    "link",
     "exchange",
     "unlink",
     "rmdir",
@@ -46,7 +47,7 @@ class Operation(NamedTuple):
     name: str
     """One of `OPERATIONS`."""
     path: Path
-    """The file or directory; of a rename, its old name."""
+    """The file or directory; of a rename or a link, its old name."""
     target: Path | None = None
     """The new name."""
     nbytes: int | None = None
@@ -156,6 +157,11 @@ class FaultyDisk(DiskOps):
         """Rename."""
         self._do(Operation("rename", source, target))
         super().rename(source, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name."""
+        self._do(Operation("link", source, target))
+        super().link(source, target)
 
     def exchange(self, first: Path, second: Path) -> bool:
         """Exchange two names."""

@@ -36,6 +36,7 @@ import asyncckpt.keyed._hdf5_reading
 import asyncckpt.keyed.hdf5
 import asyncckpt.keyed.home
 import asyncckpt.keyed.json_file
+import asyncckpt.keyed.json_layout
 import asyncckpt.keyed.json_parse
 import asyncckpt.keyed.json_read
 import asyncckpt.keyed.json_scan
@@ -87,6 +88,7 @@ _BLOCKING_MODULES = (
     asyncckpt.keyed.hdf5,
     asyncckpt.keyed.home,
     asyncckpt.keyed.json_file,
+    asyncckpt.keyed.json_layout,
     asyncckpt.keyed.json_parse,
     asyncckpt.keyed.json_read,
     asyncckpt.keyed.json_scan,

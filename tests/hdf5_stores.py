@@ -16,13 +16,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from asyncckpt.keyed.home import Rewrite
+
 WORK = Work(Crew())
 
 
 @contextmanager
-def opened(path: Path, disk: DiskOps | None = None, *, trusted: bool = False) -> Iterator[HDF5Store]:
+def opened(
+    path: Path, disk: DiskOps | None = None, *, trusted: bool = False, rewrite: Rewrite = True
+) -> Iterator[HDF5Store]:
     """Open a store, and close it."""
-    store = HDF5Store(Home(path, disk or DiskOps()), WORK, trusted=trusted)
+    store = HDF5Store(Home(path, disk or DiskOps(), rewrite=rewrite), WORK, trusted=trusted)
     try:
         yield store
     finally:

@@ -87,6 +87,10 @@ class DiskOps:
         """Rename a file or directory; a directory's target must not exist, or be empty."""
         os.rename(source, target)  # noqa: PTH104 - as above
 
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name, which must not exist."""
+        os.link(source, target, follow_symlinks=False)
+
     def exchange(self, first: Path, second: Path) -> bool:
         """Exchange two names in one step; return False, having done nothing, where that is not to be had."""
         renameat2 = _renameat2()

@@ -29,7 +29,7 @@ from asyncckpt.keyed.values import build_value, refer
 from asyncckpt.libhdf5 import h5py
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable
 
     from asyncckpt.keyed._hdf5_catalog import Place
     from asyncckpt.keyed.base import Work
@@ -42,7 +42,6 @@ _CATALOG: Final = CATALOG_NAME.decode()
 _DIGEST: Final = DIGEST_NAME.decode()
 _INDEX_NOTE: Final = "__asyncckpt_format__"  # what the dataset of that name has in a `state.h5`
 _ANYWHERE: Final = (1 << 63) - 1
-_SHOWN: Final = 5
 _HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """What h5py raises where libhdf5 fails."""
 
@@ -88,7 +87,6 @@ class ForeignFile:
             self._file.close()
             raise
         self._names: dict[str, str] = {}  # of the links, or of the root group's attributes, by their keys
-        self._attributed: dict[str, str] = {}  # where the value of a key has attributes that were left out
         try:
             with naming(home.name):
                 slots = find_slots(os.pread(self._data.fd, HEAD_NBYTES, 0))
@@ -239,23 +237,7 @@ class ForeignFile:
             value = reading.entry(self._file, name, "") if is_link else reading.attribute(self._file, name, "")
         except _HDF5_ERRORS as error:
             raise self._unreadable(repr(key), error) from error
-        if reading.attributed is not None:
-            self._attributed[key] = reading.attributed
         return Found(value, reading.unknown_types)
 
     def _unreadable(self, what: str, error: Exception) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._name}: {what} cannot be read as HDF5: {error}", file=self._name)
-
-    def losses(self, keys: Container[str]) -> str | None:
-        """Say what a rewritten file that has these keys, all of which were read, no longer has; or nothing."""
-        root = self._file
-        is_attributed = any(name in root.attrs for name in root) if self._is_ours else len(root.attrs) > 0
-        places = ["/"] if is_attributed else []
-        places += [path for key, path in self._attributed.items() if key in keys]
-        if not places:
-            return None
-        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-        return (
-            f"{self._name} was made or changed by another program, and is written anew without its attributes: those"
-            f" of {', '.join(map(repr, places[:_SHOWN]))}{more}"
-        )

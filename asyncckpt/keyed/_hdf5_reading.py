@@ -4,7 +4,7 @@
 2. What leads out of the file or needs foreign code is refused by name, before it is touched: external links, external
    storage, virtual datasets, filter plugins. So are elements that are no data: references, lists of any length.
 3. What is small in the file and huge in memory is refused, and so is what has no end.
-4. Attributes are notes, not values, and are left out, which is noted; but a file in the layout of ours keeps small
+4. Attributes are notes, not values, and are left out; but a file in the layout of ours keeps small
    leaves in them, and says what its groups and datasets stand for (docs/format.md), so there they are read.
 """
 
@@ -61,8 +61,6 @@ class Reading:
         self._datasets: dict[int, Any] = {}
         self._above: list[h5py.HLObject] = []
         self.unknown_types: dict[str, str] = {}
-        self.attributed: str | None = None
-        """The path of the first object whose attributes were left out."""
 
     def entry(self, group: h5py.Group, name: str, parent: str) -> Any:
         """Read what a link leads to."""
@@ -124,7 +122,6 @@ class Reading:
         try:
             if self._is_ours:
                 return self._marked_group(group, path)
-            self._note_attributes(group, path)
             return {name: self.entry(group, name, path) for name in group}
         finally:
             self._above.pop()
@@ -137,13 +134,10 @@ class Reading:
             )
         kind = _text(group.attrs.get(f"{MARK}_kind__", "dict"))
         if kind.startswith("reference"):
-            self._note_attributes(group, path)
             return self._as(kind.partition(" ")[2], self.entry(group, "value", path))
         found = {}
         for name, is_leaf in entry_names(group):
             found[name] = self.attribute(group, name, path) if is_leaf else self.entry(group, name, path)
-        if any(name in group.attrs for name in group):  # not by us: no two entries have one name
-            self.attributed = self.attributed or path
         if kind in ("dict", "OrderedDict"):
             is_among_ints = f"{MARK}_keys__" in group.attrs
             made = {
@@ -159,11 +153,6 @@ class Reading:
         if kind not in _CONTAINERS:
             raise self._refuse(path, f"is a {kind}, which is not known here")
         return _CONTAINERS[kind](values)
-
-    def _note_attributes(self, item: h5py.HLObject, path: str) -> None:
-        """Note that there are some, which are left out."""
-        if self.attributed is None and any(not (self._is_ours and name.startswith(MARK)) for name in item.attrs):
-            self.attributed = path
 
     def attribute(self, group: h5py.Group, name: str, path: str) -> Any:
         """Return a small leaf as what it was."""
@@ -185,7 +174,6 @@ class Reading:
 
     def _read_dataset(self, dataset: h5py.Dataset, path: str) -> Any:
         self._check_layout(dataset, path)
-        self._note_attributes(dataset, path)
         if dataset.shape is None:
             return None
         kind = _text(dataset.attrs.get(f"{MARK}_kind__", "")) if self._is_ours else ""

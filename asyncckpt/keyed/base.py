@@ -79,6 +79,7 @@ class Store(ABC):
 
         Raises:
             FileLockedError: There is another writer.
+            ReadOnlyFileError: Another program made the file.
             OSError: The file cannot be made or read.
         """
 

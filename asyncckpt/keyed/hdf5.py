@@ -97,6 +97,7 @@ class HDF5Store(Store):
             )
             raise UntrustedFileError(message)
         self._foreign = ForeignFile(self._home, work)
+        self._home.mark_foreign("the attributes and the compression of its datasets")
         for key, nbytes in self._foreign.sizes(work.pacer()).items():
             self._set(key, Foreign(nbytes))
 
@@ -172,11 +173,8 @@ class HDF5Store(Store):
             return
         target = self._gather(work)
         places = {key: source.place for key, source in self._sources.items() if isinstance(source, Placed)}
-        losses = None if self._foreign is None else self._foreign.losses(self._sources)
         self._commit(target, places, work)
         self._is_dirty = False
-        if losses is not None:
-            warnings.warn(losses, CheckpointWarning, stacklevel=2)
 
     def close(self) -> None:
         """Drop what is staged and close the file; see `Store.close`."""

@@ -5,6 +5,8 @@
    writer left is removed by the next holder of the lock.
 3. A writer that goes on with a file it has found does not know whether the one before it lived to see everything
    synced, or was told that it was not. So the directory is synced before anything that the file holds is acknowledged.
+4. A store that has opened a file of another program's says so with `mark_foreign`, or `mark_read_only`. Such a file is
+   written anew only if the caller has asked for it, and keeps a second name then.
 """
 
 from __future__ import annotations
@@ -14,11 +16,11 @@ import os
 import stat
 import warnings
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from asyncckpt.disk.lock import FileLock, acquire_file_lock
 from asyncckpt.disk.publish import ensure_directory
-from asyncckpt.errors import CheckpointWarning
+from asyncckpt.errors import CheckpointWarning, ReadOnlyFileError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,13 +28,32 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.ops import DiskOps
 
+Rewrite: TypeAlias = Literal[False, True, "without_backup"]
+"""Whether another program's file may be written anew: no; yes, and the old one is kept; yes, and it is not."""
 _UNREAD: Final = (-1,)  # like no file
 
 
 class Home:
     """The place of one file."""
 
-    def __init__(self, path: Path, ops: DiskOps, name: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ops: DiskOps,
+        name: str | None = None,
+        *,
+        rewrite: Rewrite = False,
+        can_keep: bool = True,
+    ) -> None:
+        """Find the place.
+
+        Args:
+            path: The file's name.
+            ops: What changes the disk.
+            name: What errors call the file, if not that.
+            rewrite: Whether another program's file may be written anew.
+            can_keep: Whether such a file can be kept beside the new one.
+        """
         # What a symbolic link leads to is what is rewritten, and the working directory may change.
         try:
             self.path = path.resolve()
@@ -45,6 +66,10 @@ class Home:
         self._lock: FileLock | None = None
         self._seen: tuple[int, ...] | None = None
         self._is_name_durable = False
+        self._rewrite, self._can_keep = rewrite, can_keep
+        self._refusal: ReadOnlyFileError | None = None
+        self.is_foreign = False
+        """Whether another program made the file: then it may only be written anew, to the sibling."""
 
     @property
     def is_locked(self) -> bool:
@@ -64,11 +89,12 @@ class Home:
         return found is not None and found[:2] == _identity_of(os.fstat(fd))[:2]
 
     def open(self) -> int | None:
-        """Open the file for reading, or return None if there is none.
+        """Open the file for reading, or return None if there is none. It is taken for one of ours until marked.
 
         Raises:
             OSError: It cannot be read, or is not a regular file.
         """
+        self.is_foreign, self._refusal = False, None
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except FileNotFoundError:
@@ -86,6 +112,37 @@ class Home:
             raise IsADirectoryError(message) if self.path.is_dir() else OSError(message)
         return fd
 
+    def mark_foreign(self, losses: str) -> None:
+        """Note that another program made the file, which is then written anew only if the caller has asked for that.
+
+        Args:
+            losses: What a file that is written anew lacks, to stand behind "without".
+        """
+        self.is_foreign = True
+        if self._rewrite == "without_backup" or (self._rewrite and self._can_keep):
+            return
+        ask = "rewrite='without_backup'"
+        if self._can_keep:
+            ask = f"rewrite=True (which keeps the old file as {_backup_name(self.path, 0)!r}) or {ask}"
+        message = (
+            f"{self.name}: another program made this file, and to change it means to write all of it anew, without"
+            f" {losses}. Nothing was changed. Copy its keys to a new file, or open this one with {ask}"
+        )
+        self._refusal = ReadOnlyFileError(message, file=self.name, losses=losses)
+
+    def mark_read_only(self, reason: str) -> None:
+        """Note that the file can only be read, whatever the caller asks for.
+
+        Args:
+            reason: Why, to stand behind "it".
+        """
+        message = f"{self.name}: it {reason}, so it is only read. Nothing was changed. Copy its keys to a new file"
+        self._refusal = ReadOnlyFileError(message, file=self.name)
+
+    def _check_changeable(self) -> None:
+        if self._refusal is not None:
+            raise ReadOnlyFileError(str(self._refusal), file=self._refusal.file, losses=self._refusal.losses)
+
     def become_writer(self, read_again: Callable[[], None]) -> None:
         """Take the lock, unless it is taken, with the directory made if it is missing.
 
@@ -95,10 +152,13 @@ class Home:
 
         Raises:
             FileLockedError: There is another writer.
+            ReadOnlyFileError: The file is another program's.
             OSError: The directory cannot be made or written.
         """
         if self._lock is not None:
             return
+        if self._identity() == self._seen:
+            self._check_changeable()
         ensure_directory(self.ops, self.path.parent)
         self._lock = acquire_file_lock(self.ops, self.path)
         try:
@@ -112,6 +172,8 @@ class Home:
             self._seen = _UNREAD
             self.release()
             raise
+        with self.released_on_failure():
+            self._check_changeable()  # what was read again
 
     @contextmanager
     def released_on_failure(self) -> Iterator[None]:
@@ -143,12 +205,37 @@ class Home:
     def publish_sibling(self) -> None:
         """Give the sibling, which is complete and synced, the file's name, durably; if that fails, it is gone."""
         try:
+            if self.is_foreign and self._rewrite != "without_backup":
+                self._keep()
             self.ops.rename(self.sibling, self.path)
         except BaseException:
             self.discard_sibling()
             raise
+        self.is_foreign = False
         self._is_name_durable = False
         self.settle_name()
+
+    def _keep(self) -> None:
+        """Give the file, whose name another will take, a second name that nothing has."""
+        number = 0
+        while True:
+            kept = self.path.with_name(_backup_name(self.path, number))
+            try:
+                self.ops.link(self.path, kept)
+            except FileNotFoundError:
+                return  # somebody has removed it: there is nothing to keep
+            except FileExistsError:
+                if os.path.samestat(kept.lstat(), self.path.lstat()):
+                    return  # a try that failed came so far
+                number += 1
+            except OSError as error:
+                reason = (
+                    f"{error.strerror}; the old file cannot be kept as {kept.name!r} (by a hard link, which some file"
+                    " systems lack): copy it yourself, and open it with rewrite='without_backup'"
+                )
+                raise OSError(error.errno, reason, str(self.path)) from error
+            else:
+                return
 
     def settle_name(self) -> None:
         """Make sure that the file keeps its name whatever happens, if that is not known."""
@@ -167,6 +254,10 @@ class Home:
             self._lock.release()
             self._lock = None
             self._is_name_durable = False
+
+
+def _backup_name(path: Path, number: int) -> str:
+    return f"{path.name}.orig" + (f".{number}" if number else "")
 
 
 def _identity_of(found: os.stat_result) -> tuple[int, ...]:

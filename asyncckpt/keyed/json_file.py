@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
+from asyncckpt.keyed import json_layout as layout
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.json_read import decode_value, split_object
 from asyncckpt.keyed.json_text import FileText, MemoryText, Text, read_text
-from asyncckpt.keyed.json_write import encode_key, encode_value
+from asyncckpt.keyed.json_write import encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
 from asyncckpt.runtime.collector import young_collections_only
@@ -100,19 +101,17 @@ class JSONStore(Store):
 
     def _write(self, text: FileText, pacer: Pacer) -> dict[str, tuple[int, int]]:
         """Write everything to a new file, and return where the values are in it."""
-        places = {}
+        places: dict[str, tuple[int, int]] = {}
         out = Appender(self._home.ops, text.fd, 0)
-        out.write(b"{")
-        separator = b"\n"
+        out.write(layout.BEGIN)
         for key, (low, high) in self._places.items():
-            out.write(separator + encode_key(key) + b": ")
+            out.write(layout.before(key, is_first=not places))
             begin = out.offset
             for piece in self._text_of(key).pieces(low, high):
                 out.write(piece)
                 pacer.pause()
             places[key] = begin, out.offset
-            separator = b",\n"
-        out.write(b"\n}\n")
+        out.write(layout.END)
         out.flush()
         text.note()
         self._home.ops.sync(text.fd)
@@ -161,6 +160,8 @@ class JSONStore(Store):
             is_looked_into = high - low <= left
             self._entries[key] = _names(text, low, high, work) if is_looked_into else False
             left -= high - low if is_looked_into else 0
+        if text and not layout.is_own(text, self._places):
+            self._home.mark_foreign("its layout: the blanks and line breaks between its entries, and its encoding")
 
     def _text_of(self, key: str) -> Text:
         staged = self._staged.get(key, self._text)

@@ -200,6 +200,8 @@ class NumPyStore(Store):
                 _damaged(f"the key {row.key!r} lacks its member {lacking[0]!r}")
             members = [by_name.pop(name) for name in dict.fromkeys(row.members)]
             self._add(row.key, members, row.tree, nested_names(row.names))
+        if by_name or own is None:
+            self._home.mark_foreign("the comments, dates and attributes of the zip archive and its members")
         for name, member in by_name.items():
             self._add(name.removesuffix(_SUFFIX), [member], None, None)
         self._is_changed = False

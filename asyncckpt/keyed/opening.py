@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncckpt.keyed.engine import Path as KeyPath
+    from asyncckpt.keyed.home import Rewrite
     from asyncckpt.keyed.turns import Turn
 
 DEFAULT_STAGED_NBYTES: Final = 2 << 30
@@ -41,7 +42,7 @@ _OF_THIS_PROCESS: Final = frozenset(("_lock", "_turns", "_depth", "_mode", "_eng
 class Opening(ABC):
     """Opens and closes; `asyncckpt.Checkpointer` adds what is done in between."""
 
-    def __init__(  # noqa: PLR0913 - the last four by keyword
+    def __init__(  # noqa: PLR0913 - the last five by keyword
         self,
         checkpoint_file: Any,
         allowed_keys: Iterable[str] | None = None,
@@ -50,10 +51,14 @@ class Opening(ABC):
         serializer: Serializer | None = None,
         disk: DiskOps | None = None,
         max_staged_nbytes: int = DEFAULT_STAGED_NBYTES,
+        rewrite: Rewrite = False,
         **unknown: object,
     ) -> None:
         if unknown:
             message = f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}"
+            raise ConfigError(message)
+        if rewrite not in (False, True, "without_backup"):
+            message = f"rewrite is False, True or 'without_backup', not {rewrite!r}"
             raise ConfigError(message)
         self.checkpoint_file = self._check_file(checkpoint_file)
         self.rules = KeyRules(
@@ -62,6 +67,7 @@ class Opening(ABC):
         self._serializer = serializer
         self._disk = disk or DiskOps()
         self._max_staged_nbytes = max_staged_nbytes
+        self._rewrite = rewrite
         self._settle()
 
     def _settle(self) -> None:
@@ -157,9 +163,9 @@ class Opening(ABC):
 
     def _open_store(self, file: Any, work: Work) -> Store:
         if isinstance(file, Path):
-            return self._open_home(Home(file, self._disk), work)
+            return self._open_home(Home(file, self._disk, rewrite=self._rewrite), work)
         check_stream(file)
-        return StreamStore(file, lambda home: self._open_home(home, work))
+        return StreamStore(file, lambda home: self._open_home(home, work), self._rewrite)
 
     @property
     def is_open(self) -> bool:

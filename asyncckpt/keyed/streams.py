@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asyncckpt.keyed.base import Work
+    from asyncckpt.keyed.home import Rewrite
     from asyncckpt.keyed.values import Captured, Names
 
 _CHUNK_NBYTES: Final = 1 << 20
@@ -69,7 +70,7 @@ class _Unsynced(DiskOps):
 class StreamStore(Store):
     """A store in a temporary file, copied from a stream and back."""
 
-    def __init__(self, stream: IO[bytes], make: Callable[[Home], Store]) -> None:
+    def __init__(self, stream: IO[bytes], make: Callable[[Home], Store], rewrite: Rewrite) -> None:
         self._stream = stream
         self._directory = Path(tempfile.mkdtemp(prefix="asyncckpt-"))
         self._path = self._directory / "stream"
@@ -79,7 +80,8 @@ class StreamStore(Store):
                 shutil.copyfileobj(stream, file, _CHUNK_NBYTES)
             if self._path.stat().st_size == 0:
                 self._path.unlink()
-            self._home = Home(self._path, _Unsynced(), str(getattr(stream, "name", stream)))
+            name = str(getattr(stream, "name", stream))
+            self._home = Home(self._path, _Unsynced(), name, rewrite=rewrite, can_keep=False)
             self._inner = make(self._home)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)

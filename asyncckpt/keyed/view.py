@@ -94,7 +94,8 @@ class AsyncCheckpointer:
             QueueFullError: The values that wait to be written fill the budget.
             UnsupportedLeafError: The value cannot be saved.
             FileLockedError: Another Checkpointer is changing the file, and an earlier change was refused for it. Any
-                other error of an earlier change comes here, too; several come as an ExceptionGroup.
+                other error of an earlier change comes here, too (such as that the file is another program's, a
+                ReadOnlyFileError); several come as an ExceptionGroup.
         """
         self._session.save_now(self._path(key), value)
 

@@ -17,7 +17,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.errors import FileLockedError
+from asyncckpt.errors import FileLockedError, ReadOnlyFileError
 from asyncckpt.runtime.tracebacks import drop_locals
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _WRITE_NBYTES: Final = 2048
 """What a write takes beside its bytes, in Python objects: a small one has 1.5 KB (measured)."""
+OF_ALL_CHANGES: Final = (FileLockedError, ReadOnlyFileError)
+"""The errors of a file that cannot be changed at all."""
 _BATCH_WRITES: Final = 512  # of one job: settling what it did costs the loop 2 microseconds each
 
 
@@ -62,10 +64,9 @@ class Refusals:
         self._errors: list[BaseException] = []
 
     def add(self, error: BaseException) -> None:
-        """Keep an error, without the value that it is about; that there is another writer, once."""
+        """Keep an error, without the value that it is about; one of those that refuse every change, once."""
         drop_locals(error)
-        is_lock = isinstance(error, FileLockedError)
-        if not (is_lock and any(isinstance(each, FileLockedError) for each in self._errors)):
+        if not (isinstance(error, OF_ALL_CHANGES) and any(type(each) is type(error) for each in self._errors)):
             self._errors.append(error)
 
     def take(self) -> list[BaseException]:
@@ -152,7 +153,7 @@ class WriteQueue:
                 return True
             try:
                 store(self._writes[0])
-            except FileLockedError as error:  # nor will any other do
+            except OF_ALL_CHANGES as error:  # nor will any other do
                 while self._writes and self._writes[0].number <= until:
                     outcome.refused.append((self._take(), error))
             except (OSError, MemoryError):

@@ -39,7 +39,7 @@ def test_blanks_between_values_go_with_the_first_flush(tmp_path: Path) -> None:
     """Those within a value are part of its text, which stays."""
     path = tmp_path / "x.json"
     path.write_text('{ "a" : [1, 2 ]' + " \n" * 100_000 + ', "b": 2' + "\t" * 100_000 + "}")
-    with asyncckpt.Checkpointer.from_file(path) as chk:
+    with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         chk["c"] = 3
         assert list(chk.items()) == [("a", [1, 2]), ("b", 2), ("c", 3)]
     assert path.read_text() == '{\n"a": [1, 2 ],\n"b": 2,\n"c": 3\n}\n'
@@ -186,7 +186,7 @@ def test_one_damaged_value_does_not_hide_the_others(tmp_path: Path) -> None:
     """Each key is read by itself, and what is damaged can be deleted or replaced."""
     path = tmp_path / "x.json"
     path.write_text('{"good": [1], "bad": [1,, 2], "also": {"x": 1}}')
-    with asyncckpt.Checkpointer.from_file(path) as chk:
+    with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         assert chk["good"] == [1]
         assert chk["also"] == {"x": 1}
         with pytest.raises(asyncckpt.CorruptCheckpointError, match="'bad'"):
@@ -216,7 +216,7 @@ def test_npz_from_numpy(tmp_path: Path, save: Any) -> None:
     """Each array is a key; what we add, numpy opens, and what we leave alone stays as it was."""
     path = tmp_path / "x.npz"
     save(path, **arrays())
-    with asyncckpt.Checkpointer.from_file(path) as chk:
+    with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         assert list(chk) == list(arrays())
         for key, value in arrays().items():
             assert_same(chk[key], np.asarray(value))
@@ -422,7 +422,7 @@ def test_a_damaged_member_that_stays_is_told_of_with_the_file(tmp_path: Path) ->
     path.write_bytes(b"XX" + path.read_bytes()[2:])
     with (
         pytest.raises(asyncckpt.CorruptCheckpointError, match=r"x\.npz: the member 'a\.npy'") as caught,
-        asyncckpt.Checkpointer.from_file(path) as chk,
+        asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk,
     ):
         chk["b"] = 1
     assert caught.value.file == str(path)

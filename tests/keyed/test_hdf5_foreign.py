@@ -13,7 +13,7 @@ import pytest
 from hdf5_stores import WORK, opened, put, read
 from support import assert_same, save_to
 
-from asyncckpt.errors import CheckpointError, CheckpointWarning, UntrustedFileError
+from asyncckpt.errors import CheckpointError, UntrustedFileError
 from asyncckpt.keyed import _hdf5_reading
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ def test_plain_h5py(path: Path) -> None:
     assert found == {"text": "a text", "nothing": {}, "null": None}
 
 
-@pytest.mark.filterwarnings("ignore:.*without its attributes:asyncckpt.CheckpointWarning")
 def test_netcdf4(path: Path) -> None:
     """A file of the netCDF4 library: its dimensions, variables, groups and texts."""
     shutil.copy(HERE / "netcdf4.nc", path)
@@ -115,7 +114,7 @@ def test_a_user_block(path: Path) -> None:
 
 
 def test_a_first_change_makes_it_ours(path: Path) -> None:
-    """The file is written anew, with everything in it; attributes are not values, and their loss is told."""
+    """The file is written anew, with everything in it; attributes are not values."""
     with h5py.File(path, "w", track_order=True) as file:
         file["z"] = np.arange(100_000)
         file["a"] = 1
@@ -123,41 +122,11 @@ def test_a_first_change_makes_it_ours(path: Path) -> None:
     with opened(path, trusted=True) as store:
         put(store, "new", "text")
         store.delete("a", WORK)
-        with pytest.warns(CheckpointWarning, match="without its attributes"):
-            store.commit(WORK)
+        store.commit(WORK)
         assert_same(read(store, "z"), np.arange(100_000))
     with opened(path) as store:
         assert list(store.entries) == ["z", "new"]
         assert_same(read(store, "z"), np.arange(100_000))
-
-
-@pytest.mark.parametrize("place", ["/", "z", "group", "group/deep/x"])
-def test_attributes_are_told_wherever_they_are(place: str, path: Path) -> None:
-    """Also of a dataset deep in a group; the warning names the object. Of what was deleted nothing is told."""
-    with h5py.File(path, "w") as file:
-        file["z"] = 1
-        file["group/deep/x"] = [1]
-        file["good"] = 2
-        file[place].attrs["unit"] = "m"
-    with opened(path, trusted=True) as store:
-        put(store, "new", 1)
-        with pytest.warns(CheckpointWarning, match=rf"a\.h5 .*without its attributes: .*{place}"):
-            store.commit(WORK)
-        put(store, "new", 2)
-        store.commit(WORK)  # told once
-
-
-def test_without_attributes_nothing_is_told(path: Path) -> None:
-    """Nor of those that only a deleted value had."""
-    with h5py.File(path, "w") as file:
-        file["group/x"] = 1
-        file["z"] = 2
-        file["z"].attrs["unit"] = "m"
-    with opened(path, trusted=True) as store:
-        assert read(store, "z") == 2
-        store.delete("z", WORK)
-        store.commit(WORK)
-        assert read(store, "group") == {"x": 1}
 
 
 # --- what is hostile --------------------------------------------------------------------------------------------------
