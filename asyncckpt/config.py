@@ -57,6 +57,8 @@ class CheckpointingConfig(TypedDict):
         format: "msgpack" (default) or "hdf5".
         overflow: "wait" (default), "skip" or "replace", for saves that meet a full budget or queue.
         max_staged_nbytes: An int >= 1; bytes that captured states may hold until they are on disk. Default 2 GiB.
+        min_free_nbytes: An int >= 0; bytes that the disk must have free before a checkpoint is written. Default None:
+            as many as that checkpoint takes. 0: the disk is not looked at before.
         grace: Seconds >= 0, inf allowed, that a cancelled manager may take to write what was captured. Default 30.
         fallback: Whether "latest" and "best" fall back to the next intact checkpoint. Default True.
         read_only: True reads beside another process that writes: no lock, no recovery, no saving. Default False.
@@ -75,6 +77,7 @@ class CheckpointingConfig(TypedDict):
     format: NotRequired[Format]
     overflow: NotRequired[Overflow]
     max_staged_nbytes: NotRequired[int]
+    min_free_nbytes: NotRequired[int | None]
     grace: NotRequired[float]
     fallback: NotRequired[bool]
     read_only: NotRequired[bool]
@@ -95,6 +98,7 @@ class CheckpointingOptions(TypedDict, total=False):
     format: Format
     overflow: Overflow
     max_staged_nbytes: int
+    min_free_nbytes: int | None
     grace: float
     fallback: bool
     read_only: bool
@@ -195,6 +199,7 @@ class Settings:
     format: Format = field(default="msgpack", metadata={"check": _one_of(Format)})
     overflow: Overflow = field(default="wait", metadata={"check": _one_of(Overflow)})
     max_staged_nbytes: int = field(default=DEFAULT_MAX_STAGED_NBYTES, metadata={"check": _whole(1)})
+    min_free_nbytes: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
     grace: float = field(default=DEFAULT_GRACE, metadata={"check": _SECONDS})
     fallback: bool = field(default=True, metadata={"check": _BOOL})
     read_only: bool = field(default=False, metadata={"check": _BOOL})

@@ -72,6 +72,8 @@ class CheckpointManager(Primitives):
             ``format``                "msgpack"   or "hdf5"
             ``overflow``              "wait"      or "skip" or "replace": what a save does when there is no room
             ``max_staged_nbytes``     2 GiB       memory for captured states, in bytes
+            ``min_free_nbytes``       None        bytes that the disk must have free before a checkpoint is written;
+                                                  None: as many as that checkpoint takes
             ``grace``                 30.0        seconds that a cancelled manager may take to write the rest
             ``fallback``              True        "latest" and "best" fall back to the next intact checkpoint
             ``read_only``             False       read beside another process that writes: no lock, no saving

@@ -7,10 +7,14 @@ import functools
 import gc
 import inspect
 import os
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import tracemalloc
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +32,7 @@ import asyncckpt.disk.ops
 import asyncckpt.disk.publish
 import asyncckpt.disk.reading
 import asyncckpt.disk.removal
+import asyncckpt.disk.room
 import asyncckpt.formats.hdf5
 import asyncckpt.formats.msgpack
 import asyncckpt.keyed._hdf5_data
@@ -80,6 +85,7 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.publish,
     asyncckpt.disk.reading,
     asyncckpt.disk.removal,
+    asyncckpt.disk.room,
     asyncckpt.formats.hdf5,
     asyncckpt.formats.msgpack,
     asyncckpt.keyed._hdf5_data,
@@ -124,6 +130,22 @@ _HARMLESS = {
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Run every async test on the stock loop and on uvloop."""
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
+
+@pytest.fixture
+def make_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Return a function that mounts a small file system, with tmpfs's options ("size=4m"), and returns its root."""
+    with ExitStack() as mounted:
+
+        def mount(*options: str) -> Path:
+            root = Path(tempfile.mkdtemp(dir=tmp_path))
+            command = [shutil.which("mount") or "false", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", root]
+            if subprocess.run(command, capture_output=True, check=False).returncode:  # noqa: S603
+                pytest.skip("mounting a small disk takes root's rights")
+            mounted.callback(subprocess.run, [shutil.which("umount") or "", root], check=True)
+            return root
+
+        yield mount
 
 
 @pytest.fixture(autouse=True)

@@ -127,6 +127,11 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
     return len(trash)
 
 
+def sweep_all(ops: DiskOps, root: Path, stop: StopFlag | None = None) -> None:
+    """Delete all trash that is there, whoever left it, as `sweep` does."""
+    sweep(ops, root, [root / name for _, name in sorted(names_in(root, Pacer())[Kind.TRASH])], stop)
+
+
 def discard(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> None:
     """Delete what `clear` does.
 

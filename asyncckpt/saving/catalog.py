@@ -182,6 +182,20 @@ class Catalog:
         """Return the intact steps that retention gives up, ascending; see `retention.plan_prune`."""
         return self._standings.surplus(exclude_latest=exclude_latest, protect=protect, committed=committed)
 
+    def surplus_after(self, step: int, training_info: dict[str, Any], *, protect: Collection[int]) -> list[int]:
+        """Return the intact steps that retention would give up if a step were committed, ascending.
+
+        The latest and the best of those that there are now are not among them: they stay until the step is committed.
+        """
+        standings = self._standings
+        kept = {*protect, self.latest(), standings.best().step}
+        standings.add(Candidate(step, metric_of(training_info, self.policy.metric_name)))
+        surplus = standings.surplus(committed=step)
+        standings.remove([step])
+        if step in self:
+            standings.add(_candidate(self._records[step], self.policy))
+        return [each for each in surplus if each not in kept]
+
 
 def _candidate(record: CheckpointRecord, policy: RetentionPolicy) -> Candidate:
     return Candidate(record.step, metric_of(record.training_info, policy.metric_name))

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from asyncckpt.disk import publish, removal
+from asyncckpt.disk import publish, removal, room
 from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
@@ -55,6 +55,10 @@ class WriteRequest(NamedTuple):
     on_written: Callable[[int], None]
     on_copied: Callable[[], None]
     block_nbytes: int = BLOCK_NBYTES
+    min_free_nbytes: int | None = None
+    """What the disk must have free before; None: the size of the checkpoint."""
+    is_last_try: bool = True
+    """Whether a save for which there is no room has failed, and is not tried again when there is some."""
 
 
 class Trash(NamedTuple):
@@ -90,18 +94,24 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
     """Write a checkpoint, make it durable and publish it. Whatever happens, the snapshot is released.
 
     Raises:
+        NoRoomError: The disk has too little room, which was seen before anything was written. Unless this was the last
+            try, the snapshot is kept.
         OSError: The disk failed.
         UnsupportedLeafError: The format cannot hold the state.
         Stopped: `stop` was set. In each case what was written is discarded, unless its name could not be made durable:
             then it is left to the next save of the step, or to the next start.
     """
     pending = plan = None
+    is_over = True
+    nbytes = sum(map(len, request.documents.values()))
     try:
         form = find_format(request.format_name)
         with young_collections_only():
             plan = form.plan(request.flat.index(), Pacer(stop))
         request.on_planned(plan.nbytes)
+        nbytes += plan.nbytes
         stop.check()
+        room.check_room(request.root, nbytes if request.min_free_nbytes is None else request.min_free_nbytes)
         pending = publish.stage(ops, request.root, request.step)
         with SyncBatch(ops) as batch:
             files = {name: write_bytes(ops, pending / name, data, batch) for name, data in request.documents.items()}
@@ -123,14 +133,22 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         stop.check()
         moved = publish.move(ops, request.root, request.step)
     except BaseException as error:
+        is_over = request.is_last_try or not isinstance(error, room.NoRoomError)
         if pending is not None:
             _discard(ops, pending, error)
+        if is_over and isinstance(error, OSError):
+            _explain(error, request, nbytes)
         raise
     finally:
         plan = None  # holds the encoded nodes too, which `release` frees piece by piece
-        request.snapshot.release()
-        request.flat.release()
-    old = publish.make_durable(ops, moved)
+        if is_over:
+            request.snapshot.release()
+            request.flat.release()
+    try:
+        old = publish.make_durable(ops, moved)
+    except OSError as error:
+        _explain(error, request, nbytes)
+        raise
     info = request.documents[TRAINING_INFO_NAME]
     path = moved.committed
     record = CheckpointRecord(
@@ -213,9 +231,17 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[tuple[Trash,
 
 
 def free_nbytes(root: Path) -> int:
-    """Return how much the disk has left, in bytes."""
-    disk = os.statvfs(root)
-    return disk.f_bavail * disk.f_frsize
+    """Return how much the disk has left, in bytes; none where nobody knows."""
+    return room.free_nbytes(root) or 0
+
+
+def _explain(error: OSError, request: WriteRequest, nbytes: int) -> None:
+    """Let an error that is a lack of room say what the checkpoint needs."""
+    needed = f"the checkpoint takes {room.spell(nbytes)}"
+    if isinstance(error, room.NoRoomError) and request.min_free_nbytes is not None:
+        needed += f", of min_free_nbytes={request.min_free_nbytes} that must be free before it is written"
+    advice = ", delete() checkpoints or keep fewer of them (keep_latest_k, keep_top_k)"
+    room.explain(error, request.root, needed, advice)
 
 
 def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:

@@ -7,7 +7,9 @@
    it goes on beside.
 3. What waits is bounded, or back-to-back saves would fill the disk: while more than `MAX_WAITING` retired checkpoints
    wait, or while they hold more than half as much as the disk has left, the writer takes no save.
-4. Closing deletes what is left, unless time runs out. A failed deletion warns, and the next start tries again: what was
+4. A save that finds no room waits until all of them are gone. Then that goes which retention will give up for it, but
+   only if this makes enough room; the latest and the best stay until the save is committed.
+5. Closing deletes what is left, unless time runs out. A failed deletion warns, and the next start tries again: what was
    retired is out of everybody's way.
 """
 
@@ -15,9 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
-from asyncckpt.disk import removal
+from asyncckpt.disk import removal, room
 from asyncckpt.disk.listing import missing
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
@@ -58,7 +61,7 @@ class Retirement:
         self._stuck: set[int] = set()  # steps that could not be pruned: not tried at each save
         self._stop = StopFlag()  # of the deletion that is under way
         self._is_held = False
-        self._is_closing = False
+        self._is_urgent = False
         self.task: asyncio.Task[None] | None = None
         """Deletes, while there is something to delete and nothing forbids it."""
 
@@ -77,6 +80,22 @@ class Retirement:
             await self.prune(committed=step)
         except Exception as error:  # noqa: BLE001 - the save itself is safe
             self._warn(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
+
+    async def make_room(self, step: int, training_info: dict[str, Any], nbytes: int) -> None:
+        """Delete what retention does not keep, for a save that so many bytes must be free for; a failure warns."""
+        loading = {step for step, count in self._loading.items() if count}
+        try:
+            await self.prune()
+            await self.finish()
+            stop = StopFlag()
+            with suppress(OSError):  # what stays has been told of before
+                await self._grace.run(stop, removal.sweep_all, self._ops, self._root, stop)
+            surplus = self._catalog.surplus_after(step, training_info, protect=loading | self._stuck)
+            if await self._grace.run(StopFlag(), room.would_suffice, self._root, surplus, nbytes):
+                await self.retire(surplus)
+                await self.finish()
+        except Exception as error:  # noqa: BLE001 - whether there is room now, the save will see
+            self._warn(f"{self._root}: making room for step {step} failed: {error}")
 
     async def retire(self, steps: list[int]) -> None:
         """Take steps away: their names durably, then their files when there is time.
@@ -126,17 +145,18 @@ class Retirement:
             await self._grace.wait_for(self._wait)
 
     async def finish(self) -> None:
-        """Wait until everything is deleted, or time has run out; for the writer, when the manager closes."""
-        self._is_closing = True
+        """Wait until everything is deleted, or time has run out; for the writer, who needs the room, or closes."""
+        self._is_urgent = True
         self._go_on()
         while self.task is not None and not self.task.done():
             await self._grace.wait_for(self._wait)
+        self._is_urgent = False
 
     @property
     def _allowance(self) -> int:
         """How many retired checkpoints, the oldest first, may be deleted now."""
         count = len(self._trash)
-        if not self._is_held or self._is_closing:
+        if not self._is_held or self._is_urgent:
             return count
         nbytes = sum(each.nbytes for each in self._trash)
         surplus = 0
@@ -159,6 +179,6 @@ class Retirement:
             self._stop = stop = StopFlag()
             try:
                 count = await self._grace.run(stop, removal.sweep, self._ops, self._root, paths, stop)
-            except Exception as error:  # noqa: BLE001 - see 4
+            except Exception as error:  # noqa: BLE001 - see 5
                 self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")
             del self._trash[:count]

@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncckpt.disk.blocks import BLOCK_NBYTES
+from asyncckpt.disk.names import TRAINING_INFO_NAME
+from asyncckpt.disk.room import NoRoomError
+from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError
 from asyncckpt.runtime.grace import Grace
 from asyncckpt.runtime.pacing import StopFlag, Stopped
@@ -307,14 +310,7 @@ class Writer:
         try:
             await self.take_directory()
             self._catalog.begin(handle.step)
-            written = await self.grace.run(
-                item.stop,
-                commit.write_checkpoint,
-                self._ops,
-                self._request(item),
-                self._jobs.crew(_WRITE_THREADS - 1),
-                item.stop,
-            )
+            written = await self._write(item)
         except Exception as error:  # noqa: BLE001 - it becomes the handle's
             drop_locals(error)  # for a handle may be kept for long
             stopped = ManagerClosedError("it was stopped while it was being written")
@@ -328,6 +324,21 @@ class Writer:
             await self.retirement.prune_after(item.handle.step)
         finally:
             self._writing = None
+
+    async def _write(self, item: QueuedSave) -> commit.Written:
+        """Write a checkpoint; if there is no room for it, make some, and look again."""
+        try:
+            return await self._try_to_write(item, is_last_try=False)
+        except NoRoomError as error:
+            nbytes = error.nbytes
+        info = parse_training_info(item.documents[TRAINING_INFO_NAME])
+        await self.retirement.make_room(item.handle.step, info, nbytes)
+        return await self._try_to_write(item, is_last_try=True)
+
+    async def _try_to_write(self, item: QueuedSave, *, is_last_try: bool) -> commit.Written:
+        request = self._request(item)._replace(is_last_try=is_last_try)
+        crew = self._jobs.crew(_WRITE_THREADS - 1)
+        return await self.grace.run(item.stop, commit.write_checkpoint, self._ops, request, crew, item.stop)
 
     def _request(self, item: QueuedSave) -> commit.WriteRequest:
         handle, loop = item.handle, self._loop
@@ -347,6 +358,7 @@ class Writer:
             snapshot=item.snapshot,
             documents=item.documents,
             format_name=self._settings.format,
+            min_free_nbytes=self._settings.min_free_nbytes,
             block_nbytes=commit.block_nbytes_within(budget // _WRITE_THREADS) if item.streams else BLOCK_NBYTES,
             on_planned=plan_known,
             on_written=handle._add_written,  # noqa: SLF001

@@ -72,10 +72,10 @@ BUGS = (
         (
             (
                 "saving/commit.py",
-                "    old = publish.make_durable(ops, moved)\n",
+                "        old = publish.make_durable(ops, moved)\n",
                 (
-                    "    old = None\n"
-                    "    __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
+                    "        old = None\n"
+                    "        __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
                 ),
             ),
         ),
@@ -133,7 +133,7 @@ BUGS = (
                     "        moved = publish.Moved(request.step, *names, None)\n    except"
                 ),
             ),
-            ("saving/commit.py", "    old = publish.make_durable(ops, moved)\n", "    old = None\n"),
+            ("saving/commit.py", "        old = publish.make_durable(ops, moved)\n", "        old = None\n"),
             (
                 "saving/writer.py",
                 "            self._end(item, SaveState.COMMITTED, record=written.returned)\n",

@@ -1,0 +1,96 @@
+"""How much room a disk has, and what is said when there is too little.
+
+1. A lack of room stays the OSError that the system would raise, with its errno: what is added is how much was needed,
+   how much is free, and what to do.
+2. What `statvfs` says is a hint. It knows of no quota and of no limit on a file's size; a file system that says nothing
+   is taken to have room.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from asyncckpt.disk.listing import nbytes_of
+from asyncckpt.disk.names import Kind, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+_WAYS_OUT: Final = {
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "the quota is used up, whatever the disk has left: make room within it, or have it raised",
+    errno.EFBIG: "a file may not become so large here: raise the limit (ulimit -f), or use another file system",
+}
+"""What to do, by the errno of what a file system answers for lack of room."""
+
+
+class NoRoomError(OSError):
+    """The disk was looked at before anything was written, and has too little room."""
+
+    nbytes: int
+    """How much must be free, in bytes."""
+
+
+def free_nbytes(path: Path) -> int | None:
+    """Return how much the disk of a path has left, in bytes; None where its file system does not say."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
+
+
+def check_room(path: Path, nbytes: int) -> None:
+    """Check that the disk of a path has room.
+
+    Raises:
+        NoRoomError: It has not.
+    """
+    free = free_nbytes(path)
+    if free is not None and free < nbytes:
+        error = NoRoomError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        error.nbytes = nbytes
+        raise error
+
+
+def would_suffice(root: Path, steps: Iterable[int], nbytes: int) -> bool:
+    """Whether a checkpoint directory's disk has too little room now, and enough without these steps."""
+    free = free_nbytes(root) or 0
+    return free < nbytes <= free + sum(nbytes_of(root / name_of(Kind.COMMITTED, step)) for step in steps)
+
+
+def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:
+    """Let an error that is a lack of room say so in full; any other stays as it is.
+
+    Args:
+        error: What the disk answered.
+        path: What was to be written, or the directory that it was to go to.
+        needed: How much room that takes, in words.
+        advice: What else to do about it.
+    """
+    way_out = _WAYS_OUT.get(error.errno or 0)
+    if way_out is None:
+        return
+    text = (
+        f"{os.strerror(error.errno or 0)} ({needed}, {_left(path)}; what was saved before is intact;"
+        f" {way_out}{advice}, and save again)"
+    )
+    error.args = (error.errno, text)
+    error.strerror, error.filename = text, str(path)
+    del error.filename2  # None would be shown
+
+
+def spell(nbytes: int) -> str:
+    """Return a number of bytes in words."""
+    return f"{nbytes} bytes ({nbytes / (1 << 20):.1f} MiB)"
+
+
+def _left(path: Path) -> str:
+    """Say what the disk of a path has left; of a path that is not there yet, that of the directory it will be in."""
+    while not path.exists():
+        path = path.parent
+    disk = os.statvfs(path)
+    if not disk.f_blocks:
+        return "and the file system does not say how much is free"
+    inodes = f" and {disk.f_favail} inodes" if disk.f_files else ""  # each file and directory takes one
+    return f"{spell(disk.f_bavail * disk.f_frsize)}{inodes} are free"
