@@ -36,7 +36,10 @@ class NoRoomError(OSError):
 
 def free_nbytes(path: Path) -> int | None:
     """Return how much the disk of a path has left, in bytes; None where its file system does not say."""
-    disk = os.statvfs(path)
+    try:
+        disk = os.statvfs(path)
+    except OSError:  # if there is something wrong with the disk, whoever writes will say it better
+        return None
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 

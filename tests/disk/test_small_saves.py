@@ -35,6 +35,7 @@ def test_each_change_of_the_disk_is_needed(tmp_path: Path, form: str) -> None:
 
 
 _CALLS = {
+    "statfs": 1,  # is there room?
     "mkdir": 1,
     "openat": 3 + 2,  # three files, the directory and its parent
     "pwritev2": 3,
