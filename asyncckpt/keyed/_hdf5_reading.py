@@ -20,7 +20,7 @@ import numpy as np
 
 from asyncckpt.errors import UnsupportedFormatError
 from asyncckpt.libhdf5 import h5d, h5o, h5py, h5t
-from asyncckpt.state.dtypes import dtype_from_plain
+from asyncckpt.state.dtypes import dtype_from_plain, without_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -248,13 +248,14 @@ class Reading:
     def _array(self, dataset: h5py.Dataset) -> NDArray[Any]:
         """Read in pieces: one call into libhdf5 holds the GIL for its whole length."""
         array: NDArray[Any] = np.empty(dataset.shape, dataset.dtype)
+        plain = without_metadata(array.dtype)  # h5py's words about HDF5's types, for which states have no room
         if dataset.shape == ():
             dataset.read_direct(array)
-            return array
+            return array.view(plain)
         for place in _slabs(dataset.shape, dataset.dtype.itemsize, (dataset.chunks or (1,))[0]):
             array[place] = dataset[place]
             self._pacer.pause()
-        return array
+        return array.view(plain)
 
     def _as(self, kind: str, value: Any) -> Any:
         """Return a value as the kind of leaf that its dataset says."""

@@ -33,11 +33,11 @@ from asyncckpt.state.leaves import (
     text_of,
     type_name,
 )
-from asyncckpt.state.reduction import NAMEDTUPLE, Attribute, Fields, Form, Reduction, read_form
+from asyncckpt.state.reduction import NAMEDTUPLE, Attribute, Fields, Form, Reduction, read_form, type_name_of
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.targets import find_overlap
 from asyncckpt.state.tree import MAX_KEY_DEPTH
-from asyncckpt.state.types import ALIASED_SCALARS, find_reduction, named_reduction
+from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction, named_reduction
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -253,6 +253,7 @@ class Builder(LeafReader):
         frame = Frame(
             ix.OBJECT, 1, [], child, selection, is_made or bool(is_asked), reduction=reduction, target=template
         )
+        frame.missing = len(self._survey.contents)
         self._push(frame)
         return _OPEN
 
@@ -264,12 +265,14 @@ class Builder(LeafReader):
         if saved is not None and saved.type_ in ALIASED_SCALARS and isinstance(template, np.generic):
             return saved, template
         wanted = find_reduction(template)
-        if wanted is None and isinstance(template, np.ndarray) and template.dtype.kind == "T":
-            wanted = named_reduction("string_array")
+        if wanted is None and type(template) is np.ndarray and template.dtype.kind == "T":
+            wanted = STRING_ARRAY
         if wanted is None and type(template) in (*SEQUENCES, *MAPPING_TYPES):
             return None, template  # saved as a dataclass or namedtuple, wanted as plain data
         if wanted is None or not _is_same_type(wanted, name):
             self._mismatch("type", type_name(template), name)
+        if self._in_place and wanted is STRING_ARRAY and self._arrays is None:
+            self._claim_memory(~id(template), template, self._path())
         if self._in_place and wanted.update is None and not wanted.is_value:
             reason = (
                 f"{type_name(template)} would be replaced, and whatever else holds it would keep the old one: give"
@@ -288,7 +291,8 @@ class Builder(LeafReader):
         if kind == NAMEDTUPLE and fields is not None and isinstance(frame.target, tuple):
             with self._fitting():
                 fields.check(names)
-            frame.template = tuple(getattr(frame.target, name) for name in names)
+            own = dict(zip(fields.names, frame.template, strict=True))
+            frame.template = tuple(own.get(name, ABSENT) for name in names)
 
     def _note_unknown(self, name: str) -> None:
         if name not in self.unknown_types and len(self.unknown_types) < _MAX_UNKNOWN_TYPES:
@@ -340,13 +344,15 @@ class Builder(LeafReader):
             return state
         if frame.selection is not None and not frame.selection.is_whole and reduction not in _ORDERED:
             return state  # part of an object is plain data
+        if frame.form is not None and reduction.takes_forms:
+            state = Form(frame.form, state)
         if self._arrays is None and frame.target is not ABSENT:
-            difference = reduction.differs(frame.target, state) if reduction.differs is not None else None
+            is_known = frame.missing == len(self._survey.contents)
+            with self._fitting():
+                difference = reduction.differs(frame.target, state) if reduction.differs and is_known else None
             if difference is not None:
                 self._mismatch(*difference)
             return None
-        if frame.form is not None:
-            state = Form(frame.form, state)
         return self._object(reduction, state, frame.target if self._in_place else ABSENT)
 
     def _refuse_plain_keys(self, reason: str, cause: Exception | None = None) -> NoReturn:
@@ -374,9 +380,12 @@ class Builder(LeafReader):
     def _check_fields(self, fields: Fields, frame: Frame) -> None:
         form = read_form(frame.owner.form) if frame.owner is not None and frame.owner.form is not None else None
         names = [key for key in frame.keys if type(key) is not Attribute]
-        names += [key.name for key in frame.keys if type(key) is Attribute and key.name in fields.names]
+        attributes = [key.name for key in frame.keys if type(key) is Attribute]
+        names += [name for name in attributes if name in fields.names]  # which have become fields
         with self._fitting():
-            fields.check(names, () if form is None else form[1])
+            fields.check(
+                names, () if form is None else form[1], [name for name in attributes if name not in fields.names]
+            )
 
     def _check_hashes(self, count: int, keys: Iterable[object]) -> None:
         """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
@@ -437,7 +446,13 @@ def _child_of(template: Any, key: Any) -> Any:
 
 def _is_same_type(wanted: Reduction, name: str) -> bool:
     """Whether a template's type is the saved one, though its module may be called otherwise by now (``__main__``)."""
-    return wanted.name == name or wanted.name.rpartition(".")[2] == name.rpartition(".")[2]
+    if wanted.name == name:
+        return True
+    saved, cls = named_reduction(name), wanted.type_
+    if cls is None or (saved is not None and saved.type_ is not cls):
+        return False
+    own = cls.__qualname__ if wanted.name == type_name_of(cls) else wanted.name.rpartition(".")[2]
+    return name == own or name.endswith(f".{own}")
 
 
 def _some(keys: Sequence[object]) -> str:

@@ -58,7 +58,7 @@ class Maker:
         return made
 
     def put_into(self, target: Any, items: list[Any]) -> Any:
-        """Put items into a container in place of its own, or pairs into a mapping beside them.
+        """Put items into a container in place of its own, or pairs into a mapping, which takes their order over.
 
         Returns:
             The container, or a new one if it is of those that cannot change. The list of items is given up.
@@ -67,9 +67,15 @@ class Maker:
             return self.make(type(target), items)
         if type(target) is list:
             target[:] = items
+        elif type(target) in MAPPING_TYPES:
+            keys = [key for key, _ in items]
+            self._fill(target, items)
+            if len(keys) == len(target) and keys != list(target):
+                for batch in self._pacer.batches(keys):
+                    for key in batch:
+                        target[key] = target.pop(key)
         else:
-            if type(target) not in MAPPING_TYPES:
-                target.clear()
+            target.clear()
             self._fill(target, items)
         return target
 

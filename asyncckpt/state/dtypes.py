@@ -96,13 +96,27 @@ def has_alias(plain: Any) -> bool:
 def is_kept(dtype: np.dtype[Any]) -> bool:
     """Whether a dtype comes back from its description as it was: numpy has some that say more than that.
 
-    A number or text that has fields, too (a "union"), a structure whose type is a class of somebody's own, or a title
+    Metadata, a number or text that has fields, too (a "union"), a type that is a class of somebody's own, or a title
     that is no text.
     """
     try:
-        return _is_same(dtype, dtype_from_plain(dtype_to_plain(dtype)))
+        return not metadata_of(dtype) and _is_same(dtype, without_metadata(dtype))
     except (ValueError, TypeError):
         return False
+
+
+def metadata_of(dtype: np.dtype[Any]) -> list[str]:
+    """Return the names of metadata, of fields and sub-arrays included."""
+    names = [
+        str(name) for name in dtype.metadata or () if name != "h5py_encoding"
+    ]  # which all bytes have that h5py read
+    parts = [field[0] for field in (dtype.fields or {}).values()] + ([dtype.subdtype[0]] if dtype.subdtype else [])
+    return sorted({*names, *(name for part in parts for name in metadata_of(part))})
+
+
+def without_metadata(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype of the same elements that has no metadata, nor have its fields."""
+    return dtype_from_plain(dtype_to_plain(dtype))
 
 
 def _is_same(one: np.dtype[Any], other: np.dtype[Any]) -> bool:

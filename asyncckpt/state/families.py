@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import enum
@@ -37,7 +38,7 @@ from asyncckpt.state.reduction import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Sequence
+    from collections.abc import Callable, Container, Iterable
 
 _MISSING: Final = object()
 _NO_STATE: Final = frozenset({"__orig_class__"})
@@ -103,21 +104,27 @@ def _enum(cls: type[enum.Enum]) -> Reduction:
         is_name = type(state) is Form and state.text == spell_form(MEMBER)
         plain = state.state if type(state) is Form else state
         found = cls.__members__.get(plain) if is_name else _member(cls, plain)
-        if found is None:
+        # A Flag may be told to drop the bits that it does not know, or to become an int with them.
+        if found is None or (issubclass(cls, enum.Flag) and not is_name and found._value_ != plain):
             what = f"named {plain}" if is_name else f"of the value {plain!r:.80}"
             reason = f"{cls.__qualname__} has no member {what}, which the checkpoint has"
             way = "give the Enum that member again (an alias will do)"
             misfit(cls, reason, way, expected=list(cls.__members__), found=plain)
         return found
 
-    return Reduction(type_name_of(cls), cls, to_state, from_state, is_value=True, takes_forms=True)
+    def differs(_: enum.Enum, state: Any) -> None:
+        from_state(state)  # which says what is wrong with it
+
+    name = type_name_of(cls)
+    return Reduction(name, cls, to_state, from_state, differs=differs, is_value=True, takes_forms=True)
 
 
 def _member(cls: type[enum.Enum], value: object) -> enum.Enum | None:
     try:
-        return cls(value)
+        found = cls(value)
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
+    return found if isinstance(found, cls) else None
 
 
 def _is_found_again(value: Any) -> bool:
@@ -140,12 +147,18 @@ def _namedtuple(cls: Any) -> Reduction:
     given = getattr(cls, "_field_defaults", {})
     fields = Fields(cls, {name: partial(given.__getitem__, name) if name in given else None for name in names})
     text = spell_form(NAMEDTUPLE, names)
-    slots = _slots(cls, names)
+    has_dict = bool(cls.__dictoffset__)  # a tuple has no slots
 
     def to_state(value: Any) -> object:
-        if slots or getattr(value, "__dict__", None):
-            refuse_attributes(value, _attributes(value, (), slots), "namedtuple")
-        return Form(text, tuple(value))
+        if has_dict and value.__dict__:
+            refuse_attributes(value, (name for name in value.__dict__ if name not in _NO_STATE), "namedtuple")
+        items = tuple.__getitem__(value, slice(None))  # whatever the class makes of an iteration
+        if len(items) != len(names):
+            message = (
+                f"{type_name_of(cls)} has {len(names)} fields, and here {len(items)} items: make it with all of them"
+            )
+            raise UnsupportedLeafError(message, path="")
+        return Form(text, items)
 
     def from_state(state: Any) -> object:
         form = read_form(state.text) if type(state) is Form else None
@@ -167,11 +180,26 @@ def _namedtuple(cls: Any) -> Reduction:
 
 
 class _Dataclass:
+    """How objects of a dataclass are saved: what they hold, whatever the class makes of a look at it.
+
+    A field is read from the instance's dict, and only else through a slot or a descriptor; `__getattr__` is not asked.
+    """
+
     def __init__(self, cls: Any) -> None:
         self._cls = cls
-        self._fields = Fields(cls, {field.name: _default_of(field) for field in dataclasses.fields(cls)})
+        self._has_dict = bool(cls.__dictoffset__)
+        names = {field.name: _default_of(field) for field in dataclasses.fields(cls)}
+        self._slots = _slots(cls, names)
+        self._fields = Fields(cls, names, room=None if self._has_dict else self._slots)
         self._native = _native_base(cls)
-        self._slots = _slots(cls, self._fields.names)
+        descriptors = {name: inspect.getattr_static(cls, name, None) for name in names}
+        # Fields that a descriptor stands before; a property without a setter computes its field from others.
+        self._computed = [name for name, found in descriptors.items() if isinstance(found, property) and not found.fset]
+        self._described = [
+            name
+            for name, found in descriptors.items()
+            if hasattr(found, "__set__") and not inspect.ismemberdescriptor(found) and name not in self._computed
+        ]
 
     def reduction(self) -> Reduction:
         cls = self._cls
@@ -189,44 +217,60 @@ class _Dataclass:
 
     def _to_state(self, value: Any) -> object:
         if self._native is not None:
-            message = (
-                f"{type_name_of(self._cls)} is a dataclass and also a {self._native.__name__}, whose contents are no"
-                " fields: register it with asyncckpt.register_type, with to_state= and from_state="
-            )
-            raise UnsupportedLeafError(message, path="")
+            raise UnsupportedLeafError(self._refusal(), path="")
         names = self._fields.names
-        state: dict[Any, object] = {}
-        for name in names:
-            entry = getattr(value, name, _MISSING)
-            if entry is not _MISSING:
-                state[name] = entry
+        own = self._own(value)
+        if self._computed:
+            refuse_attributes(
+                value, (name for name in self._computed if name in own), "dataclass with a property of that name"
+            )
+        state: dict[Any, object] = {name: own[name] if name in own else _held(value, name) for name in names}
         # A field may be unset, on an instance with slots, say; what is absent now is absent after loading.
-        unset = [name for name in names if name not in state] if len(state) < len(names) else None
-        for name, entry in _attributes(value, names, self._slots):
-            state[Attribute(name)] = entry
-        return state if unset is None else Form(spell_form(UNSET, unset), state)
+        unset = [name for name, entry in state.items() if entry is _MISSING]
+        for name in unset:
+            del state[name]
+        if own.keys() != names:
+            for name, entry in own.items():
+                if name not in names and name not in _NO_STATE:
+                    state[Attribute(name)] = entry
+        for name in self._slots:
+            if (entry := _held(value, name)) is not _MISSING:
+                state[Attribute(name)] = entry
+        return Form(spell_form(UNSET, unset), state) if unset else state
 
     def _from_state(self, state: Any) -> object:
+        if self._native is not None:
+            misfit(self._cls, self._refusal(), expected=list(self._fields.names), found=self._native)
         value: object = object.__new__(self._cls)
         self._fill(value, state)
         return value
 
+    def _refusal(self) -> str:
+        return (
+            f"{type_name_of(self._cls)} is a dataclass and also a {self._native.__name__}, whose contents are no"  # type: ignore[union-attr]
+            " fields: register it with asyncckpt.register_type, with to_state= and from_state="
+        )
+
+    def _own(self, value: object) -> dict[str, object]:
+        return object.__getattribute__(value, "__dict__") if self._has_dict else {}
+
     def _fill(self, value: Any, state: Any) -> None:
         """Let an object be what was saved; nothing of it is changed if the state does not fit."""
         found, attributes, unset = self._parted(state)
-        complete = self._fields.completed(found, unset)
-        own: dict[str, object] | None = getattr(value, "__dict__", None)
-        lost = [name for name in attributes if name not in self._slots and own is None]
-        if lost:
-            reason = f"{self._cls.__qualname__} has no room for the attribute {lost[0]!r}, which the checkpoint has"
-            misfit(self._cls, reason, "give the class that slot", expected=self._slots, found=lost)
+        complete = self._fields.completed(found, unset, attributes)
         for name, entry in complete.items():
-            object.__setattr__(value, name, entry)
+            if name not in self._computed:
+                object.__setattr__(value, name, entry)
+        own = self._own(value)
+        for name in self._described:
+            if name in own and name in complete:  # what its setter was given is not what it has put there
+                own[name] = complete[name]
         for name in unset:
-            if name in self._fields.names and getattr(value, name, _MISSING) is not _MISSING:
-                object.__delattr__(value, name)
+            if name in self._fields.names:
+                with contextlib.suppress(AttributeError):  # it is unset
+                    object.__delattr__(value, name)
         for name, entry in attributes.items():
-            if own is None or name in self._slots:
+            if name in self._slots:
                 object.__setattr__(value, name, entry)
             else:
                 own[name] = entry
@@ -244,10 +288,10 @@ class _Dataclass:
             found[name] = attributes.pop(name)
         return found, attributes, () if form is None else form[1]
 
-    def _forget_computed(self, own: dict[str, object] | None, attributes: Container[str]) -> None:
+    def _forget_computed(self, own: dict[str, object], attributes: Container[str]) -> None:
         """Let properties that were computed from other values, and were not saved, be computed again."""
-        for name in [name for name in own or () if name not in self._fields.names and name not in attributes]:
-            if own is not None and isinstance(inspect.getattr_static(self._cls, name, None), cached_property):
+        for name in [name for name in own if name not in self._fields.names and name not in attributes]:
+            if isinstance(inspect.getattr_static(self._cls, name, None), cached_property):
                 del own[name]
 
 
@@ -284,7 +328,9 @@ def _ordered_dict(state: Any) -> OrderedDict[Any, object]:
 
 def _update_ordered_dict(value: dict[Any, object], state: Any) -> None:
     items, attributes = _split(state)
-    value.update(items)
+    for key, entry in items.items():
+        value.pop(key, None)  # so that it gets the saved order
+        value[key] = entry
     if type(value) is OrderedDict:
         vars(value).update(attributes)
 
@@ -301,27 +347,25 @@ def _split(state: dict[Any, object]) -> tuple[dict[Any, object], dict[str, objec
     return {key: entry for key, entry in state.items() if type(key) is not Attribute}, attributes
 
 
-def refuse_attributes(value: object, attributes: Iterable[tuple[str, object]], what: str) -> None:
+def refuse_attributes(value: object, names: Iterable[str], what: str) -> None:
     """Refuse an object that has attributes which would be lost.
 
     Raises:
         UnsupportedLeafError: It has one; names it.
     """
-    for name, _ in attributes:
+    for name in names:
         message = (
-            f"{type_name_of(type(value))} is a {what} with the attribute {name!r}, which would be lost: delete it, make"
-            " it a field, or register the type with asyncckpt.register_type, with to_state= and from_state="
+            f"the attribute {name!r} of {type_name_of(type(value))}, a {what}, would be lost: delete it, make it a"
+            " field, or register the type with asyncckpt.register_type, with to_state= and from_state="
         )
         raise UnsupportedLeafError(message, path="")
 
 
-def _attributes(value: object, names: Container[str], slots: Sequence[str]) -> Sequence[tuple[str, object]]:
-    """Return what an object holds besides its fields."""
-    own = getattr(value, "__dict__", None)
-    found = [pair for pair in own.items() if pair[0] not in names and pair[0] not in _NO_STATE] if own else []
-    if slots:
-        found += [(name, entry) for name in slots if (entry := getattr(value, name, _MISSING)) is not _MISSING]
-    return found
+def _held(value: object, name: str) -> object:
+    try:
+        return object.__getattribute__(value, name)
+    except AttributeError:
+        return _MISSING
 
 
 def _slots(cls: type, names: Container[str]) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import numpy as np
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
-from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept
+from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept, metadata_of
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.selection import join_path
 
@@ -276,12 +276,12 @@ class LeafWriter:
         if dtype.isbuiltin == 2 and dtype.type.__module__.partition(".")[0] != "ml_dtypes":  # noqa: PLR2004 - a user's
             message = f"arrays of the dtype {dtype!r} cannot be saved: it is neither numpy's nor ml_dtypes'"
             raise self._refuse(message)
-        if dtype.names is None:
+        if dtype.names is None and dtype.metadata is None and dtype.kind != "V":
             return None
         if not is_kept(dtype):
-            message = (
-                f"the dtype {dtype!r} would come back as another: view the data as plain numbers or a plain structure"
-            )
+            metadata = ", ".join(metadata_of(dtype))
+            what = f"without its metadata {metadata}" if metadata else "as another"
+            message = f"the dtype {dtype!r} would come back {what}: view the data as plain numbers or a plain structure"
             raise self._refuse(message)
         return dtype_to_plain(dtype)
 
@@ -290,8 +290,6 @@ class LeafWriter:
             return ix.ext(ix.SCALAR, ("str_", str.__str__(value)))
         if type(value) is np.bytes_:
             return ix.ext(ix.SCALAR, ("bytes_", bytes(value)))
-        if type(value) is not value.dtype.type:
-            raise self._refuse(advice(value))
         if value.dtype.hasobject:
             message = "a numpy scalar with Python objects in it cannot be saved"
             raise self._refuse(message)
@@ -341,12 +339,15 @@ def _big_integer(value: int) -> ix.Node:
 _MEMMAP_ATTRIBUTES: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 
 
+_LEAVES: Final = (int, float, str, bytes, complex, np.ndarray)
+
+
 def advice(value: object) -> str:
     """Say what can be done about a value that cannot be saved."""
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
     for base in kind.__mro__[1:]:
-        if base in CONTAINER_CODES or base in (int, float, str, bytes, complex, np.ndarray):
+        if base in CONTAINER_CODES or base in _LEAVES or issubclass(base, np.generic):
             return (
                 f"{name} would come back as a plain {base.__name__}: convert it, or register it with"
                 " asyncckpt.register_type"

@@ -79,6 +79,7 @@ class Frame:
     reduction: Reduction | None = None
     target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
     form: str | None = None  # what an object's state says of itself
+    missing: int = 0  # contents of leaves that a survey has met, and not had, before the object
     owner: Frame | None = None  # the object that a container is the plain state of
 
 
@@ -226,7 +227,8 @@ class LeafReader:
             return None
         path = self._path()
         self._survey.paths.setdefault(number, path)
-        if isinstance(template, np.generic) or not (hasattr(template, "dtype") and hasattr(template, "shape")):
+        is_array = hasattr(template, "dtype") and hasattr(template, "shape") and not isinstance(template, np.generic)
+        if not is_array or (isinstance(template, np.ndarray) and type(template) not in _ARRAYS):
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
         if template.dtype != meta.dtype:
             self._mismatch("dtype", template.dtype, meta.dtype)
@@ -240,6 +242,12 @@ class LeafReader:
         """Note that a template's array is to be filled with array `number`."""
         if not isinstance(template, np.ndarray):
             self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
+        self._claim_memory(number, template, path)
+        self._survey.destinations.setdefault(number, []).append(template)
+        self._survey.paths.setdefault(number, path)
+
+    def _claim_memory(self, number: int, template: NDArray[Any], path: str) -> None:
+        """Note that an array's memory is to be filled, with what has that number."""
         if not template.flags.writeable:
             self._mismatch("writability", "a read-only array", "contents to be filled in")
         filled, _, other = self._filled.setdefault(id(template), (number, template, path))
@@ -247,8 +255,6 @@ class LeafReader:
             self._mismatch("sharing", f"the same array here and at {other}", "different arrays")
         if overlaps_itself(template):
             self._mismatch("sharing", "an array with elements that share memory", "elements of their own")
-        self._survey.destinations.setdefault(number, []).append(template)
-        self._survey.paths.setdefault(number, path)
 
     def _scalar(self, argument: Any, template: Any) -> Any:
         name, data = argument
@@ -410,6 +416,8 @@ class LeafReader:
         raise CheckpointKeyError(message, key=patterns[0] if len(patterns) == 1 else patterns, known=known)
 
 
+_ARRAYS: Final = (np.ndarray, np.memmap)
+"""What an array comes back as, or may be filled into: a masked array, say, has more than the array that was saved."""
 _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 _NUMBER_RUNS: Final = frozenset({ix.NUMBERS, ix.NUMBERS_ARRAY})
 _LEAF_READERS: Final[Mapping[int, str]] = {
@@ -440,7 +448,8 @@ def text_of(value: Any) -> str:
 def type_name(value: object) -> str:
     """Name what a template has, for an error."""
     if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} {value.shape}"
+        kind = "an array" if type(value) in _ARRAYS else f"a {type(value).__qualname__}"
+        return f"{kind} of {value.dtype} {value.shape}"
     return type(value).__qualname__
 
 

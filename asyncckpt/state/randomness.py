@@ -96,7 +96,10 @@ def bit_generator_state(value: np.random.BitGenerator) -> object:
         message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(_bit_generators())}"
         raise UnsupportedLeafError(message, path="")
     seed = getattr(value, "seed_seq", None)  # spawn() depends on it, so resuming exactly needs it
-    return {"state": value.state, "seed_seq": seed if type(seed) is np.random.SeedSequence else None}
+    if seed is not None and type(seed) is not np.random.SeedSequence:
+        message = f"its seed is a {type(seed).__qualname__}, of which nothing is known: seed it with a SeedSequence"
+        raise UnsupportedLeafError(message, path="")
+    return {"state": value.state, "seed_seq": seed}
 
 
 def bit_generator(state: Any) -> np.random.BitGenerator:

@@ -74,27 +74,32 @@ def misfit(cls: type, reason: str, *ways: str, expected: object, found: object) 
 class Fields:
     """The fields of a class, by which a state is matched."""
 
-    def __init__(self, cls: type, defaults: dict[str, Callable[[], object] | None]) -> None:
+    def __init__(
+        self, cls: type, defaults: dict[str, Callable[[], object] | None], *, room: Collection[str] | None = ()
+    ) -> None:
         """Describe a class.
 
         Args:
             cls: The class.
             defaults: For each of its fields what makes its default, or None where it has none.
+            room: Attributes that its objects may have besides; None if they may have any.
         """
         self._cls = cls
         self._defaults = defaults
+        self._room = room
         self.names: Final = defaults.keys()
         """Their names."""
 
-    def check(self, names: Collection[str], unset: Collection[str] = ()) -> None:
-        """Look whether a state of these names, and of fields without a value, can become an object.
+    def check(self, names: Collection[str], unset: Collection[str] = (), attributes: Collection[str] = ()) -> None:
+        """Look whether a state of these fields, of fields without a value, and of attributes can become an object.
 
         Raises:
-            MisfitError: The class lacks one of the names, or has a field without a default that is not among them.
+            MisfitError: The class lacks one of them, or has a field without a default that is not among them.
         """
         defaults, cls = self._defaults, self._cls.__qualname__
         lost = [name for name in names if name not in defaults]
         gained = [name for name in defaults if defaults[name] is None and name not in names and name not in unset]
+        homeless = [name for name in attributes if self._room is not None and name not in self._room]
         reasons, ways = [], []
         if lost:
             reasons.append(f"{cls} has no field {_listed(lost)}, which the checkpoint has")
@@ -102,6 +107,9 @@ class Fields:
         if gained:
             reasons.append(f"{cls} has the field {_listed(gained)} without a default, which the checkpoint lacks")
             ways.append("give it a default")
+        if homeless:
+            reasons.append(f"{cls} has no room for the attribute {_listed(homeless)}, which the checkpoint has")
+            ways.append("give the class that slot")
         if reasons:
             misfit(self._cls, "; ".join(reasons), *ways, expected=list(defaults), found=list(names))
 
@@ -120,16 +128,18 @@ class Fields:
             way = "give the class as many fields, or defaults to those at its end"
             misfit(self._cls, reason, way, expected=names, found=count)
 
-    def completed(self, found: dict[str, object], unset: Collection[str] = ()) -> dict[str, object]:
+    def completed(
+        self, found: dict[str, object], unset: Collection[str] = (), attributes: Collection[str] = ()
+    ) -> dict[str, object]:
         """Return the values of all fields that have one, in their order: what was found, or else defaults.
 
         Raises:
             MisfitError: See `check`.
         """
         defaults = self._defaults
-        if found.keys() == defaults.keys():
+        if found.keys() == defaults.keys() and not attributes:
             return {name: found[name] for name in defaults}
-        self.check(found, unset)
+        self.check(found, unset, attributes)
         return {
             name: found[name] if name in found else make()  # type: ignore[misc] # `check` has looked
             for name, make in defaults.items()
@@ -170,6 +180,14 @@ def read_form(text: str) -> tuple[str, tuple[str, ...]] | None:
     """Return a form's kind and names, or None where the text is no form's."""
     found = re.fullmatch(_FORM, text) if text.endswith(")") else None
     return None if found is None else (found[1], tuple(found[2].split(", ")) if found[2] else ())
+
+
+def plain_of(state: Any) -> object:
+    """Return a state without a word about itself, attributes by their names: what a user's functions get."""
+    plain = state.state if type(state) is Form else state
+    if type(plain) is not dict:
+        return plain
+    return {key.name if type(key) is Attribute else key: entry for key, entry in plain.items()}
 
 
 def type_name_of(cls: type) -> str:

@@ -81,7 +81,7 @@ class _Flattener(LeafWriter):
             self._add_container(value)
         elif kind is np.ndarray or kind is np.memmap:
             self._add_string_array(value)  # type: ignore[arg-type]
-        elif isinstance(value, np.generic) and kind not in ALIASED_SCALARS:
+        elif isinstance(value, np.generic) and kind is value.dtype.type and kind not in ALIASED_SCALARS:
             self._nodes.append(self._scalar(value))
         else:
             self._add_object(value)

@@ -23,7 +23,7 @@ from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.state import randomness as rnd
 from asyncckpt.state.dtypes import ALIASES
 from asyncckpt.state.families import ORDERED_DICT, family_reduction, is_value, refuse_attributes
-from asyncckpt.state.reduction import Attribute, Reduction, read_form, type_name_of
+from asyncckpt.state.reduction import Attribute, Reduction, plain_of, read_form, type_name_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +32,9 @@ _NATIVE: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, OrderedDict, set, frozenset, deque}
     | {np.ndarray, np.memmap}
 )
+
+_NUMPY: Final = ("numpy", "ml_dtypes")
+"""Where scalars come from that are saved by themselves; subclasses of them are not."""
 
 TypeT = TypeVar("TypeT", bound=type)
 
@@ -111,7 +114,7 @@ def register_type(
     if not isinstance(cls, type):
         message = f"register_type takes a class, not {cls!r}"
         raise TypeError(message)
-    if cls in _NATIVE or issubclass(cls, np.generic):
+    if cls in _NATIVE or (issubclass(cls, np.generic) and cls.__module__ in _NUMPY):
         message = f"{cls.__qualname__} is saved by itself, and a registration of it would never be used"
         raise ValueError(message)
     if (to_state is None) != (from_state is None):
@@ -128,6 +131,8 @@ def register_type(
             )
             raise TypeError(message)
         made = found
+        if update is not None and made.takes_forms:
+            update = _given_plain_states(update)
     made = made._replace(name=name or made.name, update=update or made.update)
     if read_form(made.name) is not None:
         message = f"the name {made.name!r} has a meaning of its own in files: give another name"
@@ -139,6 +144,10 @@ def register_type(
         raise ValueError(message)
     _by_type[cls] = _by_name[made.name] = made
     return cls
+
+
+def _given_plain_states(update: Callable[[Any, Any], object]) -> Callable[[Any, Any], object]:
+    return lambda value, state: update(value, plain_of(state))
 
 
 # --- builtin types ----------------------------------------------------------------------------------------------------
@@ -200,7 +209,7 @@ def _update_bytearray(value: bytearray, state: Any) -> None:
 
 
 def _python_random_state(value: random.Random) -> object:
-    refuse_attributes(value, ((name, None) for name in vars(value) if name != "gauss_next"), "random generator")
+    refuse_attributes(value, (name for name in vars(value) if name != "gauss_next"), "random generator")
     return value.getstate()
 
 
@@ -217,7 +226,9 @@ def _update_string_array(value: np.ndarray, state: Any) -> None:
     np.copyto(value, _string_array(state))
 
 
-def _string_shape_differs(value: np.ndarray, state: Any) -> tuple[str, object, object] | None:
+def _string_array_differs(value: np.ndarray, state: Any) -> tuple[str, object, object] | None:
+    if value.dtype != np.dtypes.StringDType():
+        return "dtype", value.dtype, np.dtypes.StringDType()
     return None if value.shape == tuple(state[0]) else ("shape", value.shape, tuple(state[0]))
 
 
@@ -227,7 +238,7 @@ STRING_ARRAY: Final = Reduction(
     to_state=_string_array_state,
     from_state=_string_array,
     update=_update_string_array,
-    differs=_string_shape_differs,
+    differs=_string_array_differs,
 )
 """Arrays of numpy's variable-width strings, which hold pointers; chosen by dtype, not by type."""
 

@@ -438,6 +438,67 @@ async def test_memory_that_only_looks_shared_is_filled(tmp_path: Path) -> None:
         assert_same({name: np.ascontiguousarray(array) for name, array in state.items()}, saved)
 
 
+@both_formats
+@pytest.mark.parametrize("attribute", [False, True])
+async def test_mappings_get_the_saved_order(tmp_path: Path, form: Any, attribute: bool) -> None:
+    """The order of an OrderedDict is part of it, and a program goes through its dicts as the saved one did."""
+    saved: Any = {"o": OrderedDict(b=1, a=np.ones(2), c=3), "d": {"y": 1, "x": [2], "z": 3}}
+    state: Any = {"d": {"x": [0], "y": 0, "z": 0}, "o": OrderedDict(a=np.zeros(2), b=0, c=0)}
+    if attribute:
+        saved["o"].note = 1
+    held = (state["o"], state["d"], state["o"]["a"])
+    async with CheckpointManager(tmp_path, format=form) as manager:
+        await (await manager.save(1, saved))
+        await manager.restore(1, into=state)
+        assert_same(state, saved)
+        assert tuple(map(id, held)) == (id(state["o"]), id(state["d"]), id(state["o"]["a"]))
+        assert vars(state["o"]) == vars(saved["o"])
+
+
+STRINGS = np.array(["one", "two"], np.dtypes.StringDType())
+
+
+def unfit_arrays() -> dict[str, tuple[Any, Any, str]]:
+    """Make what was saved, what it cannot be filled into, and the field that differs."""
+    read_only, strings = STRINGS.copy(), np.array(["", "", ""], np.dtypes.StringDType())
+    read_only.flags.writeable = False
+    return {
+        "read-only strings": (STRINGS, read_only, "writability"),
+        "strings of a template's own kind": (
+            STRINGS,
+            np.array(["", ""], np.dtypes.StringDType(na_object=None)),
+            "dtype",
+        ),
+        "strings that overlap": ([STRINGS, STRINGS], [strings[:2], strings[1:]], "sharing"),
+        "a masked array": (np.arange(2), np.ma.array([0, 0], mask=[False, True]), "type"),
+        "records": (np.zeros(2, [("a", "i4")]), np.zeros(2, [("a", "i4")]).view(np.recarray), "type"),
+    }
+
+
+@both_formats
+@pytest.mark.parametrize("name", unfit_arrays())
+async def test_arrays_that_would_be_others_are_refused(tmp_path: Path, form: Any, name: str) -> None:
+    """What is saved is a plain array: nothing is filled where it would become something else, or not fit."""
+    saved, target, field = unfit_arrays()[name]
+    async with CheckpointManager(tmp_path, format=form) as manager:
+        await (await manager.save(1, [np.ones(2), saved]))
+        state = [np.zeros(2), target]
+        with pytest.raises(StateMismatchError) as caught:
+            await manager.restore(1, into=state)
+        assert (caught.value.path.partition("/")[0], caught.value.field) == ("1", field)
+        assert not state[0].any()
+        assert repr(state[1]) == repr(unfit_arrays()[name][1])
+
+
+async def test_strings_are_filled(tmp_path: Path) -> None:
+    """In two places, too, if it is one array."""
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, [STRINGS, STRINGS]))
+        target = np.array(["", ""], np.dtypes.StringDType())
+        await manager.restore(1, into=[target, target])
+        assert_same(target, STRINGS)
+
+
 async def test_a_mismatch_of_keys_says_which(tmp_path: Path) -> None:
     """What is missing and what is too much."""
     async with CheckpointManager(tmp_path) as manager:

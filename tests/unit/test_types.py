@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import datetime as dt
 import enum
-import functools
 import gc
 import pathlib
 import random
 import subprocess
 import sys
-import threading
 import weakref
 import zoneinfo
-from collections import OrderedDict, deque, namedtuple
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from collections import deque, namedtuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -28,31 +25,22 @@ from support import (
     Params,
     Point,
     assert_same,
-    canonical,
-    load_from,
     load_fully,
     round_trip,
     save_to,
 )
 
 from asyncckpt import (
-    Checkpointer,
     CheckpointError,
     CheckpointManager,
     CheckpointWarning,
-    StateMismatchError,
     UnsupportedLeafError,
     register_type,
 )
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.state import index as ix
-from asyncckpt.state.build import Builder
-from asyncckpt.state.dtypes import is_kept
-from asyncckpt.state.index import Index
 from asyncckpt.state.tree import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 both_formats = pytest.mark.parametrize("form", FORMATS)
@@ -463,361 +451,6 @@ def test_classes_that_were_made_in_a_function_go() -> None:
         meet()
     gc.collect()
     assert sum(each() is not None for each in made) < 300
-
-
-# --- nothing of an object is lost -------------------------------------------------------------------------------------
-
-
-KINDS = ("hdf5", "msgpack", "npz", "json")
-
-
-def everywhere(tmp_path: Path, value: Any) -> list[Any]:
-    """Return what comes back of a value from both formats, with a template and without, and from every keyed kind."""
-    found = [round_trip(tmp_path, [value], form)[0] for form in FORMATS]
-    found += [round_trip(tmp_path, [value], form, template=[value])[0] for form in FORMATS]
-    for kind in KINDS:
-        file = tmp_path / f"keyed_{len(list(tmp_path.iterdir()))}.{kind}"
-        with Checkpointer.from_file(file) as store:
-            store["k"] = value
-        with Checkpointer.from_file(file) as store:
-            found.append(store["k"])
-    return found
-
-
-class WithSlot:
-    """A base with slots that are no fields, one of them private."""
-
-    __slots__ = ("__secret", "cache")
-
-    def set_secret(self, value: int) -> None:
-        """Set the private one."""
-        self.__secret = value
-
-    def secret(self) -> int:
-        """Return it."""
-        return self.__secret
-
-
-@register_type(name="tests.Holder")
-@dataclasses.dataclass
-class Holder(WithSlot):
-    """A dataclass with attributes of all kinds."""
-
-    rate: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Set what is no field."""
-        self.half = self.rate / 2
-
-    @functools.cached_property
-    def double(self) -> float:
-        """Twice the rate."""
-        return self.rate * 2
-
-
-def test_attributes_of_dataclasses_are_kept(tmp_path: Path) -> None:
-    """What is no field comes back, too: from __post_init__, a base's slots, a cached property."""
-    value = Holder(1.0)
-    value.half, value.cache = 7.0, np.arange(3)
-    value.set_secret(5)
-    assert value.double == 2.0
-    for found in everywhere(tmp_path, value):
-        assert (found.rate, found.half, found.secret(), found.__dict__["double"]) == (1.0, 7.0, 5, 2.0)
-        assert_same(found.cache, np.arange(3))
-
-
-def test_attributes_have_paths_and_plain_forms(tmp_path: Path) -> None:
-    """An attribute that cannot be saved is refused with its path; part of an object has it by its name."""
-    value = Holder(1.0)
-    value.lock = threading.Lock()  # type: ignore[attr-defined]
-    with pytest.raises(UnsupportedLeafError) as caught:
-        flatten({"h": value}, pacer=Pacer())
-    assert caught.value.path == "h/lock"
-    save_to(tmp_path, 1, {"h": Holder(1.0)})
-    assert load_from(tmp_path, 1, select="h/half") == {"h": {"half": 0.5}}
-
-
-def test_a_restored_dataclass_computes_again(tmp_path: Path) -> None:
-    """A cached property that was not saved does not keep what it was computed from."""
-    save_to(tmp_path, 1, [Holder(1.0)])
-    target = [Holder(3.0)]
-    own = target[0]
-    assert own.double == 6.0
-    load_from(tmp_path, 1, template=target, in_place=True)
-    assert target[0] is own
-    assert (own.rate, own.half, own.double) == (1.0, 0.5, 2.0)
-
-
-def test_attributes_of_ordered_dicts_are_kept(tmp_path: Path) -> None:
-    """As torch's state_dict has them; an item of the same name is another thing, and items keep their paths."""
-    value: Any = OrderedDict(weight=np.arange(3), _metadata="an item")
-    value._metadata = OrderedDict(version=1)
-    for found in everywhere(tmp_path, value):
-        assert_same(found, value)
-        assert found._metadata == OrderedDict(version=1)
-    save_to(tmp_path, 90, {"m": value})
-    assert list(load_from(tmp_path, 90, select="m/weight")["m"]) == ["weight"]
-    assert_same(load_from(tmp_path, 90, template={"m": dict(value)}), {"m": dict(value)})
-    target: Any = {"m": OrderedDict(weight=np.zeros(3, int), _metadata="")}
-    own = target["m"]
-    load_from(tmp_path, 90, template=target, in_place=True)
-    assert target["m"] is own
-    assert_same(own, value)
-    assert own._metadata == OrderedDict(version=1)
-
-
-class PairWithAttributes(PlainPair):
-    """A namedtuple whose objects have a dict."""
-
-
-def also(base: type, *args: Any) -> Any:
-    """Make an object of a dataclass that is also something else."""
-    made = dataclasses.make_dataclass("Also", [("tag", str, "t")], bases=(base,), eq=False)
-    value = made.__new__(made, *args)
-    value.tag = "t"
-    return value
-
-
-def attributed(value: Any) -> Any:
-    """Give a value an attribute."""
-    value.note = 1
-    return value
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        *(functools.partial(also, base) for base in (list, dict, OrderedDict, set, deque, tuple, str, int, bytes)),
-        *(functools.partial(also, base) for base in (bytearray, frozenset, float, ValueError)),
-        functools.partial(also, array.array, "i"),
-        functools.partial(also, np.ndarray, (3,)),
-        lambda: attributed(PairWithAttributes(1, 2)),
-        lambda: attributed(random.Random(1)),  # noqa: S311 - a simulation's
-        lambda: np.zeros(3, np.dtype((np.int32, {"lo": (np.int16, 0), "hi": (np.int16, 2)}))),
-        lambda: np.zeros(3, np.dtype(("S8", [("a", "f4"), ("b", "f4")]))),
-        lambda: np.zeros(3, np.dtype([("u", np.dtype((np.int32, [("r", "u2"), ("g", "u2")])))])),
-        lambda: np.zeros(3, np.dtype((np.record, [("x", "i4")]))).view(np.recarray),
-    ],
-)
-def test_what_would_be_lost_is_refused(make: Any) -> None:
-    """Items of a dataclass that is a list, attributes of a namedtuple, fields of a number: refused with the path."""
-    with pytest.raises(UnsupportedLeafError) as caught:
-        flatten({"a": [make()]}, pacer=Pacer())
-    assert caught.value.path == "a/0"
-
-
-BoxT = TypeVar("BoxT")
-
-
-@register_type(name="tests.Box")
-@dataclasses.dataclass
-class Box(Generic[BoxT]):
-    """A generic dataclass."""
-
-    item: Any
-
-
-def test_what_typing_notes_is_no_attribute(tmp_path: Path) -> None:
-    """An object remembers the alias it was called by, which no checkpoint can hold."""
-    assert round_trip(tmp_path, Box[int](1)) == Box(1)
-
-
-STRANGE_DTYPES = [
-    np.dtype({"names": ["a", "b"], "formats": ["<i4", "<i2"], "offsets": [0, 0], "itemsize": 12}),
-    np.dtype([(("title", "a"), "<i2"), ("b", "<f4", (2,))]),
-    np.dtype([("a", "i1"), ("b", "<f8")], align=True),
-    np.dtype((np.record, [("x", "<i4"), ("y", np.dtype((np.record, [("z", "u1")])))])),
-    np.dtype([("q", np.longlong), ("l", np.int64)]),
-    np.dtype(np.longlong),
-    np.dtype(np.ulonglong).newbyteorder(),
-]
-
-
-@pytest.mark.parametrize("dtype", STRANGE_DTYPES, ids=str)
-def test_dtypes_come_back_as_they_were(tmp_path: Path, dtype: np.dtype[Any]) -> None:
-    """Layout, titles, alignment, records, and which of numpy's two types of one size it was."""
-    for found in everywhere(tmp_path, np.zeros(3, dtype)):
-        assert is_kept(found.dtype)
-        facts = [(d, d.char, d.type, d.fields, d.isalignedstruct, d.itemsize) for d in (found.dtype, dtype)]
-        assert facts[0] == facts[1]
-
-
-@pytest.mark.parametrize("value", [np.longlong(-3), np.ulonglong(2**64 - 1)])
-def test_scalars_of_two_names_come_back_as_they_were(tmp_path: Path, value: Any) -> None:
-    """np.longlong does not become np.int64; a template of the other type fits, as in files of earlier releases."""
-    for found in everywhere(tmp_path, value):
-        assert type(found) is type(value)
-        assert found == value
-    other = np.dtype(value.dtype.str).type(0)
-    assert round_trip(tmp_path, [value], template=[other]) == [value]
-    assert round_trip(tmp_path, [other], template=[value]) == [other]
-
-
-# --- classes change between releases ----------------------------------------------------------------------------------
-
-
-def release(fields: str, kind: str, **defaults: Any) -> Any:
-    """Make, and register, one release of a class: a namedtuple or a dataclass."""
-    names = fields.split()
-    if kind == "namedtuple":
-        order = [name for name in names if name in defaults]
-        made: Any = namedtuple("Release", names, defaults=[defaults[name] for name in order])  # noqa: PYI024
-    else:
-        listed = [
-            (name, Any, dataclasses.field(default=defaults[name])) if name in defaults else (name, Any)
-            for name in names
-        ]
-        made = dataclasses.make_dataclass("Release", listed)
-    made.__module__ = "tests"
-    return register_type(made, name="tests.Release")
-
-
-def in_every_way(root: Path, template: Any) -> Iterator[Any]:
-    """Yield functions that load `tests.Release` from step 1: plainly, with a template, in place."""
-    yield lambda: load_from(root, 1)["c"]
-    yield lambda: load_from(root, 1, template={"c": template})["c"]
-    yield lambda: load_from(root, 1, template={"c": template}, in_place=True)["c"]
-
-
-both_kinds = pytest.mark.parametrize("kind", ["namedtuple", "dataclass"])
-
-
-@both_formats
-@both_kinds
-def test_fields_are_matched_by_name(tmp_path: Path, form: str, kind: str) -> None:
-    """Fields that changed places keep their values, and one that is new gets its default."""
-    save_to(tmp_path, 1, {"c": release("mu nu", kind)(1, [2])}, form=form)
-    changed = release("nu mu more", kind, more=9)
-    for load in in_every_way(tmp_path, changed([0], 0, 5)):
-        assert load() == changed([2], 1, 9)
-
-
-@both_formats
-@both_kinds
-@pytest.mark.parametrize(
-    ("fields", "names"), [("mu", "'nu'"), ("mu nu more", "'more'"), ("mu beta", "'nu'"), ("mu beta", "'beta'")]
-)
-def test_fields_that_came_or_went_are_an_error(tmp_path: Path, form: str, kind: str, fields: str, names: str) -> None:
-    """The error names the path, the field and the ways out; nothing is half-made, nor changed."""
-    save_to(tmp_path, 1, {"c": release("mu nu", kind)(1, np.ones(2))}, form=form)
-    changed = release(fields, kind)
-    template = changed(0, *[np.zeros(2)] * (len(fields.split()) - 1))
-    before = canonical(tuple(vars(template).values()) if kind == "dataclass" else tuple(template))
-    for load in in_every_way(tmp_path, template):
-        with pytest.raises(StateMismatchError, match=r"c: Release.*register_type.*select=") as caught:
-            load()
-        assert names in str(caught.value)
-        assert (caught.value.path, caught.value.field, caught.value.step) == ("c", "class", 1)
-    assert canonical(tuple(vars(template).values()) if kind == "dataclass" else tuple(template)) == before
-    assert "c" in load_from(tmp_path, 1, select="c/*")
-
-
-async def test_a_class_that_changed_is_no_damage(tmp_path: Path) -> None:
-    """Loading "latest" does not fall back to a checkpoint that fits, and what does not fit is still the latest."""
-    async with CheckpointManager(tmp_path) as manager:
-        await (await manager.save(1, {"c": release("mu", "dataclass")(1)}))
-        await (await manager.save(2, {"c": release("mu nu", "dataclass")(1, 2)}))
-        release("mu", "dataclass")
-        with pytest.raises(StateMismatchError):
-            await manager.load("latest")
-        await manager.verify(2)
-        release("mu nu", "dataclass")
-        loaded = await manager.load("latest")
-        assert loaded is not None
-        assert loaded.step == 2
-
-
-def test_a_function_converts_old_states(tmp_path: Path) -> None:
-    """A class that lost a field is registered with functions, which get the plain state."""
-    save_to(tmp_path, 1, {"c": release("mu nu", "namedtuple")(1, 2)})
-    changed = release("total", "namedtuple")
-    register_type(changed, name="tests.Release", to_state=tuple, from_state=lambda state: changed(sum(state)))
-    assert load_from(tmp_path, 1)["c"] == changed(3)
-
-
-def nodes_of_an_old_namedtuple(*items: Any) -> list[Any]:
-    """Return what the first release wrote: no names."""
-    return [ix.ext(ix.OBJECT, "tests.Release"), ix.ext(ix.TUPLE, len(items)), *items]
-
-
-def build_old(nodes: list[Any], **wanted: Any) -> Any:
-    """Build a state of the first release."""
-    builder = Builder(Index(pieces=[ix.pack_piece(nodes)], arrays=()), Pacer(), **wanted)
-    builder.survey()
-    return builder.build({})
-
-
-def test_old_namedtuples_are_matched_by_position() -> None:
-    """Files of the first release have no names: positions count, and defaults at the end."""
-    nodes = nodes_of_an_old_namedtuple(1, 2)
-    for fields in ("x y", "x y z"):
-        kind = release(fields, "namedtuple", z=9)
-        assert build_old(nodes) == kind(1, 2) == build_old(nodes, template=kind(*range(len(kind._fields))))
-    for fields in ("x", "x y z"):
-        kind = release(fields, "namedtuple")
-        for wanted in ({}, {"template": kind(*range(len(kind._fields)))}):
-            with pytest.raises(StateMismatchError, match="2 items, whose names were not saved"):
-                build_old(nodes, **wanted)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What an Enum's value may be."""
-
-    size: int
-
-
-@register_type(name="tests.Odd")
-class Odd(enum.Enum):
-    """An Enum with values that are not found again, and some that are."""
-
-    SPEC = Spec(1)
-    NAN = float("nan")
-    LIST = [1, 2]  # noqa: RUF012 - a value that could change
-    NESTED = (1, float("nan"))
-    CODE = len
-    TEXT = "text"
-    WHEN = dt.date(2020, 1, 1)
-
-
-@register_type(name="tests.Arrays")
-class Arrays(enum.Enum):
-    """An Enum whose value is an array."""
-
-    ONE = np.arange(3)
-
-
-@register_type(name="tests.Bits")
-class Bits(enum.Flag):
-    """An Enum with members that have no name."""
-
-    A = enum.auto()
-    B = enum.auto()
-
-
-@pytest.mark.parametrize("member", [*Odd, *Arrays, Bits.A | Bits.B, Bits(0), Level.HIGH], ids=repr)
-def test_enums_come_back_whatever_their_values(tmp_path: Path, member: enum.Enum) -> None:
-    """By value where that is found again, else by name."""
-    assert all(found is member for found in everywhere(tmp_path, member))
-
-
-def test_members_that_are_gone_are_named(tmp_path: Path) -> None:
-    """By value or by name: the error says which member is missing, and what to do; an alias serves."""
-
-    def make(**members: Any) -> Any:
-        made = enum.Enum("Mode", members, module="tests")  # type: ignore[misc]
-        return register_type(made, name="tests.Mode")
-
-    mode = make(A=1, B=Spec(1))
-    save_to(tmp_path, 1, [mode.A])
-    save_to(tmp_path, 2, [mode.B])
-    mode = make(C=2)
-    for step, what in ((1, "of the value 1"), (2, "named B")):
-        with pytest.raises(StateMismatchError, match=f"no member {what}.*register_type") as caught:
-            load_from(tmp_path, step)
-        assert caught.value.path == "0"
-    mode = make(C=Spec(2), B=Spec(2))
-    assert load_from(tmp_path, 2) == [mode.C]
 
 
 def test_names_of_forms_are_taken() -> None:
