@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncckpt.config import is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
@@ -12,7 +12,7 @@ from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.loading import LoadRequest
 from asyncckpt.saving.primitives import Primitives, _load_checkpoint_history  # noqa: F401 - offered here, too
 from asyncckpt.saving.session import raise_failures
-from asyncckpt.saving.steps import Choice, check_step, check_step_or_choice
+from asyncckpt.saving.steps import Choice, check_step, check_which
 from asyncckpt.state.leaves import ABSENT
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import CheckpointingConfig, CheckpointingOptions
     from asyncckpt.saving.catalog import LoadedCheckpoint
 
-Which = int | Choice
+Which: TypeAlias = "int | Choice | os.PathLike[str]"
 
 
 class ManagerStatistics(NamedTuple):
@@ -246,7 +246,8 @@ class CheckpointManager(Primitives):
 
         Args:
             step: A step, "latest" or "best". The latter two fall back to the next intact checkpoint, with a warning,
-                unless the manager was made with ``fallback=False``.
+                unless the manager was made with ``fallback=False``. Or a ``pathlib.Path``: the checkpoint that this
+                directory is, wherever it lies and whatever it is called.
             like: A template: containers come back as its types, and each leaf must have its type, dtype and shape.
             select: A path ("params"), a glob whose parts match the path's parts ("params/*/w", "**/bias"), or several.
                 Only the digest blocks that hold the selected arrays are read. Dicts keep what is selected; in lists
@@ -297,14 +298,12 @@ class CheckpointManager(Primitives):
 
     async def _load(self, step: Which, request: LoadRequest) -> LoadedCheckpoint:
         loader = self._here().loader
-        which = check_step_or_choice(step)
+        which = check_which(step)
+        if isinstance(which, str):
+            return await loader.load_choice(which, request)
         if isinstance(which, int):
             return await loader.load_step(which, request)
-        loaded = await loader.load_choice(which, request)
-        if loaded is None:
-            message = f"there is no checkpoint in {self._root}"
-            raise CheckpointNotFoundError(message)
-        return loaded
+        return await loader.load_path(which, request)
 
     async def verify(self, step: int) -> None:
         """Read every file of a checkpoint and verify every bit of it.

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, settings
 
 import asyncckpt.disk.blocks
 import asyncckpt.disk.checkpoint
+import asyncckpt.disk.diagnosis
 import asyncckpt.disk.listing
 import asyncckpt.disk.lock
 import asyncckpt.disk.mapping
@@ -77,6 +78,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncckpt"))
 _BLOCKING_MODULES = (
     asyncckpt.disk.blocks,
     asyncckpt.disk.checkpoint,
+    asyncckpt.disk.diagnosis,
     asyncckpt.disk.listing,
     asyncckpt.disk.lock,
     asyncckpt.disk.mapping,

@@ -123,10 +123,13 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
             )
             raise UnsupportedFormatError(message)
         if content["step"] != step:
-            raise _damaged(
-                step,
-                f"it is the manifest of step {reprlib.repr(content['step'])}: was the directory renamed or copied?",
+            found = reprlib.repr(content["step"])
+            message = (
+                f"step {step}: this is the manifest of step {found}: was the directory renamed or copied? Call it"
+                f" step_{found} again. To have it as step {step}, load it by its path, load(Path('.../step_{step}')),"
+                f" and save({step}, loaded.state, overwrite=True)"
             )
+            raise CorruptCheckpointError(message, step=step, file=MANIFEST_NAME)
         place = content["index"]
         manifest = Manifest(
             step=step,

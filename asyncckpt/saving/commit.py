@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk import publish, removal, room
 from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
-from asyncckpt.disk.listing import Listing, nbytes_of, scan
+from asyncckpt.disk.diagnosis import describe_checkpoint, describe_missing
+from asyncckpt.disk.listing import nbytes_of
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.metric_file import clear_half_made, is_half_made, read_metric_file, write_metric_file
 from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
 from asyncckpt.documents import parse_training_info
+from asyncckpt.errors import ConfigError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.saving.catalog import NO_IDENTITY, CheckpointRecord, Identity, Listed, arrange
+from asyncckpt.saving.catalog import CheckpointRecord, Listed, arrange
+from asyncckpt.saving.directory import identity_of, read_listed, read_record, read_records, say_if_gone, scan_root
 from asyncckpt.saving.metric import metric_to_store
 
 if TYPE_CHECKING:
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
-
-
-_SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class WriteRequest(NamedTuple):
@@ -155,7 +154,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
         step=request.step,
         directory=str(path),
         training_info=parse_training_info(info),
-        identity=_identity(path),
+        identity=identity_of(path),
     )
     return Written(
         record=record,
@@ -260,12 +259,14 @@ def take_directory(
         DirectoryLockedError: There is another writer.
         OSError: The directory cannot be made or written.
     """
+    remarks = say_if_gone(root, known)
     publish.ensure_directory(ops, root)
     lock = acquire_lock(ops, root)
     try:
         refusals = _recover(ops, root)
         records, file = read_records(root, known), read_metric_file(root)
-        return lock, arrange(records, request, file, _store_metric(ops, root, request, file)), refusals
+        remarks += _store_metric(ops, root, request, file)
+        return lock, arrange(records, request, file, remarks), refusals
     except BaseException:
         lock.release()
         raise
@@ -282,23 +283,30 @@ def _store_metric(ops: DiskOps, root: Path, request: PolicyRequest, file: Metric
     return []
 
 
-def list_again(root: Path, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
-    """List a directory for a catalog, as `read_records` does."""
-    return arrange(read_records(root, known), request, read_metric_file(root))
-
-
-def list_directory(ops: DiskOps, root: Path, request: PolicyRequest, *, is_writer: bool) -> Listed:
+def list_directory(
+    ops: DiskOps, root: Path, request: PolicyRequest, *, is_writer: bool, must_exist: bool = False
+) -> Listed:
     """List a directory for a catalog, as `read_records` does; a writer brings it into order first, as far as it may.
 
+    With `must_exist`, the listing of a directory that does not exist says so.
+
     Raises:
+        ConfigError: The directory is no directory of checkpoints, but one of them.
         NotADirectoryError: There is a file in the directory's place.
         OSError: The directory cannot be read.
     """
-    listing = _scan(root)
+    listing = scan_root(root)
+    remarks = []
+    if must_exist and not root.exists():
+        remarks.append(f"{describe_missing(root)}: nothing is listed until a writer makes it")
+    if (is_checkpoint := describe_checkpoint(root)) is not None:
+        if not listing.committed:
+            raise ConfigError(is_checkpoint)
+        remarks.append(f"{is_checkpoint}. What is saved here is deleted with it")
     if is_writer and (listing.has_leftovers or is_half_made(root)):
         _tidy(ops, root)
-        listing = _scan(root)
-    return arrange(_read_listed(root, listing, {}), request, read_metric_file(root))
+        listing = scan_root(root)
+    return arrange(read_listed(root, listing, {}), request, read_metric_file(root), remarks)
 
 
 def _recover(ops: DiskOps, root: Path) -> list[OSError]:
@@ -321,98 +329,6 @@ def _tidy(ops: DiskOps, root: Path) -> None:
         return  # as above
     finally:
         lock.release()
-
-
-def read_records(root: Path, known: Mapping[int, CheckpointRecord] | None = None) -> list[CheckpointRecord]:
-    """List the committed checkpoints with their training_info, by ascending step, without verifying them.
-
-    Args:
-        root: The directory.
-        known: Records of this directory from an earlier listing. Those whose directory is still the same one are not
-            read again, which takes a tenth of the time.
-
-    Raises:
-        NotADirectoryError: There is a file in the directory's place.
-        OSError: The directory cannot be read.
-    """
-    return _read_listed(root, _scan(root), known or {})
-
-
-def _scan(root: Path) -> Listing:
-    try:
-        return scan(root)
-    except NotADirectoryError:
-        if not root.exists():  # it is an ancestor
-            raise
-        message = f"{root} is a file: a checkpoint directory is needed"
-        raise NotADirectoryError(message) from None
-
-
-def _read_listed(root: Path, listing: Listing, known: Mapping[int, CheckpointRecord]) -> list[CheckpointRecord]:
-    if not listing.committed:
-        return []
-    records = []
-    pacer = Pacer()
-    below = _below(root)
-    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
-        with young_collections_only():
-            for step, name in listing.committed.items():
-                pacer.pause()
-                record = known.get(step)
-                if record is None or not _stands_for(record, below, name, at):
-                    record = _record(step, below, name, at)
-                records.append(record)
-    finally:
-        os.close(at)
-    return records
-
-
-def read_record(root: Path, step: int) -> CheckpointRecord:
-    """Read one committed checkpoint's record."""
-    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return _record(step, _below(root), name_of(Kind.COMMITTED, step), at)
-    finally:
-        os.close(at)
-
-
-def _below(root: Path) -> str:
-    """Return what a path below a directory begins with: with thousands of checkpoints, to join them takes a while."""
-    return os.path.join(root, "")  # noqa: PTH118 - a Path would drop the separator
-
-
-def _record(step: int, below: str, name: str, at: int) -> CheckpointRecord:
-    """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
-    info: dict[str, Any] = {}
-    identity = NO_IDENTITY  # of what could not be read: the next listing tries again
-    try:
-        directory = open_directory(name, at)
-        try:
-            found = _identity(directory)
-            info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
-            identity = found
-        finally:
-            os.close(directory)
-    except OSError as error:
-        if error.errno in _SHORTAGES:  # which say nothing of the checkpoint: without its metric it might be pruned
-            raise
-    except (ValueError, RecursionError):  # damaged, and left out like what is missing: `load` will say what is wrong
-        pass
-    return CheckpointRecord(step=step, directory=below + name, training_info=info, identity=identity)
-
-
-def _stands_for(record: CheckpointRecord, below: str, name: str, at: int) -> bool:
-    """Whether an earlier record is of the directory that has this name now, and had it then."""
-    return record.identity == _identity(name, at) != NO_IDENTITY and record.directory == below + name
-
-
-def _identity(directory: os.PathLike[str] | str | int, at: int | None = None) -> Identity:
-    try:
-        found = os.stat(directory, dir_fd=at)
-    except OSError:  # gone meanwhile
-        return NO_IDENTITY
-    return found.st_ino, found.st_mtime_ns
 
 
 def _discard(ops: DiskOps, pending: Path, error: BaseException) -> None:

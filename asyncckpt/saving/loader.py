@@ -11,14 +11,16 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
+from asyncckpt.disk.diagnosis import describe_absence
 from asyncckpt.disk.reading import READERS
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
 from asyncckpt.runtime.pacing import StopFlag
-from asyncckpt.saving import commit
-from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
+from asyncckpt.saving import directory
+from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from asyncckpt.config import Settings
     from asyncckpt.runtime.jobs import Jobs
@@ -50,7 +52,7 @@ class Loader:
         """List the directory again; a warning names the line that lies `callers` functions of ours above."""
         while True:
             changes = self._catalog.changes
-            listed = await self._jobs.run(commit.list_again, self._root, self._request, self._catalog.records())
+            listed = await self._jobs.run(directory.list_again, self._root, self._request, self._catalog.records())
             if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
                 for remark in self._catalog.replace(listed):
                     warnings.warn(f"{self._root}: {remark}", CheckpointWarning, stacklevel=callers + 2)
@@ -85,10 +87,24 @@ class Loader:
         _warn_of_plain_data(loaded)
         return loaded.checkpoint
 
-    async def load_choice(self, which: Choice, request: LoadRequest) -> LoadedCheckpoint | None:
-        """Load the latest or the best, or what stands in for it; None if there is no checkpoint.
+    async def load_path(self, path: Path, request: LoadRequest) -> LoadedCheckpoint:
+        """Load the checkpoint that a directory is, of this manager's or not.
 
         Raises:
+            CheckpointNotFoundError: It is none.
+            CorruptCheckpointError: It is damaged.
+        """
+        stop = StopFlag()
+        crew = self._jobs.crew(_HELPERS)
+        loaded = await self._jobs.run_stoppable(stop, load_directory, path, request, crew, stop)
+        _warn_of_plain_data(loaded)
+        return loaded.checkpoint
+
+    async def load_choice(self, which: Choice, request: LoadRequest) -> LoadedCheckpoint:
+        """Load the latest or the best, or what stands in for it.
+
+        Raises:
+            CheckpointNotFoundError: There is no checkpoint.
             CorruptCheckpointError: It is damaged, and nothing stands in.
         """
         has_listed = False
@@ -115,9 +131,13 @@ class Loader:
                 raise
         if steps := self._catalog.steps():
             listed = ", ".join(map(str, steps))
-            message = f"every checkpoint in {self._root} has been found corrupt; their steps: {listed}"
+            message = (
+                f"every checkpoint in {self._root} has been found corrupt; their steps: {listed}. `verify` says of each"
+                " what is wrong with it"
+            )
             raise CorruptCheckpointError(message, step=steps[-1])
-        return None
+        found = await self._jobs.run(describe_absence, self._root)
+        raise CheckpointNotFoundError(f"there is no checkpoint in {self._root}{found}")
 
     def _check_not_begun(self, step: int) -> None:
         """Refuse a step that has its name on the disk, maybe, and is not durable."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint, read_targets
+from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing, step_of
 from asyncckpt.disk.listing import locate
-from asyncckpt.disk.names import TRAINING_INFO_NAME
+from asyncckpt.disk.names import MANIFEST_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
 from asyncckpt.formats.array_targets import fresh_array, map_arrays, targets_in_runs
@@ -32,7 +35,6 @@ from asyncckpt.state.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -71,7 +73,37 @@ def load_checkpoint(root: Path, step: int, request: LoadRequest, crew: Crew, sto
         CheckpointKeyError: Nothing is selected.
         Stopped: `stop` was set.
     """
-    return _with_retry(root, step, lambda path: _load(path, step, request, crew, stop))
+    return _with_retry(partial(_find, root, step), step, lambda path: _load(path, step, request, crew, stop))
+
+
+def load_directory(path: Path, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
+    """Load the checkpoint that a directory is, wherever it lies and whatever it is called.
+
+    Raises:
+        CheckpointNotFoundError: It is none.
+        CheckpointError: As `load_checkpoint`.
+    """
+    path = Path(os.path.realpath(path))
+    step = step_of(path)
+    if step is None:
+        raise _no_checkpoint(path)
+
+    def find() -> Path:
+        if step_of(path) is None:
+            raise _no_checkpoint(path)
+        return path
+
+    return _with_retry(find, step, lambda found: _load(found, step, request, crew, stop))
+
+
+def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
+    if path.is_file():
+        reason = describe_checkpoint(path.parent) or "it is a file, and the directory of a checkpoint is needed"
+    elif not path.exists():
+        reason = describe_missing(path)
+    else:
+        reason = f"there is no {MANIFEST_NAME} in it{describe_absence(path)}"
+    return CheckpointNotFoundError(f"{path} is no checkpoint: {reason}")
 
 
 def verify_checkpoint(root: Path, step: int, crew: Crew, stop: StopFlag) -> None:
@@ -91,34 +123,42 @@ def verify_checkpoint(root: Path, step: int, crew: Crew, stop: StopFlag) -> None
                 index, _ = _read_index(reader, Pacer(stop))
                 Builder(index, Pacer(stop)).survey()
 
-    _with_retry(root, step, verify)
+    _with_retry(partial(_find, root, step), step, verify)
 
 
-def _with_retry(root: Path, step: int, action: Callable[[Path], ResultT]) -> ResultT:
+def _find(root: Path, step: int) -> Path:
+    path = locate(root, step)
+    if path is None:
+        message = f"step {step} is not committed in {root}{describe_absence(root, step)}"
+        raise CheckpointNotFoundError(message, step=step)
+    return path
+
+
+def _with_retry(find: Callable[[], Path], step: int, action: Callable[[Path], ResultT]) -> ResultT:
+    """Do something with a checkpoint; `find` returns its directory, or raises CheckpointNotFoundError."""
     while True:
-        path = locate(root, step)
+        path = find()
         before = _identity(path)
-        if path is None or before is None:
-            message = f"step {step} is not committed in {root}"
-            raise CheckpointNotFoundError(message, step=step)
+        if before is None:
+            continue
         try:
             return action(path)
         except (FileNotFoundError, CorruptCheckpointError) as error:
-            if _identity(locate(root, step)) == before:
+            if _identity(find()) == before:
                 if isinstance(error, FileNotFoundError):
-                    raise CheckpointNotFoundError(f"step {step} is gone from {root}", step=step) from error
+                    raise CheckpointNotFoundError(f"step {step} is gone from {path.parent}", step=step) from error
                 if error.step is None:
                     raise CorruptCheckpointError(f"step {step}: {error}", step=step) from error
                 raise
 
 
-def _identity(path: Path | None) -> tuple[int, int, int] | None:
-    """Tell one directory from the next, which may get the inode of one that was deleted."""
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Tell one directory from the next, which may get the inode of one that was deleted; None if it is gone."""
     try:
-        found = path.stat() if path is not None else None
+        found = path.stat()
     except FileNotFoundError:
         return None
-    return found and (found.st_dev, found.st_ino, found.st_ctime_ns)
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:

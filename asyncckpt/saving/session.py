@@ -66,6 +66,7 @@ class Session:
 
         Raises:
             ManagerUsageError: It was entered before, or another library than asyncio runs this task.
+            ConfigError: The directory is no directory of checkpoints, but one of them.
             NotADirectoryError: There is a file in the directory's place.
             PermissionError: The directory cannot be read.
         """
@@ -77,10 +78,7 @@ class Session:
             raise ManagerClosedError(message)
         jobs = Jobs(asyncio.get_running_loop())
         try:
-            is_writer = not self._settings.read_only and self._settings.enabled
-            self._root, listed = await jobs.run(
-                _list, self._ops, self._root, self._settings.format, self._request, is_writer=is_writer
-            )
+            self._root, listed = await jobs.run(_list, self._ops, self._settings, self._request)
             for remark in self._catalog.replace(listed):
                 warnings.warn(f"{self._root}: {remark}", CheckpointWarning, stacklevel=2)
         except BaseException:
@@ -218,12 +216,13 @@ class OpenSession:
         self.writer.give_lock_back()
 
 
-def _list(ops: DiskOps, root: Path, form: str, request: PolicyRequest, *, is_writer: bool) -> tuple[Path, Listed]:
+def _list(ops: DiskOps, settings: Settings, request: PolicyRequest) -> tuple[Path, Listed]:
     """List a directory, which is the same one from here on, whatever becomes of the working directory."""
-    root = root.absolute()
+    root = settings.checkpoint_dir.absolute()
+    is_writer = settings.enabled and not settings.read_only
     if is_writer:
-        find_format(form)  # h5py is imported here, and not in the first save
-    return root, commit.list_directory(ops, root, request, is_writer=is_writer)
+        find_format(settings.format)  # h5py is imported here, and not in the first save
+    return root, commit.list_directory(ops, root, request, is_writer=is_writer, must_exist=settings.read_only)
 
 
 def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:

@@ -1,13 +1,17 @@
-"""What names a checkpoint in a call: a step, or the words "latest" and "best" (pure)."""
+"""What names a checkpoint in a call: a step, the words "latest" and "best", or its path (pure)."""
 
 from __future__ import annotations
 
 import operator
+import os
 import re
 import reprlib
+from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
 import numpy as np
+
+from asyncckpt.errors import brief
 
 Choice = Literal["latest", "best"]
 
@@ -36,18 +40,21 @@ def check_step(step: object) -> int:
     return number
 
 
-def check_step_or_choice(step: object) -> int | Choice:
-    """Return a step as an int, or the word for one that is to be chosen.
+def check_which(step: object) -> int | Choice | Path:
+    """Return a step as an int, or the word for one that is to be chosen, or a checkpoint's path.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: It is none of them.
         ValueError: It is negative, or too large.
     """
+    if isinstance(step, os.PathLike):
+        return Path(step)
     if not isinstance(step, str):
         return check_step(step)
     if step in _CHOICES:
         return cast("Choice", str(step))
-    raise TypeError(f'"latest", "best" or a step (an int) is needed, not {_shown(step)}{_nearest(step)}')
+    known = '"latest", "best", a step (an int) or the path of a checkpoint (a pathlib.Path)'
+    raise TypeError(f"{known} is needed, not {_shown(step)}{_nearest(step)}")
 
 
 def _no_step(value: object) -> str:
@@ -56,7 +63,7 @@ def _no_step(value: object) -> str:
     if isinstance(value, str) and value in _CHOICES:
         return f"{message}: only load and restore take the word; {value}_step() returns the step"
     if isinstance(value, str):
-        return message + _step_in(value)
+        return ": ".join([message, *_step_in(value)])
     if isinstance(value, float | np.floating) and value.is_integer():
         return f"{message}: pass {int(value)}, or int(step)"
     return message
@@ -68,12 +75,17 @@ def _nearest(word: str) -> str:
 
     folded = word.strip().casefold()
     close = _SYNONYMS.get(folded) or next(iter(difflib.get_close_matches(folded, _CHOICES, n=1)), None)
-    return f'; did you mean "{close}"?' if close else _step_in(word)
+    if close:
+        return f'; did you mean "{close}"?'
+    ways = _step_in(word)
+    if "/" in word:
+        ways.append(f"pass Path({brief(repr(word))}) for the checkpoint there")
+    return ": " * bool(ways) + ", or ".join(ways)
 
 
-def _step_in(text: str) -> str:
+def _step_in(text: str) -> list[str]:
     found = _STEP_IN_TEXT.fullmatch(text.strip())
-    return f": pass the int {int(found[1])}" if found else ""
+    return [f"pass the int {int(found[1])}"] if found else []
 
 
 def _shown(value: object) -> str:

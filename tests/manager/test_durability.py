@@ -32,7 +32,7 @@ import pytest
 from gates import Gate, hold
 
 import asyncckpt
-from asyncckpt.saving import commit
+from asyncckpt.saving import directory as listing
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -285,7 +285,7 @@ async def test_not_listed_before_the_parent_is_synced(tmp_path: Path) -> None:
 
 async def test_a_listing_does_not_lose_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `refresh` that listed the directory before a commit does not take the commit out of the catalog again."""
-    listed = commit.read_records
+    listed = listing.read_records
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
         await (await manager.save(0, content(0, 0)))
         gate = Gate()
@@ -295,7 +295,7 @@ async def test_a_listing_does_not_lose_a_commit(tmp_path: Path, monkeypatch: pyt
             gate()
             return records
 
-        monkeypatch.setattr(commit, "read_records", late)
+        monkeypatch.setattr(listing, "read_records", late)
         with gate:
             refreshing = asyncio.create_task(manager.refresh())
             await gate.reached()

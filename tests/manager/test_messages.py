@@ -75,7 +75,7 @@ async def call(use: str, manager: CheckpointManager, step: object) -> Any:
         (None, r"None \(NoneType\)$"),
         ("3", r"'3' \(str\): pass the int 3$"),
         ("step_3", "pass the int 3$"),
-        ("runs/step_3/", "pass the int 3$"),
+        ("runs/step_3/", "pass the int 3"),
         ([3], r"\[3\] \(list\)$"),
     ],
 )
@@ -134,7 +134,7 @@ async def test_steps_of_numpy(tmp_path: Path, kind: Callable[[int], Any]) -> Non
 async def test_a_word_that_is_not_known(tmp_path: Path, use: str, word: str, meant: str) -> None:
     """It names the words that there are, and the one that was meant."""
     async with CheckpointManager(tmp_path) as manager:
-        with pytest.raises(TypeError, match=f'"latest", "best" or a step.*{word}.*did you mean "{meant}"') as caught:
+        with pytest.raises(TypeError, match=f'"latest", "best", a step.*{word}.*did you mean "{meant}"') as caught:
             await call(use, manager, word)
         assert "None" not in str(caught.value)
 
@@ -142,9 +142,7 @@ async def test_a_word_that_is_not_known(tmp_path: Path, use: str, word: str, mea
 async def test_a_word_that_is_like_none(tmp_path: Path) -> None:
     """It names the words that there are, and guesses nothing."""
     async with CheckpointManager(tmp_path) as manager:
-        with pytest.raises(
-            TypeError, match=r'^"latest", "best" or a step \(an int\) is needed, not \'first\' \(str\)$'
-        ):
+        with pytest.raises(TypeError, match=r'^"latest", "best", a step.* is needed, not \'first\' \(str\)$'):
             await manager.load("first")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="pass the int 50"):
             await manager.load("step_50")  # type: ignore[arg-type]

@@ -1,0 +1,123 @@
+"""What there is instead of what was looked for, in words: for errors and warnings, in a worker thread.
+
+1. It goes by names and by what manifests say of themselves: nothing is verified, and nothing is raised.
+2. It looks at no more than `_LOOKED_AT` entries of a directory, and names no more than a few.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from asyncckpt.disk.checkpoint import open_directory, read_unverified
+from asyncckpt.disk.listing import scan
+from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_LOOKED_AT: Final = 1000
+_NAMED: Final = 3
+_STEPS_NAMED: Final = 10
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step of the checkpoint that a directory is, whatever it is called; None if it is none."""
+    try:
+        directory = open_directory(os.path.realpath(path))
+        try:
+            text = read_unverified(directory, MANIFEST_NAME)
+        finally:
+            os.close(directory)
+    except OSError:
+        return None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):  # damaged, if it is one of ours
+        place = parse_name(path.name)
+        return None if place is None else place[1]
+    is_ours = isinstance(content, dict) and {"format_version", "step", "files"} <= content.keys()
+    return content["step"] if is_ours and type(content["step"]) is int else None
+
+
+def describe_checkpoint(path: Path) -> str | None:
+    """Say that a directory is a checkpoint, and how to load it; None if it is none."""
+    step = step_of(path)
+    if step is None:
+        return None
+    if path.name == name_of(Kind.COMMITTED, step):
+        way = f"make a CheckpointManager of {path.parent}, and there load({step})"
+    else:
+        way = _by_path(path)
+    return f"{path} is a checkpoint, of step {step}, and no directory of checkpoints: {way}"
+
+
+def describe_missing(root: Path) -> str:
+    """Say of a directory that does not exist which ones do."""
+    import difflib
+
+    nearest, name = root.parent, root.name
+    while not nearest.exists():
+        nearest, name = nearest.parent, nearest.name
+    folded = {each.casefold(): each for each in _directories(nearest)}
+    close = difflib.get_close_matches(name.casefold(), folded, n=_NAMED)
+    if close:
+        return f"it does not exist (did you mean {' or '.join(str(nearest / folded[each]) for each in close)}?)"
+    return f"it does not exist (the nearest directory that does is {nearest})"
+
+
+def describe_absence(root: Path, step: int | None = None) -> str:
+    """Say what there is in a directory instead of a checkpoint, after a semicolon; empty if that is nothing of note.
+
+    Args:
+        root: The directory.
+        step: The checkpoint's step; None for any.
+    """
+    try:
+        return "".join(f"; {finding}" for finding in _findings(root, step))
+    except OSError:
+        return ""
+
+
+def _findings(root: Path, step: int | None) -> Iterator[str]:
+    if not root.exists():
+        yield describe_missing(root)
+        return
+    steps = list(scan(root).committed)
+    if steps:
+        shown = ", ".join(map(str, steps[-_STEPS_NAMED:]))
+        yield f"committed {'is' if len(steps) == 1 else 'are'} {'... ' * (len(steps) > _STEPS_NAMED)}{shown}"
+    if (itself := describe_checkpoint(root)) is not None:
+        yield itself
+    others = ((name, found) for name in _directories(root) if (found := _uncounted(root / name)) is not None)
+    for name, found in islice((each for each in others if step in (None, each[1])), _NAMED):
+        path = root / name
+        way = _by_path(path)
+        if path.is_symlink():
+            yield f"{name} is a symbolic link to a checkpoint, of step {found}, which is not followed here: {way}"
+        else:
+            yield f"{name} is a checkpoint of another name: rename it to {name_of(Kind.COMMITTED, found)}, or {way}"
+    if not steps:
+        below = (path for name in _directories(root) if scan(path := root / name).committed)
+        for path in islice(below, _NAMED):
+            yield f"there are checkpoints in {path}"
+
+
+def _by_path(path: Path) -> str:
+    return f"load it by its path, load(Path({str(path)!r}))"
+
+
+def _uncounted(path: Path) -> int | None:
+    """Return the step of a directory that is a checkpoint and is not listed as one."""
+    return step_of(path) if parse_name(path.name) is None or path.is_symlink() else None
+
+
+def _directories(path: Path) -> list[str]:
+    try:
+        with os.scandir(path) as found:
+            return sorted(entry.name for entry in islice(found, _LOOKED_AT) if entry.is_dir())
+    except OSError:
+        return []
