@@ -49,8 +49,9 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
     Reading takes none, and shows the file as it was when it was opened.
 
     Args:
-        checkpoint_file: A path, or a binary file that the caller has opened. Such a file is left open. It is copied to
-            a temporary file and, at each flush, back: nothing locks it, and a kill in the middle may leave it torn.
+        checkpoint_file: A path (a relative one is of the working directory as it is now), or a binary file that the
+            caller has opened. Such a file is left open. It is copied to a temporary file and, at each flush, back:
+            nothing locks it, and a kill in the middle may leave it torn.
         allowed_keys: The only keys there may be.
         omitted_keys: Keys that there may not be.
         serializer: Its `to_state` is called with each value that is saved, and its `from_state` with each that was

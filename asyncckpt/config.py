@@ -42,7 +42,8 @@ class CheckpointingConfig(TypedDict):
 
     Keys:
         enabled: False writes nothing, and every save's handle says that it was skipped. Default True.
-        checkpoint_dir: The directory that holds the checkpoints; taken as given, ``~`` is not expanded.
+        checkpoint_dir: The directory that holds the checkpoints; ``~`` is not expanded. A relative one is of the
+            working directory in which the manager is made.
         metric_name: The key in ``training_info`` of the number that ranks checkpoints. Default None: the one that the
             directory was saved with; the step ranks where there is none.
         higher_is_better: Whether the best checkpoint has the greatest metric, or the smallest. Default True, or what

@@ -114,15 +114,23 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
     path = file.with_name(f".{file.name}.lock")
     while True:
         fd = ops.open_lock(path)
+        found = os.fstat(fd)
         is_supported = _try_lock(fd, path)
         if is_supported is None:
+            if _is_held_here(found):
+                holder, way_out = (
+                    "another Checkpointer of this process",
+                    "Change it with that one, or close it first",
+                )
+            else:
+                holder, way_out = "another writer", "Wait until that one is closed"
             message = (
-                f"{file}: another writer has it open: one Checkpointer at a time may change a file. Wait until that one"
-                " is closed, or use another file; reading needs no lock"
+                f"{file}: {holder} has it open: one Checkpointer at a time may change a file. {way_out}, or use another"
+                " file; reading needs no lock"
             )
             raise FileLockedError(message, file=str(file))
         try:
-            if os.path.samestat(path.stat(), os.fstat(fd)):
+            if os.path.samestat(path.stat(), found):
                 return FileLock(ops, path, fd, is_supported=is_supported)
         except FileNotFoundError:
             pass

@@ -152,12 +152,10 @@ class StoreJobs:
         try:
             async with self._turn:
                 while True:
-                    if self.engine is None:
-                        message = f"{self._place} is closed"
-                        raise CheckpointerUsageError(message)
+                    engine = self._check_open()
                     outcome = Outcome()
                     try:
-                        result = await self._jobs.run_stoppable(stop, job, self.engine, outcome)
+                        result = await self._jobs.run_stoppable(stop, job, engine, outcome)
                     finally:
                         self._settle(outcome, change if is_complete else None)
                     if is_complete:
@@ -165,6 +163,12 @@ class StoreJobs:
         finally:
             if not is_complete:
                 self._settle(Outcome(), change)
+
+    def _check_open(self) -> Engine:
+        if self.engine is None:  # it was closed while its caller waited
+            message = f"{self._place} is closed: use the view inside its `async with`"
+            raise CheckpointerUsageError(message)
+        return self.engine
 
     def _settle(self, outcome: Outcome, change: Change | None) -> None:
         outcome.found, self._found = self._found, None
@@ -199,6 +203,7 @@ class StoreJobs:
     async def in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
         """Run a job that looks at the caller's value, and is stopped when the caller is cancelled."""
         stop = StopFlag()
+        self._check_open()
         return await self._jobs.run_stoppable(stop, job, *args, stop)
 
     async def capture(self, flat: FlatState) -> Captured:

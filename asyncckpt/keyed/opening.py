@@ -141,7 +141,7 @@ class Opening(ABC):
 
     def _check_file(self, file: Any) -> Any:
         if isinstance(file, str | os.PathLike):
-            return Path(file)
+            return Path(file).absolute()  # the working directory may change until it is opened
         if not hasattr(file, "read"):
             message = f"{type(self).__name__} takes a path or an open binary file, not {file!r}"
             raise ConfigError(message)
@@ -205,11 +205,13 @@ class Opening(ABC):
         """Flush and close the file, if this is the outermost block; also when the block raised."""
         self.check_blocking()
         with self._lock:
+            if self._engine is None:
+                message = f"{self!r} is not open: it was never entered by `with`, or has been left"
+                raise CheckpointerUsageError(message)
             self._depth -= 1
             if self._depth:
                 return
             engine, self._engine, self._mode = self._engine, None, None
-            assert engine is not None  # noqa: S101 - it was made when the block was entered
             try:
                 engine.store.commit(blocking_work())
             except Exception as failure:
@@ -261,7 +263,7 @@ class Opening(ABC):
         """Flush and close the file, if this is the outermost block; also when the block raised."""
         session = self._session
         if session is None:
-            message = f"{self!r} is not open"
+            message = f"{self!r} is not open: it was never entered by `async with`, or has been left"
             raise CheckpointerUsageError(message)
         try:
             await session.leave(error)

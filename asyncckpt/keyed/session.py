@@ -136,7 +136,8 @@ class Session:
             message = f"{self._place} is open on another event loop: use it there, on that loop's thread"
             raise CheckpointerUsageError(message)
         if not is_opening and (self._jobs.engine is None or self.is_over):
-            message = f"{self._place} is closed: use the view inside its `async with`"
+            state = "is closed" if self._jobs.engine is None else "is being closed"
+            message = f"{self._place} {state}: use the view inside its `async with`"
             raise CheckpointerUsageError(message)
 
     # --- the index ----------------------------------------------------------------------------------------------------

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
-from asyncckpt.errors import CheckpointKeyError
+from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.engine import parse_key
 from asyncckpt.keyed.turns import Turn
 
@@ -49,6 +49,23 @@ class AsyncCheckpointer:
     def is_open(self) -> bool:
         """Whether the view can be used."""
         return not self._session.is_over
+
+    if not TYPE_CHECKING:  # a type checker refuses `with` by itself
+
+        def __enter__(self) -> NoReturn:
+            """Say what is entered instead."""
+            message = f"{self!r} is what `async with` gave: use it as it is, or enter the {self._owner} itself"
+            raise CheckpointerUsageError(message)
+
+        def __exit__(self, *_: object) -> None:
+            """Do nothing: `with` looks for it before it calls `__enter__`."""
+
+        async def __aenter__(self) -> NoReturn:
+            """Say the same."""
+            self.__enter__()
+
+        async def __aexit__(self, *_: object) -> None:
+            """Do nothing, as above."""
 
     def check_allowed_key(self, key: Key) -> None:
         """Check that a key may be used; see `Checkpointer.check_allowed_key`."""

@@ -30,7 +30,6 @@ from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.saving.writer import Writer
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from types import TracebackType
 
     from asyncckpt.config import Settings
@@ -42,7 +41,8 @@ class Session:
     """Opens and closes; `asyncckpt.CheckpointManager` adds what is done in between."""
 
     def __init__(self, settings: Settings, ops: DiskOps, *, is_direction_given: bool) -> None:
-        self._settings = settings
+        # The working directory may change until the manager is entered.
+        self._settings = settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())
         policy = RetentionPolicy.from_settings(settings)
         self._request = PolicyRequest(policy, is_direction_given)
         self._root = settings.checkpoint_dir
@@ -78,13 +78,12 @@ class Session:
             raise ManagerClosedError(message)
         jobs = Jobs(asyncio.get_running_loop())
         try:
-            self._root, listed = await jobs.run(_list, self._ops, self._settings, self._request)
+            listed = await jobs.run(_list, self._ops, self._settings, self._request)
             for remark in self._catalog.replace(listed):
                 warnings.warn(f"{self._root}: {remark}", CheckpointWarning, stacklevel=2)
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
-        self._settings = replace(self._settings, checkpoint_dir=self._root)
         self._open = OpenSession(self._settings, self._request, self._ops, jobs, self._catalog, self._pool)
         return self
 
@@ -216,13 +215,12 @@ class OpenSession:
         self.writer.give_lock_back()
 
 
-def _list(ops: DiskOps, settings: Settings, request: PolicyRequest) -> tuple[Path, Listed]:
-    """List a directory, which is the same one from here on, whatever becomes of the working directory."""
-    root = settings.checkpoint_dir.absolute()
+def _list(ops: DiskOps, settings: Settings, request: PolicyRequest) -> Listed:
     is_writer = settings.enabled and not settings.read_only
     if is_writer:
         find_format(settings.format)  # h5py is imported here, and not in the first save
-    return root, commit.list_directory(ops, root, request, is_writer=is_writer, must_exist=settings.read_only)
+    root = settings.checkpoint_dir
+    return commit.list_directory(ops, root, request, is_writer=is_writer, must_exist=settings.read_only)
 
 
 def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:

@@ -349,7 +349,7 @@ def test_two_writers(file: Place) -> None:
         first.flush()
         with file.open() as second:
             assert second["a"] == 1
-            with pytest.raises(asyncckpt.FileLockedError, match="another writer") as caught:
+            with pytest.raises(asyncckpt.FileLockedError, match="another Checkpointer of this process") as caught:
                 second["b"] = 2
             assert caught.value.file == str(file.path)
             with pytest.raises(asyncckpt.FileLockedError):

@@ -475,11 +475,11 @@ async def test_two_writers(file: Place) -> None:
                 second.pop("a"),
                 second.cached_eval("b", int),
             ):
-                with pytest.raises(asyncckpt.FileLockedError, match="another writer"):
+                with pytest.raises(asyncckpt.FileLockedError, match="another Checkpointer of this process"):
                     await change
             for key in "bcd":
                 second[key] = 2
-            with pytest.raises(asyncckpt.FileLockedError, match="another writer") as caught:
+            with pytest.raises(asyncckpt.FileLockedError, match="another Checkpointer of this process") as caught:
                 await second.flush()
             assert caught.value.file == str(file.path)
             await second.flush()

@@ -521,3 +521,21 @@ async def test_they_work_in_a_directory_given_as_it_is(tmp_path: Path, monkeypat
         await (await manager.save(2, {"a": 1}))
     assert sorted(each.name for each in (tmp_path / "runs").iterdir()) == [".lock", "step_1", "step_2"]
     assert list((tmp_path / "other").iterdir()) == []
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_relative_directory_is_of_the_directory_it_was_given_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, read_only: bool
+) -> None:
+    """Wherever the process goes between the making of the manager and `async with`."""
+    async with asyncckpt.CheckpointManager(tmp_path / "runs") as manager:
+        await manager.save(1, {"a": 1})
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    manager = asyncckpt.CheckpointManager("runs", read_only=read_only)
+    monkeypatch.chdir(tmp_path / "other")
+    async with manager:
+        assert manager.steps() == [1]
+        if not read_only:
+            assert (await (await manager.save(2, {}))).path == tmp_path / "runs" / "step_2"
+    assert list((tmp_path / "other").iterdir()) == []
