@@ -10,7 +10,7 @@ from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.hdf5 import HDF5Store
 from asyncckpt.keyed.home import Home
 from asyncckpt.keyed.values import refer
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.home import Rewrite
 
-WORK = Work(Crew())
+WORK = Work(JobContext())
 
 
 @contextmanager

@@ -21,9 +21,9 @@ import numpy as np
 
 from asyncckpt import register_type
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
-from asyncckpt.runtime.pacing import Pacer, StopFlag
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
 from asyncckpt.state.capture import LiveSnapshot, StagedSnapshot
@@ -150,7 +150,7 @@ def save_to(  # noqa: PLR0913 - each is an independent wish
         snapshot: Any = LiveSnapshot(flat, is_frozen=True)
     else:
         snapshot = StagedSnapshot(flat, None)
-        snapshot.capture(Crew(), None)
+        snapshot.capture(JobContext(yields=False))
     request = commit.WriteRequest(
         root=root,
         step=step,
@@ -158,17 +158,14 @@ def save_to(  # noqa: PLR0913 - each is an independent wish
         snapshot=snapshot,
         documents={"training_info.json": info},
         format_name=form,
-        on_planned=lambda _: None,
-        on_written=lambda _: None,
-        on_copied=lambda: None,
         **options,
     )
-    return commit.write_checkpoint(ops or DiskOps(), request, Crew(), StopFlag()).record.path
+    return commit.write_checkpoint(ops or DiskOps(), request, JobContext()).record.path
 
 
 def load_fully(root: Path, step: int, **request: Any) -> Loaded:
     """Load a checkpoint in this thread."""
-    return load_checkpoint(root, step, LoadRequest(**request), Crew(), StopFlag())
+    return load_checkpoint(root, step, LoadRequest(**request), JobContext())
 
 
 def load_from(root: Path, step: int, **request: Any) -> Any:
@@ -178,7 +175,7 @@ def load_from(root: Path, step: int, **request: Any) -> Any:
 
 def verify(root: Path, step: int) -> None:
     """Verify a checkpoint in this thread."""
-    verify_checkpoint(root, step, Crew(), StopFlag())
+    verify_checkpoint(root, step, JobContext())
 
 
 def round_trip(root: Path, state: object, form: str = "msgpack", **request: Any) -> Any:

@@ -18,6 +18,7 @@ import fcntl
 import os
 import threading
 from bisect import bisect_right
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -29,15 +30,14 @@ from asyncckpt.disk.plan import FilePlan, Span
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.runtime.context import Crew
-    from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.runtime.context import JobContext
 
     Bytes = NDArray[np.uint8]
 
@@ -65,76 +65,78 @@ class Part(NamedTuple):
     data: Bytes
 
 
-def write_plan(  # noqa: PLR0913
+class Progress:
+    """Is told how the writing of a file goes on, from any thread. This one looks at nothing."""
+
+    def copied(self) -> None:
+        """The last byte of the arrays has been read."""
+
+    def written(self, nbytes: int) -> None:
+        """A block of so many bytes has been written."""
+
+
+_UNWATCHED: Final = Progress()
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a file is to hold."""
+
+    plan: FilePlan
+    """What lies where."""
+    arrays: ArrayBytes
+    """The arrays' bytes."""
+    block_nbytes: int = BLOCK_NBYTES
+    """Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`."""
+    progress: Progress = _UNWATCHED
+    """Is told how the writing goes on."""
+
+
+def write_content(
     ops: DiskOps,
     path: Path,
-    plan: FilePlan,
-    arrays: ArrayBytes,
+    content: Content,
+    context: JobContext,
     *,
-    crew: Crew,
-    stop: StopFlag | None = None,
     batch: SyncBatch | None = None,
-    block_nbytes: int = BLOCK_NBYTES,
-    on_copied: Callable[[], None] | None = None,
-    on_written: Callable[[int], None] | None = None,
 ) -> FileRecord:
-    """Create a file, write a plan into it, and make it durable.
+    """Create a file, write its content, and make it durable.
 
     Args:
         ops: The disk.
         path: The file, which must not exist.
-        plan: What lies where.
-        arrays: The arrays' bytes.
-        crew: Who helps.
-        stop: Looked at before every block.
+        content: What it is to hold.
+        context: The job's; its flag is looked at before every block.
         batch: Syncs a small file, and closes it. Without one it is durable when this returns, as large files are.
-        block_nbytes: Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`.
-        on_copied: Called when the last byte of the arrays has been read, from any thread.
-        on_written: Called with the size of each block written, from any thread.
 
     Raises:
         OSError: The disk failed.
-        Stopped: `stop` was set.
+        Stopped: The job was asked to stop.
     """
-    is_large = plan.nbytes >= DIRECT_MIN_NBYTES
+    is_large = content.plan.nbytes >= DIRECT_MIN_NBYTES
     fd, is_direct = _create(ops, path, want_direct=is_large)
     with _durable(ops, fd, None if is_large else batch):
-        writer = _Writer(ops, fd, plan, arrays, block_nbytes, is_direct=is_direct)
-        writer.on_copied, writer.on_written = on_copied, on_written
-        return _write_blocks(writer, crew, stop)
+        return _Writer(ops, fd, content, is_direct=is_direct).run(context)
 
 
-def write_plan_at(  # noqa: PLR0913
-    ops: DiskOps,
-    fd: int,
-    plan: FilePlan,
-    arrays: ArrayBytes,
-    *,
-    base: int,
-    crew: Crew,
-    stop: StopFlag | None = None,
-    block_nbytes: int = BLOCK_NBYTES,
-) -> FileRecord:
-    """Write a plan into an open file, through the page cache, and leave making it durable to the caller.
+def write_content_at(ops: DiskOps, fd: int, base: int, content: Content, context: JobContext) -> FileRecord:
+    """Write content into an open file, through the page cache, and leave making it durable to the caller.
 
     Args:
         ops: The disk.
         fd: The file, open for writing.
-        plan: What lies where, counted from `base`.
-        arrays: The arrays' bytes.
-        base: Where the plan begins in the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`.
-        crew: Who helps.
-        stop: Looked at before every block.
-        block_nbytes: Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`.
+        base: Where the content begins in the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`.
+        content: What to write; its plan counts from `base`.
+        context: The job's; its flag is looked at before every block.
 
     Returns:
-        The digests of the plan's bytes, in digest blocks counted from `base`.
+        The digests of the bytes written, in digest blocks counted from `base`.
 
     Raises:
         OSError: The disk failed.
-        Stopped: `stop` was set.
+        Stopped: The job was asked to stop.
     """
-    return _write_blocks(_Writer(ops, fd, plan, arrays, block_nbytes, is_direct=False, base=base), crew, stop)
+    return _Writer(ops, fd, content, base=base).run(context)
 
 
 def write_bytes(ops: DiskOps, path: Path, data: bytes, batch: SyncBatch | None = None) -> FileRecord:
@@ -181,11 +183,6 @@ def write_all(ops: DiskOps, fd: int, parts: Sequence[Part], *, granularity: int 
             return
 
 
-def _write_blocks(writer: _Writer, crew: Crew, stop: StopFlag | None) -> FileRecord:
-    crew.run(writer.work, range(len(writer.begins)), stop=stop)
-    return FileRecord(writer.begins.stop, b"".join(writer.digests))
-
-
 def _create(ops: DiskOps, path: Path, *, want_direct: bool) -> tuple[int, bool]:
     if want_direct and O_DIRECT:
         try:
@@ -201,48 +198,49 @@ def _create(ops: DiskOps, path: Path, *, want_direct: bool) -> tuple[int, bool]:
 class _Writer:
     """Writes the blocks of one file."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         ops: DiskOps,
         fd: int,
-        plan: FilePlan,
-        arrays: ArrayBytes,
-        block_nbytes: int,
+        content: Content,
         *,
-        is_direct: bool,
+        is_direct: bool = False,
         base: int = 0,
     ) -> None:
         self._base = base
         self._ops = ops
         self._fd = fd
-        self._plan = plan
-        self._arrays = arrays
-        self._block_nbytes = block_nbytes
+        self._plan = content.plan
+        self._arrays = content.arrays
+        self._block_nbytes = content.block_nbytes
         self._is_direct = is_direct
-        self._offsets = [piece.offset for piece in plan.pieces]
+        self._progress = content.progress
+        self._offsets = [piece.offset for piece in self._plan.pieces]
         self._spare: list[Bytes] = []  # bounce buffers, as many as threads work here
-        self.begins = range(0, plan.nbytes, block_nbytes)
-        self.digests = [b""] * len(self.begins)
-        self._left = len(self.begins)  # to be gathered
+        self._begins = range(0, self._plan.nbytes, self._block_nbytes)
+        self._digests = [b""] * len(self._begins)
+        self._left = len(self._begins)  # to be gathered
         self._counting = threading.Lock()
-        self.on_copied: Callable[[], None] | None = None
-        self.on_written: Callable[[int], None] | None = None
 
-    def work(self, block: int) -> None:
+    def run(self, context: JobContext) -> FileRecord:
+        """Write all blocks."""
+        context.run(self._work, range(len(self._begins)))
+        return FileRecord(self._plan.nbytes, b"".join(self._digests))
+
+    def _work(self, block: int) -> None:
         """Do all that is to be done with a block; called from several threads."""
-        gathering = self.gather(block)
+        gathering = self._gather(block)
         with self._counting:
             self._left -= 1
             is_last = self._left == 0
-        if is_last and self.on_copied is not None:
-            self.on_copied()
-        self.write(block, gathering)
-        if self.on_written is not None:
-            self.on_written(sum(len(part.data) for part in gathering.parts))
+        if is_last:
+            self._progress.copied()
+        self._write(block, gathering)
+        self._progress.written(sum(len(part.data) for part in gathering.parts))
 
-    def gather(self, block: int) -> _Gathering:
+    def _gather(self, block: int) -> _Gathering:
         """Bring the bytes of a block together."""
-        begin = self.begins[block]
+        begin = self._begins[block]
         end = min(begin + self._block_nbytes, self._plan.nbytes)
         gathering = _Gathering(self, begin, end)
         pieces = self._plan.pieces
@@ -267,9 +265,9 @@ class _Writer:
         gathering.finish()
         return gathering
 
-    def write(self, block: int, gathering: _Gathering) -> None:
+    def _write(self, block: int, gathering: _Gathering) -> None:
         """Hash a block and write it."""
-        self.digests[block] = digest_parts(gathering.parts)
+        self._digests[block] = digest_parts(gathering.parts)
         parts = [Part(self._base + part.offset, part.data) for part in gathering.parts]
         try:
             granularity = PAGE_NBYTES if self._is_direct else 1

@@ -10,19 +10,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from functools import partial
 from typing import TYPE_CHECKING, Final, Self
 
 from asyncckpt.disk.manifest import FileRecord, Manifest, decode_manifest
+from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.names import MANIFEST_NAME
-from asyncckpt.disk.reading import Target, read_record
+from asyncckpt.disk.reading import Run, Target, read_run
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.runtime.memory import aligned_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from asyncckpt.runtime.context import Crew
-    from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.runtime.context import JobContext
 
 _SHOWN_NAME: Final = 255
 
@@ -42,8 +43,8 @@ class CheckpointReader:
         """Close the directory."""
         os.close(self._directory)
 
-    def open(self, name: str) -> int:
-        """Open a file of the manifest, check its size, and return its descriptor.
+    def open(self, name: str) -> CheckpointFile:
+        """Open a file of the manifest and check its size.
 
         Raises:
             CorruptCheckpointError: It is missing, not a regular file, or has another size.
@@ -53,7 +54,7 @@ class CheckpointReader:
         if nbytes != record.nbytes:
             os.close(fd)
             raise self.corrupt(name, f"has {nbytes} bytes instead of {record.nbytes}")
-        return fd
+        return CheckpointFile(fd, record, partial(self.corrupt, name))
 
     def read_small(self, name: str) -> bytes:
         """Read and verify a whole file."""
@@ -61,21 +62,15 @@ class CheckpointReader:
 
     def read_range(self, name: str, offset: int, nbytes: int) -> memoryview:
         """Read bytes of a file, from verified blocks."""
-        fd = self.open(name)  # first: the size claimed is a file's size
-        try:
+        with self.open(name) as file:  # first: the size claimed is a file's size
             data = aligned_buffer(nbytes)
-            read_targets(self, fd, name, [Target(offset, nbytes, data)] if nbytes else [])
-        finally:
-            os.close(fd)
+            file.read([Target(offset, nbytes, data)] if nbytes else [])
         return data.data  # without a copy: an index may be large
 
-    def verify(self, name: str, crew: Crew, stop: StopFlag | None) -> None:
+    def verify(self, name: str, context: JobContext) -> None:
         """Read a whole file and verify it."""
-        fd = self.open(name)
-        try:
-            read_targets(self, fd, name, [], crew=crew, stop=stop, is_whole=True)
-        finally:
-            os.close(fd)
+        with self.open(name) as file:
+            file.read([], context, is_whole=True)
 
     def corrupt(self, name: str, reason: str) -> CorruptCheckpointError:
         """Make the error that says what is wrong with a file."""
@@ -96,6 +91,41 @@ class CheckpointReader:
             raise self.corrupt(name, f"cannot be opened: {error.strerror}") from error
         except ValueError as error:  # a name that no file can have
             raise self.corrupt(name, f"cannot be opened: {error}") from error
+
+
+class CheckpointFile:
+    """One file of a checkpoint, open for reading; closed when its block is left."""
+
+    def __init__(self, fd: int, record: FileRecord, corrupt: Callable[[str], CorruptCheckpointError]) -> None:
+        self._run = Run(fd, record, corrupt, may_go_direct=True)
+
+    def __enter__(self) -> Self:
+        """Return the file itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        os.close(self._run.fd)
+
+    def read(
+        self,
+        targets: Sequence[Target],
+        context: JobContext | None = None,
+        *,
+        is_whole: bool = False,
+        on_begin: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Read what is wanted, and verify every digest block that was touched; see `read_run`.
+
+        Raises:
+            CorruptCheckpointError: A digest does not match, or the file is too short.
+            Stopped: The job was asked to stop.
+        """
+        read_run(self._run, targets, context, is_whole=is_whole, on_begin=on_begin)
+
+    def map(self) -> MappedFile:
+        """Map the file into memory, read-only; the mapping outlives this object."""
+        return MappedFile(self._run.fd)
 
 
 def read_unverified(directory: int, name: str) -> bytes:
@@ -169,43 +199,3 @@ def open_checkpoint(path: str | os.PathLike[str], step: int) -> CheckpointReader
         os.close(directory)
         raise
     return reader
-
-
-def read_targets(  # noqa: PLR0913
-    reader: CheckpointReader,
-    fd: int,
-    name: str,
-    targets: Sequence[Target],
-    *,
-    crew: Crew | None = None,
-    stop: StopFlag | None = None,
-    is_whole: bool = False,
-    on_begin: Callable[[int, int], None] | None = None,
-) -> None:
-    """Read what is wanted of a file, and verify every digest block that was touched.
-
-    Args:
-        reader: The checkpoint.
-        fd: The file, open for reading.
-        name: Its name in the manifest.
-        targets: What is wanted, sorted by offset, without overlaps.
-        crew: Who helps; without one, this thread reads alone.
-        stop: Looked at before every chunk.
-        is_whole: Whether to read and verify the rest of the file too.
-        on_begin: Called with the range of each chunk before it is read, from any thread.
-
-    Raises:
-        CorruptCheckpointError: A digest does not match, or the file is too short.
-        Stopped: `stop` was set.
-    """
-    read_record(
-        fd,
-        reader.manifest.files[name],
-        targets,
-        corrupt=lambda reason: reader.corrupt(name, reason),
-        crew=crew,
-        stop=stop,
-        is_whole=is_whole,
-        on_begin=on_begin,
-        may_go_direct=True,
-    )

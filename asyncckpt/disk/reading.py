@@ -20,6 +20,7 @@ from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileReco
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.ops import O_DIRECT
 from asyncckpt.disk.plan import align
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer, populate
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from asyncckpt.runtime.context import Crew
     from asyncckpt.runtime.pacing import StopFlag
 
     Bytes = NDArray[np.uint8]
@@ -52,58 +52,63 @@ class Target(NamedTuple):
     """what takes them: called with the position of the first among the bytes wanted, and the bytes."""
 
 
-def read_record(  # noqa: PLR0913
-    fd: int,
-    record: FileRecord,
+class Run(NamedTuple):
+    """A run of bytes of an open file, whose digests are known."""
+
+    fd: int
+    """The file, open for reading."""
+    record: FileRecord
+    """Size and digests of the run."""
+    corrupt: Callable[[str], Exception]
+    """Makes the error to raise from what is wrong."""
+    base: int = 0
+    """Where the run begins in the file."""
+    may_go_direct: bool = False
+    """Whether the descriptor may be switched to direct I/O, and stay so."""
+
+
+def read_run(
+    run: Run,
     targets: Sequence[Target],
+    context: JobContext | None = None,
     *,
-    corrupt: Callable[[str], Exception],
-    base: int = 0,
-    crew: Crew | None = None,
-    stop: StopFlag | None = None,
     is_whole: bool = False,
     on_begin: Callable[[int, int], None] | None = None,
-    may_go_direct: bool = False,
 ) -> None:
-    """Read what is wanted of a file, or of a run of it, and verify every digest block that was touched.
+    """Read what is wanted of a run, and verify every digest block that was touched.
 
     Args:
-        fd: The file, open for reading.
-        record: Size and digests of the run.
-        targets: What is wanted, counted from `base`, sorted by offset, without overlaps.
-        corrupt: Makes the error to raise from what is wrong.
-        base: Where the run begins.
-        crew: Who helps.
-        stop: Looked at before every chunk.
+        run: The run.
+        targets: What is wanted, counted from the run's beginning, sorted by offset, without overlaps.
+        context: The job's; its flag is looked at before every chunk. Without one this thread reads alone.
         is_whole: Whether to read and verify the rest of the run too.
         on_begin: Called with the range of each chunk before it is read, from any thread.
-        may_go_direct: Whether the descriptor may be switched to direct I/O, and stay so.
 
     Raises:
-        Exception: What `corrupt` made: a digest does not match, or the file is too short.
-        Stopped: `stop` was set.
+        Exception: What `run.corrupt` made: a digest does not match, or the file is too short.
+        Stopped: The job was asked to stop.
     """
-    chunks = _whole_chunks(record.nbytes) if is_whole else _chunks_of(targets, record.nbytes)
-    reading = _Reading(fd, record, targets, base, corrupt)
+    context = context or JobContext()
+    nbytes = run.record.nbytes
+    chunks = _whole_chunks(nbytes) if is_whole else _chunks_of(targets, nbytes)
+    reading = _Reading(run, targets)
     is_large = sum(end - begin for begin, end in chunks) >= _DIRECT_MIN_NBYTES
-    if may_go_direct and is_large and record.nbytes % PAGE_NBYTES == 0 and not MappedFile(fd).is_cached():
+    if run.may_go_direct and is_large and nbytes % PAGE_NBYTES == 0 and not MappedFile(run.fd).is_cached():
         reading.go_direct()
 
-    read = partial(_read, reading, stop, on_begin)
-    if crew is None or len(chunks) == 1:
-        for chunk in chunks:
-            read(chunk)
+    read = partial(_read, reading, context.stop, on_begin)
+    if len(chunks) == 1:
+        read(chunks[0])
     elif reading.is_direct:
-        crew.run(lambda each: each(), _with_memory_ready(chunks, reading.populate, read), stop=stop, threads=READERS)
+        context.run(lambda each: each(), _with_memory_ready(chunks, reading.populate, read), threads=READERS)
     else:
-        crew.run(read, chunks, stop=stop, threads=_COPIES_IN_FLIGHT)
+        context.run(read, chunks, threads=_COPIES_IN_FLIGHT)
 
 
 def _read(
-    reading: _Reading, stop: StopFlag | None, on_begin: Callable[[int, int], None] | None, chunk: tuple[int, int]
+    reading: _Reading, stop: StopFlag, on_begin: Callable[[int, int], None] | None, chunk: tuple[int, int]
 ) -> None:
-    if stop is not None:
-        stop.check()
+    stop.check()
     if on_begin is not None:
         on_begin(*chunk)
     reading.read(*chunk)
@@ -151,14 +156,9 @@ def _chunks_of(targets: Sequence[Target], nbytes: int) -> list[tuple[int, int]]:
 class _Reading:
     """Reads the chunks of one run of a file."""
 
-    def __init__(
-        self, fd: int, record: FileRecord, targets: Sequence[Target], base: int, corrupt: Callable[[str], Exception]
-    ) -> None:
-        self._fd = fd
-        self._record = record
+    def __init__(self, run: Run, targets: Sequence[Target]) -> None:
+        self._fd, self._record, self._corrupt, self._base, _ = run
         self._targets = targets
-        self._base = base
-        self._corrupt = corrupt
         self._offsets = [target.offset for target in targets]
         self._spare: list[Bytes] = []
         self.is_direct = False

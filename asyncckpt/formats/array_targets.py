@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
-from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.reading import Target
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_array
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.disk.mapping import MappedFile
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.index import ArrayMeta, Index, Segment
 
@@ -120,14 +120,13 @@ def _scatterer(array: NDArray[Any], start: int) -> Callable[[int, NDArray[np.uin
     return lambda position, data: scatter(array, start + position, data)
 
 
-def map_arrays(fd: int, index: Index, segments: list[Segment], wanted: set[int]) -> dict[int, NDArray[Any]]:
-    """Map arrays of a file into memory, read-only.
+def map_arrays(file: MappedFile, index: Index, segments: list[Segment], wanted: set[int]) -> dict[int, NDArray[Any]]:
+    """Return arrays in the memory of a mapped file.
 
     Raises:
         CorruptCheckpointError: The segments of an array do not fit together.
         CheckpointError: The system cannot map an array.
     """
-    file = MappedFile(fd)
     arrays: dict[int, NDArray[Any]] = {}
     cut: dict[int, list[tuple[int, int]]] = {}
     for number, offset, nbytes in segments:

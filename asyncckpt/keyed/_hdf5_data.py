@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from xxhash import xxh3_128, xxh3_128_digest
 
-from asyncckpt.disk.blocks import Part, write_all, write_plan_at
+from asyncckpt.disk.blocks import Content, Part, write_all, write_content_at
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
 from asyncckpt.disk.plan import align
-from asyncckpt.disk.reading import Target, read_record
+from asyncckpt.disk.reading import Run, Target, read_run
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.formats.array_targets import fresh_array, targets_of
 from asyncckpt.keyed import _hdf5_root as root
@@ -176,9 +176,7 @@ class DataFile:
             record = FileRecord(len(image), b"")
             write_all(ops, self.fd, [Part(self.tail, image)])
         else:
-            record = write_plan_at(
-                ops, self.fd, region.plan, region.arrays, base=self.tail, crew=work.crew, stop=work.stop
-            )
+            record = write_content_at(ops, self.fd, self.tail, Content(region.plan, region.arrays), work.context)
         self.tail += record.nbytes
         self._leaves_left = region.leaves_left
         return dict(region.places(record, image, pacer))
@@ -339,10 +337,8 @@ class DataFile:
 
     def _read(self, key: str, region: Region, targets: Sequence[Target], work: Work | None) -> None:
         targets = [target for target in targets if target.nbytes]
-        crew, stop = (None, None) if work is None else (work.crew, work.stop)
-        read_record(
-            self.fd, region.record, targets, base=region.offset, corrupt=self._corrupt(key), crew=crew, stop=stop
-        )
+        run = Run(self.fd, region.record, self._corrupt(key), region.offset)
+        read_run(run, targets, None if work is None else work.context)
 
     def _corrupt(self, key: str) -> Callable[[str], CorruptCheckpointError]:
         def corrupt(reason: str) -> CorruptCheckpointError:

@@ -16,30 +16,35 @@ from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from asyncckpt.runtime.pacing import Pacer
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from asyncckpt.keyed.values import Captured, Names
-    from asyncckpt.runtime.context import Crew
-    from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.runtime.context import JobContext
+    from asyncckpt.runtime.pacing import Pacer, StopFlag
 
 
 class Work:
     """Who helps with a job, and who may end it early."""
 
-    __slots__ = ("_pacer", "crew", "stop", "yields")
+    __slots__ = ("context",)
 
-    def __init__(self, crew: Crew, stop: StopFlag | None = None, *, yields: bool = True) -> None:
-        self.crew = crew
-        self.stop = stop
-        self.yields = yields
-        self._pacer = Pacer(stop, yields=yields)
+    def __init__(self, context: JobContext) -> None:
+        self.context = context
+
+    @property
+    def stop(self) -> StopFlag:
+        """Ends the job early."""
+        return self.context.stop
+
+    @property
+    def yields(self) -> bool:
+        """Whether the job runs beside a loop, which needs the GIL."""
+        return self.context.pacer.yields
 
     def pacer(self) -> Pacer:
         """Return the pacer of the job: one, for a job of many short parts must pause between them, too."""
-        return self._pacer
+        return self.context.pacer
 
 
 class Found(NamedTuple):

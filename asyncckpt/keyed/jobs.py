@@ -23,10 +23,9 @@ from asyncckpt.keyed.values import Condensed, capture
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.idle import IdleTimer
 from asyncckpt.runtime.jobs import Jobs
-from asyncckpt.runtime.pacing import StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.values import Captured, Names
     from asyncckpt.keyed.writes import Change
+    from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.state.flat import FlatState
 
 ResultT = TypeVar("ResultT")
@@ -77,7 +77,7 @@ class StoreJobs:
 
     def _open(self) -> None:
         with young_collections_only():
-            self._opened = self._open_engine(Work(Crew()))
+            self._opened = self._open_engine(Work(JobContext()))
             self._find_names(self._opened)
 
     async def end(self) -> None:
@@ -140,10 +140,10 @@ class StoreJobs:
         def job(engine: Engine, outcome: Outcome) -> ResultT | None:
             nonlocal is_complete
             with young_collections_only():
-                work = Work(self._jobs.crew())
+                work = Work(self._jobs.context())
                 if self.queue.drain(until, needed, lambda write: self._store(engine, write, work), outcome):
                     return None
-                result = action(engine, Work(work.crew, stop))
+                result = action(engine, Work(self._jobs.context(stop=stop)))
                 is_complete = True
                 if change is not None:
                     outcome.done.append(change)
@@ -202,13 +202,12 @@ class StoreJobs:
 
     async def in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
         """Run a job that looks at the caller's value, and is stopped when the caller is cancelled."""
-        stop = StopFlag()
         self._check_open()
-        return await self._jobs.run_stoppable(stop, job, *args, stop)
+        return await self._jobs.run_in_context(0, job, *args)
 
     async def capture(self, flat: FlatState) -> Captured:
         """Copy a state's arrays."""
-        return await self.in_thread(capture, flat, self.pool, self._jobs.crew())
+        return await self._jobs.run_in_context(1, capture, flat, self.pool)
 
     # --- writes -------------------------------------------------------------------------------------------------------
 

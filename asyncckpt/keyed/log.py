@@ -18,7 +18,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.blocks import write_plan_at
+from asyncckpt.disk.blocks import Content, write_content_at
 from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
 from asyncckpt.formats.msgpack import FORMAT
@@ -359,7 +359,7 @@ def _write_value(  # noqa: PLR0913, PLR0917 - one step of `put`, which has them 
         out.write(head)
         out.write(records.padding(out.offset))
         out.flush()
-        record = write_plan_at(home.ops, fd, plan, value.snapshot, base=offset, crew=work.crew, stop=work.stop)
+        record = write_content_at(home.ops, fd, offset, Content(plan, value.snapshot), work.context)
         index_nbytes = plan.index_nbytes
     else:
         body, index_nbytes, record = records.small_body(value, work.pacer())

@@ -26,7 +26,7 @@ from asyncckpt.keyed.home import Home
 from asyncckpt.keyed.session import Session
 from asyncckpt.keyed.streams import StreamStore, check_stream
 from asyncckpt.keyed.view import AsyncCheckpointer
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -312,7 +312,7 @@ def _key_set(name: str, keys: Iterable[str] | None) -> dict[str, None] | None:
 
 def blocking_work() -> Work:
     """Return the work of one thread alone."""
-    return Work(Crew())
+    return Work(JobContext())
 
 
 def _is_loop_running() -> bool:

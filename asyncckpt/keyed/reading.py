@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asyncckpt.disk.reading import Target, read_record
+from asyncckpt.disk.reading import Run, Target, read_run
 from asyncckpt.formats.array_targets import targets_of
 from asyncckpt.keyed.values import build_value
 from asyncckpt.state.index import decode_index
@@ -40,28 +40,13 @@ def read_place(fd: int, place: Place, corrupt: Callable[[str], Exception], work:
         Stopped: `work.stop` was set.
     """
     pacer = work.pacer()
+    run = Run(fd, place.record, corrupt, place.offset)
     encoded = np.empty(place.index_nbytes, np.uint8)
-    read_record(
-        fd,
-        place.record,
-        [Target(0, place.index_nbytes, encoded)],
-        corrupt=corrupt,
-        base=place.offset,
-        crew=work.crew,
-        stop=work.stop,
-    )
+    read_run(run, [Target(0, place.index_nbytes, encoded)], work.context)
     index, segments = decode_index(memoryview(encoded), file_nbytes=place.record.nbytes, pacer=pacer)  # type: ignore[arg-type] # arrays are buffers
     # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
     arrays: dict[int, NDArray[Any]] = {
         number: np.ndarray(meta.shape, meta.dtype) for number, meta in enumerate(index.arrays)
     }
-    read_record(
-        fd,
-        place.record,
-        targets_of(segments, arrays),
-        corrupt=corrupt,
-        base=place.offset,
-        crew=work.crew,
-        stop=work.stop,
-    )
+    read_run(run, targets_of(segments, arrays), work.context)
     return build_value(index, arrays, pacer)

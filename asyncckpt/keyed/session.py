@@ -19,7 +19,7 @@ from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.jobs import StoreJobs
 from asyncckpt.keyed.values import Captured, Condensed, receive, refer_flat
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.pacing import Pacer, StopFlag
+from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.tree import flatten
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.names import NameIndex
     from asyncckpt.keyed.view import Evaluation
+    from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.flat import FlatState
 
 ResultT = TypeVar("ResultT")
@@ -233,10 +234,10 @@ class Session:
     def _has_serializer(self) -> bool:
         return self._jobs.engine is not None and self._jobs.engine.has_serializer
 
-    def _flatten(self, path: Path, value: object, stop: StopFlag) -> FlatState:
+    def _flatten(self, path: Path, value: object, context: JobContext) -> FlatState:
         assert self._jobs.engine is not None  # noqa: S101 - it is open
         with young_collections_only():
-            return flatten(self._jobs.engine.to_state(value), root=join_path(path), pacer=Pacer(stop))
+            return flatten(self._jobs.engine.to_state(value), root=join_path(path), pacer=context.pacer)
 
     async def _stream(self, path: Path, flat: FlatState) -> None:
         """Write a value that the budget does not hold, from where it is, while the caller waits."""
@@ -275,7 +276,7 @@ class Session:
         def action(engine: Engine, work: Work) -> Found:
             found = engine.read(path, work)
             stop.check()
-            engine.delete(path, Work(work.crew))
+            engine.delete(path, Work(work.context.uninterruptible()))
             return found
 
         return receive(await self._jobs.change(path, None, action, stop), path[0], stacklevel=3)

@@ -18,8 +18,8 @@ import numpy as np
 from asyncckpt.errors import CheckpointWarning
 from asyncckpt.keyed.base import Found
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.context import Crew
-from asyncckpt.runtime.pacing import Pacer, StopFlag
+from asyncckpt.runtime.context import JobContext
+from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
@@ -74,7 +74,7 @@ class Condensed:
     def __init__(self, flat: FlatState) -> None:
         """Copy the arrays of a flattened value, so that the caller may change them."""
         snapshot = StagedSnapshot(flat, None)
-        snapshot.capture(Crew(), None)
+        snapshot.capture(JobContext(yields=False))
         self._data, self._sources = snapshot.copy
         self._index = condense(flat.index())
         self.names = names_of(flat.pieces)
@@ -108,16 +108,16 @@ def expand(condensed: tuple[Any, ...]) -> ix.Index:
     return ix.Index(parts[:count], arrays)
 
 
-def capture(flat: FlatState, pool: BufferPool | None, crew: Crew, stop: StopFlag | None = None) -> Captured:
+def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> Captured:
     """Copy the arrays of a flattened value, so that the caller may change them.
 
     Raises:
-        Stopped: `stop` was set.
+        Stopped: The job was asked to stop.
     """
     with young_collections_only():
         snapshot = StagedSnapshot(flat, pool)
         try:
-            snapshot.capture(crew, stop)
+            snapshot.capture(context)
         except BaseException:
             snapshot.release()
             raise

@@ -21,15 +21,15 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.errors import ManagerClosedError
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.exiting import Threads
+from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.runtime.tracebacks import drop_locals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    from asyncckpt.runtime.pacing import StopFlag
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
@@ -66,13 +66,22 @@ class Jobs:
         """The threads themselves, for libraries that take an executor."""
         return self._executor
 
-    def crew(self, helpers: int = 1) -> Crew:
-        """Return company for a job."""
-        return Crew(self._executor, helpers=helpers)
+    def context(self, helpers: int = 1, *, stop: StopFlag | None = None) -> JobContext:
+        """Return the context of a job that at most so many other threads help, and that `stop` ends early."""
+        return JobContext(self._executor, helpers=helpers, stop=stop)
 
     async def run(self, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs) -> ResultT:
         """Run a job to its end. Cancelling does not shorten it: it is raised afterwards, and the result is lost."""
         return await self.run_stoppable(None, job, *args, **kwargs)
+
+    async def run_in_context(self, helpers: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
+        """Run `job(*args, context)` to its end, which a cancellation hastens; at most `helpers` other threads help.
+
+        Raises:
+            ManagerClosedError: The threads have been ended.
+        """
+        context = self.context(helpers, stop=StopFlag())
+        return await self.run_stoppable(context.stop, job, *args, context)
 
     async def run_stoppable(
         self,

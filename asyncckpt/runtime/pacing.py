@@ -54,19 +54,19 @@ class StopFlag:
 class Pacer:
     """Gives the GIL away between pieces of Python work, and ends the work when it is asked to stop."""
 
-    __slots__ = ("_next", "_stop", "_yields")
+    __slots__ = ("_next", "_stop", "yields")
 
     def __init__(self, stop: StopFlag | None = None, *, yields: bool = True) -> None:
         """`yields=False` is for work on the loop's own thread, which is small by construction."""
         self._stop = stop
-        self._yields = yields
+        self.yields = yields
         self._next = time.perf_counter() + PIECE_SECONDS
 
     def pause(self) -> None:
         """Call between pieces of work."""
         if self._stop is not None:
             self._stop.check()
-        if self._yields and time.perf_counter() >= self._next:
+        if self.yields and time.perf_counter() >= self._next:
             time.sleep(_HANDOVER_SECONDS)
             self._next = time.perf_counter() + PIECE_SECONDS
 

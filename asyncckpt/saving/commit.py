@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk import publish, removal, room
 from asyncckpt.disk.batch import SyncBatch
-from asyncckpt.disk.blocks import BLOCK_NBYTES, write_bytes, write_plan
+from asyncckpt.disk.blocks import BLOCK_NBYTES, Content, Progress, write_bytes, write_content
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.diagnosis import describe_checkpoint, describe_missing
 from asyncckpt.disk.listing import nbytes_of
@@ -21,22 +21,28 @@ from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import ConfigError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.catalog import CheckpointRecord, Listed, arrange
 from asyncckpt.saving.directory import identity_of, read_listed, read_record, read_records, say_if_gone, scan_root
 from asyncckpt.saving.metric import metric_to_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.runtime.context import Crew
+    from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
+
+
+class SaveProgress(Progress):
+    """Is told how the writing of a checkpoint goes on, from any thread. This one looks at nothing."""
+
+    def planned(self, nbytes: int) -> None:
+        """The state file will have so many bytes."""
 
 
 class WriteRequest(NamedTuple):
@@ -49,10 +55,7 @@ class WriteRequest(NamedTuple):
     documents: Mapping[str, bytes]
     """The small files beside the state, by name."""
     format_name: str
-    on_planned: Callable[[int], None]
-    """Called with the size of the state file."""
-    on_written: Callable[[int], None]
-    on_copied: Callable[[], None]
+    progress: SaveProgress = SaveProgress()
     block_nbytes: int = BLOCK_NBYTES
     min_free_nbytes: int | None = None
     """What the disk must have free before; None: the size of the checkpoint."""
@@ -89,7 +92,7 @@ def block_nbytes_within(nbytes: int) -> int:
     return min(max(blocks, 1) * DIGEST_BLOCK_NBYTES, BLOCK_NBYTES)
 
 
-def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: StopFlag) -> Written:
+def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -> Written:
     """Write a checkpoint, make it durable and publish it. Whatever happens, the snapshot is released.
 
     Raises:
@@ -97,39 +100,29 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
             try, the snapshot is kept.
         OSError: The disk failed.
         UnsupportedLeafError: The format cannot hold the state.
-        Stopped: `stop` was set. In each case what was written is discarded, unless its name could not be made durable:
-            then it is left to the next save of the step, or to the next start.
+        Stopped: The job was asked to stop. In each case what was written is discarded, unless its name could not be
+            made durable: then it is left to the next save of the step, or to the next start.
     """
-    pending = plan = None
+    pending = plan = content = None
     is_over = True
     nbytes = sum(map(len, request.documents.values()))
     try:
         form = find_format(request.format_name)
         with young_collections_only():
-            plan = form.plan(request.flat.index(), Pacer(stop))
-        request.on_planned(plan.nbytes)
+            plan = form.plan(request.flat.index(), context.pacer)
+        request.progress.planned(plan.nbytes)
         nbytes += plan.nbytes
-        stop.check()
+        context.stop.check()
         room.check_room(request.root, nbytes if request.min_free_nbytes is None else request.min_free_nbytes)
         pending = publish.stage(ops, request.root, request.step)
         with SyncBatch(ops) as batch:
             files = {name: write_bytes(ops, pending / name, data, batch) for name, data in request.documents.items()}
-            files[form.file_name] = write_plan(
-                ops,
-                pending / form.file_name,
-                plan,
-                request.snapshot,
-                crew=crew,
-                stop=stop,
-                batch=batch,
-                block_nbytes=request.block_nbytes,
-                on_copied=request.on_copied,
-                on_written=request.on_written,
-            )
+            content = Content(plan, request.snapshot, request.block_nbytes, request.progress)
+            files[form.file_name] = write_content(ops, pending / form.file_name, content, context, batch=batch)
             written_at = time.perf_counter()
             place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
             publish.seal(ops, pending, request.step, files, place, batch)
-        stop.check()
+        context.stop.check()
         moved = publish.move(ops, request.root, request.step)
     except BaseException as error:
         is_over = request.is_last_try or not isinstance(error, room.NoRoomError)
@@ -139,7 +132,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, crew: Crew, stop: Stop
             _explain(error, request, nbytes)
         raise
     finally:
-        plan = None  # holds the encoded nodes too, which `release` frees piece by piece
+        plan = content = None  # hold the encoded nodes too, which `release` frees piece by piece
         if is_over:
             request.snapshot.release()
             request.flat.release()

@@ -19,8 +19,7 @@ from asyncckpt.documents import encode_training_info, normalize_training_info, r
 from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.context import Crew
-from asyncckpt.runtime.pacing import Pacer, StopFlag
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot, staged_nbytes
@@ -28,7 +27,7 @@ from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
 from asyncckpt.state.tree import flatten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from asyncckpt.config import Settings
     from asyncckpt.runtime.buffers import BufferPool
@@ -170,7 +169,7 @@ class Intake:
 
     async def prewarm(self, state: object) -> None:
         """Make ready what the first save of such a state would have to make; see `CheckpointManager.prewarm`."""
-        await self._in_thread(_prewarm, state, self._settings, self._pool, self._jobs.crew())
+        await self._jobs.run_in_context(1, _prewarm, state, self._settings, self._pool)
 
     def _make_room(self, step: int, nbytes: int) -> bool:
         """Make room without waiting; return whether the save may go on, or is to be skipped."""
@@ -201,7 +200,7 @@ class Intake:
         flat = flatten_inline(state)
         is_small = flat is not None
         if flat is None:
-            flat = await self._in_thread(_flatten_in_thread, state)
+            flat = await self._jobs.run_in_context(0, _flatten_in_thread, state)
         nbytes = flat.encoded_nbytes + flat.array_nbytes
         budget = self._settings.max_staged_nbytes
         streams = nbytes > budget and not frozen
@@ -217,9 +216,9 @@ class Intake:
             made: list[Snapshot] = []
             try:
                 if streams or frozen:
-                    await self._in_thread(_refer, flat, made, frozen)
+                    await self._jobs.run_in_context(0, _refer, flat, made, frozen)
                 else:
-                    await self._in_thread(_copy, flat, self._pool, self._jobs.crew(), made)
+                    await self._jobs.run_in_context(1, _copy, flat, self._pool, made)
             except BaseException:
                 for each in made:
                     each.release()
@@ -268,14 +267,9 @@ class Intake:
 
     def _copy_inline(self, flat: FlatState) -> Snapshot:
         snapshot = StagedSnapshot(flat, None)
-        snapshot.capture(Crew(), None)
+        snapshot.capture(JobContext(yields=False))
         flat.detach()
         return snapshot
-
-    async def _in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
-        """Run a job that looks at the caller's state, and is stopped when the caller is cancelled."""
-        stop = StopFlag()
-        return await self._jobs.run_stoppable(stop, job, *args, stop)
 
     def _warn_if_below(self, step: int, latest: int) -> None:
         latest = max(latest, self._catalog.latest() or 0)
@@ -287,34 +281,32 @@ class Intake:
             warnings.warn(message, CheckpointWarning, stacklevel=4)
 
 
-def _flatten_in_thread(state: object, stop: StopFlag) -> FlatState:
+def _flatten_in_thread(state: object, context: JobContext) -> FlatState:
     with young_collections_only():
-        return flatten(state, pacer=Pacer(stop))
+        return flatten(state, pacer=context.pacer)
 
 
-def _prewarm(state: object, settings: Settings, pool: BufferPool, crew: Crew, stop: StopFlag) -> None:
+def _prewarm(state: object, settings: Settings, pool: BufferPool, context: JobContext) -> None:
     find_format(settings.format)
-    nbytes = staged_nbytes(_flatten_in_thread(state, stop), Pacer(stop))
+    nbytes = staged_nbytes(_flatten_in_thread(state, context), context.pacer)
     if nbytes > settings.max_staged_nbytes:
         return  # it will be streamed, through a few buffers of its own
     buffers = pool.take(nbytes)
     try:
-        crew.run(
-            lambda buffer: buffer.fill(0), buffers, stop=stop
-        )  # a page is the system's to give until it is touched
+        context.run(lambda buffer: buffer.fill(0), buffers)  # a page is the system's to give until it is touched
     finally:
         pool.give(buffers)
 
 
-def _copy(flat: FlatState, pool: BufferPool, crew: Crew, made: list[Snapshot], stop: StopFlag) -> None:
+def _copy(flat: FlatState, pool: BufferPool, made: list[Snapshot], context: JobContext) -> None:
     with young_collections_only():
         snapshot = StagedSnapshot(flat, pool)
         made.append(snapshot)  # known to the caller even if it is cancelled, so that the buffers come back
-        snapshot.capture(crew, stop)
+        snapshot.capture(context)
     flat.detach()
 
 
-def _refer(flat: FlatState, made: list[Snapshot], is_frozen: bool, _: StopFlag) -> None:  # noqa: FBT001 - a job's
+def _refer(flat: FlatState, made: list[Snapshot], is_frozen: bool, _: JobContext) -> None:  # noqa: FBT001 - a job's
     made.append(LiveSnapshot(flat, is_frozen=is_frozen))
 
 

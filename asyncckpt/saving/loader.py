@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 from asyncckpt.disk.diagnosis import describe_absence
 from asyncckpt.disk.reading import READERS
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
-from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import directory
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
 
@@ -74,11 +73,9 @@ class Loader:
             CheckpointNotFoundError: It is not committed.
             CorruptCheckpointError: It is damaged.
         """
-        stop = StopFlag()
-        crew = self._jobs.crew(_HELPERS)
         try:
             self._check_not_begun(step)
-            loaded = await self._reading(step, stop, load_checkpoint, self._root, step, request, crew, stop)
+            loaded = await self._reading(step, load_checkpoint, self._root, step, request)
         except CheckpointNotFoundError as error:
             if step in self._writer.in_flight:
                 message = f"step {step} is not committed yet: await its handle first"
@@ -94,9 +91,7 @@ class Loader:
             CheckpointNotFoundError: It is none.
             CorruptCheckpointError: It is damaged.
         """
-        stop = StopFlag()
-        crew = self._jobs.crew(_HELPERS)
-        loaded = await self._jobs.run_stoppable(stop, load_directory, path, request, crew, stop)
+        loaded = await self._jobs.run_in_context(_HELPERS, load_directory, path, request)
         _warn_of_plain_data(loaded)
         return loaded.checkpoint
 
@@ -146,8 +141,7 @@ class Loader:
 
     async def verify(self, step: int) -> None:
         """Read every file of a checkpoint and verify every bit of it."""
-        stop = StopFlag()
-        await self._reading(step, stop, verify_checkpoint, self._root, step, self._jobs.crew(_HELPERS), stop)
+        await self._reading(step, verify_checkpoint, self._root, step)
 
     def _chosen(self, which: Choice, *, callers: int) -> int | None:
         if which == "latest":
@@ -157,18 +151,10 @@ class Loader:
             warnings.warn(message, CheckpointWarning, stacklevel=callers + 2)
         return choice.step
 
-    async def _reading(
-        self,
-        step: int,
-        stop: StopFlag,
-        job: Callable[Params, ResultT],
-        /,
-        *args: Params.args,
-        **kwargs: Params.kwargs,
-    ) -> ResultT:
+    async def _reading(self, step: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
         self._writer.loading[step] += 1
         try:
-            return await self._jobs.run_stoppable(stop, job, *args, **kwargs)
+            return await self._jobs.run_in_context(_HELPERS, job, *args)
         except CorruptCheckpointError:
             self._catalog.mark_corrupt(step)
             raise

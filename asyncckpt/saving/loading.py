@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint, read_targets
+from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint
 from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing, step_of
 from asyncckpt.disk.listing import locate
 from asyncckpt.disk.names import MANIFEST_NAME, TRAINING_INFO_NAME
@@ -26,7 +26,6 @@ from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCh
 from asyncckpt.formats.array_targets import fresh_array, map_arrays, targets_in_runs
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.memory import PAGE_NBYTES
-from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
 from asyncckpt.state.index import Index, Segment, decode_index, find_contents
@@ -38,8 +37,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.runtime.context import Crew
-    from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.runtime.context import JobContext
+    from asyncckpt.runtime.pacing import Pacer
 
 
 ResultT = TypeVar("ResultT")
@@ -62,7 +61,7 @@ class Loaded(NamedTuple):
     """Names of types that came back as plain data, each with the path of its first object."""
 
 
-def load_checkpoint(root: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
+def load_checkpoint(root: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
     """Load one checkpoint.
 
     Raises:
@@ -71,12 +70,12 @@ def load_checkpoint(root: Path, step: int, request: LoadRequest, crew: Crew, sto
         UnsupportedFormatError: A later release wrote it.
         StateMismatchError: The template does not fit.
         CheckpointKeyError: Nothing is selected.
-        Stopped: `stop` was set.
+        Stopped: The job was asked to stop.
     """
-    return _with_retry(partial(_find, root, step), step, lambda path: _load(path, step, request, crew, stop))
+    return _with_retry(partial(_find, root, step), step, lambda path: _load(path, step, request, context))
 
 
-def load_directory(path: Path, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
+def load_directory(path: Path, request: LoadRequest, context: JobContext) -> Loaded:
     """Load the checkpoint that a directory is, wherever it lies and whatever it is called.
 
     Raises:
@@ -93,7 +92,7 @@ def load_directory(path: Path, request: LoadRequest, crew: Crew, stop: StopFlag)
             raise _no_checkpoint(path)
         return path
 
-    return _with_retry(find, step, lambda found: _load(found, step, request, crew, stop))
+    return _with_retry(find, step, lambda found: _load(found, step, request, context))
 
 
 def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
@@ -106,22 +105,22 @@ def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
     return CheckpointNotFoundError(f"{path} is no checkpoint: {reason}")
 
 
-def verify_checkpoint(root: Path, step: int, crew: Crew, stop: StopFlag) -> None:
+def verify_checkpoint(root: Path, step: int, context: JobContext) -> None:
     """Read every file of a checkpoint and verify every bit of it, the structure of its index included.
 
     Raises:
         CheckpointNotFoundError: There is none for this step.
         CorruptCheckpointError: It is damaged.
-        Stopped: `stop` was set.
+        Stopped: The job was asked to stop.
     """
 
     def verify(path: Path) -> None:
         with open_checkpoint(path, step) as reader:
             for name in reader.manifest.files:
-                reader.verify(name, crew, stop)
+                reader.verify(name, context)
             if reader.manifest.index is not None:
-                index, _ = _read_index(reader, Pacer(stop))
-                Builder(index, Pacer(stop)).survey()
+                index, _ = _read_index(reader, context.pacer)
+                Builder(index, context.pacer).survey()
 
     _with_retry(partial(_find, root, step), step, verify)
 
@@ -161,8 +160,8 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
     return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
-def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFlag) -> Loaded:
-    pacer = Pacer(stop)
+def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
+    pacer = context.pacer
     with open_checkpoint(path, step) as reader, young_collections_only():
         files = reader.manifest.files
         info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
@@ -185,7 +184,7 @@ def _load(path: Path, step: int, request: LoadRequest, crew: Crew, stop: StopFla
                 survey = Survey(arrays=set(range(len(index.arrays))), contents=contents)
             else:
                 survey = builder.survey()
-            arrays = _read_arrays(reader, index, segments, survey, request, crew, pacer, stop)
+            arrays = _read_arrays(reader, _Contents(index, segments, survey), request, context)
             state = builder.build(arrays)
     checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
     return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types)
@@ -207,44 +206,35 @@ def _read_index(reader: CheckpointReader, pacer: Pacer) -> tuple[Index, list[Seg
     return decode_index(data, file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
 
 
-def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has them all
-    reader: CheckpointReader,
-    index: Index,
-    segments: list[Segment],
-    survey: Survey,
-    request: LoadRequest,
-    crew: Crew,
-    pacer: Pacer,
-    stop: StopFlag,
+class _Contents(NamedTuple):
+    """What an index says, and what of it is wanted."""
+
+    decoded: Index
+    segments: list[Segment]
+    survey: Survey
+
+
+def _read_arrays(
+    reader: CheckpointReader, contents: _Contents, request: LoadRequest, context: JobContext
 ) -> dict[int, NDArray[Any]]:
     """Fill the arrays that are needed, or map them."""
+    index, segments, survey = contents
     assert reader.manifest.index is not None  # noqa: S101 - as above
-    name = reader.manifest.index.file
-    fd = reader.open(name)
-    try:
+    with reader.open(reader.manifest.index.file) as file:
         mapped = survey.arrays - survey.contents if request.lazy else set()
-        arrays = map_arrays(fd, index, segments, mapped) if mapped else {}
+        arrays = map_arrays(file.map(), index, segments, mapped) if mapped else {}
         read = survey.arrays - mapped
-        for batch in pacer.batches(read):
+        for batch in context.pacer.batches(read):
             for number in batch:
                 if number in survey.destinations:
                     arrays[number] = survey.destinations[number][0]
                 elif not 0 < index.arrays[number].nbytes < PAGE_NBYTES:
                     arrays[number] = fresh_array(index.arrays[number])
-        targets = targets_in_runs(index, segments, read, arrays, pacer) if read else []
+        targets = targets_in_runs(index, segments, read, arrays, context.pacer) if read else []
         is_whole = request.select is None and not request.lazy
         begun: list[tuple[int, int]] = []
         try:
-            read_targets(
-                reader,
-                fd,
-                name,
-                targets,
-                crew=crew,
-                stop=stop,
-                is_whole=is_whole,
-                on_begin=lambda low, high: begun.append((low, high)),
-            )
+            file.read(targets, context, is_whole=is_whole, on_begin=lambda low, high: begun.append((low, high)))
         except CorruptCheckpointError as error:
             error.overwritten = _touched(segments, survey, begun)
             if error.overwritten:
@@ -254,8 +244,6 @@ def _read_arrays(  # noqa: PLR0913, PLR0917 - one step of `_load`, which has the
             for other in places[1:]:
                 np.copyto(other, places[0])
         return arrays
-    finally:
-        os.close(fd)
 
 
 def _touched(segments: list[Segment], survey: Survey, begun: list[tuple[int, int]]) -> tuple[str, ...]:

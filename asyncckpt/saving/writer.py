@@ -65,6 +65,24 @@ class QueuedSave:
     stop: StopFlag = field(default_factory=StopFlag)
 
 
+class _Progress(commit.SaveProgress):
+    """Tells a save's handle, and whoever waits for its capture, how the writing goes on; called in threads."""
+
+    def __init__(self, item: QueuedSave, loop: asyncio.AbstractEventLoop) -> None:
+        self._item = item
+        self._loop = loop
+
+    def planned(self, nbytes: int) -> None:
+        self._item.handle._total_nbytes = nbytes  # noqa: SLF001
+
+    def copied(self) -> None:
+        if self._item.streams:
+            self._loop.call_soon_threadsafe(self._item.captured.set)
+
+    def written(self, nbytes: int) -> None:
+        self._item.handle._add_written(nbytes)  # noqa: SLF001
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Command:
     """Anything else that keeps its place in the queue."""
@@ -337,32 +355,21 @@ class Writer:
 
     async def _try_to_write(self, item: QueuedSave, *, is_last_try: bool) -> commit.Written:
         request = self._request(item)._replace(is_last_try=is_last_try)
-        crew = self._jobs.crew(_WRITE_THREADS - 1)
-        return await self.grace.run(item.stop, commit.write_checkpoint, self._ops, request, crew, item.stop)
+        context = self._jobs.context(_WRITE_THREADS - 1, stop=item.stop)
+        return await self.grace.run(item.stop, commit.write_checkpoint, self._ops, request, context)
 
     def _request(self, item: QueuedSave) -> commit.WriteRequest:
-        handle, loop = item.handle, self._loop
-
-        def plan_known(nbytes: int) -> None:
-            handle._total_nbytes = nbytes  # noqa: SLF001
-
-        def copied() -> None:
-            if item.streams:
-                loop.call_soon_threadsafe(item.captured.set)
-
         budget = self._settings.max_staged_nbytes
         return commit.WriteRequest(
             root=self._root,
-            step=handle.step,
+            step=item.handle.step,
             flat=item.flat,
             snapshot=item.snapshot,
             documents=item.documents,
             format_name=self._settings.format,
             min_free_nbytes=self._settings.min_free_nbytes,
             block_nbytes=commit.block_nbytes_within(budget // _WRITE_THREADS) if item.streams else BLOCK_NBYTES,
-            on_planned=plan_known,
-            on_written=handle._add_written,  # noqa: SLF001
-            on_copied=copied,
+            progress=_Progress(item, self._loop),
         )
 
     # --- endings ------------------------------------------------------------------------------------------------------

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.runtime.context import Crew
-    from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.flat import FlatState
 
     Bytes = NDArray[np.uint8]
@@ -121,22 +120,21 @@ class StagedSnapshot:
         (data,) = self._buffers
         return data, {array: self._sources[array] for array in self._stable}
 
-    def capture(self, crew: Crew, stop: StopFlag | None) -> None:
+    def capture(self, context: JobContext) -> None:
         """Copy the arrays; afterwards nothing refers to the caller's.
 
-        Only large ones are worth company: to copy small ones is Python work, for which threads would only fight.
+        Other threads help with large ones only: to copy small ones is Python work, for which threads would fight.
 
         Raises:
-            Stopped: `stop` was set; the caller's arrays are no longer used.
+            Stopped: The job was asked to stop; the caller's arrays are no longer used.
         """
-        pacer = Pacer(stop, yields=self._pool is not None)
         small = 0
         for first, end in self._small_runs():
             self._copy_small(first, end)
-            pacer.pause()
+            context.pacer.pause()
             small += end - first
         if small < len(self._metas):
-            crew.run(lambda copy: copy(), self._large_copies(), stop=stop)
+            context.run(lambda copy: copy(), self._large_copies())
         self._sources = {array: self._sources[array] for array in self._stable}
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:

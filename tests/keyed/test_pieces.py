@@ -22,7 +22,7 @@ from asyncckpt.keyed import session
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.json_text import PIECE_NBYTES
 from asyncckpt.keyed.values import Condensed, condense, expand
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.tree import flatten
@@ -150,7 +150,7 @@ def test_condensing_an_index() -> None:
 
 def test_parts_of_a_job_share_a_pacer() -> None:
     """A job of many short parts pauses between them, for none of them takes long by itself."""
-    work = Work(Crew())
+    work = Work(JobContext())
     assert work.pacer() is work.pacer()
 
 

@@ -247,7 +247,8 @@ class LateCancel:
 
                 loop.call_soon_threadsafe(set_and_strike)
 
-            return found._replace(on_copied=copied)
+            found.progress.copied = copied
+            return found
 
         monkeypatch.setattr(Writer, "_request", patched)
 

@@ -23,7 +23,7 @@ class Bug:
 BUGS = (
     Bug(
         "the state file is not synced",
-        (("saving/commit.py", "                batch=batch,\n", "                batch=SyncBatch(ops),\n"),),
+        (("saving/commit.py", "context, batch=batch)", "context, batch=SyncBatch(ops))"),),
         (("power-cut", "msgpack/first/1"), ("fault", "msgpack/save/1")),
     ),
     Bug(
@@ -154,7 +154,7 @@ BUGS = (
             (
                 "saving/commit.py",
                 (
-                    "place, batch)\n        stop.check()\n"
+                    "place, batch)\n        context.stop.check()\n"
                     "        moved = publish.move(ops, request.root, request.step)\n"
                 ),
                 (

@@ -17,13 +17,13 @@ from support import FORMATS, assert_same, load_from, save_to, verify
 
 from asyncckpt import CorruptCheckpointError
 from asyncckpt.disk import blocks, reading
-from asyncckpt.disk.blocks import Part, digest_parts, write_all, write_bytes, write_plan
-from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint, read_targets
+from asyncckpt.disk.blocks import Content, Part, Progress, digest_parts, write_all, write_bytes, write_content
+from asyncckpt.disk.checkpoint import CheckpointFile, open_checkpoint
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, Manifest, decode_manifest
 from asyncckpt.disk.ops import O_DIRECT, DiskOps
 from asyncckpt.disk.plan import FilePlan, Piece, Span
 from asyncckpt.disk.reading import Target
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer
 from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.testing import FaultyDisk
@@ -174,10 +174,11 @@ def test_files_are_what_their_plans_say(tmp_path: Path, disk: type[Recording], b
         ops = disk()
         copied: list[int] = []
         written: list[int] = []
-        record = write_plan(
-            ops, tmp_path / how, plan, memory, crew=Crew(), block_nbytes=block_mib * MIB,
-            on_copied=lambda done=copied: done.append(1), on_written=written.append,
-        )  # fmt: skip
+        progress = Progress()
+        progress.copied = lambda done=copied: done.append(1)  # type: ignore[method-assign, misc]
+        progress.written = written.append  # type: ignore[method-assign]
+        content = Content(plan, memory, block_mib * MIB, progress)
+        record = write_content(ops, tmp_path / how, content, JobContext())
         check_file(tmp_path / how, record, expected)
         assert copied == [1]
         assert sum(written) == plan.nbytes
@@ -205,7 +206,7 @@ def test_any_plan(
     minimum = blocks.DIRECT_MIN_NBYTES
     blocks.DIRECT_MIN_NBYTES = 0 if is_direct else 1 << 60  # type: ignore[misc]
     try:
-        record = write_plan(DiskOps(), path, plan, memory, crew=Crew(), block_nbytes=MIB)
+        record = write_content(DiskOps(), path, Content(plan, memory, MIB), JobContext())
     finally:
         blocks.DIRECT_MIN_NBYTES = minimum  # type: ignore[misc]
     check_file(path, record, expected)
@@ -216,7 +217,7 @@ def test_small_files_go_through_the_page_cache(tmp_path: Path) -> None:
     """Below the threshold direct I/O is not even asked for."""
     ops = Recording()
     plan = FilePlan(PAGE_NBYTES, [Piece(0, 3, b"abc")], 0, 3)
-    record = write_plan(ops, tmp_path / "f", plan, Memory([], []), crew=Crew())
+    record = write_content(ops, tmp_path / "f", Content(plan, Memory([], [])), JobContext())
     check_file(tmp_path / "f", record, b"abc" + bytes(PAGE_NBYTES - 3))
     assert ops.direct == [False]
 
@@ -231,7 +232,7 @@ def test_a_refused_direct_file_is_removed_through_the_disk(tmp_path: Path) -> No
 
     ops = Both()
     plan = FilePlan(2 * MIB, [], 0, 0)
-    write_plan(ops, tmp_path / "f", plan, Memory([], []), crew=Crew())
+    write_content(ops, tmp_path / "f", Content(plan, Memory([], [])), JobContext())
     assert "unlink" in ops.names()
 
 
@@ -276,10 +277,10 @@ def test_stopping_ends_within_a_block(tmp_path: Path) -> None:
         stop.set()
 
     with pytest.raises(Stopped):
-        write_plan(
-            DiskOps(), tmp_path / "f", FilePlan(5 * MIB, [], 0, 0), Memory([], []), crew=Crew(), stop=stop,
-            block_nbytes=MIB, on_written=on_written,
-        )  # fmt: skip
+        progress = Progress()
+        progress.written = on_written  # type: ignore[method-assign]
+        content = Content(FilePlan(5 * MIB, [], 0, 0), Memory([], []), MIB, progress)
+        write_content(DiskOps(), tmp_path / "f", content, JobContext(stop=stop))
     assert written == [MIB]
 
 
@@ -290,7 +291,9 @@ def test_errors_of_the_disk_come_out(tmp_path: Path, code: int) -> None:
         disk = FaultyDisk()
         disk.fail(operation, code)
         with pytest.raises(OSError, match=os.strerror(code)) as caught:
-            write_plan(disk, tmp_path / operation, FilePlan(2 * MIB, [], 0, 0), Memory([], []), crew=Crew())
+            write_content(
+                disk, tmp_path / operation, Content(FilePlan(2 * MIB, [], 0, 0), Memory([], [])), JobContext()
+            )
         assert caught.value.errno == code
         assert disk.names().count(operation) == 1
 
@@ -309,7 +312,7 @@ def test_a_full_disk_is_told_after_a_short_write(tmp_path: Path) -> None:
 
     plan = FilePlan(PAGE_NBYTES, [Piece(0, 4000, b"x" * 4000)], 0, 0)
     with pytest.raises(OSError, match="No space") as caught:
-        write_plan(Full(), tmp_path / "f", plan, Memory([], []), crew=Crew())
+        write_content(Full(), tmp_path / "f", Content(plan, Memory([], [])), JobContext())
     assert caught.value.errno == errno.ENOSPC
 
 
@@ -349,15 +352,13 @@ def test_digests_do_not_depend_on_the_parts(cuts: list[int]) -> None:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Iterator[tuple[CheckpointReader, int, bytes]]:
+def checkpoint(tmp_path: Path) -> Iterator[tuple[CheckpointFile, bytes]]:
     """Write a file of 20 MiB and a bit, with a manifest, and open it."""
     data = np.random.default_rng(5).bytes(20 * MIB + 1234)
     record = write_bytes(DiskOps(), tmp_path / "data", data)
     (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
-    with open_checkpoint(tmp_path, 3) as reader:
-        fd = reader.open("data")
-        yield reader, fd, data
-        os.close(fd)
+    with open_checkpoint(tmp_path, 3) as reader, reader.open("data") as file:
+        yield file, data
 
 
 def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -380,7 +381,7 @@ _PREADV = os.preadv
 @pytest.mark.parametrize("helpers", [0, 3])
 def test_reads_what_is_wanted(checkpoint: Any, is_whole: bool, helpers: int) -> None:
     """Targets of every size, neighbours and lone ones, across blocks and chunks, get their bytes."""
-    reader, fd, data = checkpoint
+    file, data = checkpoint
     rng = np.random.default_rng(helpers)
     edges = sorted({0, len(data), *rng.integers(0, len(data), 60).tolist(), *range(8 * MIB - 50, 8 * MIB + 50, 10)})
     found = {}
@@ -400,28 +401,28 @@ def test_reads_what_is_wanted(checkpoint: Any, is_whole: bool, helpers: int) -> 
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(3) as executor:
-        crew = Crew(executor if helpers else None, helpers=helpers)
-        read_targets(reader, fd, "data", targets, crew=crew, is_whole=is_whole)
+        context = JobContext(executor if helpers else None, helpers=helpers)
+        file.read(targets, context, is_whole=is_whole)
     for (low, high), array in found.items():
         assert array.tobytes() == data[low:high]
 
 
 def test_reads_only_the_blocks_that_are_needed(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A digest block is read if and only if it holds a wanted byte; neighbours are read together."""
-    reader, fd, _ = checkpoint
+    file, _ = checkpoint
     ranges = record_reads(monkeypatch)
     wanted = [(MIB + 5, 10), (4 * MIB - 1, 2), (5 * MIB, MIB), (20 * MIB, 1000)]
-    read_targets(reader, fd, "data", [Target(low, n, np.zeros(n, np.uint8)) for low, n in wanted])
+    file.read([Target(low, n, np.zeros(n, np.uint8)) for low, n in wanted])
     joined = [(3 * MIB, 5 * MIB), (5 * MIB, 6 * MIB)]  # up to a chunk
     assert sorted(ranges) == [(MIB, 2 * MIB), *joined, (20 * MIB, 20 * MIB + 1234)]
 
 
 def test_short_reads_go_on(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that gives less than asked for goes on where it stopped."""
-    reader, fd, data = checkpoint
+    file, data = checkpoint
     monkeypatch.setattr(reading.os, "preadv", lambda fd, buffers, offset: _PREADV(fd, [buffers[0][:99_999]], offset))
     found = np.zeros(3 * MIB, np.uint8)
-    read_targets(reader, fd, "data", [Target(77, len(found), found)])
+    file.read([Target(77, len(found), found)])
     assert found.tobytes() == data[77 : 77 + len(found)]
 
 
@@ -432,10 +433,8 @@ def cold_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     record = write_bytes(DiskOps(), tmp_path / "data", data)
     (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
     monkeypatch.setattr(reading.MappedFile, "is_cached", lambda _: False)
-    with open_checkpoint(tmp_path, 3) as reader:
-        fd = reader.open("data")
-        yield reader, fd, data
-        os.close(fd)
+    with open_checkpoint(tmp_path, 3) as reader, reader.open("data") as file:
+        yield file, data
 
 
 @pytest.mark.parametrize("is_refused", [False, True])
@@ -443,7 +442,7 @@ def test_what_is_not_cached_is_read_directly(
     cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch, is_refused: bool
 ) -> None:
     """A cold file is read past the page cache, in whole pages into page-aligned memory; refused, it is read through."""
-    reader, fd, data = cold_checkpoint
+    file, data = cold_checkpoint
     refused = []
 
     def preadv(fd: int, buffers: Any, offset: int) -> int:
@@ -466,20 +465,17 @@ def test_what_is_not_cached_is_read_directly(
         (15 * MIB + 1, np.zeros(1000, np.uint8)),
         (16 * MIB, aligned_buffer(4 * MIB + PAGE_NBYTES)),
     ]
-    read_targets(reader, fd, "data", [Target(low, len(found), found) for low, found in wanted])
+    file.read([Target(low, len(found), found) for low, found in wanted])
     for low, found in wanted:
         assert found.tobytes() == data[low : low + len(found)]
 
 
 def test_short_direct_reads_go_on_from_a_page(cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A direct read that stopped inside a page goes on from where that began."""
-    reader, fd, data = cold_checkpoint
+    file, data = cold_checkpoint
     monkeypatch.setattr(reading.os, "preadv", lambda fd, buffers, at: min(_PREADV(fd, buffers, at), MIB + 99))
     ranges = []
-    read_targets(
-        reader,
-        fd,
-        "data",
+    file.read(
         [Target(0, len(data), found := aligned_buffer(len(data)))],
         on_begin=lambda *r: ranges.append(r),
     )
@@ -491,7 +487,7 @@ def test_memory_is_populated_some_way_ahead_of_direct_reads(
     cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading past the page cache, a crew makes memory ready before it is read into, and not all of it at once."""
-    reader, fd, data = cold_checkpoint
+    file, data = cold_checkpoint
     monkeypatch.setattr(reading, "_CHUNKS_AHEAD", 3)
     places = {0: aligned_buffer(11 * MIB + 3), 12 * MIB: np.empty(1000, np.uint8), 13 * MIB: aligned_buffer(7 * MIB)}
     made: list[tuple[int, int]] = []
@@ -511,7 +507,7 @@ def test_memory_is_populated_some_way_ahead_of_direct_reads(
 
     monkeypatch.setattr(reading, "populate", populate)
     monkeypatch.setattr(reading.os, "preadv", preadv)
-    read_targets(reader, fd, "data", [Target(low, len(found), found) for low, found in places.items()], crew=Crew())
+    file.read([Target(low, len(found), found) for low, found in places.items()], JobContext())
     assert len(set(made)) == len(made) > 8
     assert max(ahead) <= 3 * reading.CHUNK_NBYTES
     assert all(found.tobytes() == data[low : low + len(found)] for low, found in places.items())
@@ -521,15 +517,15 @@ def test_a_damaged_block_ends_the_populating(
     cold_checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory is not made ready for what will not be read any more."""
-    reader, fd, data = cold_checkpoint
+    file, data = cold_checkpoint
     made: list[int] = []
     monkeypatch.setattr(reading, "_CHUNKS_AHEAD", 2)
     monkeypatch.setattr(reading, "populate", lambda memory: made.append(memory.nbytes))
-    with (tmp_path / "data").open("r+b") as file:
-        file.write(bytes([data[0] ^ 1]))
+    with (tmp_path / "data").open("r+b") as raw:
+        raw.write(bytes([data[0] ^ 1]))
     found = aligned_buffer(len(data))
     with pytest.raises(CorruptCheckpointError):
-        read_targets(reader, fd, "data", [Target(0, len(found), found)], crew=Crew())
+        file.read([Target(0, len(found), found)], JobContext())
     assert sum(made) <= 2 * reading.CHUNK_NBYTES
 
 
@@ -555,7 +551,7 @@ def test_a_flipped_bit_is_found_where_it_is_needed(tmp_path: Path, at: int) -> N
     block = at // MIB
     with open_checkpoint(tmp_path, 3) as reader:
         with pytest.raises(CorruptCheckpointError, match=f"block at byte {block * MIB} ") as caught:
-            reader.verify("data", Crew(), None)
+            reader.verify("data", JobContext())
         assert (caught.value.step, caught.value.file) == (3, "data")
         for other in (2, 5, 19):
             if other != block:
@@ -587,10 +583,10 @@ def test_files_that_are_not_what_was_written(tmp_path: Path, kind: str) -> None:
 
 def test_a_file_that_shrinks_while_it_is_read(checkpoint: Any, tmp_path: Path) -> None:
     """A file cut short after it was opened is corruption, too."""
-    reader, fd, _ = checkpoint
+    file, _ = checkpoint
     os.truncate(tmp_path / "data", 5 * MIB)
     with pytest.raises(CorruptCheckpointError, match="ends at byte"):
-        read_targets(reader, fd, "data", [], is_whole=True)
+        file.read([], is_whole=True)
 
 
 def test_a_reader_stays_with_the_directory_it_opened(tmp_path: Path) -> None:

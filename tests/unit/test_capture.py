@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from asyncckpt.runtime.buffers import SMALL_NBYTES, BufferPool
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
@@ -47,7 +47,7 @@ def staged(flat: FlatState) -> Snapshot:
         buffer.fill(0xFF)
     pool.give(dirty)
     snapshot = StagedSnapshot(flat, pool)
-    snapshot.capture(Crew(), None)
+    snapshot.capture(JobContext())
     return snapshot
 
 

@@ -11,11 +11,12 @@ import pytest
 from support import assert_same, load_fully, save_to
 
 from asyncckpt.disk import reading
+from asyncckpt.disk.checkpoint import CheckpointFile
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
 from asyncckpt.formats import msgpack
 from asyncckpt.runtime import pacing
 from asyncckpt.runtime.buffers import BufferPool
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer, StopFlag, Stopped
 from asyncckpt.saving import loading
 from asyncckpt.state import index as ix
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from asyncckpt.disk.checkpoint import CheckpointReader
 
 COUNT = 3000
 
@@ -104,9 +104,9 @@ def test_small_arrays_are_copied_in_pieces_by_one_thread() -> None:
     executor = _NoExecutor()
     flat = flatten(STATES["one dict of arrays"](), pacer=Pacer())
     runs = -(-COUNT // BATCH_OBJECTS)
-    StagedSnapshot(flat, BufferPool()).capture(Crew(executor, helpers=3), StopLater(runs + 1))
+    StagedSnapshot(flat, BufferPool()).capture(JobContext(executor, helpers=3, stop=StopLater(runs + 1)))
     with pytest.raises(Stopped):
-        StagedSnapshot(flat, BufferPool()).capture(Crew(executor, helpers=3), StopLater(runs - 1))
+        StagedSnapshot(flat, BufferPool()).capture(JobContext(executor, helpers=3, stop=StopLater(runs - 1)))
 
 
 class _NoExecutor(ThreadPoolExecutor):
@@ -121,7 +121,7 @@ class _NoExecutor(ThreadPoolExecutor):
     ("items", "threads", "helpers"), [(0, None, 0), (1, None, 0), (2, None, 1), (9, None, 3), (9, 2, 1)]
 )
 def test_nobody_is_woken_for_nothing(items: int, threads: int | None, helpers: int) -> None:
-    """A crew asks for no more company than there are items left over, and than it may."""
+    """A job asks for no more help than there are items left over, and than it may."""
     asked = []
 
     class Executor(ThreadPoolExecutor):
@@ -130,7 +130,7 @@ def test_nobody_is_woken_for_nothing(items: int, threads: int | None, helpers: i
             return super().submit(fn, *args, **kwargs)
 
     with Executor(4) as executor:
-        Crew(executor, helpers=3).run(lambda _: None, range(items), threads=threads)
+        JobContext(executor, helpers=3).run(lambda _: None, range(items), threads=threads)
     assert len(asked) == helpers
 
 
@@ -189,16 +189,16 @@ def test_small_arrays_come_back(tmp_path: Path, form: str, monkeypatch: pytest.M
 def test_small_arrays_are_few_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked of the reader grows with the runs of small arrays, not with the arrays."""
     asked: list[int] = []
-    plain = loading.read_targets
+    plain = CheckpointFile.read
 
-    def counting(reader: CheckpointReader, fd: int, name: str, targets: Any, **options: Any) -> None:
+    def counting(file: CheckpointFile, targets: Any, *context: Any, **options: Any) -> None:
         asked.append(len(targets))
         assert all(this.offset + this.nbytes <= next_.offset for this, next_ in pairwise(targets))
-        plain(reader, fd, name, targets, **options)
+        plain(file, targets, *context, **options)
 
     state = {f"w{i}": np.full(128 if i != COUNT // 2 else 20_000, i) for i in range(COUNT)}
     save_to(tmp_path, 1, state)
-    monkeypatch.setattr(loading, "read_targets", counting)
+    monkeypatch.setattr(CheckpointFile, "read", counting)
     assert_same(load_fully(tmp_path, 1).checkpoint.state, state)
     blocks = -(-COUNT * 1024 // DIGEST_BLOCK_NBYTES) + 1
     assert asked[-1] <= COUNT // BATCH_OBJECTS + 3 * blocks
@@ -208,7 +208,7 @@ def test_the_pacer_of_a_load_is_asked_between_runs(tmp_path: Path) -> None:
     """A load can be stopped between any two runs of small arrays."""
     save_to(tmp_path, 1, {f"w{i}": np.full(8, i) for i in range(COUNT)})
     looks = StopLater(1 << 30)
-    loading.load_checkpoint(tmp_path, 1, loading.LoadRequest(), Crew(), looks)
+    loading.load_checkpoint(tmp_path, 1, loading.LoadRequest(), JobContext(stop=looks))
     runs = -(-COUNT // BATCH_OBJECTS)
     # Rows and nodes are each decoded and then read; names are hashed, and are nodes too.
     steps = ("rows", "rows", "sums", "segments", "memory", "targets", "contents", "hashes", *("nodes",) * 4)

@@ -424,9 +424,8 @@ def test_nothing_is_imported_by_name(tmp_path: Path) -> None:
     save_to(tmp_path, 1, {"mode": Mode.FAST})
     script = (
         "import sys, pathlib; from asyncckpt.saving.loading import LoadRequest, load_checkpoint\n"
-        "from asyncckpt.runtime.context import Crew\n"
-        "from asyncckpt.runtime.pacing import StopFlag\n"
-        "found = load_checkpoint(pathlib.Path(sys.argv[1]), 1, LoadRequest(), Crew(), StopFlag())\n"
+        "from asyncckpt.runtime.context import JobContext\n"
+        "found = load_checkpoint(pathlib.Path(sys.argv[1]), 1, LoadRequest(), JobContext())\n"
         "assert 'elsewhere' not in sys.modules; print(found.checkpoint.state, found.unknown_types)"
     )
     environment = {"PYTHONPATH": f"{tmp_path}:{pathlib.Path(__file__).parents[2]}"}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from asyncckpt.runtime.context import Crew
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import StopFlag, Stopped
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def test_as_many_help_as_there_is_work_for(
     executor: CountingExecutor, items: Any, threads: int | None, woken: int
 ) -> None:
     """A job of one item wakes no other thread, and `threads` bounds how many work."""
-    Crew(executor, helpers=3).run(lambda _: None, items, threads=threads)
+    JobContext(executor, helpers=3).run(lambda _: None, items, threads=threads)
     assert executor.submitted == woken
 
 
@@ -68,18 +68,18 @@ def test_each_item_is_worked_on_once_by_several_threads(executor: CountingExecut
             meeting.wait()
         done.append(item)
 
-    Crew(executor, helpers=2).run(work, range(50))
+    JobContext(executor, helpers=2).run(work, range(50))
     assert sorted(done) == list(range(50))
 
 
 def test_a_busy_executor_slows_down_and_never_blocks() -> None:
-    """A crew whose helpers never begin does all by itself, and takes them back."""
+    """A job whose helpers never begin does all by itself, and takes them back."""
     held, release = threading.Event(), threading.Event()
     with ThreadPoolExecutor(1) as executor:
         executor.submit(lambda: (held.set(), release.wait(30)))
         assert held.wait(30)
         done = list[int]()
-        Crew(executor, helpers=1).run(done.append, range(10))
+        JobContext(executor, helpers=1).run(done.append, range(10))
         release.set()
     assert done == list(range(10))
 
@@ -92,18 +92,18 @@ def test_a_busy_executor_keeps_nothing_of_the_work() -> None:
         assert held.wait(30)
         memory = np.zeros(10)
         reference = weakref.ref(memory)
-        Crew(executor, helpers=1).run(memory.item, range(10))
+        JobContext(executor, helpers=1).run(memory.item, range(10))
         del memory
         assert reference() is None
         release.set()
 
 
-def test_a_crew_whose_executor_has_ended_works_alone() -> None:
+def test_a_job_whose_executor_has_ended_works_alone() -> None:
     """While the manager closes, jobs that still run get no help."""
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     done = list[int]()
-    Crew(executor, helpers=1).run(done.append, range(10))
+    JobContext(executor, helpers=1).run(done.append, range(10))
     assert done == list(range(10))
 
 
@@ -117,7 +117,7 @@ def test_the_first_failure_ends_the_work(executor: CountingExecutor) -> None:
         done.append(item)
 
     with pytest.raises(ValueError, match="item 1"):
-        Crew(executor, helpers=0).run(work, range(10))
+        JobContext(executor, helpers=0).run(work, range(10))
     assert done == [0]
 
 
@@ -126,7 +126,7 @@ def test_a_failure_keeps_nothing_alive(executor: CountingExecutor) -> None:
     gc.disable()
     try:
         with contextlib.suppress(ValueError):
-            fail_with_memory(Crew(executor, helpers=1))
+            fail_with_memory(JobContext(executor, helpers=1))
         assert memories.pop()() is None
     finally:
         gc.enable()
@@ -135,7 +135,7 @@ def test_a_failure_keeps_nothing_alive(executor: CountingExecutor) -> None:
 memories = list[Any]()
 
 
-def fail_with_memory(crew: Crew) -> None:
+def fail_with_memory(context: JobContext) -> None:
     """Fail in a job, with an array in a local variable."""
     memory = np.zeros(10)
     memories.append(weakref.ref(memory))
@@ -143,7 +143,7 @@ def fail_with_memory(crew: Crew) -> None:
     def work(_: int) -> None:
         raise ValueError("no")
 
-    crew.run(work, [1, 2])
+    context.run(work, [1, 2])
 
 
 def test_a_stopped_job_claims_no_more(executor: CountingExecutor) -> None:
@@ -155,5 +155,5 @@ def test_a_stopped_job_claims_no_more(executor: CountingExecutor) -> None:
         stop.set()
 
     with pytest.raises(Stopped):
-        Crew(executor, helpers=0).run(work, range(10), stop=stop)
+        JobContext(executor, helpers=0, stop=stop).run(work, range(10))
     assert done == [0]
