@@ -299,8 +299,8 @@ BUGS = (
         (
             (
                 "keyed/home.py",
-                "        self._is_name_durable = False\n\n    @property",
-                "        self._is_name_durable = True\n\n    @property",
+                "        self._is_name_durable = False\n        self._rewrite",
+                "        self._is_name_durable = True\n        self._rewrite",
             ),
         ),
         (("fault", "keyed-msgpack/create/1"),),
