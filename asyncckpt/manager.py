@@ -13,7 +13,7 @@ from asyncckpt.saving.loading import LoadRequest
 from asyncckpt.saving.primitives import Primitives, _load_checkpoint_history  # noqa: F401 - offered here, too
 from asyncckpt.saving.session import raise_failures
 from asyncckpt.saving.steps import Choice, check_step, check_which
-from asyncckpt.state.leaves import ABSENT
+from asyncckpt.state.walk import ABSENT
 
 if TYPE_CHECKING:
     import os

@@ -29,8 +29,8 @@ from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
 from asyncckpt.state.index import Index, Segment, decode_index, find_contents
-from asyncckpt.state.leaves import ABSENT, Survey
 from asyncckpt.state.selection import Selection
+from asyncckpt.state.walk import ABSENT, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, deque
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
@@ -21,23 +21,13 @@ from asyncckpt.errors import CheckpointError, StateMismatchError, brief
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, TYPES
 from asyncckpt.state.families import ORDERED_DICT, ORDERED_ITEMS
-from asyncckpt.state.leaves import (
-    ABSENT,
-    END,
-    FULL,
-    Frame,
-    LeafReader,
-    Place,
-    Survey,
-    damaged,
-    text_of,
-    type_name,
-)
-from asyncckpt.state.reduction import NAMEDTUPLE, Attribute, Fields, Form, Reduction, read_form, type_name_of
+from asyncckpt.state.leaves import LeafReader
+from asyncckpt.state.objects import fields_of
+from asyncckpt.state.reduction import Attribute, Form, read_form
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.targets import find_overlap
-from asyncckpt.state.tree import MAX_KEY_DEPTH
-from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction, named_reduction
+from asyncckpt.state.types import find_reduction, named_reduction
+from asyncckpt.state.walk import ABSENT, END, FULL, HASHED, Frame, Place, Survey, damaged, text_of, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,8 +70,6 @@ class Builder(LeafReader):
         """
         super().__init__(index, pacer, selection, in_place=in_place)
         self._template = template
-        self.unknown_types: dict[str, str] = {}
-        """Names of types that came back as plain data, each with the path of its first object."""
 
     @property
     def is_plain(self) -> bool:
@@ -257,56 +245,6 @@ class Builder(LeafReader):
         self._push(frame)
         return _OPEN
 
-    def _wanted(self, template: Any, name: str, saved: Reduction | None) -> tuple[Reduction | None, Any]:
-        """Return what makes an object like the template from one saved as `name`, and the template of its state."""
-        if saved is ORDERED_DICT and type(template) in MAPPING_TYPES:
-            made = saved if type(template) is OrderedDict else ORDERED_ITEMS
-            return made, made.to_state(template)
-        if saved is not None and saved.type_ in ALIASED_SCALARS and isinstance(template, np.generic):
-            return saved, template
-        wanted = find_reduction(template)
-        if wanted is None and type(template) is np.ndarray and template.dtype.kind == "T":
-            wanted = STRING_ARRAY
-        if wanted is None and type(template) in (*SEQUENCES, *MAPPING_TYPES):
-            return None, template  # saved as a dataclass or namedtuple, wanted as plain data
-        if wanted is None or not _is_same_type(wanted, name):
-            self._mismatch("type", type_name(template), name)
-        if self._in_place and wanted is STRING_ARRAY and self._arrays is None:
-            self._claim_memory(~id(template), template, self._path())
-        if self._in_place and wanted.update is None and not wanted.is_value:
-            reason = (
-                f"{type_name(template)} would be replaced, and whatever else holds it would keep the old one: give"
-                " asyncckpt.register_type an update=, or the class a method update_state(self, state), or use"
-                " load(..., like=...)"
-            )
-            raise StateMismatchError(self._path(), "update", type_name(template), name, reason=reason)
-        return wanted, ABSENT if wanted.fields is None else self._plain_state(wanted, template)
-
-    def _open_form(self, frame: Frame, text: str, kind: str, names: tuple[str, ...]) -> None:
-        """Note what an object's state says of itself, and let the template of a namedtuple have the saved order."""
-        if frame.form is not None:
-            damaged(f"the state of an object has two forms, {brief(frame.form)} and {brief(text)}")
-        frame.form = text
-        fields = None if frame.reduction is None else frame.reduction.fields
-        if kind == NAMEDTUPLE and fields is not None and isinstance(frame.target, tuple):
-            with self._fitting():
-                fields.check(names)
-            own = dict(zip(fields.names, frame.template, strict=True))
-            frame.template = tuple(own.get(name, ABSENT) for name in names)
-
-    def _note_unknown(self, name: str) -> None:
-        if name not in self.unknown_types and len(self.unknown_types) < _MAX_UNKNOWN_TYPES:
-            self.unknown_types[name] = self._path()
-
-    def _push(self, frame: Frame) -> None:
-        if self._frames:
-            parent = self._frames[-1]
-            if parent.awaits_key or parent.key_depth or parent.code in _HASHED:
-                frame.key_depth = parent.key_depth + 1
-                if frame.key_depth > MAX_KEY_DEPTH:
-                    damaged(f"a key or an element of a set is nested more than {MAX_KEY_DEPTH} deep")
-        self._frames.append(frame)
-
     def _close(self) -> Any:
         frame = self._frames.pop()
         if frame.code in ix.MAPPINGS:
@@ -320,7 +258,7 @@ class Builder(LeafReader):
             items = _selected(frame)
             if not items:
                 return ABSENT
-        is_fields = frame.code in ix.MAPPINGS and _fields_of(frame) is not None  # which may be others than saved
+        is_fields = frame.code in ix.MAPPINGS and fields_of(frame) is not None  # which may be others than saved
         if frame.template is not ABSENT and not is_fields:
             return self._like(frame.template, items)
         return self._made(frame, items)
@@ -329,10 +267,10 @@ class Builder(LeafReader):
         count = len(items)
         if frame.code in ix.MAPPINGS:
             self._check_hashes(count, (key for key, _ in items))
-        elif frame.code in _HASHED:
+        elif frame.code in HASHED:
             self._check_hashes(count, items)
         made = self._maker.make(TYPES[frame.code], items, frame.maxlen)
-        if (frame.code in ix.MAPPINGS or frame.code in _HASHED) and len(made) != count:
+        if (frame.code in ix.MAPPINGS or frame.code in HASHED) and len(made) != count:
             if self.unknown_types:
                 self._refuse_plain_keys(f"equal keys or elements at {self._path() or 'the root'}")
             damaged(f"equal keys or elements at {self._path() or 'the root'}")
@@ -364,7 +302,7 @@ class Builder(LeafReader):
         if frame.template is ABSENT or frame.selection is not None:
             return
         self._check_hashes(len(frame.keys), frame.keys)
-        fields = _fields_of(frame)
+        fields = fields_of(frame)
         if fields is not None:
             self._check_fields(fields, frame)
             return
@@ -376,16 +314,6 @@ class Builder(LeafReader):
             expected, found = f"the keys {_some(frame.template)}", " and ".join(parts)
             reason = f"keys differ: the template has {expected}, and the checkpoint {found}"
             raise StateMismatchError(self._path(), "keys", expected, found, reason=reason)
-
-    def _check_fields(self, fields: Fields, frame: Frame) -> None:
-        form = read_form(frame.owner.form) if frame.owner is not None and frame.owner.form is not None else None
-        names = [key for key in frame.keys if type(key) is not Attribute]
-        attributes = [key.name for key in frame.keys if type(key) is Attribute]
-        names += [name for name in attributes if name in fields.names]  # which have become fields
-        with self._fitting():
-            fields.check(
-                names, () if form is None else form[1], [name for name in attributes if name not in fields.names]
-            )
 
     def _check_hashes(self, count: int, keys: Iterable[object]) -> None:
         """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
@@ -405,17 +333,8 @@ class Builder(LeafReader):
 
 _OPEN: Final = object()
 _ORDERED: Final = (ORDERED_DICT, ORDERED_ITEMS)
-_HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
 _MAX_SAME_HASH: Final = 256
 """Keys of one hash that a container may have; int and tuple keys can be chosen so."""
-_MAX_UNKNOWN_TYPES: Final = 64
-"""Types that a warning names."""
-
-
-def _fields_of(frame: Frame) -> Fields | None:
-    """Return the fields of the dataclass or namedtuple that a container is the plain state of."""
-    owner = frame.owner
-    return None if owner is None or owner.reduction is None else owner.reduction.fields
 
 
 def _knows_attributes(frame: Frame) -> bool:
@@ -442,17 +361,6 @@ def _child_of(template: Any, key: Any) -> Any:
     with contextlib.suppress(KeyError, IndexError):
         return template[key]
     return ABSENT
-
-
-def _is_same_type(wanted: Reduction, name: str) -> bool:
-    """Whether a template's type is the saved one, though its module may be called otherwise by now (``__main__``)."""
-    if wanted.name == name:
-        return True
-    saved, cls = named_reduction(name), wanted.type_
-    if cls is None or (saved is not None and saved.type_ is not cls):
-        return False
-    own = cls.__qualname__ if wanted.name == type_name_of(cls) else wanted.name.rpartition(".")[2]
-    return name == own or name.endswith(f".{own}")
 
 
 def _some(keys: Sequence[object]) -> str:

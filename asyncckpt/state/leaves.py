@@ -6,31 +6,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import reprlib
 from collections import deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
 import numpy as np
 
 from asyncckpt.errors import (
-    CheckpointError,
     CheckpointKeyError,
-    CorruptCheckpointError,
     StateMismatchError,
-    UnsupportedLeafError,
-    brief,
 )
-from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer
+from asyncckpt.runtime.pacing import PIECE_ELEMENTS
 from asyncckpt.state import index as ix
-from asyncckpt.state.containers import SEQUENCES, Maker
+from asyncckpt.state.containers import SEQUENCES
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.state.reduction import Form, MisfitError, Reduction
+from asyncckpt.state.objects import ObjectReader
 from asyncckpt.state.selection import join_path
-from asyncckpt.state.targets import overlaps_itself
 from asyncckpt.state.types import find_reduction
+from asyncckpt.state.walk import ABSENT, ARRAYS, END, FULL, Frame, damaged, text_of, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,75 +33,9 @@ if TYPE_CHECKING:
 
     from asyncckpt.state.selection import Selection
 
-ABSENT: Final = object()
-"""No template here; or a value that was not selected."""
-FULL: Final = object()
-"""A container got its last child."""
-END: Final = object()
-"""There are no more nodes."""
 
-
-@dataclass(slots=True, eq=False)
-class Survey:
-    """What a walk found that will be needed."""
-
-    arrays: set[int] = field(default_factory=set)
-    """Numbers of the arrays that are needed."""
-    contents: set[int] = field(default_factory=set)
-    """Those of them that leaves are made from: long bytes, strings and runs of numbers."""
-    destinations: dict[int, list[NDArray[Any]]] = field(default_factory=dict)
-    """Where a template's own arrays are to be filled: by number, each place."""
-    paths: dict[int, str] = field(default_factory=dict)
-    """Where each of those arrays stands first."""
-
-
-@dataclass(slots=True, eq=False)
-class Frame:
-    """A container whose children are being read."""
-
-    code: int
-    left: int
-    items: list[Any]
-    template: Any
-    selection: Selection | None
-    is_made: bool  # whether its children are wanted as objects
-    key: Any = None
-    awaits_key: bool = False
-    maxlen: int | None = None
-    keys: list[Any] = field(default_factory=list)  # those read so far, where a template says which there should be
-    key_depth: int = 0  # how deep in a key, or in an element of a set
-    reduction: Reduction | None = None
-    target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
-    form: str | None = None  # what an object's state says of itself
-    missing: int = 0  # contents of leaves that a survey has met, and not had, before the object
-    owner: Frame | None = None  # the object that a container is the plain state of
-
-
-class Place(NamedTuple):
-    """What is known of the place of a node."""
-
-    template: Any
-    selection: Selection | None
-    is_made: bool
-    """Whether its value is wanted, and not only checked."""
-
-
-class LeafReader:
+class LeafReader(ObjectReader):
     """Reads the leaf at the place where a walk over the nodes stands."""
-
-    def __init__(self, index: ix.Index, pacer: Pacer, selection: Selection | None, *, in_place: bool) -> None:
-        self._index = index
-        self._pacer = pacer
-        self._in_place = in_place
-        self._selection = selection
-        self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while surveying
-        self._survey = Survey()
-        self._filled: dict[int, tuple[int, NDArray[Any], str]] = {}  # a template's arrays: with what, and where
-        self._taken: set[int] = set()  # arrays that leaves were made from in this walk
-        self._frames: list[Frame] = []
-        self._found_any = False
-        self._top_keys: list[Any] = []
-        self._maker = Maker(pacer)
 
     def _add_leaves(
         self, frame: Frame, node: ix.Node, nodes: Iterator[ix.Node], arrays: Mapping[int, NDArray[Any]]
@@ -228,7 +156,7 @@ class LeafReader:
         path = self._path()
         self._survey.paths.setdefault(number, path)
         is_array = hasattr(template, "dtype") and hasattr(template, "shape") and not isinstance(template, np.generic)
-        if not is_array or (isinstance(template, np.ndarray) and type(template) not in _ARRAYS):
+        if not is_array or (isinstance(template, np.ndarray) and type(template) not in ARRAYS):
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
         if template.dtype != meta.dtype:
             self._mismatch("dtype", template.dtype, meta.dtype)
@@ -245,16 +173,6 @@ class LeafReader:
         self._claim_memory(number, template, path)
         self._survey.destinations.setdefault(number, []).append(template)
         self._survey.paths.setdefault(number, path)
-
-    def _claim_memory(self, number: int, template: NDArray[Any], path: str) -> None:
-        """Note that an array's memory is to be filled, with what has that number."""
-        if not template.flags.writeable:
-            self._mismatch("writability", "a read-only array", "contents to be filled in")
-        filled, _, other = self._filled.setdefault(id(template), (number, template, path))
-        if filled != number:
-            self._mismatch("sharing", f"the same array here and at {other}", "different arrays")
-        if overlaps_itself(template):
-            self._mismatch("sharing", "an array with elements that share memory", "elements of their own")
 
     def _scalar(self, argument: Any, template: Any) -> Any:
         name, data = argument
@@ -329,50 +247,6 @@ class LeafReader:
             values[position] = data[position].item()
         return tuple(values) if kind == ix.TUPLE else values
 
-    def _plain_state(self, reduction: Reduction, template: Any) -> Any:
-        """Return the plain state of a template's object."""
-        try:
-            state = reduction.to_state(template)
-        except UnsupportedLeafError as error:
-            reason = f"the template's object cannot be used: {str(error).removeprefix('the root: ')}"
-            raise StateMismatchError(
-                self._path(), "type", type_name(template), reduction.name, reason=reason
-            ) from error
-        return state.state if type(state) is Form else state
-
-    def _fitted(self, reduction: Reduction | None, items: Any, count: int) -> Any:
-        """Return as many items of a namedtuple as were saved, where it is matched by position."""
-        if reduction is None or reduction.fields is None or type(items) is not tuple or len(items) == count:
-            return items
-        with self._fitting():
-            reduction.fields.check_count(count)
-        return items[:count]
-
-    def _object(self, reduction: Reduction, state: Any, target: Any = ABSENT) -> Any:
-        """Make an object of its state, or put the state into one."""
-        if type(state) is Form and not reduction.takes_forms:
-            state = state.state
-        try:
-            with self._fitting():
-                if target is not ABSENT and reduction.update is not None:
-                    reduction.update(target, state)
-                    return target
-                return reduction.from_state(state)
-        except (MemoryError, StateMismatchError):
-            raise
-        except Exception as error:
-            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {brief(error)}"
-            raise CheckpointError(message) from error
-
-    @contextlib.contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Say where it is that a state does not fit the class as it is now."""
-        try:
-            yield
-        except MisfitError as error:
-            reason = brief(error)
-            raise StateMismatchError(self._path(), "class", error.expected, error.found, reason=reason) from error
-
     def _check_length(self, template: Any, count: int) -> None:
         if type(template) in (list, tuple) and len(template) != count:
             self._mismatch("length", f"{len(template)} items", f"{count}")
@@ -400,15 +274,6 @@ class LeafReader:
 
     # --- errors -------------------------------------------------------------------------------------------------------
 
-    def _keys(self) -> list[Any]:
-        return [frame.key for frame in self._frames if frame.code != ix.OBJECT and not frame.awaits_key]
-
-    def _path(self) -> str:
-        return join_path(self._keys())
-
-    def _mismatch(self, field_: str, expected: object, found: object) -> NoReturn:
-        raise StateMismatchError(self._path(), field_, expected, found)
-
     def _refuse_selection(self) -> NoReturn:
         patterns = self._selection.patterns if self._selection is not None else ()
         known = [join_path([key]) for key in self._top_keys[:20]]
@@ -416,8 +281,6 @@ class LeafReader:
         raise CheckpointKeyError(message, key=patterns[0] if len(patterns) == 1 else patterns, known=known)
 
 
-_ARRAYS: Final = (np.ndarray, np.memmap)
-"""What an array comes back as, or may be filled into: a masked array, say, has more than the array that was saved."""
 _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 _NUMBER_RUNS: Final = frozenset({ix.NUMBERS, ix.NUMBERS_ARRAY})
 _LEAF_READERS: Final[Mapping[int, str]] = {
@@ -436,24 +299,3 @@ def _number_dtype(name: str) -> np.dtype[Any]:
     if name not in ("<i8", "<f8"):
         damaged(f"a run of numbers of {name!r}")
     return np.dtype(name)
-
-
-def text_of(value: Any) -> str:
-    """Return a string, which the value must be."""
-    if type(value) is not str:
-        damaged(f"a name of type {type(value).__name__}")
-    return value
-
-
-def type_name(value: object) -> str:
-    """Name what a template has, for an error."""
-    if isinstance(value, np.ndarray):
-        kind = "an array" if type(value) in _ARRAYS else f"a {type(value).__qualname__}"
-        return f"{kind} of {value.dtype} {value.shape}"
-    return type(value).__qualname__
-
-
-def damaged(reason: str, cause: Exception | None = None) -> NoReturn:
-    """Raise the error of an index that cannot be."""
-    message = f"the index is damaged: {reason}"
-    raise CorruptCheckpointError(message) from cause

@@ -1,0 +1,160 @@
+"""Reading objects: which reduction makes one, whether what was saved fits, and the object itself."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from asyncckpt.errors import CheckpointError, StateMismatchError, UnsupportedLeafError, brief
+from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES
+from asyncckpt.state.families import ORDERED_DICT, ORDERED_ITEMS
+from asyncckpt.state.reduction import (
+    NAMEDTUPLE,
+    Attribute,
+    Fields,
+    Form,
+    MisfitError,
+    Reduction,
+    read_form,
+    type_name_of,
+)
+from asyncckpt.state.targets import overlaps_itself
+from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction, named_reduction
+from asyncckpt.state.walk import ABSENT, Frame, Walk, damaged, type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+_MAX_UNKNOWN_TYPES: Final = 64
+"""Types that a warning names."""
+
+
+class ObjectReader(Walk):
+    """Makes the object at the place where a walk stands, or puts a state into the template's."""
+
+    def _wanted(self, template: Any, name: str, saved: Reduction | None) -> tuple[Reduction | None, Any]:
+        """Return what makes an object like the template from one saved as `name`, and the template of its state."""
+        if saved is ORDERED_DICT and type(template) in MAPPING_TYPES:
+            made = saved if type(template) is OrderedDict else ORDERED_ITEMS
+            return made, made.to_state(template)
+        if saved is not None and saved.type_ in ALIASED_SCALARS and isinstance(template, np.generic):
+            return saved, template
+        wanted = find_reduction(template)
+        if wanted is None and type(template) is np.ndarray and template.dtype.kind == "T":
+            wanted = STRING_ARRAY
+        if wanted is None and type(template) in (*SEQUENCES, *MAPPING_TYPES):
+            return None, template  # saved as a dataclass or namedtuple, wanted as plain data
+        if wanted is None or not _is_same_type(wanted, name):
+            self._mismatch("type", type_name(template), name)
+        if self._in_place and wanted is STRING_ARRAY and self._arrays is None:
+            self._claim_memory(~id(template), template, self._path())  # strings have no number; one array may be twice
+        if self._in_place and wanted.update is None and not wanted.is_value:
+            reason = (
+                f"{type_name(template)} would be replaced, and whatever else holds it would keep the old one: give"
+                " asyncckpt.register_type an update=, or the class a method update_state(self, state), or use"
+                " load(..., like=...)"
+            )
+            raise StateMismatchError(self._path(), "update", type_name(template), name, reason=reason)
+        return wanted, ABSENT if wanted.fields is None else self._plain_state(wanted, template)
+
+    def _open_form(self, frame: Frame, text: str, kind: str, names: tuple[str, ...]) -> None:
+        """Note what an object's state says of itself, and let the template of a namedtuple have the saved order."""
+        if frame.form is not None:
+            damaged(f"the state of an object has two forms, {brief(frame.form)} and {brief(text)}")
+        frame.form = text
+        fields = None if frame.reduction is None else frame.reduction.fields
+        if kind == NAMEDTUPLE and fields is not None and isinstance(frame.target, tuple):
+            with self._fitting():
+                fields.check(names)
+            own = dict(zip(fields.names, frame.template, strict=True))
+            frame.template = tuple(own.get(name, ABSENT) for name in names)
+
+    def _note_unknown(self, name: str) -> None:
+        if name not in self.unknown_types and len(self.unknown_types) < _MAX_UNKNOWN_TYPES:
+            self.unknown_types[name] = self._path()
+
+    def _check_fields(self, fields: Fields, frame: Frame) -> None:
+        form = read_form(frame.owner.form) if frame.owner is not None and frame.owner.form is not None else None
+        names = [key for key in frame.keys if type(key) is not Attribute]
+        attributes = [key.name for key in frame.keys if type(key) is Attribute]
+        names += [name for name in attributes if name in fields.names]  # which have become fields
+        with self._fitting():
+            fields.check(
+                names, () if form is None else form[1], [name for name in attributes if name not in fields.names]
+            )
+
+    def _plain_state(self, reduction: Reduction, template: Any) -> Any:
+        """Return the plain state of a template's object."""
+        try:
+            state = reduction.to_state(template)
+        except UnsupportedLeafError as error:
+            reason = f"the template's object cannot be used: {str(error).removeprefix('the root: ')}"
+            raise StateMismatchError(
+                self._path(), "type", type_name(template), reduction.name, reason=reason
+            ) from error
+        return state.state if type(state) is Form else state
+
+    def _fitted(self, reduction: Reduction | None, items: Any, count: int) -> Any:
+        """Return as many items of a namedtuple as were saved, where it is matched by position."""
+        if reduction is None or reduction.fields is None or type(items) is not tuple or len(items) == count:
+            return items
+        with self._fitting():
+            reduction.fields.check_count(count)
+        return items[:count]
+
+    def _object(self, reduction: Reduction, state: Any, target: Any = ABSENT) -> Any:
+        """Make an object of its state, or put the state into one."""
+        if type(state) is Form and not reduction.takes_forms:
+            state = state.state
+        try:
+            with self._fitting():
+                if target is not ABSENT and reduction.update is not None:
+                    reduction.update(target, state)
+                    return target
+                return reduction.from_state(state)
+        except (MemoryError, StateMismatchError):
+            raise
+        except Exception as error:
+            message = f"{self._path() or 'the root'}: {reduction.name} could not be made from its state: {brief(error)}"
+            raise CheckpointError(message) from error
+
+    @contextlib.contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Say where it is that a state does not fit the class as it is now."""
+        try:
+            yield
+        except MisfitError as error:
+            reason = brief(error)
+            raise StateMismatchError(self._path(), "class", error.expected, error.found, reason=reason) from error
+
+    def _claim_memory(self, number: int, template: NDArray[Any], path: str) -> None:
+        """Note that an array's memory is to be filled, with what has that number."""
+        if not template.flags.writeable:
+            self._mismatch("writability", "a read-only array", "contents to be filled in")
+        filled, _, other = self._filled.setdefault(id(template), (number, template, path))
+        if filled != number:
+            self._mismatch("sharing", f"the same array here and at {other}", "different arrays")
+        if overlaps_itself(template):
+            self._mismatch("sharing", "an array with elements that share memory", "elements of their own")
+
+
+def fields_of(frame: Frame) -> Fields | None:
+    """Return the fields of the dataclass or namedtuple that a container is the plain state of."""
+    owner = frame.owner
+    return None if owner is None or owner.reduction is None else owner.reduction.fields
+
+
+def _is_same_type(wanted: Reduction, name: str) -> bool:
+    """Whether a template's type is the saved one, though its module may be called otherwise by now (``__main__``)."""
+    if wanted.name == name:
+        return True
+    saved, cls = named_reduction(name), wanted.type_
+    if cls is None or (saved is not None and saved.type_ is not cls):
+        return False
+    own = cls.__qualname__ if wanted.name == type_name_of(cls) else wanted.name.rpartition(".")[2]
+    return name == own or name.endswith(f".{own}")

@@ -1,0 +1,138 @@
+"""A walk over the nodes of a state: where it stands, what it has found, and the errors that name its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+
+import numpy as np
+
+from asyncckpt.errors import CorruptCheckpointError, StateMismatchError
+from asyncckpt.state import index as ix
+from asyncckpt.state.containers import Maker
+from asyncckpt.state.selection import join_path
+from asyncckpt.state.tree import MAX_KEY_DEPTH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.runtime.pacing import Pacer
+    from asyncckpt.state.reduction import Reduction
+    from asyncckpt.state.selection import Selection
+
+ABSENT: Final = object()
+"""No template here; or a value that was not selected."""
+FULL: Final = object()
+"""A container got its last child."""
+END: Final = object()
+"""There are no more nodes."""
+ARRAYS: Final = (np.ndarray, np.memmap)
+"""What an array comes back as, or may be filled into: a masked array, say, has more than the array that was saved."""
+HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
+"""Containers whose elements are hashed."""
+
+
+@dataclass(slots=True, eq=False)
+class Survey:
+    """What a walk found that will be needed."""
+
+    arrays: set[int] = field(default_factory=set)
+    """Numbers of the arrays that are needed."""
+    contents: set[int] = field(default_factory=set)
+    """Those of them that leaves are made from: long bytes, strings and runs of numbers."""
+    destinations: dict[int, list[NDArray[Any]]] = field(default_factory=dict)
+    """Where a template's own arrays are to be filled: by number, each place."""
+    paths: dict[int, str] = field(default_factory=dict)
+    """Where each of those arrays stands first."""
+
+
+@dataclass(slots=True, eq=False)
+class Frame:
+    """A container whose children are being read."""
+
+    code: int
+    left: int
+    items: list[Any]
+    template: Any
+    selection: Selection | None
+    is_made: bool  # whether its children are wanted as objects
+    key: Any = None
+    awaits_key: bool = False
+    maxlen: int | None = None
+    keys: list[Any] = field(default_factory=list)  # those read so far, where a template says which there should be
+    key_depth: int = 0  # how deep in a key, or in an element of a set
+    reduction: Reduction | None = None
+    target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
+    form: str | None = None  # what an object's state says of itself
+    missing: int = 0  # contents of leaves that a survey has met, and not had, before the object
+    owner: Frame | None = None  # the object that a container is the plain state of
+
+
+class Place(NamedTuple):
+    """What is known of the place of a node."""
+
+    template: Any
+    selection: Selection | None
+    is_made: bool
+    """Whether its value is wanted, and not only checked."""
+
+
+class Walk:
+    """A walk: what its readers of leaves, objects and containers share."""
+
+    def __init__(self, index: ix.Index, pacer: Pacer, selection: Selection | None, *, in_place: bool) -> None:
+        self._index = index
+        self._pacer = pacer
+        self._in_place = in_place
+        self._selection = selection
+        self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while surveying
+        self._survey = Survey()
+        self._filled: dict[int, tuple[int, NDArray[Any], str]] = {}  # a template's arrays: with what, and where
+        self._taken: set[int] = set()  # arrays that leaves were made from in this walk
+        self._frames: list[Frame] = []
+        self._found_any = False
+        self._top_keys: list[Any] = []
+        self._maker = Maker(pacer)
+        self.unknown_types: dict[str, str] = {}
+        """Names of types that came back as plain data, each with the path of its first object."""
+
+    def _push(self, frame: Frame) -> None:
+        if self._frames:
+            parent = self._frames[-1]
+            if parent.awaits_key or parent.key_depth or parent.code in HASHED:
+                frame.key_depth = parent.key_depth + 1
+                if frame.key_depth > MAX_KEY_DEPTH:
+                    damaged(f"a key or an element of a set is nested more than {MAX_KEY_DEPTH} deep")
+        self._frames.append(frame)
+
+    def _keys(self) -> list[Any]:
+        return [frame.key for frame in self._frames if frame.code != ix.OBJECT and not frame.awaits_key]
+
+    def _path(self) -> str:
+        return join_path(self._keys())
+
+    def _mismatch(self, field_: str, expected: object, found: object) -> NoReturn:
+        raise StateMismatchError(self._path(), field_, expected, found)
+
+
+def text_of(value: Any) -> str:
+    """Return a string, which the value must be."""
+    if type(value) is not str:
+        damaged(f"a name of type {type(value).__name__}")
+    return value
+
+
+def type_name(value: object) -> str:
+    """Name what a template has, for an error."""
+    if isinstance(value, np.ndarray):
+        kind = "an array" if type(value) in ARRAYS else f"a {type(value).__qualname__}"
+        return f"{kind} of {value.dtype} {value.shape}"
+    return type(value).__qualname__
+
+
+def damaged(reason: str, cause: Exception | None = None) -> NoReturn:
+    """Raise the error of an index that cannot be."""
+    message = f"the index is damaged: {reason}"
+    raise CorruptCheckpointError(message) from cause
