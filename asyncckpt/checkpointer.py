@@ -170,7 +170,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
     def flush(self) -> None:
         """Make all changes since the last flush durable, together."""
         with self.using() as engine:
-            engine.store.commit(blocking_work())
+            engine.commit(blocking_work())
 
     def __getitem__(self, key: Key) -> Any:
         """Load; see `load_parameter`."""
@@ -218,7 +218,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         with self.using() as engine:
             first = parse_key(key)[0]
             if first in engine.store.entries and self.rules.allows(first):
-                engine.store.begin(blocking_work())  # what is deleted is what is returned, whoever wrote it
+                engine.begin(blocking_work())  # what is deleted is what is returned, whoever wrote it
             try:
                 value = self.load_parameter(key)
             except CheckpointKeyError:
@@ -244,7 +244,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             value = self.get(key, _MISSING)
             if value is _MISSING:
                 self.check_allowed_key(key)
-                engine.store.begin(blocking_work())  # another writer may have saved one since the file was opened
+                engine.begin(blocking_work())  # another writer may have saved one since the file was opened
                 value = self.get(key, _MISSING)
             if value is _MISSING:
                 self.save_parameter(key, default)
@@ -259,7 +259,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         """
         with self.using() as engine:
             if len(self):
-                engine.store.begin(blocking_work())
+                engine.begin(blocking_work())
             for key in self:
                 return key, self.pop(key)
             message = f"no key in {self.place}: it is empty"
@@ -269,7 +269,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         """Delete all keys, damaged ones, too: nothing is loaded. Those that are not allowed stay."""
         with self.using() as engine:
             if len(self):
-                engine.store.begin(blocking_work())  # what another writer has left goes, too
+                engine.begin(blocking_work())  # what another writer has left goes, too
             for key in self:
                 self.delete_parameter(key)
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.listing import nbytes_of
 from asyncckpt.disk.names import Kind, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 _WAYS_OUT: Final = {
@@ -72,15 +73,25 @@ def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:
         advice: What else to do about it.
     """
     way_out = _WAYS_OUT.get(error.errno or 0)
-    if way_out is None:
+    if way_out is None or error.strerror != os.strerror(error.errno or 0):  # or it has been explained before
         return
     text = (
         f"{os.strerror(error.errno or 0)} ({needed}, {_left(path)}; what was saved before is intact;"
-        f" {way_out}{advice}, and save again)"
+        f" {way_out}{advice}, and try again)"
     )
     error.args = (error.errno, text)
     error.strerror, error.filename = text, str(path)
     del error.filename2  # None would be shown
+
+
+@contextmanager
+def explaining(path: Path, needed: Callable[[], str], advice: str = "") -> Iterator[None]:
+    """Let errors that pass say what they lack, as `explain` does."""
+    try:
+        yield
+    except OSError as error:
+        explain(error, path, needed(), advice)
+        raise
 
 
 def spell(nbytes: int) -> str:

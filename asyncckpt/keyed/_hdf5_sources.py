@@ -62,7 +62,7 @@ class Held:
                 self._data[start : start + len(run)] = run
                 start += len(run)
         self.names = captured.names
-        self.payload_nbytes = payload_of(captured)
+        self.payload_nbytes = captured.nbytes
         self.nbytes = self.payload_nbytes + OBJECT_NBYTES
 
     def value(self, key: str) -> Value:
@@ -88,9 +88,3 @@ class Foreign:
 
 
 Source = Placed | Held | Foreign
-
-
-def payload_of(value: Captured) -> int:
-    """Return how many bytes of a value are its own: its arrays and its nodes."""
-    index = value.index
-    return sum(meta.nbytes for meta in index.arrays) + sum(map(len, index.pieces))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from asyncckpt.keyed.values import Captured, Names
     from asyncckpt.runtime.context import JobContext
@@ -87,6 +88,10 @@ class Store(ABC):
             ReadOnlyFileError: Another program made the file.
             OSError: The file cannot be made or read.
         """
+
+    def disk_use(self) -> tuple[Path, int] | None:
+        """Return the file, and about how many bytes it takes with what is staged; None where there is no file."""
+        return None
 
     @abstractmethod
     def read(self, key: str, work: Work) -> Found:

@@ -7,16 +7,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias
 
+from asyncckpt.disk.room import explain, spell
 from asyncckpt.errors import CheckpointError, CheckpointKeyError
 from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.values import build_captured, refer
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from asyncckpt.keyed.base import Store, Work
     from asyncckpt.keyed.values import Captured
@@ -113,6 +115,10 @@ class KeyRules:
         raise CheckpointKeyError(f"the key {path[0]!r} {reason}{there_are}", key=path[0], known=keys)
 
 
+def _whole(nbytes: int) -> str:
+    return f"the whole file takes {spell(nbytes)}"
+
+
 class Engine:
     """A store, seen by paths. Used by one thread at a time."""
 
@@ -164,11 +170,31 @@ class Engine:
     def put(self, path: Path, captured: Captured, work: Work) -> None:
         """Stage a captured value."""
         if len(path) == 1:
-            self.store.put(path[0], captured, work)
+            self._stage(path[0], captured, work)
         else:
             found = build_captured(captured, work.pacer())
             self._refuse_unknown(found, f"the value for {path!r} holds")
             self._put(path, found.value, work)
+
+    def begin(self, work: Work) -> None:
+        """Become the file's writer; see `Store.begin`."""
+        with self._explaining():
+            self.store.begin(work)
+
+    def commit(self, work: Work) -> None:
+        """Make what is staged durable; see `Store.commit`."""
+        with self._explaining():
+            self.store.commit(work)
+
+    @contextmanager
+    def _explaining(self, needed: Callable[[int], str] = _whole) -> Iterator[None]:
+        """Let an error that is a lack of room say what is needed, which `needed` makes of the size of the file."""
+        try:
+            yield
+        except OSError as error:
+            if (use := self.store.disk_use()) is not None:
+                explain(error, use[0], needed(use[1]))
+            raise
 
     def delete(self, path: Path, work: Work) -> None:
         """Stage a deletion.
@@ -177,10 +203,11 @@ class Engine:
             CheckpointKeyError: There is no value.
         """
         self._require(path)
-        self.store.begin(work)
+        self.begin(work)
         self._require(path)  # another writer may have been quicker
         if len(path) == 1:
-            self.store.delete(path[0], work)
+            with self._explaining():
+                self.store.delete(path[0], work)
             return
         whole = self._read_to_change(path, work)
         del self._descend(whole, path, without=1)[path[-1]]
@@ -192,7 +219,7 @@ class Engine:
 
     def _put(self, path: Path, value: object, work: Work) -> None:
         if len(path) > 1:
-            self.store.begin(work)  # what another writer has left in it stays
+            self.begin(work)  # what another writer has left in it stays
             whole = self._read_to_change(path, work) if path[0] in self.store.entries else {}
             at = whole
             for number, part in enumerate(path[1:-1], 1):
@@ -201,9 +228,13 @@ class Engine:
             value = whole
         captured = refer(value, path[0], work)
         try:
-            self.store.put(path[0], captured, work)
+            self._stage(path[0], captured, work)
         finally:
             captured.release()
+
+    def _stage(self, key: str, captured: Captured, work: Work) -> None:
+        with self._explaining(lambda _: f"the value of {key!r} takes {spell(captured.nbytes)}"):
+            self.store.put(key, captured, work)
 
     def _read_to_change(self, path: Path, work: Work) -> Any:
         """Read the value that a path leads into, which will be written again."""

@@ -19,13 +19,14 @@ from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, Untruste
 from asyncckpt.keyed._hdf5_catalog import naming
 from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
 from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value
-from asyncckpt.keyed._hdf5_sources import OBJECT_NBYTES, Foreign, Held, Placed, Source, payload_of
+from asyncckpt.keyed._hdf5_sources import OBJECT_NBYTES, Foreign, Held, Placed, Source
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.values import build_value
 from asyncckpt.runtime.pacing import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from asyncckpt.keyed._hdf5_catalog import Place
     from asyncckpt.keyed._hdf5_foreign import ForeignFile
@@ -106,6 +107,10 @@ class HDF5Store(Store):
         """The keys in their order, staged changes included."""
         return self._entries
 
+    def disk_use(self) -> tuple[Path, int]:
+        """Return where the file is and what it takes; see `Store.disk_use`."""
+        return self._home.path, self._live_nbytes
+
     def read(self, key: str, work: Work) -> Found:
         """Read a value; see `Store.read`."""
         source = self._sources[key]
@@ -138,7 +143,7 @@ class HDF5Store(Store):
     def put(self, key: str, value: Captured, work: Work) -> None:
         """Stage a value; see `Store.put`."""
         self.begin(work)
-        payload_nbytes = payload_of(value)
+        payload_nbytes = value.nbytes
         nbytes = payload_nbytes + OBJECT_NBYTES
         source: Source
         if payload_nbytes <= SMALL_NBYTES:

@@ -196,7 +196,7 @@ class StoreJobs:
     def _begin(self, engine: Engine, work: Work) -> None:
         """Become the writer; in a thread. The index is made again if another writer was there since it was made."""
         if not self._is_writer:
-            engine.store.begin(work)
+            engine.begin(work)
             self._find_names(engine)
             self._is_writer = True
 

@@ -22,6 +22,7 @@ from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
@@ -52,6 +53,10 @@ class JSONStore(Store):
     def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
+
+    def disk_use(self) -> tuple[Path, int]:
+        """See `Store`."""
+        return self._home.path, sum(high - low for low, high in self._places.values())
 
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""

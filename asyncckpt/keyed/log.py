@@ -31,6 +31,7 @@ from asyncckpt.runtime.pacing import Pacer, discard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
@@ -77,6 +78,10 @@ class MsgpackStore(Store):
     def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
+
+    def disk_use(self) -> tuple[Path, int]:
+        """See `Store`."""
+        return self._home.path, self._live_nbytes
 
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""

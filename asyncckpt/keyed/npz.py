@@ -34,6 +34,7 @@ from asyncckpt.state import index as ix
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -85,6 +86,11 @@ class NumPyStore(Store):
     def entries(self) -> Mapping[str, Names]:
         """See `Store`."""
         return self._entries
+
+    def disk_use(self) -> tuple[Path, int]:
+        """See `Store`."""
+        members = (member for item in self._items.values() for member in item.members)
+        return self._home.path, sum(member.stored_nbytes for member in members)
 
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""

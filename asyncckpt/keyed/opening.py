@@ -157,7 +157,7 @@ class Opening(ABC):
         """Flush what `open_checkpoint_file` has opened, and close it; a file that came open stays open."""
         self.check_blocking(is_open=False)
         try:
-            stream.commit(blocking_work())
+            Engine(stream, self.place, None).commit(blocking_work())
         finally:
             stream.close()
 
@@ -213,7 +213,7 @@ class Opening(ABC):
                 return
             engine, self._engine, self._mode = self._engine, None, None
             try:
-                engine.store.commit(blocking_work())
+                engine.commit(blocking_work())
             except Exception as failure:
                 if error is None:
                     raise

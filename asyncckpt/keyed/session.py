@@ -289,4 +289,4 @@ class Session:
 
 
 def _commit(engine: Engine, work: Work) -> None:
-    engine.store.commit(work)
+    engine.commit(work)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from asyncckpt.disk.ops import DiskOps
+from asyncckpt.disk.room import explaining, spell
 from asyncckpt.errors import ConfigError
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.home import Home
@@ -93,6 +94,10 @@ class StreamStore(Store):
         """See `Store`."""
         return self._inner.entries
 
+    def disk_use(self) -> tuple[Path, int] | None:
+        """See `Store`: that of the copy. `commit` speaks for the stream itself."""
+        return self._inner.disk_use()
+
     def begin(self, work: Work) -> None:
         """See `Store`."""
         self._check_writable()
@@ -119,6 +124,12 @@ class StreamStore(Store):
         if not self._is_changed:
             return
         self._inner.commit(work)
+        nbytes = self._path.stat().st_size
+        with explaining(Path(self._home.name), lambda: f"the whole file takes {spell(nbytes)}"):
+            self._copy_back()
+        self._is_changed = False
+
+    def _copy_back(self) -> None:
         self._stream.seek(0)
         with self._path.open("rb") as file:
             while chunk := file.read(_CHUNK_NBYTES):
@@ -130,7 +141,6 @@ class StreamStore(Store):
                     left = left[count:]
         self._stream.truncate()
         self._stream.flush()
-        self._is_changed = False
 
     def close(self) -> None:
         """See `Store`. The stream stays open."""

@@ -60,6 +60,11 @@ class Captured:
         """Put the parts together."""
         return cls(flat.index(), snapshot, names_of(flat.pieces), flat)
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes are its own: its arrays and its nodes."""
+        return sum(meta.nbytes for meta in self.index.arrays) + sum(map(len, self.index.pieces))
+
     def release(self) -> None:
         """Give the memory back; more than once does no harm."""
         self.snapshot.release()

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from asyncckpt.state.flat import FlatState
 
 
+_ADVICE: Final = ", delete() checkpoints or keep fewer of them (keep_latest_k, keep_top_k)"
+"""What to do besides where there is no room."""
+
+
 class SaveProgress(Progress):
     """Is told how the writing of a checkpoint goes on, from any thread. This one looks at nothing."""
 
@@ -175,14 +179,15 @@ def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) ->
     if not pending.is_dir():
         message = f"{pending} does not exist: make it with init_tmp_checkpoint({step}, ...)"
         raise FileNotFoundError(message)
-    try:
-        files = publish.digest_tree(ops, pending, stop)
-        written_at = time.perf_counter()
-        publish.seal(ops, pending, step, files)
-    except publish.UnsyncedError as error:
-        _discard(ops, pending, error)
-        raise
-    old = publish.publish(ops, root, step)
+    with room.explaining(root, lambda: f"its files take {room.spell(nbytes_of(pending))}", _ADVICE):
+        try:
+            files = publish.digest_tree(ops, pending, stop)
+            written_at = time.perf_counter()
+            publish.seal(ops, pending, step, files)
+        except publish.UnsyncedError as error:
+            _discard(ops, pending, error)
+            raise
+        old = publish.publish(ops, root, step)
     return Written(record=read_record(root, step), trash=_weigh(root, old), written_at=written_at)
 
 
@@ -202,13 +207,15 @@ def read_pending_info(root: Path, step: int) -> dict[str, Any] | None:
 
 def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes]) -> Path:
     """Make a pending directory with its small files, for a caller who writes the rest."""
-    pending = publish.stage(ops, root, step)
-    try:
-        for name, data in documents.items():
-            write_bytes(ops, pending / name, data)
-    except BaseException as error:
-        _discard(ops, pending, error)
-        raise
+    nbytes = sum(map(len, documents.values()))
+    with room.explaining(root, lambda: f"its small files take {room.spell(nbytes)}", _ADVICE):
+        pending = publish.stage(ops, root, step)
+        try:
+            for name, data in documents.items():
+                write_bytes(ops, pending / name, data)
+        except BaseException as error:
+            _discard(ops, pending, error)
+            raise
     return pending
 
 
@@ -232,8 +239,7 @@ def _explain(error: OSError, request: WriteRequest, nbytes: int) -> None:
     needed = f"the checkpoint takes {room.spell(nbytes)}"
     if isinstance(error, room.NoRoomError) and request.min_free_nbytes is not None:
         needed += f", of min_free_nbytes={request.min_free_nbytes} that must be free before it is written"
-    advice = ", delete() checkpoints or keep fewer of them (keep_latest_k, keep_top_k)"
-    room.explain(error, request.root, needed, advice)
+    room.explain(error, request.root, needed, _ADVICE)
 
 
 def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
@@ -253,8 +259,9 @@ def take_directory(
         OSError: The directory cannot be made or written.
     """
     remarks = say_if_gone(root, known)
-    publish.ensure_directory(ops, root)
-    lock = acquire_lock(ops, root)
+    with room.explaining(root, lambda: "the directory and its lock are made before the first checkpoint"):
+        publish.ensure_directory(ops, root)
+        lock = acquire_lock(ops, root)
     try:
         refusals = _recover(ops, root)
         records, file = read_records(root, known), read_metric_file(root)

@@ -144,6 +144,44 @@ async def test_wherever_it_happens(tmp_path: Path, format_name: str, operation: 
         await check_intact(manager, 1)
 
 
+@pytest.mark.parametrize("operation", ["open_lock", "write", "sync_directory"])
+async def test_before_the_first_save(tmp_path: Path, operation: str) -> None:
+    """`save` itself raises what keeps the directory from being made, with the numbers where that is a lack of room."""
+    disk = FaultyDisk()
+    root = tmp_path / "runs"
+    disk.fail(operation, errno.ENOSPC, lasting=True)
+    async with asyncckpt.CheckpointManager(root, disk=disk) as manager:
+        if operation == "write":
+            error = await fail_to_save(manager, 1, MIB)
+        else:
+            with pytest.raises(OSError, match="No space left") as caught:
+                await manager.save(1, state_of(MIB))
+            error = caught.value
+        assert error.filename == str(root)
+        assert numbers_in(error)[-1] > MIB
+        disk.heal()
+        await save(manager, 1, MIB)
+
+
+async def test_files_of_the_callers_own(tmp_path: Path) -> None:
+    """Both ends of a pending directory say the same, and it may be finalized when there is room."""
+    disk = FaultyDisk()
+    async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
+        for operation in ("mkdir", "write"):
+            disk.fail(operation, errno.EDQUOT)
+            with pytest.raises(OSError, match="the quota is used up") as caught:
+                await manager.init_tmp_checkpoint(1)
+            assert len(numbers_in(caught.value)) == 2
+        path = await manager.init_tmp_checkpoint(1)
+        (path / "own").write_bytes(bytes(MIB))
+        disk.fail("write", errno.ENOSPC, path_part="manifest")
+        with pytest.raises(OSError, match="make room on that disk") as caught:
+            await manager.finalize_checkpoint(path)
+        assert numbers_in(caught.value)[0] >= MIB
+        await manager.finalize_checkpoint(path)
+        assert manager.steps() == [1]
+
+
 async def test_a_disk_without_inodes_says_so(make_disk: MakeDisk) -> None:
     """Bytes are free then, and would be puzzling by themselves."""
     root = make_disk("size=4m", "nr_inodes=20")
