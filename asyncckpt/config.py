@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, NotRequired, TypedDict, get_
 
 import numpy as np
 
-from asyncckpt.errors import ConfigError
+from asyncckpt.errors import ConfigError, nearest
 
 Format = Literal["msgpack", "hdf5"]
 """How a state is laid out in its file: a msgpack stream or an HDF5 file."""
@@ -267,9 +267,7 @@ def is_given(
 
 
 def _unknown(key: object) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(key, _CHECKS, n=1) if isinstance(key, str) else []
+    close = nearest(key, _CHECKS) if isinstance(key, str) else []
     return f"{reprlib.repr(key)}: unknown" + (f"; did you mean {close[0]!r}?" if close else "")
 
 

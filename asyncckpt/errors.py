@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 
 _BRIEF_LENGTH = 500
@@ -20,6 +20,15 @@ def brief(value: object) -> str:
     """Return a value's text, cut where nobody reads on; what stands in a file may be as long as the file."""
     text = str(value)
     return text if len(text) <= _BRIEF_LENGTH else f"{text[:_BRIEF_LENGTH]}..."
+
+
+def nearest(word: str, known: Iterable[object], count: int = 1, *, likeness: float = 0.6) -> list[str]:
+    """Return which of the known texts a word is most like, whatever their case, the best first."""
+    import difflib
+
+    by_fold = {each.casefold(): each for each in known if isinstance(each, str)}
+    close = difflib.get_close_matches(word.strip().casefold(), by_fold, n=count, cutoff=likeness)
+    return [by_fold[each] for each in close]
 
 
 class CheckpointError(Exception):

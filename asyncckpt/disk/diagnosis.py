@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from itertools import islice
@@ -14,11 +15,21 @@ from typing import TYPE_CHECKING, Final
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.listing import scan
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
+from asyncckpt.errors import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_REFUSALS: Final = {
+    errno.EROFS: "nothing can be saved on this file system: to load from it, open the directory with read_only=True",
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM),
+        "this process may not write here: look at the owner and the mode; to load from it, open the directory with"
+        " read_only=True",
+    ),
+}
+"""Why nothing may be written and what to do, by errno."""
 _LOOKED_AT: Final = 1000
 _NAMED: Final = 3
 _STEPS_NAMED: Final = 10
@@ -43,6 +54,14 @@ def step_of(path: Path) -> int | None:
     return content["step"] if is_ours and type(content["step"]) is int else None
 
 
+def explain_refusal(error: OSError) -> None:
+    """Let an error that says that nothing may be written say what to do; any other stays as it is."""
+    reason = _REFUSALS.get(error.errno or 0)
+    if reason is not None:
+        error.strerror = f"{os.strerror(error.errno or 0)} ({reason}, or use another directory)"
+        error.args = (error.errno, error.strerror)
+
+
 def describe_checkpoint(path: Path) -> str | None:
     """Say that a directory is a checkpoint, and how to load it; None if it is none."""
     step = step_of(path)
@@ -57,16 +76,12 @@ def describe_checkpoint(path: Path) -> str | None:
 
 def describe_missing(root: Path) -> str:
     """Say of a directory that does not exist which ones do."""
-    import difflib
-
-    nearest, name = root.parent, root.name
-    while not nearest.exists():
-        nearest, name = nearest.parent, nearest.name
-    folded = {each.casefold(): each for each in _directories(nearest)}
-    close = difflib.get_close_matches(name.casefold(), folded, n=_NAMED)
-    if close:
-        return f"it does not exist (did you mean {' or '.join(str(nearest / folded[each]) for each in close)}?)"
-    return f"it does not exist (the nearest directory that does is {nearest})"
+    above, name = root.parent, root.name
+    while not above.exists():
+        above, name = above.parent, above.name
+    if close := nearest(name, _directories(above), _NAMED):
+        return f"it does not exist (did you mean {' or '.join(str(above / each) for each in close)}?)"
+    return f"it does not exist (the nearest directory that does is {above})"
 
 
 def describe_absence(root: Path, step: int | None = None) -> str:

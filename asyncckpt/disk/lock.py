@@ -55,6 +55,23 @@ class DirectoryLock:
             fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
+    def check_in_place(self, root: Path) -> None:
+        """Check that the directory is still the one that was locked.
+
+        Raises:
+            FileNotFoundError: It was removed, or another one is in its place.
+        """
+        try:
+            if not self.is_supported or os.path.samestat((root / LOCK_NAME).stat(), self._file):
+                return
+        except FileNotFoundError:
+            pass
+        reason = (
+            "the directory was removed, or replaced by another one, after this manager had locked it, and nothing is"
+            " written: put it back, or make a new CheckpointManager, which makes the directory again"
+        )
+        raise FileNotFoundError(errno.ENOENT, reason, str(root))
+
     def is_of(self, file: os.stat_result) -> bool:
         """Whether it is held, and its file is this one."""
         return self._close.alive and os.path.samestat(self._file, file)

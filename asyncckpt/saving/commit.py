@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from asyncckpt.disk import publish, removal, room
 from asyncckpt.disk.batch import SyncBatch
 from asyncckpt.disk.blocks import BLOCK_NBYTES, Content, Progress, write_bytes, write_content
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
-from asyncckpt.disk.diagnosis import describe_checkpoint, describe_missing
+from asyncckpt.disk.diagnosis import describe_checkpoint, describe_missing, explain_refusal
 from asyncckpt.disk.listing import nbytes_of
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
@@ -26,7 +26,7 @@ from asyncckpt.saving.directory import identity_of, read_listed, read_record, re
 from asyncckpt.saving.metric import metric_to_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from asyncckpt.disk.metric_file import MetricFile
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
 
+
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
 
 _ADVICE: Final = ", delete() checkpoints or keep fewer of them (keep_latest_k, keep_top_k)"
 """What to do besides where there is no room."""
@@ -94,6 +97,29 @@ def block_nbytes_within(nbytes: int) -> int:
     """Return the largest block size that fits into so much memory, but at least a digest block."""
     blocks = nbytes // DIGEST_BLOCK_NBYTES
     return min(max(blocks, 1) * DIGEST_BLOCK_NBYTES, BLOCK_NBYTES)
+
+
+def change(
+    root: Path,
+    lock: DirectoryLock | None,
+    job: Callable[Params, ResultT],
+    /,
+    *args: Params.args,
+    **kwargs: Params.kwargs,
+) -> ResultT:
+    """Do a job that changes a directory, if it is the one that was locked; None for one that locks it.
+
+    Raises:
+        FileNotFoundError: The directory was removed or replaced; the job was not done.
+        OSError: The disk failed; if it may not be written, the error says what to do.
+    """
+    if lock is not None:
+        lock.check_in_place(root)
+    try:
+        return job(*args, **kwargs)
+    except OSError as error:
+        explain_refusal(error)
+        raise
 
 
 def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -> Written:

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.disk.metric_file import StoredMetric
 from asyncckpt.disk.names import METRIC_NAME
-from asyncckpt.errors import MetricMissingError, brief
+from asyncckpt.errors import MetricMissingError, brief, nearest
 from asyncckpt.saving.retention import metric_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.saving.catalog import Catalog
@@ -114,20 +114,11 @@ def _lack(name: str, info: Mapping[str, object]) -> str:
         )
     if not info:
         return f"there is no metric {metric}: training_info is empty"
-    nearest = _nearest(name, islice(info, _COMPARED_KEYS))
+    close = nearest(name, islice(info, _COMPARED_KEYS), likeness=_LIKENESS)
     return (
         f"there is no metric {metric} in training_info, whose keys are {_listed(info)}"
-        f"{'' if nearest is None else f'; did you mean {_shown(nearest)}?'}"
+        f"{f'; did you mean {_shown(close[0])}?' if close else ''}"
     )
-
-
-def _nearest(name: str, keys: Iterable[str]) -> str | None:
-    """Return the key that a name is most like, whatever its case; None if it is like none."""
-    import difflib
-
-    by_fold = {key.casefold(): key for key in keys}
-    close = difflib.get_close_matches(name.casefold(), by_fold, n=1, cutoff=_LIKENESS)
-    return by_fold[close[0]] if close else None
 
 
 def _listed(info: Mapping[str, object]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from asyncckpt.disk import removal
 from asyncckpt.disk.names import Kind, name_of, parse_name
@@ -12,7 +12,7 @@ from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.saving.writer import Writer
+
+
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
 
 
 class PendingDirectories:
@@ -48,7 +52,7 @@ class PendingDirectories:
         try:
             await self._writer.take_directory()
             try:
-                path = await self._jobs.run(commit.begin_pending, self._ops, self._root, step, documents)
+                path = await self._change(commit.begin_pending, self._ops, self._root, step, documents)
             except asyncio.CancelledError as error:  # it has been made, and nobody will ever know
                 await self.discard(self._root / name_of(Kind.PENDING, step), error)
                 raise
@@ -77,7 +81,7 @@ class PendingDirectories:
                 self._writer._warn(lack)  # noqa: SLF001 - this runs in the writer's task
             self._catalog.begin(step)
             stop = StopFlag()
-            written = await self._writer.grace.run(stop, commit.finalize, self._ops, self._root, path, step, stop)
+            written = await self._writer.change(stop, commit.finalize, self._ops, self._root, path, step, stop)
             self._catalog.add(written.record)
             self._writer.retirement.sweep(written.trash)
             await self._writer.retirement.prune_after(step)
@@ -92,10 +96,14 @@ class PendingDirectories:
         self._writer.reserve_step(step)
         await self._writer.perform(freeing)
 
+    async def _change(self, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs) -> ResultT:
+        """Run a job that changes the directory, beside the writer's."""
+        return await self._jobs.run(commit.change, self._root, self._writer.lock, job, *args, **kwargs)
+
     async def discard(self, path: Path, error: BaseException) -> None:
         """Delete a pending directory because of an error, which goes before one of the disk's."""
         try:
-            await self._jobs.run(removal.discard, self._ops, path)
+            await self._change(removal.discard, self._ops, path)
         except OSError as second:
             error.add_note(f"{path.name} could not be removed: {second}")
         finally:

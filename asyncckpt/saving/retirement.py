@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
 
 from asyncckpt.disk import removal, room
 from asyncckpt.disk.listing import missing
@@ -27,13 +27,27 @@ from asyncckpt.saving import commit
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.grace import Grace
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.commit import Trash
+
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
+
+
+class Change(Protocol):
+    """`Writer.change`."""
+
+    def __call__(
+        self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
+    ) -> Awaitable[ResultT]:
+        """Run a job that changes the directory."""
+        ...
+
 
 MAX_WAITING: Final = 4
 """Retired checkpoints that may wait to be deleted while saves are on their way."""
@@ -50,6 +64,7 @@ class Retirement:
         catalog: Catalog,
         loading: Counter[int],
         warn: Callable[[str], None],
+        change: Change,
     ) -> None:
         self._root = settings.checkpoint_dir
         self._ops = ops
@@ -57,6 +72,7 @@ class Retirement:
         self._catalog = catalog
         self._loading = loading
         self._warn = warn
+        self._change = change
         self._trash: list[Trash] = []
         self._stuck: set[int] = set()  # steps that could not be pruned: not tried at each save
         self._stop = StopFlag()  # of the deletion that is under way
@@ -89,7 +105,7 @@ class Retirement:
             await self.finish()
             stop = StopFlag()
             with suppress(OSError):  # what stays has been told of before
-                await self._grace.run(stop, removal.sweep_all, self._ops, self._root, stop)
+                await self._change(stop, removal.sweep_all, self._ops, self._root, stop)
             surplus = self._catalog.surplus_after(step, training_info, protect=loading | self._stuck)
             if await self._grace.run(StopFlag(), room.would_suffice, self._root, surplus, nbytes):
                 await self.retire(surplus)
@@ -111,7 +127,7 @@ class Retirement:
         if not steps:
             return {}
         try:
-            trash, refused = await self._grace.run(StopFlag(), commit.retire, self._ops, self._root, steps)
+            trash, refused = await self._change(StopFlag(), commit.retire, self._ops, self._root, steps)
         except OSError:
             self._catalog.remove(await self._grace.run(StopFlag(), missing, self._root, steps))
             raise
@@ -178,7 +194,7 @@ class Retirement:
             paths = [each.path for each in self._trash[:count]]
             self._stop = stop = StopFlag()
             try:
-                count = await self._grace.run(stop, removal.sweep, self._ops, self._root, paths, stop)
+                count = await self._change(stop, removal.sweep, self._ops, self._root, paths, stop)
             except Exception as error:  # noqa: BLE001 - see 5
                 self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")
             del self._trash[:count]

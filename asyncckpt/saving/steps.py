@@ -11,7 +11,7 @@ from typing import Final, Literal, cast, get_args
 
 import numpy as np
 
-from asyncckpt.errors import brief
+from asyncckpt.errors import brief, nearest
 
 Choice = Literal["latest", "best"]
 
@@ -71,11 +71,8 @@ def _no_step(value: object) -> str:
 
 def _nearest(word: str) -> str:
     """Say what a word that is none of those known was meant to be."""
-    import difflib
-
-    folded = word.strip().casefold()
-    close = _SYNONYMS.get(folded) or next(iter(difflib.get_close_matches(folded, _CHOICES, n=1)), None)
-    if close:
+    synonym = _SYNONYMS.get(word.strip().casefold())
+    for close in [synonym] if synonym else nearest(word, _CHOICES):
         return f'; did you mean "{close}"?'
     ways = _step_in(word)
     if "/" in word:

@@ -18,7 +18,7 @@ import contextvars
 import warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.disk.blocks import BLOCK_NBYTES
 from asyncckpt.disk.names import TRAINING_INFO_NAME
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Snapshot
     from asyncckpt.state.flat import FlatState
+
+ResultT = TypeVar("ResultT")
+Params = ParamSpec("Params")
 
 MAX_WAITING_SAVES: Final = 64
 _WRITE_THREADS: Final = 4  # two keep the disk busy; more of them wait for the GIL of a busy loop at the same time
@@ -107,7 +110,8 @@ class Writer:
         self._changed = asyncio.Event()  # something for the task to look at
         self._room = asyncio.Event()  # something for a waiting save to look at
         self._writing: QueuedSave | None = None
-        self._lock: DirectoryLock | None = None
+        self.lock: DirectoryLock | None = None
+        """None until the directory is taken."""
         self._taking: asyncio.Task[None] | None = None
         self._failed: list[SaveHandle] = []
         self.in_flight: Counter[int] = Counter()
@@ -119,7 +123,7 @@ class Writer:
         self.is_closing = False
         self.grace = Grace(jobs, settings.grace)
         self.grace.on_ending = self.close
-        self.retirement = Retirement(settings, ops, self.grace, catalog, self.loading, self._warn)
+        self.retirement = Retirement(settings, ops, self.grace, catalog, self.loading, self._warn, self.change)
         self.task = asyncio.Task(
             self._run(), loop=self._loop, name=f"asyncckpt writer {self._root}", context=contextvars.Context()
         )
@@ -161,7 +165,7 @@ class Writer:
             DirectoryLockedError: There is another writer.
             OSError: The directory cannot be made or written.
         """
-        while self._lock is None:
+        while self.lock is None:
             # Whoever waits may be cancelled; the lock is taken all the same, once, for all who want it.
             taking = self._attempt()
             try:
@@ -186,6 +190,9 @@ class Writer:
         try:
             lock, listed, refusals = await self._jobs.run_stoppable(
                 self.grace.hasten,
+                commit.change,
+                self._root,
+                None,
                 commit.take_directory,
                 self._ops,
                 self._root,
@@ -194,13 +201,23 @@ class Writer:
             )
         finally:
             self._taking = None  # its error, if it failed, is for those who wait
-        self._lock = lock
+        self.lock = lock
         for remark in self._catalog.replace(listed):
             self._warn(f"{self._root}: {remark}")
         for refusal in refusals:
             self._warn(f"{self._root}: a leftover cannot be removed: {refusal}; the next start tries again")
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
+
+    async def change(
+        self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
+    ) -> ResultT:
+        """Run a job of the writer's that changes the directory, as `Grace.run` does.
+
+        Raises:
+            FileNotFoundError: The directory was removed or replaced.
+        """
+        return await self.grace.run(stop, commit.change, self._root, self.lock, job, *args, **kwargs)
 
     def enqueue(self, item: QueuedSave) -> None:
         """Queue a save. Its handle is the caller's from now on."""
@@ -270,7 +287,7 @@ class Writer:
     def give_lock_back(self) -> None:
         """Release the directory when the last job has ended; a thread that is stuck keeps it until then."""
         self.grace.forget()
-        lock, self._lock = self._lock, None
+        lock, self.lock = self.lock, None
         if lock is not None:
             self._jobs.when_idle(lock.release)
 
@@ -356,7 +373,7 @@ class Writer:
     async def _try_to_write(self, item: QueuedSave, *, is_last_try: bool) -> commit.Written:
         request = self._request(item)._replace(is_last_try=is_last_try)
         context = self._jobs.context(_WRITE_THREADS - 1, stop=item.stop)
-        return await self.grace.run(item.stop, commit.write_checkpoint, self._ops, request, context)
+        return await self.change(item.stop, commit.write_checkpoint, self._ops, request, context)
 
     def _request(self, item: QueuedSave) -> commit.WriteRequest:
         budget = self._settings.max_staged_nbytes

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.errors import CheckpointError, StateMismatchError, brief
+from asyncckpt.errors import CheckpointError, StateMismatchError, brief, nearest
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, TYPES
 from asyncckpt.state.families import ORDERED_DICT, ORDERED_ITEMS
@@ -312,7 +312,14 @@ class Builder(LeafReader):
         if missing or extra:
             parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"also has {_some(extra)}"] * bool(extra)
             expected, found = f"the keys {_some(frame.template)}", " and ".join(parts)
-            reason = f"keys differ: the template has {expected}, and the checkpoint {found}"
+            if self._in_place:
+                way_out = "give the state the keys of the checkpoint, or load it anew and take over what is needed"
+            else:
+                way_out = (
+                    "give the template the keys of the checkpoint, load with select= what both have, or without like="
+                )
+            reason = f"keys differ: the template has {expected}, and the checkpoint {found}{_nearest(missing, extra)}"
+            reason += f"; {way_out}"
             raise StateMismatchError(self._path(), "keys", expected, found, reason=reason)
 
     def _check_hashes(self, count: int, keys: Iterable[object]) -> None:
@@ -332,6 +339,8 @@ class Builder(LeafReader):
 
 
 _OPEN: Final = object()
+_SHOWN_KEYS: Final = 8
+_COMPARED_KEYS: Final = 1000
 _ORDERED: Final = (ORDERED_DICT, ORDERED_ITEMS)
 _MAX_SAME_HASH: Final = 256
 """Keys of one hash that a container may have; int and tuple keys can be chosen so."""
@@ -363,6 +372,17 @@ def _child_of(template: Any, key: Any) -> Any:
     return ABSENT
 
 
+def _nearest(missing: Sequence[object], extra: Sequence[object]) -> str:
+    """Say which of the keys that a checkpoint has may be those it lacks, differently spelled."""
+    pairs = [
+        f"{brief(repr(close))} for {brief(repr(key))}"
+        for key in missing[:_SHOWN_KEYS]
+        if isinstance(key, str)
+        for close in nearest(key, extra[:_COMPARED_KEYS])
+    ]
+    return f" (did you mean {', '.join(pairs)}?)" if pairs else ""
+
+
 def _some(keys: Sequence[object]) -> str:
-    names = [repr(key) for key in list(keys)[:8]]
+    names = [brief(repr(key)) for key in list(keys)[:_SHOWN_KEYS]]
     return ", ".join(names) + (", ..." if len(keys) > len(names) else "")

@@ -46,6 +46,8 @@ async def main():
                 await manager.save(2, {"a": 2})
             except PermissionError as error:
                 assert sys.argv[1] in str(error), error
+                assert "this process may not write here" in str(error), error
+                assert "read_only=True" in str(error), error
             except asyncckpt.ReadOnlyError:
                 assert options
             else:

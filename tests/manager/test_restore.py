@@ -500,8 +500,17 @@ async def test_strings_are_filled(tmp_path: Path) -> None:
 
 
 async def test_a_mismatch_of_keys_says_which(tmp_path: Path) -> None:
-    """What is missing and what is too much."""
+    """What is missing and what is too much, what may be meant, and what to do."""
     async with CheckpointManager(tmp_path) as manager:
-        await (await manager.save(1, {"a": 1, "b": 2}))
-        with pytest.raises(StateMismatchError, match=r"keys differ: .* the checkpoint lacks 'c' and also has 'b'"):
-            await manager.load(1, like={"a": 0, "c": 0})
+        await (await manager.save(1, {"a": 1, "b": 2, "model": {"weights": 1, 5: 1, "same": 1}}))
+        said = r"keys differ: .* the checkpoint lacks 'c' and also has 'b'; give the template the keys .*without like="
+        with pytest.raises(StateMismatchError, match=said):
+            await manager.load(1, like={"a": 0, "c": 0, "model": {"weights": 1, 5: 1, "same": 1}})
+        state = {"a": 0, "b": 0, "model": {"Weight": 0, 6: 0, "same": 0}}
+        said = (
+            r"step 1: model: keys differ: .* the checkpoint lacks 'Weight', 6 and also has 'weights', 5"
+            r" \(did you mean 'weights' for 'Weight'\?\); give the state the keys"
+        )
+        with pytest.raises(StateMismatchError, match=said):
+            await manager.restore(1, into=state)
+        assert state == {"a": 0, "b": 0, "model": {"Weight": 0, 6: 0, "same": 0}}
