@@ -26,7 +26,7 @@ from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving import commit
 from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
-from asyncckpt.state.capture import LiveSnapshot, StagedSnapshot
+from asyncckpt.state.capture import Capture
 from asyncckpt.state.tree import flatten
 
 if TYPE_CHECKING:
@@ -146,16 +146,11 @@ def save_to(  # noqa: PLR0913 - each is an independent wish
 ) -> Path:
     """Save a state with the very functions that the manager's jobs use, in this thread; return the directory."""
     flat = flatten(state, pacer=Pacer())
-    if frozen:
-        snapshot: Any = LiveSnapshot(flat, is_frozen=True)
-    else:
-        snapshot = StagedSnapshot(flat, None)
-        snapshot.capture(JobContext(yields=False))
+    capture = Capture.live(flat, is_frozen=True) if frozen else Capture.staged(flat, None, JobContext(yields=False))
     request = commit.WriteRequest(
         root=root,
         step=step,
-        flat=flat,
-        snapshot=snapshot,
+        capture=capture,
         documents={"training_info.json": info},
         format_name=form,
         **options,

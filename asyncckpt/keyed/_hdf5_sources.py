@@ -62,7 +62,7 @@ class Held:
                 self._data[start : start + len(run)] = run
                 start += len(run)
         self.names = captured.names
-        self.payload_nbytes = captured.nbytes
+        self.payload_nbytes = captured.stored_nbytes
         self.nbytes = self.payload_nbytes + OBJECT_NBYTES
 
     def value(self, key: str) -> Value:

@@ -233,7 +233,7 @@ class Engine:
             captured.release()
 
     def _stage(self, key: str, captured: Captured, work: Work) -> None:
-        with self._explaining(lambda _: f"the value of {key!r} takes {spell(captured.nbytes)}"):
+        with self._explaining(lambda _: f"the value of {key!r} takes {spell(captured.stored_nbytes)}"):
             self.store.put(key, captured, work)
 
     def _read_to_change(self, path: Path, work: Work) -> Any:

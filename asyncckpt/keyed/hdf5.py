@@ -143,7 +143,7 @@ class HDF5Store(Store):
     def put(self, key: str, value: Captured, work: Work) -> None:
         """Stage a value; see `Store.put`."""
         self.begin(work)
-        payload_nbytes = value.nbytes
+        payload_nbytes = value.stored_nbytes
         nbytes = payload_nbytes + OBJECT_NBYTES
         source: Source
         if payload_nbytes <= SMALL_NBYTES:

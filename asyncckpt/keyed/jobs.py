@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.names import NameIndex
-from asyncckpt.keyed.values import Condensed, capture
+from asyncckpt.keyed.values import Captured, Condensed, capture
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.collector import young_collections_only
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asyncckpt.keyed.engine import Engine, Path
-    from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.keyed.values import Names
     from asyncckpt.keyed.writes import Change
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.state.flat import FlatState
@@ -207,7 +207,7 @@ class StoreJobs:
 
     async def capture(self, flat: FlatState) -> Captured:
         """Copy a state's arrays."""
-        return await self._jobs.run_in_context(1, capture, flat, self.pool)
+        return await self._jobs.run_in_context(1, capture, flat, self.pool, discard=Captured.give_back)
 
     # --- writes -------------------------------------------------------------------------------------------------------
 

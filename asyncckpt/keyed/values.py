@@ -22,7 +22,7 @@ from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
-from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
+from asyncckpt.state.capture import Capture, StagedSnapshot
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.strided import flat_bytes, scatter
 from asyncckpt.state.tree import flatten
@@ -44,31 +44,20 @@ _COPY_NBYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
+class Captured(Capture):
     """A value as a store takes it."""
 
-    index: ix.Index
-    """Its nodes, and what its arrays are."""
-    snapshot: Snapshot
-    """The bytes of the arrays."""
     names: Names
-    flat: FlatState
-    """What it was made from."""
 
     @classmethod
-    def of(cls, flat: FlatState, snapshot: Snapshot) -> Captured:
-        """Put the parts together."""
-        return cls(flat.index(), snapshot, names_of(flat.pieces), flat)
+    def of(cls, capture: Capture) -> Captured:
+        """Add the names of its dicts to a capture."""
+        return cls(capture.flat, capture.snapshot, names_of(capture.flat.pieces))
 
     @property
-    def nbytes(self) -> int:
-        """How many bytes are its own: its arrays and its nodes."""
+    def stored_nbytes(self) -> int:
+        """How many bytes a store needs for it, at least: those of its arrays and its nodes."""
         return sum(meta.nbytes for meta in self.index.arrays) + sum(map(len, self.index.pieces))
-
-    def release(self) -> None:
-        """Give the memory back; more than once does no harm."""
-        self.snapshot.release()
-        self.flat.release()
 
 
 class Condensed:
@@ -88,7 +77,7 @@ class Condensed:
         """Return it as a store takes it."""
         index = expand(self._index)
         flat = FlatState(pieces=list(index.pieces), arrays=list(index.arrays), stable=set(self._sources))
-        return Captured(flat.index(), StagedSnapshot.of_copy(flat, self._data, self._sources), self.names, flat)
+        return Captured(flat, StagedSnapshot.of_copy(flat, self._data, self._sources), self.names)
 
     def release(self) -> None:
         """Give the memory back; more than once does no harm."""
@@ -120,14 +109,7 @@ def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> Ca
         Stopped: The job was asked to stop.
     """
     with young_collections_only():
-        snapshot = StagedSnapshot(flat, pool)
-        try:
-            snapshot.capture(context)
-        except BaseException:
-            snapshot.release()
-            raise
-        flat.detach()
-        return Captured.of(flat, snapshot)
+        return Captured.of(Capture.staged(flat, pool, context))
 
 
 def refer(value: object, key: str, work: Work) -> Captured:
@@ -142,7 +124,7 @@ def refer(value: object, key: str, work: Work) -> Captured:
 
 def refer_flat(flat: FlatState) -> Captured:
     """Take a flattened value, as `refer` does."""
-    return Captured.of(flat, LiveSnapshot(flat, is_frozen=True))
+    return Captured.of(Capture.live(flat, is_frozen=True))
 
 
 def receive(found: Found, key: str, *, stacklevel: int) -> Any:

@@ -74,14 +74,23 @@ class Jobs:
         """Run a job to its end. Cancelling does not shorten it: it is raised afterwards, and the result is lost."""
         return await self.run_stoppable(None, job, *args, **kwargs)
 
-    async def run_in_context(self, helpers: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
+    async def run_in_context(
+        self,
+        helpers: int,
+        job: Callable[..., ResultT],
+        /,
+        *args: object,
+        discard: Callable[[ResultT], object] | None = None,
+    ) -> ResultT:
         """Run `job(*args, context)` to its end, which a cancellation hastens; at most `helpers` other threads help.
+
+        A cancellation that comes when the job has its result already loses it: `discard` is called with it.
 
         Raises:
             ManagerClosedError: The threads have been ended.
         """
         context = self.context(helpers, stop=StopFlag())
-        return await self.run_stoppable(context.stop, job, *args, context)
+        return await self._wait(self._submit(job, (*args, context), {}), context.stop, discard)
 
     async def run_stoppable(
         self,
@@ -104,13 +113,27 @@ class Jobs:
         Raises:
             ManagerClosedError: The threads have been ended, or this job was given up.
         """
-        is_background = callable(on_cancel)
-        if self._is_closed or (is_background and self._is_given_up):
+        if callable(on_cancel) and self._is_given_up:
+            raise ManagerClosedError("the manager is closed")
+        return await self._wait(self._submit(job, args, kwargs), on_cancel)
+
+    def _submit(
+        self, job: Callable[..., ResultT], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> Future[ResultT]:
+        if self._is_closed:
             raise ManagerClosedError("the manager is closed")
         future = self._executor.submit(_run, job, args, kwargs)
         self._running.add(future)
+        return future
+
+    async def _wait(
+        self,
+        future: Future[ResultT],
+        on_cancel: Callable[[asyncio.CancelledError], None] | StopFlag | None,
+        discard: Callable[[ResultT], object] | None = None,
+    ) -> ResultT:
         waiter = asyncio.wrap_future(future, loop=self._loop)
-        if is_background:
+        if callable(on_cancel):
             self._background.add(waiter)
         self._start_yielding()
         cancelled: asyncio.CancelledError | None = None
@@ -133,7 +156,9 @@ class Jobs:
             if waiter.cancelled():
                 raise ManagerClosedError("a thread is stuck in a system call, and its work was given up")
             if cancelled is not None:
-                waiter.exception()  # looked at, so that it is not reported as never retrieved
+                # Its exception is looked at, so that it is not reported as never retrieved.
+                if waiter.exception() is None and discard is not None:
+                    discard(waiter.result())
                 raise cancelled.with_traceback(None)  # without the frames of `asyncio.wait`, which hold the result
             return waiter.result()
         finally:

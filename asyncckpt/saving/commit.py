@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.saving.metric import PolicyRequest
-    from asyncckpt.state.capture import Snapshot
-    from asyncckpt.state.flat import FlatState
+    from asyncckpt.state.capture import Capture
 
 
 ResultT = TypeVar("ResultT")
@@ -57,8 +56,7 @@ class WriteRequest(NamedTuple):
 
     root: Path
     step: int
-    flat: FlatState
-    snapshot: Snapshot
+    capture: Capture
     documents: Mapping[str, bytes]
     """The small files beside the state, by name."""
     format_name: str
@@ -123,11 +121,11 @@ def change(
 
 
 def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -> Written:
-    """Write a checkpoint, make it durable and publish it. Whatever happens, the snapshot is released.
+    """Write a checkpoint, make it durable and publish it. Whatever happens, the capture is released.
 
     Raises:
         NoRoomError: The disk has too little room, which was seen before anything was written. Unless this was the last
-            try, the snapshot is kept.
+            try, the capture is kept.
         OSError: The disk failed.
         UnsupportedLeafError: The format cannot hold the state.
         Stopped: The job was asked to stop. In each case what was written is discarded, unless its name could not be
@@ -139,7 +137,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
     try:
         form = find_format(request.format_name)
         with young_collections_only():
-            plan = form.plan(request.flat.index(), context.pacer)
+            plan = form.plan(request.capture.index, context.pacer)
         request.progress.planned(plan.nbytes)
         nbytes += plan.nbytes
         context.stop.check()
@@ -147,7 +145,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
         pending = publish.stage(ops, request.root, request.step)
         with SyncBatch(ops) as batch:
             files = {name: write_bytes(ops, pending / name, data, batch) for name, data in request.documents.items()}
-            content = Content(plan, request.snapshot, request.block_nbytes, request.progress)
+            content = Content(plan, request.capture.snapshot, request.block_nbytes, request.progress)
             files[form.file_name] = write_content(ops, pending / form.file_name, content, context, batch=batch)
             written_at = time.perf_counter()
             place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
@@ -164,8 +162,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
     finally:
         plan = content = None  # hold the encoded nodes too, which `release` frees piece by piece
         if is_over:
-            request.snapshot.release()
-            request.flat.release()
+            request.capture.release()
     try:
         old = publish.make_durable(ops, moved)
     except OSError as error:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import warnings
-from typing import TYPE_CHECKING, Final, TypeVar
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import encode_training_info, normalize_training_info, run_config_bytes
@@ -22,7 +23,7 @@ from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
-from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot, staged_nbytes
+from asyncckpt.state.capture import Capture, staged_nbytes
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
 from asyncckpt.state.tree import flatten
 
@@ -36,9 +37,20 @@ if TYPE_CHECKING:
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.state.flat import FlatState
 
-ResultT = TypeVar("ResultT")
-
 _NO_TRAINING_INFO: Final = encode_training_info({})
+
+
+class _Mode(Enum):
+    """How a state is captured."""
+
+    INLINE = auto()
+    """Copied on the loop's thread: it is small."""
+    STAGED = auto()
+    """Copied into buffers, in threads."""
+    FROZEN = auto()
+    """Written from where it is: the caller does not change it."""
+    STREAMED = auto()
+    """Copied block by block while it is written: the budget does not hold it."""
 
 
 def encode_documents(
@@ -159,8 +171,8 @@ class Intake:
             if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):
                 self._writer.free_step(step)
                 return SaveHandle(step, state=SaveState.SKIPPED)
-            snapshot = LiveSnapshot(flat, is_frozen=True) if frozen else self._copy_inline(flat)
-            item = self._queue(handle, flat, snapshot, documents)
+            capture = Capture.live(flat, is_frozen=True) if frozen else Capture.staged(flat, None, _on_the_loop())
+            item = self._queue(handle, capture, documents)
         except BaseException:
             self._writer.free_step(step)
             raise
@@ -198,50 +210,40 @@ class Intake:
         if self._settings.overflow == "skip" and self._writer.waiting_saves >= MAX_WAITING_SAVES:
             return None
         flat = flatten_inline(state)
-        is_small = flat is not None
+        mode = _Mode.STAGED if flat is None else _Mode.INLINE
         if flat is None:
             flat = await self._jobs.run_in_context(0, _flatten_in_thread, state)
         nbytes = flat.encoded_nbytes + flat.array_nbytes
         budget = self._settings.max_staged_nbytes
-        streams = nbytes > budget and not frozen
-        if not self._writer.has_room(flat.encoded_nbytes if streams else nbytes):
+        if frozen:
+            mode = _Mode.FROZEN
+        elif nbytes > budget:
+            mode = _Mode.STREAMED
+        needed = flat.encoded_nbytes if mode is _Mode.STREAMED else nbytes
+        if not self._writer.has_room(needed):
             if self._settings.overflow == "skip" and nbytes <= budget:
                 return None
             if self._settings.overflow == "replace" and nbytes <= budget:
                 self._writer.replace_waiting()
-            await self._writer.wait_for_room(flat.encoded_nbytes if streams else nbytes)
-        if is_small and not (streams or frozen):
-            snapshot = self._copy_inline(flat)
+            await self._writer.wait_for_room(needed)
+        if mode is _Mode.STAGED:
+            capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
+        elif mode is _Mode.INLINE:
+            capture = Capture.staged(flat, None, _on_the_loop())
         else:
-            made: list[Snapshot] = []
-            try:
-                if streams or frozen:
-                    await self._jobs.run_in_context(0, _refer, flat, made, frozen)
-                else:
-                    await self._jobs.run_in_context(1, _copy, flat, self._pool, made)
-            except BaseException:
-                for each in made:
-                    each.release()
-                raise
-            snapshot = made[0]
-        return self._queue(handle, flat, snapshot, documents, streams=streams)
+            capture = Capture.live(flat, is_frozen=frozen)
+        return self._queue(handle, capture, documents, streams=mode is _Mode.STREAMED)
 
     def _queue(
-        self,
-        handle: SaveHandle,
-        flat: FlatState,
-        snapshot: Snapshot,
-        documents: Mapping[str, bytes],
-        *,
-        streams: bool = False,
+        self, handle: SaveHandle, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False
     ) -> QueuedSave:
         try:
             self._writer.check_open()
         except BaseException:
-            snapshot.release()
+            capture.give_back()
             raise
-        handle.captured_nbytes = snapshot.nbytes
-        item = QueuedSave(handle=handle, flat=flat, snapshot=snapshot, documents=documents, streams=streams)
+        handle.captured_nbytes = capture.nbytes
+        item = QueuedSave(handle=handle, capture=capture, documents=documents, streams=streams)
         self._writer.enqueue(item)
         return item
 
@@ -264,12 +266,6 @@ class Intake:
             handle._waiters -= 1  # noqa: SLF001
         if handle.state is SaveState.FAILED:
             await handle  # raises: nothing was saved, and the caller learns it here
-
-    def _copy_inline(self, flat: FlatState) -> Snapshot:
-        snapshot = StagedSnapshot(flat, None)
-        snapshot.capture(JobContext(yields=False))
-        flat.detach()
-        return snapshot
 
     def _warn_if_below(self, step: int, latest: int) -> None:
         latest = max(latest, self._catalog.latest() or 0)
@@ -298,16 +294,14 @@ def _prewarm(state: object, settings: Settings, pool: BufferPool, context: JobCo
         pool.give(buffers)
 
 
-def _copy(flat: FlatState, pool: BufferPool, made: list[Snapshot], context: JobContext) -> None:
+def _stage(flat: FlatState, pool: BufferPool, context: JobContext) -> Capture:
     with young_collections_only():
-        snapshot = StagedSnapshot(flat, pool)
-        made.append(snapshot)  # known to the caller even if it is cancelled, so that the buffers come back
-        snapshot.capture(context)
-    flat.detach()
+        return Capture.staged(flat, pool, context)
 
 
-def _refer(flat: FlatState, made: list[Snapshot], is_frozen: bool, _: JobContext) -> None:  # noqa: FBT001 - a job's
-    made.append(LiveSnapshot(flat, is_frozen=is_frozen))
+def _on_the_loop() -> JobContext:
+    """Return the context of work that is small enough for the loop's own thread."""
+    return JobContext(yields=False)
 
 
 def _cancel_again() -> None:

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.jobs import Jobs
     from asyncckpt.saving.catalog import Catalog, CheckpointRecord
     from asyncckpt.saving.metric import PolicyRequest
-    from asyncckpt.state.capture import Snapshot
-    from asyncckpt.state.flat import FlatState
+    from asyncckpt.state.capture import Capture
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
@@ -58,8 +57,7 @@ class QueuedSave:
     """A save in the queue."""
 
     handle: SaveHandle
-    flat: FlatState
-    snapshot: Snapshot
+    capture: Capture
     documents: Mapping[str, bytes]
     streams: bool = False
     """Whether the state is copied only while it is written, because the budget does not hold it."""
@@ -222,7 +220,7 @@ class Writer:
     def enqueue(self, item: QueuedSave) -> None:
         """Queue a save. Its handle is the caller's from now on."""
         item.handle._on_cancel = lambda: self._drop(item, SaveState.CANCELLED)  # noqa: SLF001 - the handle is ours
-        self.staged_nbytes += item.snapshot.nbytes
+        self.staged_nbytes += item.capture.nbytes
         self._queue.append(item)
         self._changed.set()
 
@@ -380,8 +378,7 @@ class Writer:
         return commit.WriteRequest(
             root=self._root,
             step=item.handle.step,
-            flat=item.flat,
-            snapshot=item.snapshot,
+            capture=item.capture,
             documents=item.documents,
             format_name=self._settings.format,
             min_free_nbytes=self._settings.min_free_nbytes,
@@ -393,7 +390,7 @@ class Writer:
 
     def _drop(self, item: QueuedSave, state: SaveState) -> None:
         self._queue.remove(item)
-        item.snapshot.release()
+        item.capture.give_back()
         self._end(item, state)
 
     def _end(
@@ -405,7 +402,7 @@ class Writer:
         cause: BaseException | None = None,
     ) -> None:
         handle = item.handle
-        self.staged_nbytes -= item.snapshot.nbytes
+        self.staged_nbytes -= item.capture.nbytes
         self.free_step(handle.step)
         handle._move(state, record=record, cause=cause)  # noqa: SLF001
         if state is SaveState.FAILED:
@@ -430,7 +427,7 @@ class Writer:
         while self._queue:
             item = self._queue.popleft()
             if isinstance(item, QueuedSave):
-                item.snapshot.release()
+                item.capture.give_back()
                 self._end(item, SaveState.FAILED, cause=error)
             else:
                 failure = error if isinstance(error, Exception) else CheckpointError("the writer task was ended")

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.flat import FlatState
+    from asyncckpt.state.index import Index
 
     Bytes = NDArray[np.uint8]
 
@@ -199,6 +201,59 @@ class StagedSnapshot:
         for target in self._parts(self._offsets[array], self._sources[array].nbytes):
             yield start, target
             start += len(target)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A captured state: the nodes of its tree, and the bytes of its arrays."""
+
+    flat: FlatState
+    snapshot: Snapshot
+
+    @classmethod
+    def staged(cls, flat: FlatState, pool: BufferPool | None, context: JobContext) -> Self:
+        """Copy the arrays of a state, so that the caller may change them.
+
+        Args:
+            flat: The state.
+            pool: Where the buffers come from; None for a small state, which gets plain memory.
+            context: The job's.
+
+        Raises:
+            Stopped: The job was asked to stop; the caller's arrays are no longer used.
+        """
+        snapshot = StagedSnapshot(flat, pool)
+        try:
+            snapshot.capture(context)
+        except BaseException:
+            snapshot.release()
+            raise
+        flat.detach()
+        return cls(flat, snapshot)
+
+    @classmethod
+    def live(cls, flat: FlatState, *, is_frozen: bool) -> Self:
+        """Refer to the arrays of a state where they are; see `LiveSnapshot`."""
+        return cls(flat, LiveSnapshot(flat, is_frozen=is_frozen))
+
+    @property
+    def index(self) -> Index:
+        """The nodes, and what the arrays are."""
+        return self.flat.index()
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held, in bytes."""
+        return self.snapshot.nbytes
+
+    def give_back(self) -> None:
+        """Give the buffers back, on any thread; more than once does no harm."""
+        self.snapshot.release()
+
+    def release(self) -> None:
+        """Give everything back, which takes its time; more than once does no harm."""
+        self.snapshot.release()
+        self.flat.release()
 
 
 _ZEROS: Final = bytes(SMALL_BOUNDARY)
