@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
-from support import Color, Fixed, Level, Params, Point
+from support import Color, Fixed, Level, Mark, Noted, Params, Point
 
 ML_DTYPES = [
     np.dtype(getattr(ml_dtypes, name))
@@ -114,7 +114,7 @@ times = (
     | st.times()
     | st.timedeltas()
 )
-members = st.sampled_from([*Color, *Level])
+members = st.sampled_from([*Color, *Level, *Mark])
 paths = st.sampled_from([pathlib.Path("a/b"), pathlib.PurePosixPath("/x"), pathlib.PureWindowsPath("c:\\x")])
 
 
@@ -162,10 +162,17 @@ leaves = (
 )
 
 
+def _noted(items: list[Any], attributes: dict[str, Any]) -> OrderedDict[Any, Any]:
+    made = OrderedDict(items)
+    vars(made).update(attributes)
+    return made
+
+
 def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     """Return strategies of containers of `inner`."""
     items = st.lists(inner, max_size=4)
     entries = st.lists(st.tuples(keys, inner), max_size=4)
+    attributes = st.dictionaries(texts, inner, max_size=3)
     return (
         items
         | items.map(tuple)
@@ -178,6 +185,8 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         | st.builds(Point, inner, inner)
         | st.builds(Params, inner, inner)
         | st.builds(Fixed, inner, inner)
+        | st.builds(_noted, entries, attributes)
+        | st.builds(Noted, inner, attributes)
     )
 
 

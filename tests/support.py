@@ -80,6 +80,27 @@ class Fixed:
     size: Any = None
 
 
+@register_type(name="tests.Noted")
+@dataclasses.dataclass(eq=False)
+class Noted:
+    """A registered dataclass that has attributes."""
+
+    item: Any
+    attributes: dataclasses.InitVar[dict[str, Any]]
+
+    def __post_init__(self, attributes: dict[str, Any]) -> None:
+        """Hold them."""
+        vars(self).update(attributes)
+
+
+@register_type(name="tests.Mark")
+class Mark(enum.Enum):
+    """A registered Enum whose values are not found again."""
+
+    NAN = float("nan")
+    LIST = [1]  # noqa: RUF012 - a value that could change
+
+
 def own_threads() -> list[str]:
     """Return the names of the library's threads: those of all managers and files of many keys that are open."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("asyncckpt")]
@@ -212,7 +233,10 @@ def canonical(value: Any) -> object:  # noqa: C901, PLR0911, PLR0912 - one for e
     if kind is deque:
         return kind, value.maxlen, tuple(map(canonical, value))
     if kind in (dict, OrderedDict):
-        return kind, tuple((canonical(key), canonical(item)) for key, item in value.items())
+        items = tuple((canonical(key), canonical(item)) for key, item in value.items())
+        return (kind, items, canonical(vars(value))) if kind is OrderedDict else (kind, items)
+    if kind is Noted:
+        return kind, canonical(dict(sorted(vars(value).items())))
     if kind in (set, frozenset):
         return kind, frozenset(Counter(map(canonical, value)).items())
     if isinstance(value, np.ndarray):

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import FORMATS, Level, assert_same, canonical, load_from, round_trip, save_to
 
 from asyncckpt import (
@@ -453,6 +455,48 @@ def test_fields_that_came_or_went_are_an_error(tmp_path: Path, form: str, kind: 
         assert (caught.value.path, caught.value.field, caught.value.step) == ("c", "class", 1)
     assert canonical(tuple(vars(template).values()) if kind == "dataclass" else tuple(template)) == before
     assert "c" in load_from(tmp_path, 1, select="c/*")
+
+
+FIELDS = ("a", "b", "c", "d")
+releases = st.permutations(FIELDS).flatmap(lambda names: st.integers(0, len(names)).map(lambda count: names[:count]))
+
+
+@given(
+    kinds=st.sampled_from(["namedtuple", "dataclass"]),
+    before=releases,
+    after=releases,
+    defaults=st.integers(0, len(FIELDS)),
+    way=st.sampled_from(["load", "like", "restore"]),
+    values=st.permutations([1, 2.5, "text", None]) | st.lists(st.integers(), min_size=4, max_size=4),
+    notes=st.sets(st.sampled_from([*FIELDS, "note"]), max_size=3),
+)
+def test_any_change_of_fields(  # noqa: PLR0913, PLR0917 - hypothesis passes them by name
+    kinds: str, before: Any, after: Any, defaults: int, way: str, values: Any, notes: set[str]
+) -> None:
+    """An object becomes one of any later release by names and defaults, or the error names each field in the way."""
+    saved = release(" ".join(before), kinds)(*values[: len(before)])
+    held = dict(zip(before, values, strict=False))
+    if kinds == "dataclass":
+        for name in notes - {*before}:  # attributes, of which some become fields
+            setattr(saved, name, held.setdefault(name, f"of {name}"))
+    flat = flatten(saved, pacer=Pacer())
+    given_defaults = dict.fromkeys(after[len(after) - defaults :] if defaults else (), "default")
+    changed = release(" ".join(after), kinds, **given_defaults)
+    template = {} if way == "load" else {"template": changed(*[held.get(name, 0) for name in after])}
+    builder = Builder(flat.index(), Pacer(), in_place=way == "restore", **template)
+    lost = [name for name in before if name not in after]
+    gained = [name for name in after if name not in held and name not in given_defaults]
+    if lost or gained:
+        with pytest.raises(StateMismatchError) as caught:
+            builder.survey()
+            builder.build({})
+        assert all(repr(name) in str(caught.value) for name in lost + gained)
+        return
+    builder.survey()
+    found = builder.build({})
+    expected = {name: held.get(name, "default") for name in after} | (held if kinds == "dataclass" else {})
+    assert type(found) is changed
+    assert (found._asdict() if kinds == "namedtuple" else vars(found)) == expected
 
 
 async def test_a_class_that_changed_is_no_damage(tmp_path: Path) -> None:
