@@ -34,10 +34,11 @@ from asyncckpt.errors import (
 )
 from asyncckpt.manager import CheckpointManager, ManagerStatistics
 from asyncckpt.saving.catalog import CheckpointRecord, LoadedCheckpoint
-from asyncckpt.saving.handle import SaveHandle, SaveProgress, SaveState, SaveTimings
+from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.leaving import leave_on_sigterm
 from asyncckpt.saving.primitives import _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
+from asyncckpt.saving.tracking import SaveProgress, SaveState, SaveTimings
 from asyncckpt.state.types import register_type
 
 if typing.TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from asyncckpt.config import is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, LeafError
-from asyncckpt.saving.handle import SaveHandle, SaveState
+from asyncckpt.saving.handle import SaveHandle
+from asyncckpt.saving.intake import SaveRequest
 from asyncckpt.saving.loading import LoadRequest
 from asyncckpt.saving.primitives import Primitives, _load_checkpoint_history  # noqa: F401 - offered here, too
 from asyncckpt.saving.session import raise_failures
@@ -155,10 +156,10 @@ class CheckpointManager(Primitives):
         here = self._here(writes=True)
         step = check_step(step)
         if not self._settings.enabled:
-            return SaveHandle(step, state=SaveState.SKIPPED)
+            return SaveHandle.skipped(step)
         raise_failures(here.writer.unreceived_failures())
         with LeafError.naming(step):
-            return await here.intake.save(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
+            return await here.intake.save(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
 
     def save_nowait(  # noqa: PLR0913 - as `save`
         self,
@@ -180,10 +181,10 @@ class CheckpointManager(Primitives):
         here = self._here(writes=True)
         step = check_step(step)
         if not self._settings.enabled:
-            return SaveHandle(step, state=SaveState.SKIPPED)
+            return SaveHandle.skipped(step)
         raise_failures(here.writer.unreceived_failures())
         with LeafError.naming(step):
-            return here.intake.save_nowait(step, state, training_info, run_config, overwrite=overwrite, frozen=frozen)
+            return here.intake.save_nowait(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
 
     async def prewarm(self, state: object) -> None:
         """Make the memory ready that a save of `state` will need, so that the first save is as quick as later ones.

@@ -44,7 +44,7 @@ _ADVICE: Final = ", delete() checkpoints or keep fewer of them (keep_latest_k, k
 """What to do besides where there is no room."""
 
 
-class SaveProgress(Progress):
+class WriteProgress(Progress):
     """Is told how the writing of a checkpoint goes on, from any thread. This one looks at nothing."""
 
     def planned(self, nbytes: int) -> None:
@@ -60,7 +60,7 @@ class WriteRequest(NamedTuple):
     documents: Mapping[str, bytes]
     """The small files beside the state, by name."""
     format_name: str
-    progress: SaveProgress = SaveProgress()
+    progress: WriteProgress = WriteProgress()
     block_nbytes: int = BLOCK_NBYTES
     min_free_nbytes: int | None = None
     """What the disk must have free before; None: the size of the checkpoint."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import warnings
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import encode_training_info, normalize_training_info, run_config_bytes
@@ -21,7 +21,8 @@ from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
-from asyncckpt.saving.handle import SaveHandle, SaveState
+from asyncckpt.saving.handle import SaveHandle
+from asyncckpt.saving.tracking import SaveState, SaveTracker
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import Capture, staged_nbytes
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
@@ -38,6 +39,17 @@ if TYPE_CHECKING:
     from asyncckpt.state.flat import FlatState
 
 _NO_TRAINING_INFO: Final = encode_training_info({})
+
+
+class SaveRequest(NamedTuple):
+    """What a caller wants saved; see `CheckpointManager.save`."""
+
+    step: int
+    state: object
+    training_info: Mapping[str, object] | None
+    run_config: object
+    overwrite: bool
+    frozen: bool
 
 
 class _Mode(Enum):
@@ -111,73 +123,58 @@ class Intake:
         self._writer.reserve_step(step)
         return max(self._writer.in_flight)
 
-    async def save(  # noqa: PLR0913 - those of the public method
-        self,
-        step: int,
-        state: object,
-        training_info: Mapping[str, object] | None,
-        run_config: object,
-        *,
-        overwrite: bool,
-        frozen: bool,
-    ) -> SaveHandle:
+    async def save(self, request: SaveRequest) -> SaveHandle:
         """Take a save in; see `CheckpointManager.save`."""
-        handle = SaveHandle(step)
-        documents = encode_documents(step, training_info, run_config, self._metric, callers=2)
-        latest = self.reserve(step, overwrite=overwrite)
+        tracker = SaveTracker(step := request.step)
+        documents = encode_documents(step, request.training_info, request.run_config, self._metric, callers=2)
+        latest = self.reserve(step, overwrite=request.overwrite)
         if self._is_streaming and self._settings.overflow == "skip":
             self._writer.free_step(step)
-            return SaveHandle(step, state=SaveState.SKIPPED)
+            return SaveHandle.skipped(step)
         item = None
         try:
             async with self._turn:
                 self._writer.check_open()
                 await self._writer.take_directory()
-                self._check_absent(step, overwrite=overwrite)
+                self._check_absent(step, overwrite=request.overwrite)
                 self._warn_if_below(step, latest)
-                item = await self._capture(handle, state, documents, frozen=frozen)
+                item = await self._capture(tracker, request.state, documents, frozen=request.frozen)
                 if item is not None and item.streams:
                     await self._stream(item)
         finally:
             if item is None:
                 self._writer.free_step(step)
         if item is None:
-            return SaveHandle(step, state=SaveState.SKIPPED)
-        handle._time("blocked")  # noqa: SLF001 - handles are made here
-        return handle
+            return SaveHandle.skipped(step)
+        tracker.time("blocked")
+        return SaveHandle(tracker)
 
-    def save_nowait(  # noqa: PLR0913 - as `save`
-        self,
-        step: int,
-        state: object,
-        training_info: Mapping[str, object] | None,
-        run_config: object,
-        *,
-        overwrite: bool,
-        frozen: bool,
-    ) -> SaveHandle:
+    def save_nowait(self, request: SaveRequest) -> SaveHandle:
         """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
-        handle = SaveHandle(step)
-        documents = encode_documents(step, training_info, run_config, self._metric, callers=2)
-        flat = flatten_inline(state)
+        tracker = SaveTracker(step := request.step)
+        documents = encode_documents(step, request.training_info, request.run_config, self._metric, callers=2)
+        flat = flatten_inline(request.state)
         if flat is None:
             message = (
                 f"step {step}: the state has more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes: use await save()"
             )
             raise ValueError(message)
-        latest = self.reserve(step, overwrite=overwrite)
+        latest = self.reserve(step, overwrite=request.overwrite)
         try:
             self._warn_if_below(step, latest)
             if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):
                 self._writer.free_step(step)
-                return SaveHandle(step, state=SaveState.SKIPPED)
-            capture = Capture.live(flat, is_frozen=True) if frozen else Capture.staged(flat, None, _on_the_loop())
-            item = self._queue(handle, capture, documents)
+                return SaveHandle.skipped(step)
+            if request.frozen:
+                capture = Capture.live(flat, is_frozen=True)
+            else:
+                capture = Capture.staged(flat, None, _on_the_loop())
+            self._queue(tracker, capture, documents)
         except BaseException:
             self._writer.free_step(step)
             raise
-        handle._time("blocked")  # noqa: SLF001
-        return item.handle
+        tracker.time("blocked")
+        return SaveHandle(tracker)
 
     async def prewarm(self, state: object) -> None:
         """Make ready what the first save of such a state would have to make; see `CheckpointManager.prewarm`."""
@@ -204,7 +201,7 @@ class Intake:
             raise StepExistsError(message, step=step)
 
     async def _capture(
-        self, handle: SaveHandle, state: object, documents: Mapping[str, bytes], *, frozen: bool
+        self, tracker: SaveTracker, state: object, documents: Mapping[str, bytes], *, frozen: bool
     ) -> QueuedSave | None:
         """Wait for room, copy the state and queue it; None if it is to be skipped."""
         if self._settings.overflow == "skip" and self._writer.waiting_saves >= MAX_WAITING_SAVES:
@@ -232,40 +229,39 @@ class Intake:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
             capture = Capture.live(flat, is_frozen=frozen)
-        return self._queue(handle, capture, documents, streams=mode is _Mode.STREAMED)
+        return self._queue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
 
     def _queue(
-        self, handle: SaveHandle, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False
+        self, tracker: SaveTracker, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False
     ) -> QueuedSave:
         try:
             self._writer.check_open()
         except BaseException:
             capture.give_back()
             raise
-        handle.captured_nbytes = capture.nbytes
-        item = QueuedSave(handle=handle, capture=capture, documents=documents, streams=streams)
+        tracker.captured_nbytes = capture.nbytes
+        item = QueuedSave(tracker=tracker, capture=capture, documents=documents, streams=streams)
         self._writer.enqueue(item)
         return item
 
     async def _stream(self, item: QueuedSave) -> None:
         """Wait until the writer has copied the last block of a state that the budget does not hold."""
-        handle = item.handle
-        handle._waiters += 1  # noqa: SLF001 - if it fails, this call will say so
+        tracker = item.tracker
         self._is_streaming = True
         try:
-            await item.captured.wait()
+            with tracker.waiting():  # if it fails, this call will say so
+                await item.captured.wait()
         except asyncio.CancelledError:
             if not item.captured.is_set():
                 self._writer.withdraw(item)
-                await _wait_through_cancellation(handle)
-            if not item.captured.is_set() or handle.state not in (SaveState.WRITING, SaveState.COMMITTED):
+                await _wait_through_cancellation(tracker)
+            if not item.captured.is_set() or tracker.state not in (SaveState.WRITING, SaveState.COMMITTED):
                 raise
             _cancel_again()  # it came too late to count here, and counts at the caller's next await
         finally:
             self._is_streaming = False
-            handle._waiters -= 1  # noqa: SLF001
-        if handle.state is SaveState.FAILED:
-            await handle  # raises: nothing was saved, and the caller learns it here
+        if tracker.state is SaveState.FAILED:
+            await SaveHandle(tracker)  # raises: nothing was saved, and the caller learns it here
 
     def _warn_if_below(self, step: int, latest: int) -> None:
         latest = max(latest, self._catalog.latest() or 0)
@@ -321,9 +317,9 @@ def _cancel_again() -> None:
     task.get_loop().call_soon(deliver)
 
 
-async def _wait_through_cancellation(handle: SaveHandle) -> None:
-    while not handle.is_done:
+async def _wait_through_cancellation(tracker: SaveTracker) -> None:
+    while not tracker.is_done:
         try:
-            await handle._ended.wait()  # noqa: SLF001
+            await tracker.wait()
         except asyncio.CancelledError:
             continue

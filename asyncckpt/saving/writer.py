@@ -29,8 +29,8 @@ from asyncckpt.runtime.grace import Grace
 from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.runtime.tracebacks import drop_locals
 from asyncckpt.saving import commit
-from asyncckpt.saving.handle import SaveHandle, SaveState
 from asyncckpt.saving.retirement import Retirement
+from asyncckpt.saving.tracking import SaveState, SaveTracker
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -56,7 +56,7 @@ _STUCK_SECONDS: Final = 5.0  # how long a job may take to stop before its thread
 class QueuedSave:
     """A save in the queue."""
 
-    handle: SaveHandle
+    tracker: SaveTracker
     capture: Capture
     documents: Mapping[str, bytes]
     streams: bool = False
@@ -66,22 +66,22 @@ class QueuedSave:
     stop: StopFlag = field(default_factory=StopFlag)
 
 
-class _Progress(commit.SaveProgress):
-    """Tells a save's handle, and whoever waits for its capture, how the writing goes on; called in threads."""
+class _Progress(commit.WriteProgress):
+    """Tells a save's tracker, and whoever waits for its capture, how the writing goes on; called in threads."""
 
     def __init__(self, item: QueuedSave, loop: asyncio.AbstractEventLoop) -> None:
         self._item = item
         self._loop = loop
 
     def planned(self, nbytes: int) -> None:
-        self._item.handle._total_nbytes = nbytes  # noqa: SLF001
+        self._item.tracker.total_nbytes = nbytes
 
     def copied(self) -> None:
         if self._item.streams:
             self._loop.call_soon_threadsafe(self._item.captured.set)
 
     def written(self, nbytes: int) -> None:
-        self._item.handle._add_written(nbytes)  # noqa: SLF001
+        self._item.tracker.add_written(nbytes)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -111,7 +111,7 @@ class Writer:
         self.lock: DirectoryLock | None = None
         """None until the directory is taken."""
         self._taking: asyncio.Task[None] | None = None
-        self._failed: list[SaveHandle] = []
+        self._failed: list[SaveTracker] = []
         self.in_flight: Counter[int] = Counter()
         self.begun: set[int] = set()
         """Steps whose pending directory a caller is filling; no save may clear it."""
@@ -146,9 +146,10 @@ class Writer:
             ManagerClosedError: The manager began to close meanwhile.
         """
         while not self.has_room(nbytes):
+            self.check_open()
             self._room.clear()
             await self._room.wait()
-            self.check_open()
+        self.check_open()
 
     def check_open(self) -> None:
         """Raise ManagerClosedError once the manager is closing."""
@@ -219,7 +220,7 @@ class Writer:
 
     def enqueue(self, item: QueuedSave) -> None:
         """Queue a save. Its handle is the caller's from now on."""
-        item.handle._on_cancel = lambda: self._drop(item, SaveState.CANCELLED)  # noqa: SLF001 - the handle is ours
+        item.tracker.on_cancel = lambda: self._drop(item, SaveState.CANCELLED)
         self.staged_nbytes += item.capture.nbytes
         self._queue.append(item)
         self._changed.set()
@@ -231,10 +232,10 @@ class Writer:
 
     def withdraw(self, item: QueuedSave) -> None:
         """Take a streaming save back: its caller was cancelled. If it is being written, it stops within a block."""
-        if item.handle.state is SaveState.QUEUED:
+        if item.tracker.state is SaveState.QUEUED:
             self._drop(item, SaveState.CANCELLED)
         else:
-            item.handle._is_received = True  # noqa: SLF001 - the caller knows
+            item.tracker.is_received = True  # the caller knows
             item.stop.set()
 
     async def perform(self, action: Callable[[], Awaitable[Any]]) -> Any:
@@ -253,11 +254,11 @@ class Writer:
     def unreceived_failures(self) -> list[Exception]:
         """Return the errors of failed saves that nobody has received, which thereby counts as done."""
         errors: list[Exception] = []
-        for handle in self._failed:
-            if handle._is_unreceived:  # noqa: SLF001
-                handle._is_received = True  # noqa: SLF001
-                errors.append(handle._error())  # noqa: SLF001
-        self._failed = [handle for handle in self._failed if not handle._is_received]  # noqa: SLF001
+        for tracker in self._failed:
+            if tracker.is_unreceived:
+                tracker.is_received = True
+                errors.append(tracker.error())
+        self._failed = [tracker for tracker in self._failed if not tracker.is_received]
         return errors
 
     # --- closing ------------------------------------------------------------------------------------------------------
@@ -336,13 +337,13 @@ class Writer:
             command.done.set_exception(error)
 
     async def _save(self, item: QueuedSave) -> None:
-        handle = item.handle
+        tracker = item.tracker
         self._writing = item
-        handle._time("queued")  # noqa: SLF001
-        handle._move(SaveState.WRITING)  # noqa: SLF001
+        tracker.time("queued")
+        tracker.move(SaveState.WRITING)
         try:
             await self.take_directory()
-            self._catalog.begin(handle.step)
+            self._catalog.begin(tracker.step)
             written = await self._write(item)
         except Exception as error:  # noqa: BLE001 - it becomes the handle's
             drop_locals(error)  # for a handle may be kept for long
@@ -351,10 +352,10 @@ class Writer:
         else:
             self._catalog.add(written.record)
             self.retirement.sweep(written.trash)
-            handle._time("written", written.written_at)  # noqa: SLF001
-            handle._time("committed")  # noqa: SLF001
+            tracker.time("written", written.written_at)
+            tracker.time("committed")
             self._end(item, SaveState.COMMITTED, record=written.returned)
-            await self.retirement.prune_after(item.handle.step)
+            await self.retirement.prune_after(item.tracker.step)
         finally:
             self._writing = None
 
@@ -365,7 +366,7 @@ class Writer:
         except NoRoomError as error:
             nbytes = error.nbytes
         info = parse_training_info(item.documents[TRAINING_INFO_NAME])
-        await self.retirement.make_room(item.handle.step, info, nbytes)
+        await self.retirement.make_room(item.tracker.step, info, nbytes)
         return await self._try_to_write(item, is_last_try=True)
 
     async def _try_to_write(self, item: QueuedSave, *, is_last_try: bool) -> commit.Written:
@@ -377,7 +378,7 @@ class Writer:
         budget = self._settings.max_staged_nbytes
         return commit.WriteRequest(
             root=self._root,
-            step=item.handle.step,
+            step=item.tracker.step,
             capture=item.capture,
             documents=item.documents,
             format_name=self._settings.format,
@@ -401,12 +402,12 @@ class Writer:
         record: CheckpointRecord | None = None,
         cause: BaseException | None = None,
     ) -> None:
-        handle = item.handle
+        tracker = item.tracker
         self.staged_nbytes -= item.capture.nbytes
-        self.free_step(handle.step)
-        handle._move(state, record=record, cause=cause)  # noqa: SLF001
+        self.free_step(tracker.step)
+        tracker.move(state, record=record, cause=cause)
         if state is SaveState.FAILED:
-            self._failed.append(handle)
+            self._failed.append(tracker)
         item.captured.set()
         self._room.set()
 
@@ -432,7 +433,7 @@ class Writer:
             else:
                 failure = error if isinstance(error, Exception) else CheckpointError("the writer task was ended")
                 self._fail(item, failure)
-        if self._writing is not None and not self._writing.handle.is_done:
+        if self._writing is not None and not self._writing.tracker.is_done:
             self._end(self._writing, SaveState.FAILED, cause=error)
         self.close()
 

@@ -6,7 +6,7 @@ import ast
 import re
 from pathlib import Path
 
-from asyncckpt.saving.handle import TRANSITIONS, SaveState
+from asyncckpt.saving.tracking import TRANSITIONS, SaveState
 
 ROOT = Path(__file__).parents[2]
 DESIGN = (ROOT / "docs" / "design.md").read_text()

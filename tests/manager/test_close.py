@@ -20,7 +20,14 @@ import uvloop
 from gates import Gate, HeldPool, hold, turns
 from support import descriptors_below, own_threads
 
-from asyncckpt import CheckpointManager, DirectoryLockedError, ManagerClosedError, SaveFailedError, SaveHandle
+from asyncckpt import (
+    CheckpointManager,
+    DirectoryLockedError,
+    ManagerClosedError,
+    SaveFailedError,
+    SaveHandle,
+    register_type,
+)
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -158,6 +165,42 @@ async def test_all_who_close_wait(tmp_path: Path) -> None:
         assert own_threads() == []
         await manager.aclose()
     await manager.aclose()
+
+
+class Walked:
+    """A leaf at which the walk of a state can be held."""
+
+    gate: Gate | None = None
+
+    def to_state(self) -> int:
+        """Wait, if there is a gate."""
+        if self.gate is not None:
+            self.gate()
+        return 1
+
+
+register_type(Walked, to_state=Walked.to_state, from_state=lambda _: Walked())
+
+
+async def test_a_save_that_needs_room_while_the_manager_closes_is_refused_at_once(tmp_path: Path) -> None:
+    """It does not wait for the end of the save that is being written."""
+    disk = FaultyDisk()
+    manager = CheckpointManager(tmp_path, disk=disk, max_staged_nbytes=9 * MIB)
+    async with manager:
+        with hold(disk) as gate, Gate() as walking:
+            await manager.save(1, np.ones(MIB))
+            await gate.reached()
+            leaf = Walked()
+            leaf.gate = walking
+            saving = asyncio.create_task(manager.save(2, {"large": np.ones(MIB), "leaf": leaf}))
+            await walking.reached()
+            closing = asyncio.create_task(manager.aclose())
+            await asyncio.sleep(0)
+            walking.open()
+            with pytest.raises(ManagerClosedError, match="clos"):
+                await saving
+            assert not closing.done()
+        await closing
 
 
 async def test_once_closing_saves_are_refused(tmp_path: Path) -> None:

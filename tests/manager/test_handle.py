@@ -13,7 +13,7 @@ import pytest
 from gates import hold, poke, turns
 
 from asyncckpt import CheckpointManager, SaveFailedError, SaveHandle
-from asyncckpt.saving.handle import TRANSITIONS, SaveState
+from asyncckpt.saving.tracking import TRANSITIONS, SaveState, SaveTracker
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -253,15 +253,15 @@ def test_the_table_of_transitions() -> None:
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(SaveState, SaveState)))
 async def test_no_other_transition_happens(old: SaveState, new: SaveState) -> None:
     """A move that is not in the table is refused, and changes nothing."""
-    handle = SaveHandle(1, state=old)
+    tracker = SaveTracker(1, old)
     if new in TRANSITIONS[old]:
-        handle._move(new)
-        assert handle.state == new
-        assert handle.is_done == (not TRANSITIONS[new])
+        tracker.move(new)
+        assert SaveHandle(tracker).state == new
+        assert SaveHandle(tracker).is_done == (not TRANSITIONS[new])
     else:
         with pytest.raises(AssertionError, match=f"{old} to {new}"):
-            handle._move(new)
-        assert handle.state == old
+            tracker.move(new)
+        assert tracker.state == old
 
 
 async def test_states_of_a_save(tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ BUGS = (
         (
             (
                 "saving/writer.py",
-                "            self._catalog.begin(handle.step)\n",
+                "            self._catalog.begin(tracker.step)\n",
                 (
-                    "            self._catalog.begin(handle.step)\n"
+                    "            self._catalog.begin(tracker.step)\n"
                     "            most = self._settings.keep_latest_k\n"
                     "            await self.retirement.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
                 ),

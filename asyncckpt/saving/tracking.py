@@ -1,0 +1,164 @@
+"""The course of one save, as its owner follows it.
+
+The states of a save and the moves between them:
+
+    queued  -> writing | replaced | cancelled | failed
+    writing -> committed | failed
+    skipped, replaced, cancelled, committed, failed: final
+
+A save that was skipped never was anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from asyncckpt.errors import SaveFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from asyncckpt.saving.catalog import CheckpointRecord
+
+
+class SaveState(StrEnum):
+    """Where a save stands."""
+
+    QUEUED = "queued"
+    """Captured, waiting for its turn."""
+    WRITING = "writing"
+    COMMITTED = "committed"
+    """Durable, and listed."""
+    FAILED = "failed"
+    SKIPPED = "skipped"
+    """Not captured, because the queue was full or the manager is disabled."""
+    REPLACED = "replaced"
+    """Dropped for a newer one."""
+    CANCELLED = "cancelled"
+    """Dropped by `SaveHandle.cancel`."""
+
+
+TRANSITIONS: Final[dict[SaveState, frozenset[SaveState]]] = {
+    SaveState.QUEUED: frozenset({SaveState.WRITING, SaveState.REPLACED, SaveState.CANCELLED, SaveState.FAILED}),
+    SaveState.WRITING: frozenset({SaveState.COMMITTED, SaveState.FAILED}),
+    SaveState.COMMITTED: frozenset(),
+    SaveState.FAILED: frozenset(),
+    SaveState.SKIPPED: frozenset(),
+    SaveState.REPLACED: frozenset(),
+    SaveState.CANCELLED: frozenset(),
+}
+
+
+class SaveProgress(NamedTuple):
+    """How far a save has come, in bytes of its state file."""
+
+    written_nbytes: int
+    total_nbytes: int
+    """0 until the layout is known."""
+
+
+class SaveTimings(NamedTuple):
+    """When a save came how far, in seconds after `save` was called; None for what has not happened."""
+
+    blocked: float | None = None
+    """`save` returned: the caller could go on."""
+    queued: float | None = None
+    """It left the queue: writing began."""
+    written: float | None = None
+    """The last byte of its state was on the disk."""
+    committed: float | None = None
+    """It was durable, and listed."""
+
+
+class SaveTracker:
+    """One save. Its owner is whoever makes the tracker; the caller of `save` gets a `SaveHandle` of it.
+
+    Used on the loop's thread only, but for `add_written`.
+
+    Attributes:
+        step: The step.
+        state: Where the save stands.
+        record: The committed checkpoint, for the caller.
+        captured_nbytes: Memory that the captured state takes while it waits, in bytes.
+        total_nbytes: Size of the state file, in bytes; 0 until the layout is known.
+        written_nbytes: How many of them have been written.
+        timings: When the save came how far.
+        on_cancel: Drops the save while it waits for its turn.
+        is_received: Whether somebody has been told that it failed.
+    """
+
+    def __init__(self, step: int, state: SaveState = SaveState.QUEUED) -> None:
+        self.step = step
+        self.state = state
+        self.record: CheckpointRecord | None = None
+        self.captured_nbytes = self.written_nbytes = self.total_nbytes = 0
+        self.timings = SaveTimings()
+        self.on_cancel: Callable[[], None] | None = None
+        self.is_received = False
+        self._cause: BaseException | None = None
+        self._called_at = time.perf_counter()
+        self._waiters = 0
+        self._counting = threading.Lock()
+        self._ended = asyncio.Event()
+        if self.is_done:
+            self._ended.set()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the save has come to its end, good or bad."""
+        return not TRANSITIONS[self.state]
+
+    @property
+    def is_unreceived(self) -> bool:
+        """Whether the save failed and nobody has been told, or is about to be."""
+        return self.state is SaveState.FAILED and not self.is_received and not self._waiters
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that somebody waits for the end, and will be told if the save fails."""
+        self._waiters += 1
+        try:
+            yield
+        finally:
+            self._waiters -= 1
+
+    async def wait(self) -> None:
+        """Wait until the save has come to its end."""
+        await self._ended.wait()
+
+    def move(
+        self, state: SaveState, *, record: CheckpointRecord | None = None, cause: BaseException | None = None
+    ) -> None:
+        """Note that the save has come to another state, which its present one must lead to."""
+        if state not in TRANSITIONS[self.state]:
+            message = f"a save cannot go from {self.state} to {state}"
+            raise AssertionError(message)
+        self.state = state
+        self.record = record
+        self._cause = cause
+        if state is not SaveState.QUEUED:
+            self.on_cancel = None  # it refers to the captured state
+        if self.is_done:
+            self._ended.set()
+
+    def time(self, mark: str, at: float | None = None) -> None:
+        """Note when something happened, by `time.perf_counter`; by default, now."""
+        now = time.perf_counter() if at is None else at
+        self.timings = self.timings._replace(**{mark: now - self._called_at})
+
+    def add_written(self, nbytes: int) -> None:
+        """Count bytes of the state file that have been written; called from several threads."""
+        with self._counting:
+            self.written_nbytes += nbytes
+
+    def error(self) -> SaveFailedError:
+        """Make a new error: one exception raised in two tasks would mix up their tracebacks."""
+        reason = str(self._cause) or type(self._cause).__name__
+        error = SaveFailedError(f"step {self.step} was not saved: {reason}", step=self.step)
+        error.__cause__ = self._cause
+        return error
