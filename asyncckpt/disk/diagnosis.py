@@ -80,8 +80,8 @@ def describe_missing(root: Path) -> str:
     while not above.exists():
         above, name = above.parent, above.name
     if close := nearest(name, _directories(above), _NAMED):
-        return f"it does not exist (did you mean {' or '.join(str(above / each) for each in close)}?)"
-    return f"it does not exist (the nearest directory that does is {above})"
+        return f"the directory does not exist (did you mean {' or '.join(str(above / each) for each in close)}?)"
+    return f"the directory does not exist (the nearest directory that does is {above})"
 
 
 def describe_absence(root: Path, step: int | None = None) -> str:

@@ -176,7 +176,7 @@ class Session:
         if not is_closing:
             self._open.writer.check_open()
         if writes and self._settings.read_only:
-            message = f"{self!r} is read-only"
+            message = f"{self!r} was made with read_only=True: make one without it to save or delete"
             raise ReadOnlyError(message)
         return self._open
 

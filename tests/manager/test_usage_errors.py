@@ -268,13 +268,15 @@ async def test_disabled_beside_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("use", sorted(WRITES))
 async def test_read_only_refuses_to_write(tmp_path: Path, use: str) -> None:
-    """A read-only manager refuses whatever would write, makes no directory, and takes no lock."""
+    """A read-only manager refuses whatever would write, says why, makes no directory, and takes no lock."""
     disk = FaultyDisk()
-    async with CheckpointManager(tmp_path / "a", read_only=True, disk=disk) as manager:
-        with pytest.raises(ReadOnlyError, match="read-only"):
-            await do(use, manager)
-        assert await manager.load("latest", missing_ok=True) is None
-        await manager.flush()
+    with pytest.warns(CheckpointWarning, match="does not exist"):
+        manager = await CheckpointManager(tmp_path / "a", read_only=True, disk=disk).__aenter__()
+    with pytest.raises(ReadOnlyError, match="was made with read_only=True: make one without it to save or delete"):
+        await do(use, manager)
+    assert await manager.load("latest", missing_ok=True) is None
+    await manager.flush()
+    await manager.aclose()
     assert disk.operations == []
     assert not (tmp_path / "a").exists()
 

@@ -20,6 +20,7 @@ MADE: list[Any] = [
     asyncckpt.UnsupportedLeafError("of type function", path="a"),
     asyncckpt.StateChangedError("changed", path=""),
     asyncckpt.FileLockedError("locked", file="x.h5"),
+    asyncckpt.ReadOnlyFileError("another program's", file="x.h5", losses="links"),
     asyncckpt.CorruptCheckpointError("damaged", step=1, file="state.msgpack"),
     asyncckpt.SaveFailedError("failed", step=4),
     asyncckpt.MetricMissingError("no metric", step=4, metric_name="loss", known=["los"]),
