@@ -53,7 +53,7 @@ import asyncckpt.keyed.log
 import asyncckpt.keyed.log_records
 import asyncckpt.keyed.memory
 import asyncckpt.keyed.npz
-import asyncckpt.keyed.npz_zip
+import asyncckpt.keyed.npz_file
 import asyncckpt.keyed.reading
 import asyncckpt.keyed.streams
 import asyncckpt.keyed.writing
@@ -107,7 +107,7 @@ _BLOCKING_MODULES = (
     asyncckpt.keyed.log_records,
     asyncckpt.keyed.memory,
     asyncckpt.keyed.npz,
-    asyncckpt.keyed.npz_zip,
+    asyncckpt.keyed.npz_file,
     asyncckpt.keyed.reading,
     asyncckpt.keyed.streams,
     asyncckpt.keyed.writing,

@@ -1,60 +1,58 @@
-"""A zip file of arrays, as `numpy.savez` makes it, rewritten as a whole.
+"""A zip file of arrays, as `numpy.savez` makes it, rewritten as a whole by each commit.
 
 1. Every array is a member, an npy file, which numpy opens. What else a value consists of stands in the member
-   `__asyncckpt__.npy`, an array of bytes: for each key its members and, unless it is just an array, its tree.
-2. Members that this directory does not know are somebody else's: each is a key.
-3. New members go to the sibling as soon as they are put. A commit copies the others to it, as they are, and gives it
-   the file's name.
-4. After a failed commit nothing more is written to its file, which may have the file's name by then: what was put into
+   `__asyncckpt__.npy`: for each key its members and, unless it is just an array, its tree. Other members are keys.
+2. New members go to the sibling as soon as they are put. A commit copies the others to it, and gives it the file's
+   name.
+3. After a failed commit nothing more is written to its file, which may have the file's name by then: what was put into
    it is copied to another, and verified.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from contextlib import contextmanager
+from itertools import accumulate, count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
+import msgpack
 import numpy as np
 
-from asyncckpt.errors import (
-    CheckpointError,
-    CorruptCheckpointError,
-    UnsupportedFormatError,
-    UnsupportedLeafError,
-    UntrustedFileError,
-)
+from asyncckpt.compatibility import check_compatibility
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, UntrustedFileError
 from asyncckpt.formats import _hdf5_names as names
-from asyncckpt.keyed import npz_directory as directory
-from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.npz_file import SUFFIX, NpzFile, check_expansion, damaged, npy_header, told
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
-from asyncckpt.runtime.pacing import Pacer, discard
 from asyncckpt.state import index as ix
+from asyncckpt.state.packed import TEXT_ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+    from zipfile import ZipInfo
 
     from numpy.typing import NDArray
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.runtime.pacing import Pacer
 
-_SUFFIX: Final = ".npy"
+    _Row: TypeAlias = tuple[str, Any, bytes | None, list[str]]
+_DIRECTORY: Final = "__asyncckpt__.npy"
+_HEAD: Final = {"asyncckpt": "keyed", "version": 1, "features": []}
 _SLACK_NBYTES: Final = 1 << 20
 _MAX_KEY_NBYTES: Final = 1 << 16
+_ONE_ARRAY: Final = ix.pack_piece([ix.ext(ix.ARRAY, 0)])
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+class _Item(NamedTuple):
     """A key: its members, and its tree, if it is not just the array of its one member."""
 
-    members: tuple[zips.Member, ...]
+    file: NpzFile
+    members: tuple[ZipInfo, ...]
     tree: bytes | None
     names: Names
-    is_staged: bool = False
 
 
 class NumPyStore(Store):
@@ -69,17 +67,14 @@ class NumPyStore(Store):
         """
         self._home = home
         self._is_trusted = trusted
-        self._fd: int | None = None
-        self._sibling: int | None = None
-        self._left: set[int] = set()  # earlier siblings, from which what was put into them is copied
-        self._forget()
         self._load(work)
 
     def _forget(self) -> None:
         self._items: dict[str, _Item] = {}
         self._entries: dict[str, Names] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
-        self._end = 0  # of the sibling
+        self._files: set[NpzFile] = set()  # that are open: the last commit's, the sibling, and those that failed
+        self._sibling: NpzFile | None = None
         self._is_changed = False
 
     @property
@@ -89,25 +84,22 @@ class NumPyStore(Store):
 
     def disk_use(self) -> tuple[Path, int]:
         """See `Store`."""
-        members = (member for item in self._items.values() for member in item.members)
-        return self._home.path, sum(member.stored_nbytes for member in members)
+        members = (info for item in self._items.values() for info in item.members)
+        return self._home.path, sum(info.compress_size for info in members)
 
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""
-        item = self._items[key]
-        pacer = work.pacer()
-        try:
+        item, pacer = self._items[key], work.pacer()
+        with self._telling(f"the value of {key!r}"):
             if not self._is_trusted:
-                zips.check_expansion(item.members)
+                check_expansion(item.members)
             if item.tree is None:
-                return Found(self._read_member(item.members[0], pacer), {})
-            nbytes = sum(member.nbytes for member in item.members)
-            index = directory.decode_tree(item.tree, nbytes, len(item.members), pacer)
-            arrays = {number: self._read_member(member, pacer) for number, member in enumerate(item.members)}
-            restored = {number: _restored(array, index.arrays[number]) for number, array in arrays.items()}
-            return build_value(index, restored, pacer)
-        except (CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError) as error:
-            raise self._tell(key, error) from error
+                return Found(item.file.value(item.members[0], pacer), {})
+            index = _decode_tree(item.tree, item.members, pacer)
+            found = enumerate([item.file.value(info, pacer) for info in item.members])
+            return build_value(
+                index, {number: _restored(array, index.arrays[number]) for number, array in found}, pacer
+            )
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
@@ -115,22 +107,21 @@ class NumPyStore(Store):
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
         self.begin(work)
-        fd = self._begin_sibling()
-        index = value.index
-        is_plain = _is_plain(index)
-        prefix = self._prefix(key, 0 if is_plain else len(index.arrays))
-        members = []
-        end = self._end
-        for number, meta in enumerate(index.arrays):
-            name = prefix + ("" if is_plain else f"/{number}") + _SUFFIX
-            header = zips.npy_header(meta.dtype, meta.shape) or _raw_header(meta.nbytes)
-            pieces = _pieces(header, value, number)
-            member, end = zips.write_member(self._home.ops, fd, end, name, pieces, len(header) + meta.nbytes)
-            members.append(member)
-            work.pacer().pause()
-        tree = None if is_plain else directory.encode_tree(index, work.pacer())
-        self._end = end
-        self._set(key, _Item(tuple(members), tree, value.names, is_staged=True))
+        sibling, metas, pacer = self._begin_sibling(), value.index.arrays, work.pacer()
+        headers = [npy_header(meta.dtype, meta.shape) for meta in metas]
+        is_plain = list(value.index.pieces) == [_ONE_ARRAY] and headers[0] is not None
+        suffixes = [SUFFIX] if is_plain else [f"/{number}{SUFFIX}" for number in range(len(metas))]
+        prefix = self._prefix(key, suffixes)
+        before, members = sibling.end, []
+        try:
+            for number, (meta, header, suffix) in enumerate(zip(metas, headers, suffixes, strict=True)):
+                members.append(sibling.add(prefix + suffix, header, meta.nbytes, runs_of(value, number)))
+                pacer.pause()
+            tree = None if is_plain else _encode_tree(value.index, pacer)
+        except BaseException:
+            sibling.end = before
+            raise
+        self._set(key, _Item(sibling, tuple(members), tree, value.names))
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
@@ -143,38 +134,40 @@ class NumPyStore(Store):
         """See `Store`."""
         if not self._is_changed:
             return
-        pacer = work.pacer()
-        held = sum(member.stored_nbytes for item in self._items.values() for member in item.members if item.is_staged)
-        if self._sibling is not None and self._end > held + held // 2 + _SLACK_NBYTES:
+        new = [item for item in self._items.values() if item.file is self._sibling]
+        held = sum(info.compress_size for item in new for info in item.members)
+        if self._sibling is not None and self._sibling.end > held + held // 2 + _SLACK_NBYTES:
             self._leave_sibling()
         target = self._begin_sibling()
         try:
-            items = self._complete(target, self._end, pacer)
-            self._home.ops.sync(target)
+            with self._telling():  # what stays may be damaged
+                items = self._complete(target, work.pacer())
+            self._home.ops.sync(target.fd)
             self._home.publish_sibling()
-        except BaseException as error:
+        except BaseException:
             self._leave_sibling()
-            if isinstance(error, CheckpointError):  # what stays is damaged
-                raise self._tell(None, error) from error
             raise
-        for fd in {self._fd, *self._left} - {None}:
-            os.close(fd)  # type: ignore[arg-type] # None is left out
-        self._fd, self._sibling, self._end = target, None, 0
-        self._left.clear()
-        self._is_changed = False
-        self._items = items
+        self._items, self._sibling, self._is_changed = items, None, False
+        self._close_unused()
 
     def close(self) -> None:
         """See `Store`."""
-        if self._sibling is not None:
-            self._home.discard_sibling()
-        for fd in {self._fd, self._sibling, *self._left} - {None}:
-            os.close(fd)  # type: ignore[arg-type] # None is left out
-        self._fd = self._sibling = None
-        self._left.clear()
-        discard(self._items, Pacer())
+        self._items = {}
+        self._leave_sibling()
         self._forget()
         self._home.release()
+
+    def begin(self, work: Work) -> None:
+        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
+
+        def read_again() -> None:
+            before = self._files
+            with self._as_before_on_failure():
+                self._load(work)
+            for file in before:
+                file.close_file()
+
+        self._home.become_writer(read_again)
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
@@ -183,175 +176,174 @@ class NumPyStore(Store):
         fd = self._home.open()
         if fd is None:
             return
-        self._fd = fd
-        try:
-            if os.fstat(fd).st_size:  # else somebody has made it in advance
-                self._read_directory(zips.read_members(fd, work.pacer()), work.pacer())
-        except BaseException as error:
-            self._fd = None
-            os.close(fd)
-            if isinstance(error, CheckpointError):
-                raise self._tell(None, error) from error
-            if isinstance(error, ValueError):
-                raise CorruptCheckpointError(f"{self._home.name}: {error}", file=self._home.name) from error
-            raise
+        with self._telling():
+            with told("it is not a zip file, or is damaged"):
+                file = NpzFile(fd, self._home.ops)
+            try:
+                self._read_directory(file, work.pacer())
+            except BaseException:
+                file.close_file()
+                raise
+        self._files, self._is_changed = {file}, False
 
-    def _read_directory(self, listed: list[zips.Member], pacer: Pacer) -> None:
-        by_name = {member.name: member for member in listed}
-        own = by_name.pop(directory.NAME, None)
-        if own is not None and own.nbytes > max(4 * own.stored_nbytes, _SLACK_NBYTES):
-            _damaged(f"the directory {directory.NAME!r} of {own.stored_nbytes} bytes claims to hold {own.nbytes}")
-        for row in directory.decode(self._read_member(own, pacer), pacer) if own is not None else ():
-            if lacking := [name for name in row.members if name not in by_name]:
-                _damaged(f"the key {row.key!r} lacks its member {lacking[0]!r}")
-            members = [by_name.pop(name) for name in dict.fromkeys(row.members)]
-            self._add(row.key, members, row.tree, nested_names(row.names))
-        if by_name or own is None:
+    def _read_directory(self, file: NpzFile, pacer: Pacer) -> None:
+        by_name = file.by_name()
+        for key, of, tree, listed in self._rows(file, by_name, pacer):
+            if key in self._items:
+                damaged(f"the key {key!r} stands twice")
+            if lacking := [name for name in listed if name not in by_name]:
+                damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
+            members = tuple([by_name.pop(name) for name in dict.fromkeys(listed)])
+            self._set(key, _Item(file, members, tree, nested_names(of)))
+
+    def _rows(self, file: NpzFile, by_name: dict[str, ZipInfo], pacer: Pacer) -> Iterator[_Row]:
+        """Yield what our directory says and, when its members are gone from `by_name`, each other member as a key."""
+        own = by_name.pop(_DIRECTORY, None)
+        if own is not None:
+            if own.file_size > max(4 * own.compress_size, _SLACK_NBYTES):
+                damaged(f"the directory {_DIRECTORY!r} of {own.compress_size} bytes claims to hold {own.file_size}")
+            yield from _decode_directory(file.value(own, pacer), pacer)
+        if by_name or (own is None and not file.is_new):
             self._home.mark_foreign("the comments, dates and attributes of the zip archive and its members")
-        for name, member in by_name.items():
-            self._add(name.removesuffix(_SUFFIX), [member], None, None)
-        self._is_changed = False
+        yield from [(name.removesuffix(SUFFIX), None, None, [name]) for name in by_name]
 
-    def _add(self, key: str, members: list[zips.Member], tree: bytes | None, of: Any) -> None:
-        if key in self._items:
-            _damaged(f"the key {key!r} stands twice")
-        self._set(key, _Item(tuple(members), tree, of))
-
-    def begin(self, work: Work) -> None:
-        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-
-        def read_again() -> None:
-            before = self._fd
-            with self._as_before_on_failure():
-                self._fd = None
-                self._load(work)
-            if before is not None:
-                os.close(before)
-
-        self._home.become_writer(read_again)
+    @contextmanager
+    def _telling(self, what: str = "") -> Iterator[None]:
+        """Add the file, and what of it, to errors."""
+        try:
+            yield
+        except (CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError) as error:
+            message = ": ".join(filter(None, (self._home.name, what, str(error))))
+            if isinstance(error, CorruptCheckpointError):
+                raise CorruptCheckpointError(message, file=self._home.name) from error
+            raise type(error)(message) from error
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def _begin_sibling(self) -> int:
+    def _begin_sibling(self) -> NpzFile:
         if self._sibling is None:
-            self._sibling = self._home.create_sibling()
-            self._end = 0
+            fd = self._home.create_sibling()
+            try:
+                self._sibling = NpzFile(fd, self._home.ops)
+            except BaseException:
+                self._home.discard_sibling()
+                raise
+            self._files.add(self._sibling)
         return self._sibling
 
     def _leave_sibling(self) -> None:
         """Write no more to the sibling; what was put into it can still be read."""
-        fd, self._sibling = self._sibling, None
-        assert fd is not None  # noqa: S101 - whoever leaves it has it
-        self._home.discard_sibling()
-        self._left.add(fd)
-        needed = {member.fd for item in self._items.values() for member in item.members}
-        for each in self._left - needed:
-            os.close(each)
-        self._left &= needed
+        if self._sibling is not None:
+            self._sibling.is_sure, self._sibling = False, None
+            self._home.discard_sibling()
+        self._close_unused()
 
-    def _complete(self, target: int, end: int, pacer: Pacer) -> dict[str, _Item]:
+    def _close_unused(self) -> None:
+        needed = {self._sibling, *(item.file for item in self._items.values())}
+        for file in self._files - needed:
+            file.close_file()
+        self._files &= needed
+
+    def _complete(self, target: NpzFile, pacer: Pacer) -> dict[str, _Item]:
         """Copy what is not in the new file yet, and end it with the directories."""
-        ops = self._home.ops
         items = {}
         for key, item in self._items.items():
-            moved = []
-            for member in item.members:
-                if member.fd == target:
-                    moved.append(member)
-                    continue
-                if member.fd in self._left:
-                    self._read_member(member, pacer)  # it may not have come through
-                copy, end = zips.copy_member(ops, member, target, end, pacer)
-                moved.append(copy)
-            items[key] = replace(item, members=tuple(moved), is_staged=False)
-        members = [member for item in items.values() for member in item.members]
-        rows = (
-            directory.Row(key, flat_names(item.names), item.tree, [member.name for member in item.members])
-            for key, item in items.items()
-        )
-        encoded = directory.encode(rows, len(items), pacer)
-        header = _raw_header(len(encoded))
-        own, end = zips.write_member(ops, target, end, directory.NAME, [header, encoded], len(header) + len(encoded))
-        end = zips.write_directory(ops, target, end, [*members, own], pacer)
-        if os.fstat(target).st_size > end:
-            ops.truncate(target, end)  # a member that failed went further
+            items[key] = item
+            if item.file is not target:
+                copies = tuple([target.copy(item.file, info, pacer) for info in item.members])
+                items[key] = item._replace(file=target, members=copies)
+        encoded = _encode_directory(items, pacer)
+        own = target.add(_DIRECTORY, None, len(encoded), [encoded])
+        target.finish([*(info for item in items.values() for info in item.members), own])
         return items
 
-    def _prefix(self, key: str, count: int) -> str:
-        """Return a name for the one member of a key, or for its `count` members, that no other key's members have."""
+    def _prefix(self, key: str, suffixes: list[str]) -> str:
+        """Return a name which no other key's member has, whichever of the suffixes is behind it."""
         name = names.escape(key)
         if len(name.encode()) > names.NAME_MAX_NBYTES:
             name = names.shorten(name)
-        found, number = name, 0
-        while any(
-            self._owners.get(each, key) != key
-            for each in ([f"{found}/{n}{_SUFFIX}" for n in range(count)] if count else [found + _SUFFIX])
-        ):
-            number += 1
-            found = f"{name}%~{number}"
-        return found
+        tries = (name + (f"%~{number}" if number else "") for number in count())
+        return next(found for found in tries if all(self._owners.get(found + each, key) == key for each in suffixes))
 
     def _set(self, key: str, item: _Item) -> None:
         self._drop(key)
         self._items[key] = item
         self._entries[key] = item.names
-        self._owners.update((member.name, key) for member in item.members)
+        self._owners.update((info.filename, key) for info in item.members)
         self._is_changed = True
 
     def _drop(self, key: str) -> None:
-        for member in self._items[key].members if key in self._items else ():
-            self._owners.pop(member.name, None)
-
-    def _read_member(self, member: zips.Member, pacer: Pacer) -> NDArray[Any]:
-        if not member.name.endswith(_SUFFIX):
-            reader = zips.MemberReader(member, pacer)
-            data: Any = reader.read(member.nbytes)
-            reader.finish()
-            return data  # type: ignore[no-any-return] # as numpy.load gives it
-        return zips.read_array(member, pacer)
-
-    def _tell(self, key: str | None, error: CheckpointError) -> CheckpointError:
-        """Add the file and the key to an error."""
-        path = self._home.name
-        message = f"{path}: {error}" if key is None else f"{path}: the value of {key!r}: {error}"
-        if isinstance(error, CorruptCheckpointError):
-            return CorruptCheckpointError(message, file=path)
-        return type(error)(message)
+        for info in self._items[key].members if key in self._items else ():
+            self._owners.pop(info.filename, None)
 
 
-def _damaged(reason: str) -> NoReturn:
-    raise CorruptCheckpointError(reason)
-
-
-def _is_plain(index: ix.Index) -> bool:
-    """Whether a value is an array whose member says everything."""
-    if len(index.arrays) != 1 or len(index.pieces) != 1 or list(index.pieces) != [_ONE_ARRAY]:
-        return False
-    meta = index.arrays[0]
-    return zips.npy_header(meta.dtype, meta.shape) is not None
-
-
-_ONE_ARRAY: Final = ix.pack_piece([ix.ext(ix.ARRAY, 0)])
-
-
-def _raw_header(nbytes: int) -> bytes:
-    header = zips.npy_header(np.dtype(np.uint8), (nbytes,))
-    assert header is not None  # noqa: S101 - bytes are bytes
-    return header
-
-
-def _pieces(header: bytes, value: Captured, number: int) -> Iterator[bytes | NDArray[np.uint8]]:
-    yield header
-    yield from runs_of(value, number)
-
-
-def _restored(array: NDArray[Any], meta: ix.ArrayMeta) -> NDArray[Any]:
+def _restored(array: Any, meta: ix.ArrayMeta) -> NDArray[Any]:
     """Return a member's array as the tree says it is."""
-    if type(array) is np.ndarray and array.shape == meta.shape and array.dtype == meta.dtype:
-        return array
-    if type(array) is not np.ndarray or array.dtype != np.uint8 or array.shape != (meta.nbytes,):
-        _damaged(f"an array should be {meta.dtype} {meta.shape} and is {getattr(array, 'dtype', 'none')}")
-    made: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
-    if meta.nbytes:
-        made.reshape(-1).view(np.uint8)[:] = array
-    return made
+    found = (array.dtype, array.shape) if isinstance(array, np.ndarray) else None
+    if found == (meta.dtype, meta.shape):
+        return array  # type: ignore[no-any-return] # it is one
+    if found != (np.dtype(np.uint8), (meta.nbytes,)):
+        damaged(f"an array should be {meta.dtype} {meta.shape} and is {found}")
+    return np.ndarray(meta.shape, meta.dtype, array)
+
+
+# --- the directory ----------------------------------------------------------------------------------------------------
+
+
+def _encode_directory(items: dict[str, _Item], pacer: Pacer) -> bytes:
+    """Return a map of what stands in `_HEAD` and, last, `keys`: a row for each key."""
+    packer = msgpack.Packer(unicode_errors=TEXT_ERRORS)
+    chunks = [packer.pack_map_header(len(_HEAD) + 1), *(packer.pack(each) for pair in _HEAD.items() for each in pair)]
+    chunks += [packer.pack("keys"), packer.pack_array_header(len(items))]
+    for key, item in items.items():
+        row = key, flat_names(item.names), item.tree, [info.filename for info in item.members]
+        chunks.append(packer.pack(row))
+        pacer.pause()
+    return b"".join(chunks)
+
+
+def _decode_directory(array: Any, pacer: Pacer) -> Iterator[_Row]:
+    """Yield the rows.
+
+    Raises:
+        CorruptCheckpointError: It is no directory.
+        UnsupportedFormatError: A later release wrote it.
+    """
+    with told(f"the directory {_DIRECTORY!r} is damaged"):
+        unpacker = msgpack.Unpacker(unicode_errors=TEXT_ERRORS, object_pairs_hook=_no_map, max_buffer_size=array.nbytes)
+        unpacker.feed(array)
+        head = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header() - 1)}
+        check_compatibility("the directory", head["version"], head["features"], reads=1)
+        if head["asyncckpt"] != "keyed" or unpacker.unpack() != "keys":
+            damaged(f"the directory {_DIRECTORY!r} has no keys")
+        for _ in range(unpacker.read_array_header()):
+            key, of, tree, listed = unpacker.unpack()
+            is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
+            if not is_sound or any(type(name) is not str for name in listed) or (tree is None and len(listed) != 1):
+                damaged(f"the directory {_DIRECTORY!r} has a row of {key!r:.80} that is none")
+            yield key, of, tree, listed
+            pacer.pause()
+        if unpacker.tell() != array.nbytes:
+            damaged(f"something follows the end of the directory {_DIRECTORY!r}")
+
+
+def _no_map(pairs: Any) -> NoReturn:  # noqa: ARG001 - whatever it holds
+    """Refuse a map in the one that there is: millions of them, each of a byte, would fill memory."""
+    message = "there is a map in it"
+    raise ValueError(message)
+
+
+def _encode_tree(index: ix.Index, pacer: Pacer) -> bytes:
+    """Return a tree, with its arrays laid out as if they lay behind each other."""
+    sizes = [meta.nbytes for meta in index.arrays]
+    places = enumerate(zip(accumulate(sizes, initial=0), sizes, strict=False))
+    segments = [ix.Segment(number, begin, nbytes) for number, (begin, nbytes) in places if nbytes]
+    return b"".join(ix.IndexEncoder(index, pacer).encode(segments))
+
+
+def _decode_tree(tree: bytes, members: tuple[ZipInfo, ...], pacer: Pacer) -> ix.Index:
+    nbytes = sum(info.file_size for info in members)
+    index, _ = ix.decode_index(memoryview(tree), file_nbytes=nbytes, pacer=pacer)
+    if len(index.arrays) != len(members):
+        damaged(f"it should have {len(index.arrays)} members and has {len(members)}")
+    return index

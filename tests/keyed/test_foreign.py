@@ -17,9 +17,9 @@ from support import assert_same, peak_nbytes
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.keyed import npz_zip as zips
 from asyncckpt.keyed.json_read import decode_value
 from asyncckpt.keyed.json_text import MemoryText
+from asyncckpt.keyed.npz_file import NpzFile
 from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
@@ -403,16 +403,112 @@ def test_the_checksums_of_npz_are_those_of_zip(tmp_path: Path) -> None:
     assert zlib.crc32(b"") == 0
 
 
-def test_many_members(tmp_path: Path) -> None:
-    """More members than 16 bits count, and offsets and sizes of more than 32 bits: zipfile reads the same."""
+def test_more_members_than_16_bits_count(tmp_path: Path) -> None:
+    """All that were written are found by zipfile."""
     path = tmp_path / "x.npz"
-    members = [zips.Member(f"{n}.npy", -1, 128 * n, 10, 10, 7) for n in range(66_000)]
-    members += [zips.Member("far.npy", -1, 5 << 30, 10, 10, 7), zips.Member("large.npy", -1, 0, 5 << 30, 6 << 30, 7)]
-    with path.open("w+b") as file:
-        zips.write_directory(DiskOps(), file.fileno(), 0, members, Pacer())
+    file = NpzFile(DiskOps().create(path), DiskOps())
+    try:
+        first = file.add("first.npy", None, 3, [b"abc"])
+        others = [zipfile.ZipInfo(f"{number}.npy") for number in range(66_000)]
+        for info in others:
+            info.CRC = 0
+            info.header_offset = 0
+        file.finish([first, *others])
+    finally:
+        file.close_file()
     with zipfile.ZipFile(path) as archive:
-        found = [(each.filename, each.header_offset, each.compress_size, each.file_size) for each in archive.infolist()]
-    assert found == [(each.name, each.header_offset, each.stored_nbytes, each.nbytes) for each in members]
+        assert archive.namelist() == ["first.npy", *(info.filename for info in others)]
+        assert np.load(archive.open("first.npy")).tobytes() == b"abc"
+
+
+class _Sparse(DiskOps):
+    """Leaves a hole where zeros would be."""
+
+    def write(self, fd: int, buffers: Any, offset: int) -> int:
+        """See `DiskOps`."""
+        for data in map(np.asarray, buffers):
+            if data.any():
+                super().write(fd, [data], offset)
+            offset += len(data)
+        return sum(map(len, buffers))
+
+
+def test_members_that_need_64_bits(tmp_path: Path) -> None:
+    """A large array, what lies behind it, and copies of both, are where others look for them."""
+    path = tmp_path / "x.npz"
+    large = np.zeros((1 << 31) + 10, np.uint8)
+    with asyncckpt.Checkpointer.from_file(path, disk=_Sparse()) as chk:
+        chk["large"] = large
+        chk["small"] = np.arange(3)
+        chk.flush()
+        chk["new"] = np.arange(4)
+    with np.load(path) as found:
+        assert [found[name].tolist() for name in ("small", "new")] == [[0, 1, 2], [0, 1, 2, 3]]
+        with found.zip.open("large.npy") as member:
+            assert np.lib.format.read_magic(member) == (1, 0)
+            assert np.lib.format.read_array_header_1_0(member)[0] == large.shape
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("large.npy").file_size == len(large) + 128
+        assert archive.getinfo("small.npy").header_offset > 1 << 31
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert_same(chk["new"], np.arange(4))
+
+
+class _Pipe(io.RawIOBase):
+    """A stream that cannot be searched, to which zipfile writes sizes behind the members."""
+
+    def __init__(self) -> None:
+        self.data = b"#!/bin/sh\n"
+
+    def writable(self) -> bool:
+        """It is for writing."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Take the data."""
+        self.data += bytes(data)
+        return len(data)
+
+
+def test_what_a_zip_file_may_be(tmp_path: Path) -> None:
+    """Something before it, sizes behind members, comments, names of before UTF-8, and methods that only others read."""
+    path = tmp_path / "x.npz"
+    pipe = _Pipe()
+    with zipfile.ZipFile(pipe, "w") as archive:  # type: ignore[call-overload] # it is one
+        archive.comment = b"about all"
+        for number, method in enumerate((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA)):
+            info = zipfile.ZipInfo(f"cafX{number}.npy", (2020, 1, 1, 0, 0, 0))
+            info.compress_type, info.comment, info.extra = method, b"about one", struct.pack("<2HL", 0x7875, 4, 7)
+            archive.writestr(info, npy(data=np.float64(number).tobytes()))
+    path.write_bytes(pipe.data.replace(b"cafX", b"caf\x82"))
+    for is_rewritten in (False, True):
+        with asyncckpt.Checkpointer.from_file(path, rewrite="without_backup") as chk:
+            assert list(chk)[:3] == ["caf\u00e90", "caf\u00e91", "caf\u00e92"]
+            assert_same([chk["caf\u00e90"], chk["caf\u00e91"]], [np.zeros(1), np.ones(1)])
+            with pytest.raises(asyncckpt.UnsupportedFormatError, match="other than deflate"):
+                chk["caf\u00e92"]
+            chk["new", str(is_rewritten)] = 5
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    with np.load(path) as found:
+        assert [found[f"caf\u00e9{number}"].tolist() for number in range(3)] == [[0], [1], [2]]
+    assert not path.read_bytes().startswith(b"#!")
+
+
+def test_a_file_with_an_encrypted_member_is_only_read(tmp_path: Path) -> None:
+    """It cannot be copied: the flush says so, names it, and leaves the file as it is."""
+    path = tmp_path / "x.npz"
+    np.savez(path, good=np.ones(2), secret=np.zeros(2))
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with (
+        pytest.raises(asyncckpt.UnsupportedFormatError, match=r"x\.npz: 'secret\.npy' is encrypted"),
+        asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk,
+    ):
+        assert_same(chk["good"], np.ones(2))
+        chk["new"] = 1
+    assert path.read_bytes() == data
 
 
 def test_a_damaged_member_that_stays_is_told_of_with_the_file(tmp_path: Path) -> None:

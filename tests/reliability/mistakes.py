@@ -388,7 +388,7 @@ BUGS = (
     ),
     Bug(
         "a file that was written anew is not synced",
-        (("keyed/npz.py", "            self._home.ops.sync(target)\n", ""),),
+        (("keyed/npz.py", "            self._home.ops.sync(target.fd)\n", ""),),
         (("power-cut", "keyed-npz/update/0"),),
     ),
     Bug(

@@ -1,0 +1,273 @@
+"""A zip file of arrays as zipfile and numpy read it, with what a file may claim checked, and as a disk takes it.
+
+1. Members that are added are not compressed; those of another file are copied as they are.
+2. What a member claims is checked before memory is taken for it, against the file and against the header of its array;
+   its CRC-32 is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import zipfile
+import zlib
+from contextlib import contextmanager
+from itertools import chain, pairwise
+from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
+
+import msgpack
+import numpy as np
+from numpy.lib import format as npy
+
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError
+from asyncckpt.keyed.writing import Appender
+from asyncckpt.state.dtypes import dtype_to_plain, is_extension
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from zipfile import ZipInfo
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.runtime.pacing import Pacer
+
+SUFFIX: Final = ".npy"
+MAX_EXPANSION: Final = 100
+"""How many times larger than in the file the compressed members of a value may be, beyond"""
+FREE_EXPANSION_NBYTES: Final = 64 << 20
+"""this size, if the file is not trusted."""
+
+_PIECE_NBYTES: Final = 1 << 20
+_MAX_NPY_HEADER_NBYTES: Final = 10_000  # what numpy reads without being told to trust the file
+_MEMBER_HEADER_NBYTES: Final = 30  # before its name
+_ENCRYPTED, _SIZED_BEHIND, _UTF8 = 0x41, 0x8, 0x800  # flags of a member
+_EMPTY_ZIP: Final = b"PK\5\6" + bytes(18)
+_WRONG: Final = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, msgpack.exceptions.UnpackException, EOFError),
+    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
+)
+
+
+class NpzFile(zipfile.ZipFile):
+    """A zip file: zipfile reads its members, and makes the headers and the directory that are written."""
+
+    def __init__(self, fd: int, ops: DiskOps) -> None:
+        self._ops = ops
+        self.fd = fd
+        self.end = 0  # of what has been written
+        self.is_sure = True  # that what has been written is there
+        try:
+            file = os.fdopen(fd, "rb", buffering=0, closefd=False)
+            self.is_new = os.fstat(fd).st_size == 0  # the sibling, or made by somebody in advance
+            super().__init__(io.BytesIO(_EMPTY_ZIP) if self.is_new else file)
+        except BaseException:
+            os.close(fd)
+            raise
+        self.fp = file
+
+    def close_file(self) -> None:
+        """Close it, once."""
+        self.close()  # which zipfile also calls by itself, in whatever thread one that failed is dropped
+        os.close(self.fd)
+
+    def by_name(self) -> dict[str, ZipInfo]:
+        """Return the members of a file that somebody may have made to hurt; folders are nothing."""
+        places = sorted(
+            (info.header_offset, info.header_offset + _MEMBER_HEADER_NBYTES + info.compress_size, info.filename)
+            for info in self.filelist
+        )
+        borders = [(0, 0, ""), *places, (os.fstat(self.fd).st_size, 0, "")]
+        for (_, end, name), (begin, _, behind) in pairwise(borders):
+            if end > begin:
+                damaged(f"the member {name or behind!r} overlaps another, or leaves the file")
+        found: dict[str, ZipInfo] = {}
+        for info in self.filelist:
+            if found.setdefault(info.filename, info) is not info:
+                damaged(f"the member {info.filename!r} stands twice")
+        return {name: info for name, info in found.items() if not name.endswith("/")}
+
+    @contextmanager
+    def stream(self, info: ZipInfo) -> Iterator[IO[bytes]]:
+        """Open a member; what is wrong with it is an error that names it."""
+        with (
+            told(f"the member {info.filename!r} at byte {info.header_offset} is damaged, by its header or checksum"),
+            self.open(info) as stream,
+        ):
+            yield stream
+            stream.read(1)  # at its end the checksum is looked at
+
+    def value(self, info: ZipInfo, pacer: Pacer) -> Any:
+        """Read the array of a member, or the bytes of one that is none, as `numpy.load` does.
+
+        Raises:
+            CorruptCheckpointError: It is damaged, or cannot have the size that it claims.
+            UnsupportedFormatError: It is encrypted, compressed as numpy never does it, or holds Python objects.
+        """
+        if info.flag_bits & _ENCRYPTED or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            message = f"{info.filename!r} is encrypted, or compressed with a method other than deflate"
+            raise UnsupportedFormatError(message)
+        with self.stream(info) as stream:
+            if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
+                damaged(f"{info.filename!r} claims {info.file_size} bytes and has {info.compress_size}")
+            is_array = info.filename.endswith(SUFFIX)
+            return _read_array(stream, info, pacer) if is_array else b"".join(_pieces(stream, pacer))
+
+    def add(self, name: str, header: bytes | None, nbytes: int, data: Iterable[bytes | NDArray[np.uint8]]) -> ZipInfo:
+        """Add an npy file of this header or, if it is None, of bytes."""
+        header = header or npy_header(np.dtype(np.uint8), (nbytes,)) or b""
+        info = _member(name, len(header) + nbytes)
+        out = self._begin(info)
+        for piece in chain([header], data):
+            info.CRC = zlib.crc32(piece, info.CRC)  # type: ignore[arg-type] # arrays are buffers
+            out.write(piece)
+            out.flush()
+        self._begin(info).flush()  # once more, with the checksum
+        self.end = out.offset
+        return info
+
+    def copy(self, source: NpzFile, info: ZipInfo, pacer: Pacer) -> ZipInfo:
+        """Add a member of another file as it is."""
+        if info.flag_bits & _ENCRYPTED:
+            message = f"{info.filename!r} is encrypted, and cannot be copied: write to another file"
+            raise UnsupportedFormatError(message)
+        raw = zipfile.ZipInfo(info.orig_filename)  # the same, as if it were stored and had no checksum
+        raw.header_offset, raw.flag_bits = info.header_offset, info.flag_bits & _UTF8
+        raw.compress_size = raw.file_size = info.compress_size
+        moved = _member(info.filename, info.file_size)
+        moved.compress_type, moved.compress_size, moved.CRC = info.compress_type, info.compress_size, info.CRC
+        moved.flag_bits = info.flag_bits & ~_SIZED_BEHIND | _UTF8
+        out = self._begin(moved)
+        with source.stream(raw if source.is_sure else info) as stream:
+            for piece in _pieces(stream, pacer):
+                out.write(piece)
+        out.flush()
+        self.end = out.offset
+        return moved
+
+    def _begin(self, info: ZipInfo) -> Appender:
+        info.header_offset = self.end
+        out = Appender(self._ops, self.fd, self.end)
+        out.write(info.FileHeader())
+        return out
+
+    def finish(self, members: list[ZipInfo]) -> None:
+        """Write the directory, which ends the file."""
+        tail: Any = _Tail(self.end)
+        with zipfile.ZipFile(tail, "w") as archive:
+            archive.filelist += members
+        out = Appender(self._ops, self.fd, self.end)
+        out.write(b"".join(tail.parts))
+        out.flush()
+        if os.fstat(self.fd).st_size > out.offset:
+            self._ops.truncate(self.fd, out.offset)  # a member that failed went further
+
+
+def _member(name: str, nbytes: int) -> ZipInfo:
+    """Return the entry of a stored member; its date is always the same, so that equal values are equal files."""
+    info = zipfile.ZipInfo(name)
+    info.flag_bits, info.external_attr = _UTF8, 0o600 << 16
+    info.compress_size, info.file_size, info.CRC = nbytes, nbytes, 0
+    return info
+
+
+class _Tail:
+    """As much of a file as zipfile needs to write a directory."""
+
+    def __init__(self, offset: int) -> None:
+        self.parts: list[bytes] = []
+        self._offset = offset
+
+    def write(self, data: bytes) -> None:
+        self.parts.append(data)
+        self._offset += len(data)
+
+    def tell(self) -> int:
+        return self._offset
+
+    def flush(self) -> None:
+        pass
+
+
+def _pieces(stream: IO[bytes], pacer: Pacer) -> Iterator[bytes]:
+    while piece := stream.read(_PIECE_NBYTES):
+        yield piece
+        pacer.pause()
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Let whatever zipfile, zlib, numpy and msgpack find wrong be one error."""
+    try:
+        yield
+    except _WRONG as error:
+        message = f"{what}: {error!s:.200}"
+        raise CorruptCheckpointError(message) from error
+
+
+def damaged(reason: str) -> NoReturn:
+    """Refuse what is damaged."""
+    raise CorruptCheckpointError(reason)
+
+
+def check_expansion(members: tuple[ZipInfo, ...]) -> None:
+    """Refuse a value that claims to be very much larger than in the file."""
+    stored, nbytes = sum(info.compress_size for info in members), sum(info.file_size for info in members)
+    if nbytes > max(FREE_EXPANSION_NBYTES, MAX_EXPANSION * stored):
+        what = repr(members[0].filename) + (f" and {len(members) - 1} more" if len(members) > 1 else "")
+        advice = "if you know where the file comes from, open it with trusted=True"
+        message = f"{what} of {stored} bytes claim to hold {nbytes}: {advice}"
+        raise UntrustedFileError(message)
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def _read_array(stream: Any, info: ZipInfo, pacer: Pacer) -> NDArray[Any]:
+    shape, is_fortran, dtype = _read_npy_header(stream)
+    if dtype.hasobject:
+        message = f"{info.filename!r} holds Python objects, which only code from the file could make: save it without"
+        raise UnsupportedFormatError(message)
+    nbytes = info.file_size - stream.tell()
+    if math.prod(shape) * dtype.itemsize != nbytes:
+        damaged(f"{info.filename!r} claims {shape!s:.80} of {dtype} and has {nbytes} bytes")
+    # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
+    array: NDArray[Any] = np.ndarray(shape[::-1] if is_fortran else shape, dtype)
+    memory = array.reshape(-1).view(np.uint8) if nbytes else np.empty(0, np.uint8)
+    for start in range(0, nbytes, _PIECE_NBYTES):
+        part = memory[start : start + _PIECE_NBYTES]
+        if stream.readinto(part) != len(part):
+            damaged(f"{info.filename!r} ends early")
+        pacer.pause()
+    return array.T if is_fortran else array
+
+
+def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read what an npy file says of its array; numpy has no public function for version 3.0, which is 2.0 in UTF-8."""
+    version = npy.read_magic(stream)
+    length = int.from_bytes(stream.read(2 if version == (1, 0) else 4), "little")
+    if version not in ((1, 0), (2, 0), (3, 0)) or length > _MAX_NPY_HEADER_NBYTES:
+        damaged(f"a header of version {version} and {length} bytes")
+    text = stream.read(length).decode("utf-8" if version == (3, 0) else "latin-1")
+    escaped = text.encode("ascii", "backslashreplace")
+    try:
+        return npy.read_array_header_2_0(io.BytesIO(struct.pack("<I", len(escaped)) + escaped), len(escaped))
+    except Exception as error:  # whatever a text that is none makes of Python's parser
+        message = f"its header cannot be read: {error!r:.200}"
+        raise ValueError(message) from error
+
+
+def npy_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes | None:
+    """Return the header of an array in C order, or None where numpy would not read the same dtype back."""
+    if is_extension(dtype) or dtype.itemsize == 0 or dtype.metadata or (dtype.names is None and dtype.kind == "O"):
+        return None
+    out = io.BytesIO()
+    try:
+        header: Any = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        is_same = dtype_to_plain(npy.descr_to_dtype(header["descr"])) == dtype_to_plain(dtype)
+        npy.write_array_header_1_0(out, header)
+    except (ValueError, TypeError, KeyError):
+        return None
+    return out.getvalue() if is_same and out.tell() <= _MAX_NPY_HEADER_NBYTES else None
