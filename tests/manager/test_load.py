@@ -638,5 +638,5 @@ def test_a_checkpoint_that_is_swapped_again_and_again_is_never_called_damaged(tm
             raise CorruptCheckpointError("its files were being deleted")
         return "whole"
 
-    assert loading._with_retry(tmp_path, 1, swapped_under_us) == "whole"
+    assert loading._with_retry(lambda: loading._find(tmp_path, 1), 1, swapped_under_us) == "whole"
     assert swaps == 5
