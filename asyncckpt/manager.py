@@ -36,6 +36,8 @@ class ManagerStatistics(NamedTuple):
     """Memory held by captured states, in bytes."""
     last_committed_step: int | None
     """The newest committed step that is not known to be corrupt."""
+    trash_nbytes: int
+    """What checkpoints that were deleted, pruned or overwritten still take on the disk, in bytes."""
 
 
 class CheckpointManager(Primitives):
@@ -211,12 +213,16 @@ class CheckpointManager(Primitives):
         raise_failures(here.writer.unreceived_failures())
 
     async def delete(self, step: int) -> None:
-        """Delete a checkpoint, after everything queued so far. When this returns it is gone for good.
+        """Delete a checkpoint, after everything queued so far. When this returns, it is committed no more, for good.
+
+        Its files are deleted beside the program, and before this returns if they hold more than half as much as the
+        disk has left: ``statistics().trash_nbytes`` says what is still there.
 
         Raises:
             CheckpointNotFoundError: It is not committed. What a failed save of the step has left is gone for good too.
             ManagerUsageError: The manager is disabled.
-            OSError: The disk failed.
+            OSError: The disk failed, or does not let the checkpoint go: the message says whose it is, or which file
+                system is in the way. It is committed still.
         """
         here = self._here(writes=True)
         step = check_step(step)
@@ -226,6 +232,7 @@ class CheckpointManager(Primitives):
             await here.writer.take_directory()
             is_committed = self._catalog.get(step) is not None
             await here.writer.retirement.retire([step])
+            await here.writer.retirement.finish_if_short()
             if not is_committed:
                 message = f"step {step} is not committed in {self._root}"
                 raise CheckpointNotFoundError(message, step=step)
@@ -347,7 +354,9 @@ class CheckpointManager(Primitives):
     def statistics(self) -> ManagerStatistics:
         """Return what the manager is doing."""
         writer = self._here(is_closing=True).writer
-        return ManagerStatistics(writer.waiting_saves, writer.staged_nbytes, self._catalog.latest())
+        return ManagerStatistics(
+            writer.waiting_saves, writer.staged_nbytes, self._catalog.latest(), writer.retirement.nbytes
+        )
 
 
 async def _nothing() -> None:

@@ -29,6 +29,7 @@ import asyncckpt.disk.listing
 import asyncckpt.disk.lock
 import asyncckpt.disk.mapping
 import asyncckpt.disk.metric_file
+import asyncckpt.disk.obstacles
 import asyncckpt.disk.ops
 import asyncckpt.disk.publish
 import asyncckpt.disk.reading
@@ -83,6 +84,7 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.lock,
     asyncckpt.disk.mapping,
     asyncckpt.disk.metric_file,
+    asyncckpt.disk.obstacles,
     asyncckpt.disk.ops,
     asyncckpt.disk.publish,
     asyncckpt.disk.reading,

@@ -55,10 +55,10 @@ def step_of(path: Path) -> int | None:
 
 
 def explain_refusal(error: OSError) -> None:
-    """Let an error that says that nothing may be written say what to do; any other stays as it is."""
+    """Let an error that says that nothing may be written say what to do; any other stays, and one that says more."""
     reason = _REFUSALS.get(error.errno or 0)
-    if reason is not None:
-        error.strerror = f"{os.strerror(error.errno or 0)} ({reason}, or use another directory)"
+    if reason is not None and error.strerror == os.strerror(error.errno or 0):
+        error.strerror = f"{error.strerror} ({reason}, or use another directory)"
         error.args = (error.errno, error.strerror)
 
 

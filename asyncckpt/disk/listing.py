@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -10,8 +12,10 @@ from asyncckpt.disk.names import Kind, name_of, parse_name
 from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
+_READ: Final = (Kind.SUCCESSOR, Kind.COMMITTED, Kind.SWAPPED, Kind.DELETED)
+"""What readers go by: the first stands for the step, and the next one where there is none; a mark is none."""
 _STAT_BLOCK_NBYTES: Final = 512  # the unit of st_blocks
 
 
@@ -19,31 +23,73 @@ class Listing(NamedTuple):
     """What there is in a checkpoint directory."""
 
     committed: dict[int, str]
-    """The names of the committed checkpoints, by ascending step: `step_N`, or a lone `old_step_N`."""
+    """The names of the committed checkpoints, by ascending step: `step_N`, a lone `old_step_N`, or `new_step_N`."""
     has_leftovers: bool
     """Whether there is something for `recover` to do."""
+    strangers: tuple[str, ...] = ()
+    """What has a checkpoint's name and is not a directory: symbolic links and files."""
+
+
+class Names(NamedTuple):
+    """The names in a checkpoint directory that are ours."""
+
+    directories: dict[Kind, list[tuple[int, str]]]
+    """The steps and names of each kind, in no order."""
+    strangers: list[str]
 
 
 def scan(root: Path) -> Listing:
     """List a checkpoint directory; one that does not exist is empty."""
     pacer = Pacer()
     found = names_in(root, pacer)
-    has_leftovers = any(names for kind, names in found.items() if kind is not Kind.COMMITTED)
-    names = dict(found[Kind.SWAPPED]) | dict(found[Kind.COMMITTED])
+    directories = found.directories
+    has_leftovers = any(names for kind, names in directories.items() if kind is not Kind.COMMITTED)
+    names = dict(directories[Kind.SWAPPED]) | dict(directories[Kind.COMMITTED])
+    for step, _ in directories[Kind.DELETED]:
+        names.pop(step, None)
+    names |= dict(directories[Kind.SUCCESSOR])
     committed: dict[int, str] = {}
     for steps in pacer.batches(sorted(names)):
         committed.update((step, names[step]) for step in steps)
-    return Listing(committed, has_leftovers)
+    return Listing(committed, has_leftovers, tuple(sorted(found.strangers)))
 
 
 def locate(root: Path, step: int) -> Path | None:
     """Return the directory of a committed checkpoint, or None."""
-    # The last look is for an overwrite that went on between the first two.
-    for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.COMMITTED):
-        path = root / name_of(kind, step)
-        if path.is_dir() and not path.is_symlink():  # as `scan`
-            return path
+    for _ in range(2):  # an overwrite may have gone on between two looks
+        kind = standing(look(root, step))
+        if kind is not None:
+            return root / name_of(kind, step)
     return None
+
+
+def look(root: Path, step: int) -> dict[Kind, bool]:
+    """Return which names a step has that readers go by, and whether each is a directory."""
+    found = {}
+    for kind in _READ:
+        with contextlib.suppress(FileNotFoundError):
+            found[kind] = stat.S_ISDIR(os.lstat(root / name_of(kind, step)).st_mode)
+    return found
+
+
+def standing(found: Mapping[Kind, bool]) -> Kind | None:
+    """Choose the name that stands for the step; None if it is not committed."""
+    kinds = _READ[:1] if found.get(Kind.DELETED) else _READ[:3]
+    return next((kind for kind in kinds if found.get(kind)), None)
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a path is a directory, and not a link to one."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def what_stands_at(path: Path) -> str:
+    """Say of something that is not a checkpoint's directory, and has its name, what it is, and what to do."""
+    what = "a symbolic link, which is not followed" if path.is_symlink() else "not a directory"
+    return f"it is {what}, and is left as it is: remove it or give it another name"
 
 
 def missing(root: Path, steps: Iterable[int]) -> list[int]:
@@ -51,17 +97,21 @@ def missing(root: Path, steps: Iterable[int]) -> list[int]:
     return [step for step in steps if locate(root, step) is None]
 
 
-def names_in(root: Path, pacer: Pacer) -> dict[Kind, list[tuple[int, str]]]:
-    """Return the steps and names of each kind in a checkpoint directory, in no order; none if it does not exist."""
-    names: dict[Kind, list[tuple[int, str]]] = {kind: [] for kind in Kind}
+def names_in(root: Path, pacer: Pacer) -> Names:
+    """Return the names in a checkpoint directory; none if it does not exist."""
+    names = Names({kind: [] for kind in Kind}, [])
     try:
         with os.scandir(root) as found:
             for entries in pacer.batches(found):
                 for entry in entries:
                     place = parse_name(entry.name)
-                    if place is not None and entry.is_dir(follow_symlinks=False):
-                        kind, step = place
-                        names[kind].append((step, entry.name))
+                    if place is None:
+                        continue
+                    kind, step = place
+                    if entry.is_dir(follow_symlinks=False):
+                        names.directories[kind].append((step, entry.name))
+                    elif kind in _READ[:3]:
+                        names.strangers.append(entry.name)
     except FileNotFoundError:
         pass
     return names

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 
 class Kind(StrEnum):
@@ -13,7 +18,9 @@ class Kind(StrEnum):
     COMMITTED = "step_"
     PENDING = "tmp_step_"
     SWAPPED = "old_step_"  # moved aside by an overwrite, until its successor is synced
+    SUCCESSOR = "new_step_"  # the step, whatever else has a name of it: what it replaces cannot be renamed
     TRASH = "trash_step_"
+    DELETED = "deleted_step_"  # an empty mark: `step_N` and `old_step_N`, which cannot be renamed, are deleted
 
 
 _KINDS: Final = {kind.value: kind for kind in Kind}  # to call the class takes ten times as long
@@ -24,13 +31,23 @@ MANIFEST_NAME: Final = "manifest.json"
 TRAINING_INFO_NAME: Final = "training_info.json"
 CONFIG_NAME: Final = "config.yaml"
 
-# A step in its one spelling; trash may carry a number, because a step can be deleted again before its trash is gone.
-_NAME: Final = re.compile(r"(step_|tmp_step_|old_step_)(0|[1-9][0-9]*)|(trash_step_)(0|[1-9][0-9]*)(\.[0-9]+)?")
+# A step in its one spelling. A number comes behind it where the name itself is taken by what cannot be deleted, or is
+# not deleted yet.
+_NAME: Final = re.compile(
+    r"(step_|old_step_|new_step_|deleted_step_)(0|[1-9][0-9]*)|(tmp_step_|trash_step_)(0|[1-9][0-9]*)(\.[1-9][0-9]*)?"
+)
 
 
 def name_of(kind: Kind, step: int) -> str:
     """Return the directory's name."""
     return f"{kind.value}{step}"
+
+
+def paths_of(root: Path, kind: Kind, step: int) -> Iterator[Path]:
+    """Give the paths that a pending directory, or trash, of a step may have, the plain one first."""
+    name = name_of(kind, step)
+    yield root / name
+    yield from (root / f"{name}.{number}" for number in itertools.count(1))
 
 
 def parse_name(name: str) -> tuple[Kind, int] | None:

@@ -2,16 +2,18 @@
 
 What is true of a checkpoint directory at every moment, whatever fails and wherever a kill or a power cut falls:
 
-1. `step_N` is complete and was durable, with everything in it, before it got its name.
-2. A step once committed exists under a name that recovery understands until its successor's name, or its deletion, is
-   durable: an overwrite exchanges the two names in one step, or moves the old one to `old_step_N` first. If the names
-   cannot be made durable, they are moved back.
-3. Nothing is unlinked below a committed name: a victim becomes `trash_step_N`, the parent is synced, and only then are
-   its files unlinked. Files are never truncated, because a reader may have them mapped.
-4. `tmp_step_N` and `trash_step_N` mean nothing to readers; a lone `old_step_N` is step N.
-5. What `tmp_step_N` holds may be what an overwrite has just exchanged: the parent is synced before it is cleared.
-6. Only the holder of the lock changes anything.
-7. What the file system will not let go of stays, and stops nothing: a pending directory that stays becomes trash.
+1. What has one of the names of step N that readers go by is complete and was durable, with everything in it, before it
+   got the name. Readers take `new_step_N`, else `step_N`, else `old_step_N`; beside a mark `deleted_step_N`, only the
+   first.
+2. A step once committed exists under such a name until its successor's name, or its deletion, is durable. An overwrite
+   exchanges the two names in one step. Where that is not to be had, the old one is moved to `old_step_N` first; where
+   the old one cannot be renamed, the new one becomes `new_step_N`, and takes the plain name when the old one has been
+   deleted. If the names cannot be made durable, they are moved back.
+3. `tmp_step_N` and `trash_step_N`, with a number behind them or without, mean nothing to readers. What `tmp_step_N`
+   holds may be what an overwrite has just exchanged: the parent is synced before it is cleared.
+4. Only directories count: a symbolic link, or a file, with one of these names is left alone and never followed.
+5. Only the holder of the lock changes anything.
+6. What the file system will not let go of stays, and stops nothing: a name that is taken gets a number behind it.
 
 What POSIX does not promise: a disk that lies about having flushed its cache loses what it lies about.
 """
@@ -28,9 +30,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xxhash import xxh3_128_digest
 
 from asyncckpt.disk.blocks import write_bytes
+from asyncckpt.disk.listing import locate, look, standing
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
-from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of
-from asyncckpt.disk.removal import clear, settle, trash_name, undo
+from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
+from asyncckpt.disk.obstacles import explain
+from asyncckpt.disk.removal import Leftover, check_place, clear, give_plain_name, settle, take_away, undo
 from asyncckpt.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -49,6 +53,14 @@ class UnsyncedError(OSError):
     """A sync failed: nobody knows what of it is on the disk, and syncing it again would not tell."""
 
 
+class Staged(NamedTuple):
+    """A pending directory, empty."""
+
+    path: Path
+    leftovers: list[Leftover]
+    """What has a name that it might have had."""
+
+
 class Moved(NamedTuple):
     """Names that were moved, and are not durable yet."""
 
@@ -58,6 +70,19 @@ class Moved(NamedTuple):
     """What the pending directory is called now."""
     old: Path | None
     """Where the step's former directory is now, if there was one."""
+    was_renamed: bool = False
+    """Whether the former directory has another name than before."""
+    leftovers: tuple[Leftover, ...] = ()
+
+
+class Published(NamedTuple):
+    """A committed checkpoint, durable."""
+
+    path: Path
+    trash: Path | None
+    """The step's former directory, for `sweep`, if there was one."""
+    leftovers: tuple[Leftover, ...]
+    """What cannot be removed."""
 
 
 def ensure_directory(ops: DiskOps, root: Path) -> None:
@@ -88,24 +113,28 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
         ops.sync_directory(path.parent)
 
 
-def stage(ops: DiskOps, root: Path, step: int) -> Path:
+def stage(ops: DiskOps, root: Path, step: int) -> Staged:
     """Make an empty pending directory for a step, clearing a stale one first.
 
-    One that cannot be cleared becomes trash, which the next start tries to delete.
+    Where the name is taken by something that is not ours, or cannot be cleared, it gets a number behind it.
 
     Raises:
-        OSError: The disk failed, or the stale one can be neither cleared nor renamed.
+        NotADirectoryError: Something else is in the place of the step.
+        OSError: The disk failed.
     """
-    path = root / name_of(Kind.PENDING, step)
-    try:
-        ops.mkdir(path)
-    except FileExistsError:
+    check_place(root / name_of(Kind.COMMITTED, step))
+    leftovers: list[Leftover] = []
+    for path in paths_of(root, Kind.PENDING, step):
+        with contextlib.suppress(FileExistsError):
+            ops.mkdir(path)
+            break
         ops.sync_directory(root)
-        if clear(ops, path):
-            ops.rename(path, trash_name(root, step))
-            ops.sync_directory(root)
-        ops.mkdir(path)
-    return path
+        refusals = clear(ops, path)
+        leftovers += [Leftover.of(path, error) for error in refusals[:1]]
+        if not refusals:
+            ops.mkdir(path)
+            break
+    return Staged(path, leftovers)
 
 
 def seal(  # noqa: PLR0913, PLR0917 - what a manifest says, and where it goes
@@ -161,46 +190,61 @@ def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> di
     return records
 
 
-def move(ops: DiskOps, root: Path, step: int) -> Moved:
+def move(ops: DiskOps, pending: Path, step: int) -> Moved:
     """Give a sealed pending directory its committed name, which `make_durable` makes durable.
 
     Raises:
-        OSError: The disk failed. What was committed still is, and the pending directory is where it was.
+        NotADirectoryError: Something else is in the place of the step.
+        OSError: The disk failed, or does not let the step's former directory go. What was committed still is, and the
+            pending directory is where it was.
     """
-    pending = root / name_of(Kind.PENDING, step)
-    committed = root / name_of(Kind.COMMITTED, step)
-    swapped = root / name_of(Kind.SWAPPED, step)
-    settle(ops, swapped, committed, step)
-    if not committed.exists():
-        ops.rename(pending, committed)
-        return Moved(step=step, pending=pending, committed=committed, old=None)
-    if ops.exchange(pending, committed):
-        return Moved(step=step, pending=pending, committed=committed, old=pending)
-    ops.rename(committed, swapped)
-    try:
-        ops.rename(pending, committed)
-    except OSError as error:
-        undo(error, lambda: ops.rename(swapped, committed))
-        raise
-    return Moved(step=step, pending=pending, committed=committed, old=swapped)
+    root = pending.parent
+    committed, swapped, successor = (
+        root / name_of(kind, step) for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.SUCCESSOR)
+    )
+    leftovers: tuple[Leftover, ...] = ()
+    found = look(root, step)
+    if found.keys() - {Kind.COMMITTED}:
+        leftovers = tuple(settle(ops, root, step))
+        found = look(root, step)
+    for path, kind in ((committed, Kind.COMMITTED), (successor, Kind.SUCCESSOR)):
+        if found.get(kind) is False:
+            check_place(path)
+    name = standing(found)
+    current = None if name is None else root / name_of(name, step)
+    if current in (committed, successor):
+        try:
+            if ops.exchange(pending, current):
+                return Moved(step, pending, current, pending, was_renamed=True, leftovers=leftovers)
+            if current == committed and Kind.SWAPPED not in found:
+                _move_aside(ops, pending, committed, swapped)
+                return Moved(step, pending, committed, swapped, was_renamed=True, leftovers=leftovers)
+        except OSError as error:
+            if error.errno != errno.EXDEV or current == successor:
+                message = f"step {step} cannot be replaced: {explain(error, current)}"
+                raise OSError(error.errno, message, str(current)) from error
+    target = successor if Kind.COMMITTED in found or found.get(Kind.DELETED) else committed
+    ops.rename(pending, target)
+    return Moved(step, pending, target, current, leftovers=leftovers)
 
 
-def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
-    """Make moved names durable; what had the name before becomes trash, whose directory is returned.
+def make_durable(ops: DiskOps, moved: Moved) -> Published:
+    """Make moved names durable; what had the name before becomes trash.
 
     Raises:
         OSError: The disk failed. The names were moved back, if that could be done, and nothing was deleted: nobody
             knows which of them would survive a power cut.
     """
-    root, old = moved.committed.parent, moved.old
+    step, pending, path, old, was_renamed, _ = moved
+    root = path.parent
 
     def move_back() -> None:
-        if old == moved.pending:
-            ops.exchange(moved.pending, moved.committed)
+        if old == pending:
+            ops.exchange(pending, path)
             return
-        ops.rename(moved.committed, moved.pending)
-        if old is not None:
-            ops.rename(old, moved.committed)
+        ops.rename(path, pending)
+        if old is not None and was_renamed:
+            ops.rename(old, path)
 
     try:
         ops.sync_directory(root)
@@ -208,18 +252,26 @@ def make_durable(ops: DiskOps, moved: Moved) -> Path | None:
         undo(error, move_back)
         raise
     if old is None:
-        return None
-    trash = trash_name(root, moved.step)
-    try:
-        ops.rename(old, trash)
-    except OSError:  # the new one is durable, so the old one may as well be deleted where it is
-        return old
-    return trash
+        return Published(path, None, moved.leftovers)
+    trash, leftovers = take_away(ops, old, step)
+    if path.name == name_of(Kind.SUCCESSOR, step):
+        leftovers += give_plain_name(ops, root, step)
+        path = locate(root, step) or path
+    return Published(path, trash, (*moved.leftovers, *leftovers))
 
 
-def publish(ops: DiskOps, root: Path, step: int) -> Path | None:
+def publish(ops: DiskOps, pending: Path, step: int) -> Published:
     """Commit a sealed pending directory: `move`, then `make_durable`."""
-    return make_durable(ops, move(ops, root, step))
+    return make_durable(ops, move(ops, pending, step))
+
+
+def _move_aside(ops: DiskOps, pending: Path, committed: Path, swapped: Path) -> None:
+    ops.rename(committed, swapped)
+    try:
+        ops.rename(pending, committed)
+    except OSError as error:
+        undo(error, lambda: ops.rename(swapped, committed))
+        raise
 
 
 @contextlib.contextmanager

@@ -120,7 +120,11 @@ class Catalog:
             if step in self._records and self._records[step].identity == identity
         }
         self._standings.remove(self._begun | self._corrupt.keys())
-        news = [remark for remark in remarks if remark not in self._remarks]
+        return self.news(remarks)
+
+    def news(self, remarks: Iterable[str]) -> list[str]:
+        """Return those remarks on the directory that have not been returned before."""
+        news = [remark for remark in dict.fromkeys(remarks) if remark not in self._remarks]
         self._remarks.update(news)
         return news
 

@@ -16,21 +16,22 @@ from asyncckpt.disk.listing import nbytes_of
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.metric_file import clear_half_made, is_half_made, read_metric_file, write_metric_file
-from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
+from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import ConfigError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.saving.catalog import CheckpointRecord, Listed, arrange
-from asyncckpt.saving.directory import identity_of, read_listed, read_record, read_records, say_if_gone, scan_root
+from asyncckpt.saving.catalog import CheckpointRecord, Listed
+from asyncckpt.saving.directory import arrange_listed, identity_of, read_record, say_if_gone, scan_root
 from asyncckpt.saving.metric import metric_to_store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.disk.removal import Leftover
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.saving.metric import PolicyRequest
@@ -78,6 +79,27 @@ class Trash(NamedTuple):
     """What the disk had left, in bytes, when it was retired."""
 
 
+class Retired(NamedTuple):
+    """What came of steps that were to go."""
+
+    trash: tuple[Trash, ...]
+    refused: dict[int, Leftover]
+    """Why steps stay committed, by step."""
+    remarks: tuple[str, ...]
+    """What cannot be removed of steps that are deleted, and why."""
+
+
+class Swept(NamedTuple):
+    """What came of trash."""
+
+    done: int
+    """How many directories were dealt with, the first ones."""
+    left_nbytes: int
+    """What of them cannot be removed takes on the disk, in bytes."""
+    remarks: tuple[str, ...]
+    """What cannot be removed, and why."""
+
+
 class Written(NamedTuple):
     """What came of it."""
 
@@ -85,6 +107,8 @@ class Written(NamedTuple):
     """For the catalog alone: what the caller gets may be changed."""
     trash: tuple[Trash, ...]
     """What had the name before."""
+    remarks: tuple[str, ...]
+    """What cannot be removed, and why."""
     written_at: float
     """When the bytes were on the disk, by `time.perf_counter`."""
     returned: CheckpointRecord | None = None
@@ -142,7 +166,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
         nbytes += plan.nbytes
         context.stop.check()
         room.check_room(request.root, nbytes if request.min_free_nbytes is None else request.min_free_nbytes)
-        pending = publish.stage(ops, request.root, request.step)
+        pending, leftovers = publish.stage(ops, request.root, request.step)
         with SyncBatch(ops) as batch:
             files = {name: write_bytes(ops, pending / name, data, batch) for name, data in request.documents.items()}
             content = Content(plan, request.capture.snapshot, request.block_nbytes, request.progress)
@@ -151,7 +175,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
             place = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
             publish.seal(ops, pending, request.step, files, place, batch)
         context.stop.check()
-        moved = publish.move(ops, request.root, request.step)
+        moved = publish.move(ops, pending, request.step)
     except BaseException as error:
         is_over = request.is_last_try or not isinstance(error, room.NoRoomError)
         if pending is not None:
@@ -164,12 +188,11 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
         if is_over:
             request.capture.release()
     try:
-        old = publish.make_durable(ops, moved)
+        path, old, others = publish.make_durable(ops, moved)
     except OSError as error:
         _explain(error, request, nbytes)
         raise
     info = request.documents[TRAINING_INFO_NAME]
-    path = moved.committed
     record = CheckpointRecord(
         step=request.step,
         directory=str(path),
@@ -180,6 +203,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
         record=record,
         returned=replace(record, training_info=parse_training_info(info)),
         trash=_weigh(request.root, old),
+        remarks=_remarks(*leftovers, *others),
         written_at=written_at,
     )
 
@@ -195,7 +219,7 @@ def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) ->
             report a success that it is not. Otherwise they stay, and may be finalized again.
         Stopped: `stop` was set.
     """
-    pending = root / name_of(Kind.PENDING, step)
+    pending = root / path.name
     if path.absolute() != pending and not (path.parent.is_dir() and path.parent.samefile(root)):
         message = f"{path} is not in {root}: use what init_tmp_checkpoint returned"
         raise ValueError(message)
@@ -210,14 +234,15 @@ def finalize(ops: DiskOps, root: Path, path: Path, step: int, stop: StopFlag) ->
         except publish.UnsyncedError as error:
             _discard(ops, pending, error)
             raise
-        old = publish.publish(ops, root, step)
-    return Written(record=read_record(root, step), trash=_weigh(root, old), written_at=written_at)
+        committed, old, leftovers = publish.publish(ops, pending, step)
+    record = read_record(committed, step)
+    return Written(record=record, trash=_weigh(root, old), remarks=_remarks(*leftovers), written_at=written_at)
 
 
-def read_pending_info(root: Path, step: int) -> dict[str, Any] | None:
+def read_pending_info(path: Path) -> dict[str, Any] | None:
     """Read the training_info of a pending directory: None without a directory, empty if none can be read."""
     try:
-        directory = open_directory(root / name_of(Kind.PENDING, step))
+        directory = open_directory(path)
     except OSError:
         return None
     try:
@@ -228,28 +253,48 @@ def read_pending_info(root: Path, step: int) -> dict[str, Any] | None:
         os.close(directory)
 
 
-def begin_pending(ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes]) -> Path:
-    """Make a pending directory with its small files, for a caller who writes the rest."""
+def begin_pending(
+    ops: DiskOps, root: Path, step: int, documents: Mapping[str, bytes], made: list[Path]
+) -> tuple[str, ...]:
+    """Make a pending directory with its small files, for a caller who writes the rest.
+
+    Its path goes into `made`, so that a caller who is cancelled knows it. What is returned is `Written.remarks`.
+    """
     nbytes = sum(map(len, documents.values()))
     with room.explaining(root, lambda: f"its small files take {room.spell(nbytes)}", _ADVICE):
-        pending = publish.stage(ops, root, step)
+        pending, leftovers = publish.stage(ops, root, step)
+        made.append(pending)
         try:
             for name, data in documents.items():
                 write_bytes(ops, pending / name, data)
         except BaseException as error:
             _discard(ops, pending, error)
             raise
-    return pending
+    return _remarks(*leftovers)
 
 
-def retire(ops: DiskOps, root: Path, steps: Iterable[int]) -> tuple[tuple[Trash, ...], dict[int, OSError]]:
-    """Take away the committed names of steps, durably; return the trash, and why the steps stay that do.
+def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool) -> Retired:
+    """Take away the committed names of steps, as `removal.retire` does.
 
     Raises:
         OSError: The disk failed. The names were given back, if that could be done.
     """
-    refused: dict[int, OSError] = {}
-    return _weigh(root, *removal.retire(ops, root, steps, refused)), refused
+    trash, refused, leftovers = removal.retire(ops, root, steps, durably=durably)
+    return Retired(_weigh(root, *trash), refused, _remarks(*leftovers))
+
+
+def sweep(ops: DiskOps, root: Path, trash: Sequence[Trash], stop: StopFlag) -> Swept:
+    """Delete trash, as `removal.sweep` does.
+
+    Raises:
+        OSError: The directory could not be synced.
+    """
+    done, leftovers = removal.sweep(ops, root, [each.path for each in trash], stop)
+    return Swept(done, sum(nbytes_of(each.path) for each in leftovers), _remarks(*leftovers))
+
+
+def _remarks(*leftovers: Leftover) -> tuple[str, ...]:
+    return tuple(str(each) for each in leftovers)
 
 
 def free_nbytes(root: Path) -> int:
@@ -272,10 +317,10 @@ def _weigh(root: Path, *paths: Path | None) -> tuple[Trash, ...]:
 
 def take_directory(
     ops: DiskOps, root: Path, request: PolicyRequest, known: Mapping[int, CheckpointRecord]
-) -> tuple[DirectoryLock, Listed, list[OSError]]:
+) -> tuple[DirectoryLock, Listed]:
     """Become the directory's writer: make it, lock it, bring it into order, store the metric, list what is committed.
 
-    `known` is that of `read_records`. The errors are those of `removal.recover`: what stays, and why.
+    `known` is that of `read_records`.
 
     Raises:
         DirectoryLockedError: There is another writer.
@@ -286,10 +331,10 @@ def take_directory(
         publish.ensure_directory(ops, root)
         lock = acquire_lock(ops, root)
     try:
-        refusals = _recover(ops, root)
-        records, file = read_records(root, known), read_metric_file(root)
+        remarks += _recover(ops, root)
+        file = read_metric_file(root)
         remarks += _store_metric(ops, root, request, file)
-        return lock, arrange(records, request, file, remarks), refusals
+        return lock, arrange_listed(root, scan_root(root), request, file, known, remarks)
     except BaseException:
         lock.release()
         raise
@@ -327,29 +372,28 @@ def list_directory(
             raise ConfigError(is_checkpoint)
         remarks.append(f"{is_checkpoint}. What is saved here is deleted with it")
     if is_writer and (listing.has_leftovers or is_half_made(root)):
-        _tidy(ops, root)
+        remarks += _tidy(ops, root)
         listing = scan_root(root)
-    return arrange(read_listed(root, listing, {}), request, read_metric_file(root), remarks)
+    return arrange_listed(root, listing, request, read_metric_file(root), {}, remarks)
 
 
-def _recover(ops: DiskOps, root: Path) -> list[OSError]:
+def _recover(ops: DiskOps, root: Path) -> list[str]:
     """Bring a directory that a killed writer left into order, for the lock's holder; return what stays, and why."""
-    refusals = removal.recover(ops, root)
+    leftovers = removal.recover(ops, root)
     clear_half_made(ops, root)
-    return refusals
+    return [str(each) for each in leftovers]
 
 
-def _tidy(ops: DiskOps, root: Path) -> None:
-    """Bring a directory into order if a killed writer has left one behind and no writer is there now."""
+def _tidy(ops: DiskOps, root: Path) -> list[str]:
+    """Bring a directory into order if a killed writer has left one behind and no writer is there now, as `_recover`."""
     try:
         lock = acquire_lock(ops, root)
     except Exception:  # noqa: BLE001 - somebody else's to clear, or not ours to change: the first save will say so
-        return
+        return []
     try:
-        if lock.is_supported:  # else a writer may be at work for all we know
-            _recover(ops, root)
+        return _recover(ops, root) if lock.is_supported else []  # else a writer may be at work for all we know
     except OSError:
-        return  # as above
+        return []  # as above
     finally:
         lock.release()
 

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.diagnosis import describe_checkpoint
-from asyncckpt.disk.listing import Listing, scan
+from asyncckpt.disk.listing import Listing, scan, what_stands_at
 from asyncckpt.disk.metric_file import read_metric_file
-from asyncckpt.disk.names import TRAINING_INFO_NAME, Kind, name_of
+from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.documents import parse_training_info
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.catalog import NO_IDENTITY, CheckpointRecord, Identity, Listed, arrange
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.saving.metric import PolicyRequest
 
 _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -27,8 +28,20 @@ _SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 def list_again(root: Path, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
     """List a directory for a catalog, as `read_records` does."""
-    remarks = say_if_gone(root, known)
-    return arrange(read_records(root, known), request, read_metric_file(root), remarks)
+    return arrange_listed(root, scan_root(root), request, read_metric_file(root), known, say_if_gone(root, known))
+
+
+def arrange_listed(  # noqa: PLR0913, PLR0917 - what was found, and what it is for
+    root: Path,
+    listing: Listing,
+    request: PolicyRequest,
+    file: MetricFile,
+    known: Mapping[int, CheckpointRecord],
+    remarks: Iterable[str],
+) -> Listed:
+    """Read what was listed, for a catalog, and say what has a checkpoint's name and is none."""
+    strangers = (f"{name} is no checkpoint: {what_stands_at(root / name)}" for name in listing.strangers)
+    return arrange(read_listed(root, listing, known), request, file, (*remarks, *strangers))
 
 
 def say_if_gone(root: Path, known: Mapping[int, CheckpointRecord]) -> list[str]:
@@ -94,11 +107,11 @@ def read_listed(root: Path, listing: Listing, known: Mapping[int, CheckpointReco
     return records
 
 
-def read_record(root: Path, step: int) -> CheckpointRecord:
-    """Read one committed checkpoint's record."""
-    at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def read_record(path: Path, step: int) -> CheckpointRecord:
+    """Read the record of the checkpoint that a directory holds."""
+    at = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return _record(step, _below(root), name_of(Kind.COMMITTED, step), at)
+        return _record(step, _below(path.parent), path.name, at)
     finally:
         os.close(at)
 

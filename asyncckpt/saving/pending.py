@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from asyncckpt.disk import removal
-from asyncckpt.disk.names import Kind, name_of, parse_name
+from asyncckpt.disk.names import Kind, parse_name
 from asyncckpt.errors import StepExistsError
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
@@ -51,13 +51,16 @@ class PendingDirectories:
         self._writer.reserve_step(step)
         try:
             await self._writer.take_directory()
+            made: list[Path] = []
             try:
-                path = await self._change(commit.begin_pending, self._ops, self._root, step, documents)
+                remarks = await self._change(commit.begin_pending, self._ops, self._root, step, documents, made)
             except asyncio.CancelledError as error:  # it has been made, and nobody will ever know
-                await self.discard(self._root / name_of(Kind.PENDING, step), error)
+                for path in made:
+                    await self.discard(path, error)
                 raise
+            self._writer.remark(remarks)
             self._writer.begun.add(step)
-            return path
+            return made[0]
         finally:
             self._writer.free_step(step)
 
@@ -76,13 +79,14 @@ class PendingDirectories:
 
         async def action() -> None:
             await self._writer.take_directory()
-            info = await self._writer.grace.run(StopFlag(), commit.read_pending_info, self._root, step)
+            info = await self._writer.grace.run(StopFlag(), commit.read_pending_info, self._root / path.name)
             if info is not None and (lack := self._metric.check(step, info)) is not None:
                 self._writer._warn(lack)  # noqa: SLF001 - this runs in the writer's task
             self._catalog.begin(step)
             stop = StopFlag()
             written = await self._writer.change(stop, commit.finalize, self._ops, self._root, path, step, stop)
             self._catalog.add(written.record)
+            self._writer.remark(written.remarks)
             self._writer.retirement.sweep(written.trash)
             await self._writer.retirement.prune_after(step)
 

@@ -34,7 +34,8 @@ class Primitives(Session):
             run_config: Written to ``config.yaml`` if given.
 
         Returns:
-            The directory, ``tmp_step_{step}``. A stale one was cleared first.
+            The directory, ``tmp_step_{step}``. A stale one was cleared first; where that cannot be done, or the name
+            is taken by something else, a number follows.
 
         Raises:
             StepExistsError: A save of this step is in flight.
@@ -77,6 +78,10 @@ class Primitives(Session):
     async def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002 - a given name
         """Apply the retention policy, after everything queued so far.
 
+        When this returns, what the policy gives up is committed no more. Its files are deleted beside the program, and
+        before this returns if they hold more than half as much as the disk has left: ``statistics().trash_nbytes``. A
+        step that cannot be removed stays, and a warning names what is in the way.
+
         Args:
             exclude_latest: Whether the newest checkpoint stays whatever the policy says.
         """
@@ -87,6 +92,7 @@ class Primitives(Session):
         async def action() -> None:
             await here.writer.take_directory()
             await here.writer.retirement.prune(exclude_latest=exclude_latest)
+            await here.writer.retirement.finish_if_short()
 
         await here.writer.perform(action)
 

@@ -33,7 +33,7 @@ from asyncckpt.saving.retirement import Retirement
 from asyncckpt.saving.tracking import SaveState, SaveTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from asyncckpt.config import Settings
     from asyncckpt.disk.lock import DirectoryLock
@@ -121,7 +121,9 @@ class Writer:
         self.is_closing = False
         self.grace = Grace(jobs, settings.grace)
         self.grace.on_ending = self.close
-        self.retirement = Retirement(settings, ops, self.grace, catalog, self.loading, self._warn, self.change)
+        self.retirement = Retirement(
+            settings, ops, self.grace, catalog, self.loading, self._warn, self.remark, self.change
+        )
         self.task = asyncio.Task(
             self._run(), loop=self._loop, name=f"asyncckpt writer {self._root}", context=contextvars.Context()
         )
@@ -187,7 +189,7 @@ class Writer:
 
     async def _take_directory(self) -> None:
         try:
-            lock, listed, refusals = await self._jobs.run_stoppable(
+            lock, listed = await self._jobs.run_stoppable(
                 self.grace.hasten,
                 commit.change,
                 self._root,
@@ -203,8 +205,6 @@ class Writer:
         self.lock = lock
         for remark in self._catalog.replace(listed):
             self._warn(f"{self._root}: {remark}")
-        for refusal in refusals:
-            self._warn(f"{self._root}: a leftover cannot be removed: {refusal}; the next start tries again")
         if not lock.is_supported:
             self._warn(f"{self._root} has no file locks: nothing keeps a second writer away")
 
@@ -351,11 +351,14 @@ class Writer:
             self._end(item, SaveState.FAILED, cause=stopped if item.stop.is_set else error)
         else:
             self._catalog.add(written.record)
+            self.remark(written.remarks)
             self.retirement.sweep(written.trash)
             tracker.time("written", written.written_at)
             tracker.time("committed")
-            self._end(item, SaveState.COMMITTED, record=written.returned)
-            await self.retirement.prune_after(item.tracker.step)
+            try:  # first, so that `steps` and the disk show what retention keeps when the handle resolves
+                await self.retirement.prune_after(tracker.step)
+            finally:
+                self._end(item, SaveState.COMMITTED, record=written.returned)
         finally:
             self._writing = None
 
@@ -436,6 +439,11 @@ class Writer:
         if self._writing is not None and not self._writing.tracker.is_done:
             self._end(self._writing, SaveState.FAILED, cause=error)
         self.close()
+
+    def remark(self, remarks: Iterable[str]) -> None:
+        """Warn of what there is to say of the directory, and has not been said before."""
+        for remark in self._catalog.news(remarks):
+            self._warn(f"{self._root}: {remark}")
 
     def _warn(self, message: str) -> None:
         try:

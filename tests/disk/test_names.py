@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 
-from asyncckpt.disk.names import Kind, name_of, parse_name
+from asyncckpt.disk.names import Kind, name_of, parse_name, paths_of
 
 STEPS = [0, 1, 9, 10, 1234567890, 2**63, 10**19, 2**64, 10**40]
 
@@ -16,10 +19,13 @@ def test_a_name_is_read_back(kind: Kind, step: int) -> None:
     assert parse_name(name_of(kind, step)) == (kind, step)
 
 
-@pytest.mark.parametrize("name", ["trash_step_3.1", "trash_step_3.12"])
-def test_trash_may_carry_a_number(name: str) -> None:
-    """Trash of a step that was deleted before is told from the first."""
-    assert parse_name(name) == (Kind.TRASH, 3)
+@pytest.mark.parametrize("kind", [Kind.PENDING, Kind.TRASH])
+def test_what_means_nothing_may_carry_a_number(kind: Kind) -> None:
+    """Where a name is taken, there is another one."""
+    names = [path.name for path in itertools.islice(paths_of(Path("runs"), kind, 3), 13)]
+    assert names[0] == name_of(kind, 3)
+    assert names[12] == f"{kind}3.12"
+    assert {parse_name(name) for name in names} == {(kind, 3)}
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,9 @@ def test_trash_may_carry_a_number(name: str) -> None:
         "step_\u0661",  # a digit to Python, not to us
         "step_1.1",
         "old_step_1.1",
-        "tmp_step_1.1",
+        "new_step_1.1",
+        "deleted_step_1.1",
+        "trash_step_1.0",
         "Step_1",
         "my_step_1",
         "tmp_step_",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -38,6 +40,13 @@ CASES = {
     "old_step_1 step_1 trash_step_1 tmp_step_1": {"step_1": "step_1"},
     "step_1 tmp_step_1": {"step_1": "step_1"},
     "old_step_10 step_1 old_step_1 tmp_step_2": {"step_10": "old_step_10", "step_1": "step_1"},
+    "new_step_1": {"step_1": "new_step_1"},
+    "new_step_1 step_1": {"step_1": "new_step_1"},
+    "new_step_1 old_step_1 deleted_step_1": {"step_1": "new_step_1"},
+    "deleted_step_1": {},
+    "deleted_step_1 step_1": {},
+    "deleted_step_1 step_1 old_step_1 tmp_step_1.3": {},
+    "deleted_step_1 new_step_1 step_1 step_2": {"step_1": "new_step_1", "step_2": "step_2"},
     "step_1-hf tmp_step_01 old_1 trash_x my_step_3": {
         name: name for name in ("step_1-hf", "tmp_step_01", "old_1", "trash_x", "my_step_3")
     },
@@ -66,15 +75,15 @@ def test_may_be_cut_off_anywhere(tmp_path: Path, names: str) -> None:
         before = listing.scan(root).committed.keys()
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position, lasting=lasting)
-        try:
-            removal.recover(disk, root)
-        except OSError:
-            assert listing.scan(root).committed.keys() == before
-            removal.recover(FaultyDisk(), root)
-            assert tree(root) == CASES[names]
-        else:
+        left = None
+        with contextlib.suppress(OSError):
+            left = removal.recover(disk, root)
+        if left == []:
             assert len(disk.operations) == position >= 1
             break
+        assert listing.scan(root).committed.keys() == before
+        assert removal.recover(FaultyDisk(), root) == []
+        assert tree(root) == CASES[names]
 
 
 def test_nothing_is_deleted_before_the_names_are_durable(tmp_path: Path) -> None:
@@ -104,6 +113,13 @@ def test_readers_take_a_lone_old_one(tmp_path: Path) -> None:
     assert listing.locate(tmp_path, 1) == tmp_path / "old_step_1"
     assert listing.locate(tmp_path, 2) == tmp_path / "step_2"
     assert listing.locate(tmp_path, 3) is None
+    make(tmp_path, "new_step_2 deleted_step_1")
+    assert listing.scan(tmp_path).committed == {2: "new_step_2"}
+    assert listing.locate(tmp_path, 1) is None
+    assert listing.locate(tmp_path, 2) == tmp_path / "new_step_2"
+    (tmp_path / "deleted_step_1" / "sub" / "who").unlink()
+    (tmp_path / "deleted_step_1" / "sub").rmdir()
+    (tmp_path / "deleted_step_1").rmdir()
     assert listing.missing(tmp_path, [1, 2, 3, 4]) == [3, 4]
 
 
@@ -115,7 +131,10 @@ def test_only_directories_count(tmp_path: Path) -> None:
     (tmp_path / "step_5").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     removal.recover(FaultyDisk(), tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
-    assert listing.scan(tmp_path).committed == {}
+    found = listing.scan(tmp_path)
+    assert found.committed == {}
+    assert found.strangers == ("old_step_3", "step_1", "step_5")
+    assert not found.has_leftovers
 
 
 def test_no_directory_yet(tmp_path: Path) -> None:
@@ -125,7 +144,7 @@ def test_no_directory_yet(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
 
 
-REFUSALS = [errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOTEMPTY]
+REFUSALS = [errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOTEMPTY, errno.EIO, errno.EROFS, errno.ESTALE]
 
 
 @pytest.mark.parametrize("code", REFUSALS)
@@ -154,15 +173,19 @@ def test_an_old_step_that_cannot_be_moved_back_is_still_the_step(tmp_path: Path)
 
 
 @pytest.mark.parametrize("code", REFUSALS)
-def test_a_pending_directory_that_cannot_be_cleared_makes_place(tmp_path: Path, code: int) -> None:
-    """A step whose stale pending directory stays is staged all the same: the stale one becomes trash."""
-    make(tmp_path, "tmp_step_2 trash_step_2")
+def test_a_pending_directory_that_cannot_be_cleared_gets_a_number(tmp_path: Path, code: int) -> None:
+    """A step whose stale pending directory stays is staged all the same, and what stays is named."""
+    make(tmp_path, "tmp_step_2")
+    (tmp_path / "tmp_step_2.1").touch()
     disk = FaultyDisk()
     disk.fail("unlink", code)
-    pending = publish.stage(disk, tmp_path, 2)
-    assert pending.name == "tmp_step_2"
+    pending, leftovers = publish.stage(disk, tmp_path, 2)
+    assert pending.name == "tmp_step_2.2"
     assert list(pending.iterdir()) == []
-    assert {path.name for path in tmp_path.iterdir()} == {"tmp_step_2", "trash_step_2", "trash_step_2.1"}
+    assert [each.path.name for each in leftovers] == ["tmp_step_2", "tmp_step_2.1"]
+    assert os.strerror(code) in str(leftovers[0])
+    removal.recover(FaultyDisk(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tmp_step_2.1"]  # a file is nobody's
 
 
 def test_a_sweep_deletes_the_rest_before_it_says_what_stays(tmp_path: Path) -> None:
@@ -170,6 +193,17 @@ def test_a_sweep_deletes_the_rest_before_it_says_what_stays(tmp_path: Path) -> N
     make(tmp_path, "trash_step_1 trash_step_2")
     disk = FaultyDisk()
     disk.fail("unlink", errno.EACCES)
-    with pytest.raises(PermissionError):
-        removal.sweep(disk, tmp_path, [tmp_path / "trash_step_1", tmp_path / "trash_step_2"])
+    done, (leftover,) = removal.sweep(disk, tmp_path, [tmp_path / "trash_step_1", tmp_path / "trash_step_2"])
+    assert done == 2
+    assert leftover.path == tmp_path / "trash_step_1"
+    assert "trash_step_1 cannot be removed: Permission denied (sub/who)" in str(leftover)
     assert tree(tmp_path) == {"trash_step_1": "trash_step_1"}
+
+
+def test_what_is_deleted_meanwhile_is_gone(tmp_path: Path) -> None:
+    """A file that somebody else has just removed is not in the way."""
+    make(tmp_path, "trash_step_1")
+    disk = FaultyDisk()
+    disk.fail("unlink", (tmp_path / "trash_step_1" / "sub" / "who").unlink)
+    assert removal.recover(disk, tmp_path) == []
+    assert list(tmp_path.iterdir()) == []

@@ -43,7 +43,7 @@ _CALLS = {
     "fsync": 3 + 2,
     "close": 3 + 2,
     "rename": 1,
-    "stat": 3,  # an overwrite to be settled, one to be done, and which directory it is that has the name now
+    "stat": 1 + 4 + 1,  # what has the step's name, then all names that it may have, and the directory that has it now
 }
 
 

@@ -62,7 +62,7 @@ async def assert_nothing_happened(manager: CheckpointManager, step: int, path: P
     await manager.flush()
     assert manager.steps() == []
     assert step not in manager._here().writer.in_flight
-    assert manager.statistics() == (0, 0, None)
+    assert manager.statistics() == (0, 0, None, 0)
     assert list(path.glob("*step*")) == []
     with anyio.fail_after(30):
         handle = await manager.save(step, {"again": np.ones(MIB)})
@@ -100,7 +100,7 @@ async def test_while_waiting_for_room(tmp_path: Path) -> None:
             assert not done
             staged = manager.statistics().staged_nbytes
             await interrupted(second)
-            assert manager.statistics() == (0, staged, None)
+            assert manager.statistics() == (0, staged, None, 0)
             third = await manager.save(3, {})
             assert 2 not in manager._here().writer.in_flight
         await asyncio.gather(first, third)

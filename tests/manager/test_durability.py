@@ -285,7 +285,7 @@ async def test_not_listed_before_the_parent_is_synced(tmp_path: Path) -> None:
 
 async def test_a_listing_does_not_lose_a_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A `refresh` that listed the directory before a commit does not take the commit out of the catalog again."""
-    listed = listing.read_records
+    listed = listing.read_listed
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
         await (await manager.save(0, content(0, 0)))
         gate = Gate()
@@ -295,7 +295,7 @@ async def test_a_listing_does_not_lose_a_commit(tmp_path: Path, monkeypatch: pyt
             gate()
             return records
 
-        monkeypatch.setattr(listing, "read_records", late)
+        monkeypatch.setattr(listing, "read_listed", late)
         with gate:
             refreshing = asyncio.create_task(manager.refresh())
             await gate.reached()
@@ -493,9 +493,8 @@ async def test_a_failed_prune_only_warns(tmp_path: Path) -> None:
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk, keep_latest_k=1) as manager:
         await (await manager.save(1, content(1, 0), training_info={"version": 0}))
         disk.fail("rename", errno.EIO, path_part="step_1")
-        await (await manager.save(2, content(2, 0)))
-        with pytest.warns(asyncckpt.CheckpointWarning, match="pruning after step 2 failed"):
-            await manager.flush()
+        with pytest.warns(asyncckpt.CheckpointWarning, match="step 1 cannot be pruned: step_1: Input/output error"):
+            await (await manager.save(2, content(2, 0)))
         assert manager.steps() == [1, 2]
         assert await version_of(manager, 1) == 0
         await (await manager.save(3, content(3, 0)))
@@ -509,7 +508,7 @@ async def test_a_prune_that_fails_behind_a_finalize_only_warns(tmp_path: Path) -
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk, keep_latest_k=1) as manager:
         await (await manager.save(1, content(1, 0)))
         disk.fail("rename", errno.EIO, path_part="step_1")
-        with pytest.warns(asyncckpt.CheckpointWarning, match="pruning after step 2 failed"):
+        with pytest.warns(asyncckpt.CheckpointWarning, match="step 1 cannot be pruned"):
             await manager.finalize_checkpoint(await manager.init_tmp_checkpoint(2, {}))
         assert manager.steps() == [1, 2]
 
@@ -521,8 +520,9 @@ async def test_a_failed_sweep_only_warns(tmp_path: Path) -> None:
         await (await manager.save(1, content(1, 0)))
         disk.fail("unlink", errno.EIO)
         await manager.delete(1)
-        with pytest.warns(asyncckpt.CheckpointWarning, match="deleting old checkpoints failed"):
+        with pytest.warns(asyncckpt.CheckpointWarning, match="trash_step_1 cannot be removed: Input/output error"):
             await manager.aclose()
+        assert manager.statistics().trash_nbytes > 0
     assert (tmp_path / "trash_step_1").exists()
     assert await look(tmp_path) == {}
     assert names_in(tmp_path) == [".lock"]
@@ -590,22 +590,23 @@ async def test_without_locks_opening_clears_nothing(tmp_path: Path, monkeypatch:
 
 
 async def test_what_cannot_be_cleared_does_not_keep_readers_out(tmp_path: Path) -> None:
-    """A leftover that this process may not remove is no reason not to load, or to save; the first save warns of it."""
+    """A leftover that this process may not remove is no reason not to load, or to save; a warning names it once."""
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
         await (await manager.save(1, content(1, 0), training_info={"version": 0}))
-    (tmp_path / "tmp_step_2").mkdir()
+    (tmp_path / "tmp_step_4").mkdir()
     disk = FaultyDisk()
-    disk.fail("rmdir", errno.EACCES, lasting=True)
-    async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
-        assert await version_of(manager, 1) == 0
-        with pytest.warns(asyncckpt.CheckpointWarning, match="tmp_step_2") as caught:
+    disk.fail("rmdir", errno.EACCES, lasting=True, path_part="tmp_step_4")
+    with pytest.warns(asyncckpt.CheckpointWarning, match="tmp_step_4 cannot be removed: Permission denied") as caught:
+        async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
+            assert len(caught) == 1
+            assert await version_of(manager, 1) == 0
             await (await manager.save(3, content(3, 0)))
             await (await manager.save(4, content(4, 0)))
-        assert len(caught) == 1
+    assert len(caught) == 1
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
         await (await manager.save(5, content(5, 0)))
         assert manager.steps() == [1, 3, 4, 5]
-    assert not (tmp_path / "tmp_step_2").exists()
+    assert not (tmp_path / "tmp_step_4").exists()
 
 
 async def test_an_overwrite_cut_short_is_read_before_recovery(tmp_path: Path) -> None:

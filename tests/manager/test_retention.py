@@ -304,20 +304,42 @@ async def test_what_a_save_returned_may_be_changed(tmp_path: Path) -> None:
         assert manager.best_step() == 2
 
 
-async def test_a_step_that_cannot_be_renamed_is_named_once_and_keeps_no_other(tmp_path: Path) -> None:
-    """The others are pruned, the stuck one is not tried at each save, and the next manager tries again."""
+async def test_steps_that_cannot_be_renamed_are_named_once_and_keep_no_other(tmp_path: Path) -> None:
+    """The others are pruned; the stuck ones are tried again, one with each prune, in turn, and all when asked to."""
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
-        await (await manager.save(1, {"a": 1}))
+        for step in (1, 2):
+            await (await manager.save(step, {"a": step}))
     disk = FaultyDisk()
-    disk.fail("rename", errno.EBUSY, path_part="/step_1")
-    with pytest.warns(UserWarning, match="step 1 cannot be pruned") as caught:
+    for step in (1, 2):
+        disk.fail("rename", errno.EBUSY, path_part=f"/step_{step}", lasting=True)
+
+    def tried() -> list[str]:
+        names = [each.path.name for each in disk.operations if each.name == "rename"]
+        disk.operations.clear()
+        return [name for name in names if name in ("step_1", "step_2")]
+
+    with pytest.warns(asyncckpt.CheckpointWarning, match=r"step [12] cannot be pruned: .* busy") as caught:
         async with asyncckpt.CheckpointManager(tmp_path, keep_latest_k=1, disk=disk) as manager:
-            for step in (20, 30, 40):
+            found = []
+            for step in (30, 40, 50, 60):
                 await (await manager.save(step, {"a": step}))
-            await manager.flush()
-            assert manager.steps() == [1, 40]
-    assert len(caught) == 1
-    async with asyncckpt.CheckpointManager(tmp_path, keep_latest_k=1) as manager:
-        await (await manager.save(50, {"a": 50}))
-        await manager.flush()
-        assert manager.steps() == [50]
+                found.append(tried())
+            assert found == [["step_1", "step_2"], ["step_1"], ["step_2"], ["step_1"]]
+            assert manager.steps() == [1, 2, 60]
+            await manager.remove_old_checkpoints()
+            assert tried() == ["step_2", "step_1"]
+            disk.heal()
+            await manager.remove_old_checkpoints()
+            assert manager.steps() == [60]
+    assert len(caught) == 2
+
+
+async def test_what_retention_keeps_shows_when_the_handle_resolves(tmp_path: Path) -> None:
+    """In `steps`, and on the disk: what is pruned has lost its name by then."""
+    async with asyncckpt.CheckpointManager(tmp_path, keep_latest_k=2) as manager:
+        for step in range(5):
+            await (await manager.save(step, {"a": step}))
+            kept = list(range(max(step - 1, 0), step + 1))
+            assert manager.steps() == kept
+            names = [path.name for path in await asyncio.to_thread(lambda: list(tmp_path.glob("step_*")))]
+            assert sorted(names) == [f"step_{each}" for each in kept]

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncckpt import CheckpointManager, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
+from asyncckpt import (
+    CheckpointManager,
+    CheckpointNotFoundError,
+    CheckpointWarning,
+    CorruptCheckpointError,
+    SaveFailedError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,29 +56,70 @@ async def test_a_listing_reads_nothing_outside(tmp_path: Path) -> None:
             assert manager.best_step() == 1
 
 
-async def test_a_link_is_no_checkpoint(tmp_path: Path) -> None:
-    """A link to a checkpoint elsewhere is neither listed nor loaded."""
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_a_link_is_no_checkpoint(tmp_path: Path, *, read_only: bool) -> None:
+    """A link to a checkpoint elsewhere is neither listed nor loaded, which is said once."""
     root = tmp_path / "runs"
     await save(root, 1, 2)
     (root / "step_2").rename(tmp_path / "elsewhere")
     (root / "step_2").symlink_to(tmp_path / "elsewhere")
-    async with CheckpointManager(root) as manager:
-        assert manager.steps() == [1]
-        with pytest.raises(CheckpointNotFoundError):
-            await manager.load(2)
+    with pytest.warns(CheckpointWarning, match="step_2 is no checkpoint: it is a symbolic link") as caught:
+        async with CheckpointManager(root, read_only=read_only) as manager:
+            assert manager.steps() == [1]
+            await manager.refresh()
+            with pytest.raises(CheckpointNotFoundError):
+                await manager.load(2)
+            if not read_only:
+                await (await manager.save(3, {}))
+    assert len(caught) == 1
 
 
-@pytest.mark.parametrize("name", ["step_2", "tmp_step_2", "old_step_2", "trash_step_2"])
-async def test_what_a_link_leads_to_stays(tmp_path: Path, name: str) -> None:
-    """Saving where a link stands takes the link away, and nothing below it."""
+@pytest.mark.filterwarnings("ignore:.*is no checkpoint")
+@pytest.mark.parametrize("leads_to", ["elsewhere", "nowhere"])
+@pytest.mark.parametrize("overwrite", [False, True])
+async def test_a_link_in_the_place_of_a_step_is_never_replaced(
+    tmp_path: Path, leads_to: str, *, overwrite: bool
+) -> None:
+    """To save or delete such a step is an error that names the link, which stays, like all that it leads to."""
     root = tmp_path / "runs"
     await save(root, 1)
     shutil.copytree(root / "step_1", tmp_path / "elsewhere")
     before = sorted(path.name for path in (tmp_path / "elsewhere").iterdir())
-    (root / name).symlink_to(tmp_path / "elsewhere")
-    async with CheckpointManager(root) as manager:
-        await manager.save(2, {"step": 2}, overwrite=True)
-        await manager.flush()
-        assert (await manager.load(2)).state == {"step": 2}
-        await manager.delete(2)
+    (root / "step_2").symlink_to(tmp_path / leads_to)
+    async with CheckpointManager(root, keep_latest_k=1) as manager:
+        with pytest.raises(SaveFailedError, match="step_2: it is a symbolic link"):
+            await (await manager.save(2, {"step": 2}, overwrite=overwrite))
+        with pytest.raises(NotADirectoryError, match=r"step 2 cannot be deleted: .*symbolic link"):
+            await manager.delete(2)
+        with pytest.raises(NotADirectoryError, match="step_2: it is a symbolic link"):
+            await manager.init_tmp_checkpoint(2, {})
+        await (await manager.save(3, {}))
+        assert manager.steps() == [3]
+    assert (root / "step_2").is_symlink()
     assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == before
+
+
+@pytest.mark.filterwarnings("ignore:.*(is no checkpoint|cannot be removed)")
+@pytest.mark.parametrize("name", ["tmp_step_2", "old_step_2", "trash_step_2", "deleted_step_2"])
+@pytest.mark.parametrize("kind", ["link", "file"])
+async def test_what_has_another_name_of_ours_is_in_nobodys_way(tmp_path: Path, name: str, kind: str) -> None:
+    """A link, or a file, stays; saving, overwriting and deleting the step go on beside it."""
+    root = tmp_path / "runs"
+    await save(root, 1)
+    if kind == "link":
+        shutil.copytree(root / "step_1", tmp_path / "elsewhere")
+        (root / name).symlink_to(tmp_path / "elsewhere")
+    else:
+        (root / name).write_text("mine")
+    async with CheckpointManager(root) as manager:
+        for version in (1, 2):
+            await (await manager.save(2, {"version": version}, overwrite=True))
+        assert (await manager.load(2)).state == {"version": 2}
+        async with manager.checkpoint(3) as path:
+            (path / "file").touch()
+        await manager.delete(2)
+    assert sorted(path.name for path in root.iterdir()) == sorted([".lock", name, "step_1", "step_3"])
+    if kind == "link":
+        assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == sorted(
+            path.name for path in (root / "step_1").iterdir()
+        )

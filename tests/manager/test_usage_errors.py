@@ -396,7 +396,7 @@ async def test_after_it_is_closed(tmp_path: Path, use: str) -> None:
     with pytest.raises(ManagerClosedError):
         await do(use, manager)
     await manager.aclose()
-    assert manager.statistics() == (0, 0, None)
+    assert manager.statistics() == (0, 0, None, 0)
 
 
 async def test_opened_twice(tmp_path: Path) -> None:
@@ -550,7 +550,7 @@ async def test_statistics(tmp_path: Path) -> None:
     """`statistics` tells queue depth, staged bytes and the last committed step."""
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
-        assert manager.statistics() == (0, 0, None)
+        assert manager.statistics() == (0, 0, None, 0)
         with hold(disk) as gate:
             handles = [await manager.save(1, np.ones(1 << 20))]
             await gate.reached()
@@ -560,7 +560,7 @@ async def test_statistics(tmp_path: Path) -> None:
             assert found.staged_nbytes == sum(each.captured_nbytes for each in handles) >= 3 << 23
             assert found.last_committed_step is None
         await asyncio.gather(*handles)
-        assert manager.statistics() == (0, 0, 3)
+        assert manager.statistics() == (0, 0, 3, 0)
 
 
 @pytest.mark.parametrize(("period", "expected"), [(None, [0, 1, 2, 3, 4]), (1, [0, 1, 2, 3, 4]), (2, [0, 2, 4])])

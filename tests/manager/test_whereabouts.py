@@ -192,6 +192,7 @@ async def test_a_checkpoint_of_another_name(tmp_path: Path, which: Any) -> None:
         await manager.load(50)
 
 
+@pytest.mark.filterwarnings("ignore:.*step_50 is no checkpoint")
 async def test_a_link_to_a_checkpoint(tmp_path: Path) -> None:
     """A symbolic link is not followed by its name, which is said, and is by its path."""
     await fill(tmp_path / "a", 50)

@@ -72,9 +72,9 @@ BUGS = (
         (
             (
                 "saving/commit.py",
-                "        old = publish.make_durable(ops, moved)\n",
+                "        path, old, others = publish.make_durable(ops, moved)\n",
                 (
-                    "        old = None\n"
+                    "        path, old, others = moved.committed, None, ()\n"
                     "        __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
                 ),
             ),
@@ -101,11 +101,8 @@ BUGS = (
         (
             (
                 "disk/removal.py",
-                "        ops.sync_directory(root)\n    except OSError as error:\n        for path, trash",
-                (
-                    "        for _, each in retired:\n            discard(ops, each)\n"
-                    "    except OSError as error:\n        for path, trash"
-                ),
+                "        if durably or marked:\n            ops.sync_directory(root)\n",
+                "        for each in trash:\n            discard(ops, each)\n",
             ),
         ),
         (("power-cut", "msgpack/delete/1"),),
@@ -115,8 +112,8 @@ BUGS = (
         (
             (
                 "disk/removal.py",
-                "                    ops.rename(path, trash)\n",
-                "                    discard(ops, path)\n",
+                "        ops.rename(path, into)\n",
+                "        discard(ops, path)\n",
             ),
         ),
         (("kill", "msgpack/delete/1"), ("power-cut", "msgpack/delete/1")),
@@ -126,22 +123,26 @@ BUGS = (
         (
             (
                 "saving/commit.py",
-                "        moved = publish.move(ops, request.root, request.step)\n    except",
+                "        moved = publish.move(ops, pending, request.step)\n    except",
                 (
-                    "        kinds = (Kind.PENDING, Kind.COMMITTED)\n"
-                    "        names = [request.root / name_of(kind, request.step) for kind in kinds]\n"
-                    "        moved = publish.Moved(request.step, *names, None)\n    except"
+                    "        committed = request.root / f'step_{request.step}'\n"
+                    "        moved = publish.Moved(request.step, pending, committed, None)\n    except"
                 ),
             ),
-            ("saving/commit.py", "        old = publish.make_durable(ops, moved)\n", "        old = None\n"),
+            (
+                "saving/commit.py",
+                "        path, old, others = publish.make_durable(ops, moved)\n",
+                "        path, old, others = moved.committed, None, ()\n",
+            ),
             (
                 "saving/writer.py",
-                "            self._end(item, SaveState.COMMITTED, record=written.returned)\n",
+                "                self._end(item, SaveState.COMMITTED, record=written.returned)\n",
                 (
-                    "            self._end(item, SaveState.COMMITTED, record=written.returned)\n"
-                    "            for _ in range(50):\n"
-                    "                await asyncio.sleep(0)\n"
-                    "            await self._jobs.run(commit.publish.publish, self._ops, self._root, handle.step)\n"
+                    "                self._end(item, SaveState.COMMITTED, record=written.returned)\n"
+                    "                for _ in range(50):\n"
+                    "                    await asyncio.sleep(0)\n"
+                    "                pending = self._root / f'tmp_step_{handle.step}'\n"
+                    "                await self._jobs.run(commit.publish.publish, self._ops, pending, handle.step)\n"
                 ),
             ),
         ),
@@ -155,10 +156,10 @@ BUGS = (
                 "saving/commit.py",
                 (
                     "place, batch)\n        context.stop.check()\n"
-                    "        moved = publish.move(ops, request.root, request.step)\n"
+                    "        moved = publish.move(ops, pending, request.step)\n"
                 ),
                 (
-                    "place, batch)\n            moved = publish.move(ops, request.root, request.step)\n"
+                    "place, batch)\n            moved = publish.move(ops, pending, request.step)\n"
                     "            batch.sync()\n"
                 ),
             ),
@@ -205,12 +206,8 @@ BUGS = (
         (
             (
                 "disk/publish.py",
-                (
-                    "        ops.sync_directory(root)\n        if clear(ops, path):\n"
-                    "            ops.rename(path, trash_name(root, step))\n            ops.sync_directory(root)\n"
-                    "        ops.mkdir(path)\n"
-                ),
-                "        pass\n",
+                "        ops.sync_directory(root)\n        refusals = clear(",
+                "        break\n        refusals = clear(",
             ),
         ),
         (("fault", "msgpack/save/1"),),
@@ -220,8 +217,8 @@ BUGS = (
         (
             (
                 "disk/removal.py",
-                "        ops.rename(swapped, committed)\n        return\n",
-                "        ops.rename(swapped, trash_name(swapped.parent, step))\n        return\n",
+                "            leftovers += _renamed(ops, swapped, committed)\n",
+                "            leftovers += take_away(ops, swapped, step)[1]\n",
             ),
         ),
         (("kill", "msgpack/recover/1"), ("power-cut", "msgpack/overwrite-renaming/1")),
@@ -236,9 +233,9 @@ BUGS = (
         (
             (
                 "saving/commit.py",
-                "        pending = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
+                "        pending, leftovers = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
                 (
-                    "        pending = publish.stage(ops, request.root, request.step)\n"
+                    "        pending, leftovers = publish.stage(ops, request.root, request.step)\n"
                     "        if (pool := getattr(request.snapshot, '_pool', None)) is not None:\n"
                     "            pool.give(list(request.snapshot._buffers))\n"
                     "        with SyncBatch"
