@@ -37,6 +37,7 @@ import asyncckpt.disk.removal
 import asyncckpt.disk.room
 import asyncckpt.formats.hdf5
 import asyncckpt.formats.msgpack
+import asyncckpt.keyed._hdf5_changed
 import asyncckpt.keyed._hdf5_data
 import asyncckpt.keyed._hdf5_foreign
 import asyncckpt.keyed._hdf5_reading
@@ -92,6 +93,7 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.room,
     asyncckpt.formats.hdf5,
     asyncckpt.formats.msgpack,
+    asyncckpt.keyed._hdf5_changed,
     asyncckpt.keyed._hdf5_data,
     asyncckpt.keyed._hdf5_foreign,
     asyncckpt.keyed._hdf5_reading,

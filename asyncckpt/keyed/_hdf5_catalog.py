@@ -32,6 +32,8 @@ HEAD_NBYTES: Final = 3 * PAGE_NBYTES
 """The superblock and the two slots, a page each."""
 _MAGIC: Final = b"asyncckpt keyed\n"
 _SLOT: Final = struct.Struct("<16sIIQQQQQQ16s")
+_LINKED: Final = "linked"
+"""The feature of a file in which other programs made objects."""
 _ROWS: Final = 1024
 _ROW_NBYTES: Final = 180
 _ERRORS: Final = "surrogatepass"
@@ -146,13 +148,22 @@ class Place:
         return self.array_nbytes + self.index_nbytes
 
 
+class Linked(NamedTuple):
+    """Where an object lies that another program made, and that was copied as it is. It has no digest."""
+
+    address: int
+    """Of its header."""
+    nbytes: int
+    """What it takes in the file, as far as that is known."""
+
+
 def link_name(key: str) -> bytes:
     """Return the name that a key has in HDF5."""
     name = names.spell(key, among_ints=False).encode()
     return names.shorten(name.decode()).encode() if len(name) > names.NAME_MAX_NBYTES else name
 
 
-def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> list[bytes]:
+def encode_catalog(places: Mapping[str, Place | Linked], pacer: Pacer) -> list[bytes]:
     """Return the catalog of these keys, in pieces: to put them together would take long, if they are many."""
     regions: dict[int, int] = {}
     rows: list[Any] = []
@@ -164,38 +175,47 @@ def encode_catalog(places: Mapping[str, Place], pacer: Pacer) -> list[bytes]:
         rows.clear()
         pacer.pause()
 
+    has_linked = False
     for key, place in places.items():
-        number = regions.setdefault(place.region.offset, len(regions))
-        if number == len(listed):
-            listed.append((place.region.offset, place.region.record.nbytes, place.region.record.digests))
-        rows.append(
-            (
-                key,
-                number,
-                place.begin,
-                place.end,
-                place.index_offset,
-                place.index_nbytes,
-                place.address,
-                place.array_nbytes,
-                place.names,
-                place.data_offset,
-                place.digest,
+        if isinstance(place, Linked):
+            has_linked = True
+            rows.append((key, None, *place))
+        else:
+            number = regions.setdefault(place.region.offset, len(regions))
+            if number == len(listed):
+                listed.append((place.region.offset, place.region.record.nbytes, place.region.record.digests))
+            rows.append(
+                (
+                    key,
+                    number,
+                    place.begin,
+                    place.end,
+                    place.index_offset,
+                    place.index_nbytes,
+                    place.address,
+                    place.array_nbytes,
+                    place.names,
+                    place.data_offset,
+                    place.digest,
+                )
             )
-        )
         if len(rows) == _ROWS:
             cut()
     if rows:
         cut()
     packer = msgpack.Packer(unicode_errors=_ERRORS)
+    features = [_LINKED] if has_linked else []
     chunks[0] = packer.pack_map_header(4) + b"".join(
-        map(packer.pack, ("asyncckpt_keyed", FORMAT_VERSION, "features", [], "regions", listed, "keys"))
+        map(
+            packer.pack,
+            ("asyncckpt_keyed", FORMAT_VERSION, "features", features, "regions", listed, "keys"),
+        )
     )
     chunks[0] += packer.pack_array_header(len(chunks) - 1)
     return chunks
 
 
-def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place]:
+def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place | Linked]:
     """Decode a catalog whose digest is right.
 
     Args:
@@ -214,33 +234,38 @@ def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place]:
         raise CorruptCheckpointError(message) from error
 
 
-def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Place]:
+def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Place | Linked]:
     content = msgpack.unpackb(data, unicode_errors=_ERRORS, use_list=False)
-    missing = content["features"]
+    missing = [feature for feature in content["features"] if feature != _LINKED]
     if content["asyncckpt_keyed"] != FORMAT_VERSION or missing:
         lacking = f"{', '.join(map(str, missing)):.200}" or "a later format"
         message = f"the file needs {lacking}: use a later release of asyncckpt"
         raise UnsupportedFormatError(message)
     regions = [_region(end, *row) for row in content["regions"]]
-    found: dict[str, Place] = {}
-    for key, place in _rows(content["keys"], regions, pacer):
+    found: dict[str, Place | Linked] = {}
+    for key, place in _rows(end, content["keys"], regions, pacer):
         _require(type(key) is str and key not in found, f"the key {key!r:.200}")
         found[key] = place
     return found
 
 
-def _rows(pieces: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[str, Place]]:
+def _rows(end: int, pieces: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[str, Place | Linked]]:
     for piece in pieces:
         pacer.pause()
         for row in msgpack.unpackb(piece, unicode_errors=_ERRORS, strict_map_key=False):
-            key, number, begin, end, index_offset, index_nbytes, address, array_nbytes, found_names, *small = row
+            if row[1] is None:
+                key, _, address, nbytes = row
+                _require({type(address), type(nbytes)} == {int} and HEAD_NBYTES <= address < end, f"the row of {key!r}")
+                yield key, Linked(address, nbytes)
+                continue
+            key, number, begin, stop, index_offset, index_nbytes, address, array_nbytes, found_names, *small = row
             data_offset, digest = small
-            numbers = (number, begin, end, index_offset, index_nbytes, array_nbytes, address or 0, data_offset or 0)
+            numbers = (number, begin, stop, index_offset, index_nbytes, array_nbytes, address or 0, data_offset or 0)
             _require({*map(type, numbers)} == {int}, f"the row of {key!r}")
             place = Place(
                 region=regions[number],
                 begin=begin,
-                end=end,
+                end=stop,
                 index_offset=index_offset,
                 index_nbytes=index_nbytes,
                 address=address,
@@ -250,7 +275,7 @@ def _rows(pieces: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[st
                 digest=digest,
             )
             low, high = place.region.offset, place.region.end
-            _require(low <= begin <= end <= high, f"the place of {key!r}")
+            _require(low <= begin <= stop <= high, f"the place of {key!r}")
             _require(low <= index_offset <= index_offset + index_nbytes <= high, f"the index of {key!r}")
             if digest is None:
                 _require(bool(place.region.record.digests), f"the digest of {key!r}")

@@ -29,6 +29,7 @@ from asyncckpt.formats.array_targets import fresh_array, targets_of
 from asyncckpt.keyed import _hdf5_root as root
 from asyncckpt.keyed._hdf5_catalog import (
     HEAD_NBYTES,
+    Linked,
     Place,
     Region,
     Slot,
@@ -70,17 +71,19 @@ class DataFile:
     Attributes:
         name: What error messages call it.
         places: Where the committed values lie, in the order of the keys.
+        linked: Where the objects lie that other programs made, committed or not.
         end: Where the commit ends, and
         tail: where what is staged ends.
         is_suspect: Whether the disk failed where it must not: nobody knows what it holds, and no sync would tell.
     """
 
-    def __init__(self, name: str, fd: int) -> None:
+    def __init__(self, name: str, fd: int, linked: Mapping[str, Linked] | None = None, end: int = HEAD_NBYTES) -> None:
         self.name = name
         self.fd = fd
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, Place | Linked] = {}
+        self.linked = dict(linked or {})
         self.is_suspect = False
-        self.end = self.tail = HEAD_NBYTES
+        self.end = self.tail = align(end, PAGE_NBYTES)
         self._slot: Slot | None = None
         self._leaves_left = MAX_LEAVES
         self._blocks: dict[tuple[int, int], Bytes] = {}
@@ -127,7 +130,7 @@ class DataFile:
             if is_there and xxh3_128_digest(region) == slot.digest and slot.catalog_nbytes <= len(region):
                 file.places = decode_catalog(region[: slot.catalog_nbytes], slot.end, pacer)
                 file.end = file.tail = slot.end
-                file._count_leaves()
+                file._know_places()
                 file._slot = slot
                 return file
             if found == superblock:
@@ -181,7 +184,7 @@ class DataFile:
         self._leaves_left = region.leaves_left
         return dict(region.places(record, image, pacer))
 
-    def commit(self, ops: DiskOps, places: Mapping[str, Place], pacer: Pacer) -> None:
+    def commit(self, ops: DiskOps, places: Mapping[str, Place | Linked], pacer: Pacer) -> None:
         """Make these the values of the file, durably.
 
         Raises:
@@ -225,11 +228,13 @@ class DataFile:
         self._slot = slot
         self.end = self.tail = end
         self.places = dict(places)
-        self._count_leaves()
+        self._know_places()
 
-    def _count_leaves(self) -> None:
-        """Count those that live: what was replaced makes room for others."""
-        shown = sum(not place.array_nbytes and place.address is not None for place in self.places.values())
+    def _know_places(self) -> None:
+        """Count the leaves that live: what was replaced makes room for others."""
+        self.linked = {key: place for key, place in self.places.items() if isinstance(place, Linked)}
+        values = [place for place in self.places.values() if isinstance(place, Place)]
+        shown = sum(not place.array_nbytes and place.address is not None for place in values)
         self._leaves_left = max(0, MAX_LEAVES - shown)
 
     def settle(self, ops: DiskOps) -> None:
@@ -295,14 +300,6 @@ class DataFile:
         index, segments = self.read_index(key, place, pacer)
         self._read(key, place.region, [self._objects_of(place)], None)  # they are not copied, but made anew
         return Value(key, index, _StoredArrays(self, key, place.region, segments), place.names)
-
-    def intact(self, key: str, place: Place, work: Work) -> Value:
-        """Return a value that is to be copied, once all of it has been read and verified."""
-        if place.digest is None:
-            _, segments = self.read_index(key, place, work.pacer())
-            targets = [Target(each.offset - place.region.offset, each.nbytes, None) for each in segments]
-            self._read(key, place.region, targets, work)
-        return self.stored(key, place, work.pacer())
 
     def copy(self, key: str, region: Region, offset: int, target: Bytes) -> None:
         """Read a verified run of a region; from any thread."""

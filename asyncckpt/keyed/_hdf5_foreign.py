@@ -1,48 +1,38 @@
-"""HDF5 that others made, and ours after another program changed it: its keys, and where their values are read.
+"""HDF5 objects that other programs made: read through libhdf5 (`_hdf5_reading`), and copied as they are.
 
-1. The keys of others' files are the links of the root group, and everything is read through libhdf5 (`_hdf5_reading`).
-2. In a file of ours the catalog still says which keys there were, under which links. A link that is gone was deleted; a
-   key that never had one, because other programs are not shown every leaf, is still there.
-3. A value whose bytes still have the digest that the catalog gives it is what we wrote, and is read as such. Others
-   are read as what their links lead to now. Where there is no link, either, the value is refused, and so is a rewriting
-   that would lose it.
-4. The catalog is believed if its own digest is right. If not, the links are all there is, and that is told.
+1. The keys of a file that others made are the links of its root group.
+2. A file that is written anew begins with copies of such objects, which libhdf5 makes: with their attributes, and with
+   what they are compressed by. The head of a file of ours, and what leads to its keys, is written over and behind that.
+   So libhdf5 must put nothing where the head will be: a dataset, which nothing leads to afterwards, holds the place.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import warnings
-from typing import TYPE_CHECKING, Final, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
-from xxhash import xxh3_128_digest
+import numpy as np
 
-from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, decode_catalog, find_slots, link_name, naming
-from asyncckpt.keyed._hdf5_data import DataFile
-from asyncckpt.keyed._hdf5_reading import PARTIAL, Reading, entry_names, key_of
+from asyncckpt.disk.blocks import Part, write_all
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, Linked, link_name
+from asyncckpt.keyed._hdf5_reading import Reading, names_in
 from asyncckpt.keyed._hdf5_region import Value
-from asyncckpt.keyed._hdf5_root import CATALOG_NAME, DIGEST_NAME, SIGNATURE
+from asyncckpt.keyed._hdf5_root import SIGNATURE
 from asyncckpt.keyed.base import Found
-from asyncckpt.keyed.values import build_value, refer
-from asyncckpt.libhdf5 import h5py
+from asyncckpt.keyed.values import refer
+from asyncckpt.libhdf5 import h5o, h5py
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Iterator
 
-    from asyncckpt.keyed._hdf5_catalog import Place
+    from asyncckpt.disk.ops import DiskOps
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.runtime.pacing import Pacer
 
-_Read = TypeVar("_Read")
-
-_CATALOG: Final = CATALOG_NAME.decode()
-_DIGEST: Final = DIGEST_NAME.decode()
-_INDEX_NOTE: Final = "__asyncckpt_format__"  # what the dataset of that name has in a `state.h5`
-_ANYWHERE: Final = (1 << 63) - 1
-_HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 """What h5py raises where libhdf5 fails."""
 
 
@@ -67,177 +57,154 @@ def check_signature(home: Home) -> None:
 class ForeignFile:
     """An HDF5 file, opened by libhdf5 for reading."""
 
-    def __init__(self, home: Home, work: Work) -> None:
+    def __init__(self, home: Home, fd: int, linked: Iterable[str] | None = None) -> None:
         """Open it.
+
+        Args:
+            home: Where it is.
+            fd: A descriptor of it, which it leaves alone.
+            linked: The keys in a file of ours that others made; None in a file that is not ours: all.
 
         Raises:
             CorruptCheckpointError: libhdf5 cannot.
-            UnsupportedFormatError: A later release wrote it, or not all of its keys can be told.
         """
         self._home = home
         self._name = home.name
         try:
-            self._file = h5py.File(home.path, "r", locking=False)
+            self._file = h5py.File(f"/proc/self/fd/{fd}", "r", locking=False)
         except OSError as error:
             message = f"{home.name} cannot be read as HDF5: {error}"
             raise CorruptCheckpointError(message, file=home.name) from error
         try:
-            self._data = DataFile(home.name, os.dup(self._file.id.get_vfd_handle()))
-        except BaseException:
-            self._file.close()
-            raise
-        self._names: dict[str, str] = {}  # of the links, or of the root group's attributes, by their keys
-        try:
-            with naming(home.name):
-                slots = find_slots(os.pread(self._data.fd, HEAD_NBYTES, 0))
-            self._is_ours = bool(slots) or self._is_hard(_CATALOG)
-            self._keys = self._find_keys(work.pacer())
-        except BaseException as error:
+            self.names = self._find_names() if linked is None else {key: link_name(key).decode() for key in linked}
+            """The names of the links, by their keys."""
+        except HDF5_ERRORS as error:
             self.close()
-            if isinstance(error, _HDF5_ERRORS):
-                raise self._unreadable("its root group", error) from error
-            raise
+            raise self._unreadable("its root group", error) from error
+
+    def _find_names(self) -> dict[str, str]:
+        return {name: name for name in names_in(self._file)}
 
     def close(self) -> None:
         """Close it."""
         self._file.close()
-        self._data.close()
-
-    # --- keys ---------------------------------------------------------------------------------------------------------
-
-    def _find_keys(self, pacer: Pacer) -> list[str]:
-        root = self._file
-        if not self._is_ours:
-            self._names = {name: name for name in root}
-            return list(self._names)
-        if PARTIAL in root.attrs:
-            message = (
-                f"{self._name} is the state of a checkpoint with keys that only asyncckpt's index has: load it with a"
-                " CheckpointManager, and save what it holds to a file of many keys"
-            )
-            raise UnsupportedFormatError(message)
-        places = self._read_catalog(pacer)
-        keys = {link_name(key).decode(): key for key in places}
-        for name, _ in entry_names(root):
-            pacer.pause()
-            key = keys[name] if name in keys else key_of(root, name)
-            if key in self._names:
-                message = f"{self._name}: the names {self._names[key]!r} and {name!r} stand for one key: rename one"
-                raise UnsupportedFormatError(message)
-            self._names[key] = name
-        nbytes = os.fstat(self._data.fd).st_size
-        found = []
-        for key, place in places.items():
-            pacer.pause()
-            link = self._names.get(key)
-            if link is None and place.address is not None:
-                continue  # it was deleted
-            found.append(key)
-            if place.region.end <= nbytes and (link is None or place.address == self._address(link)):
-                self._data.places[key] = place
-        return found + [key for key in self._names if key not in places]
-
-    def _read_catalog(self, pacer: Pacer) -> dict[str, Place]:
-        """Return where the values lay, according to the catalog. A `state.h5` has none.
-
-        Raises:
-            UnsupportedFormatError: A later release wrote it.
-        """
-        with contextlib.suppress(*_HDF5_ERRORS, AttributeError, CorruptCheckpointError):
-            notes = self._file[_CATALOG].attrs if self._is_hard(_CATALOG) else {}
-            if _INDEX_NOTE in notes:
-                return {}
-            digest = bytes(notes[_DIGEST])
-            data = Reading(self._home, pacer, is_ours=False).entry(self._file, _CATALOG, "").tobytes()
-            if xxh3_128_digest(data) == digest:
-                with naming(self._name):
-                    return decode_catalog(data, _ANYWHERE, pacer)
-        message = (
-            f"{self._name}: another program removed or changed its catalog, {_CATALOG!r}: keys that no link leads to"
-            " are lost, as may be how long ones are spelled"
-        )
-        warnings.warn(message, CheckpointWarning, stacklevel=2)
-        return {}
-
-    def _is_hard(self, name: str) -> bool:
-        return isinstance(self._file.get(name, getlink=True), h5py.HardLink)
-
-    def _address(self, name: str) -> int:
-        """Return where the object that a link leads to has its header, or what is no address."""
-        if not self._is_hard(name):
-            return -1
-        return int(self._file.id.links.get_info(name.encode("utf-8", "surrogateescape")).u)
-
-    def sizes(self, pacer: Pacer) -> dict[str, int]:
-        """Return the keys, each with the size that its value takes in the file, as far as that is known."""
-        found = {}
-        for key in self._keys:
-            pacer.pause()
-            place = self._data.places.get(key)
-            found[key] = self._nbytes(self._names.get(key)) if place is None else place.nbytes
-        return found
-
-    def _nbytes(self, name: str | None) -> int:
-        try:
-            item = self._file[name] if name is not None and self._is_hard(name) else None
-            return item.id.get_storage_size() if isinstance(item, h5py.Dataset) else 0
-        except _HDF5_ERRORS:
-            return 0  # reading it says what is wrong
-
-    # --- values -------------------------------------------------------------------------------------------------------
 
     def read(self, key: str, work: Work) -> Found:
         """Read a value.
 
         Raises:
             UnsupportedFormatError: It is of a kind that is not read; says which.
-            CorruptCheckpointError: libhdf5 cannot read it, or it is not where only the catalog leads to.
+            CorruptCheckpointError: libhdf5 cannot read it.
             Stopped: `work.stop` was set.
         """
-        found = self._as_written(key, self._data.read, work)
-        if found is None:
-            return self._read_objects(key, work.pacer())
-        with naming(self._name, key):
-            return build_value(*found, work.pacer())
+        reading = Reading(self._home, work.pacer(), is_ours=False)
+        try:
+            return Found(reading.entry(self._file, self.names[key], ""), {})
+        except HDF5_ERRORS as error:
+            raise self._unreadable(repr(key), error) from error
 
     def value(self, key: str, work: Work) -> Value:
-        """Return a value that is to be copied; see `read`."""
-        found = self._as_written(key, self._data.intact, work)
-        if found is None:
-            captured = refer(self._read_objects(key, work.pacer()).value, key, work)
-            found = Value(key, captured.index, captured.snapshot, captured.names)
-        return found
-
-    def _as_written(self, key: str, read: Callable[[str, Place, Work], _Read], work: Work) -> _Read | None:
-        """Return what is read of a value that is still what we wrote, or None if its link says what it is.
-
-        Raises:
-            CorruptCheckpointError: It is not, and has no link.
-        """
-        cause = None
-        place = self._data.places.get(key)
-        if place is not None:
-            try:
-                return read(key, place, work)
-            except CorruptCheckpointError as error:
-                cause = error
-        if key in self._names:
-            return None
-        message = (
-            f"{self._name}: the value of {key!r} is not there any more: other programs see no link to it, and the one"
-            " that changed or copied the file did not keep it. Replace or delete the key"
-        )
-        raise CorruptCheckpointError(message, file=self._name) from cause
-
-    def _read_objects(self, key: str, pacer: Pacer) -> Found:
-        reading = Reading(self._home, pacer, is_ours=self._is_ours)
-        name = self._names[key]
-        try:
-            is_link = not self._is_ours or self._file.get(name, getlink=True) is not None
-            value = reading.entry(self._file, name, "") if is_link else reading.attribute(self._file, name, "")
-        except _HDF5_ERRORS as error:
-            raise self._unreadable(repr(key), error) from error
-        return Found(value, reading.unknown_types)
+        """Return a value that is to be written as ours, because its objects cannot be copied; see `read`."""
+        captured = refer(self.read(key, work).value, key, work)
+        return Value(key, captured.index, captured.snapshot, captured.names)
 
     def _unreadable(self, what: str, error: Exception) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._name}: {what} cannot be read as HDF5: {error}", file=self._name)
+
+    def copy(self, keys: Iterable[str], ops: DiskOps, fd: int, pacer: Pacer) -> tuple[dict[str, Linked], int]:
+        """Begin a new file, which is empty, with copies of the objects that these keys lead to.
+
+        Returns:
+            Where they lie, those left out that libhdf5 cannot copy as they are; and where the file ends.
+
+        Raises:
+            OSError: The disk failed.
+        """
+        disk = _Disk(ops, fd)
+        try:
+            with h5py.File(disk, "w", libver=("v110", "v110"), fs_strategy="none") as new:
+                held = new.create_dataset("head", (HEAD_NBYTES,), "u1")
+                held[:] = 0
+                found = dict(self._copies(keys, new, disk, pacer))
+                place = held.id.get_offset()
+        except HDF5_ERRORS as error:
+            if disk.error is None:
+                raise
+            raise disk.error from error
+        if place is None or place > HEAD_NBYTES // 3 or any(each.address < HEAD_NBYTES for each in found.values()):
+            message = f"{self._name}: this release of libhdf5 lays files out in a way that is not known here"
+            raise UnsupportedFormatError(message)
+        return found, os.fstat(fd).st_size
+
+    def _copies(self, keys: Iterable[str], new: h5py.File, disk: _Disk, pacer: Pacer) -> Iterator[tuple[str, Linked]]:
+        end = new.id.get_filesize()
+        for number, key in enumerate(keys):
+            pacer.pause()
+            name = self.names[key]
+            try:
+                Reading(self._home, pacer, is_ours=False).check_link(self._file, name, f"/{name}")
+                h5o.copy(self._file.id, name.encode("utf-8", "surrogateescape"), new.id, b"%d" % number)
+                copy = new[str(number)]
+                _check_sound(copy, pacer)
+            except (UnsupportedFormatError, *HDF5_ERRORS):
+                if disk.error is not None:
+                    raise
+                continue
+            begin, end = end, new.id.get_filesize()
+            yield key, Linked(h5o.get_info(copy.id).addr, end - begin)
+
+
+def _check_sound(copy: Any, pacer: Pacer) -> None:
+    """Look at all that was copied: there are default values that libhdf5 copies so that they lead nowhere."""
+
+    def look(_: str, item: Any) -> None:
+        pacer.pause()
+        if isinstance(item, h5py.Dataset):
+            item.id.get_create_plist()
+
+    look("", copy)
+    if isinstance(copy, h5py.Group):
+        copy.visititems(look)
+
+
+class _Disk:
+    """A file as h5py takes one of Python's, written through a `DiskOps`."""
+
+    def __init__(self, ops: DiskOps, fd: int) -> None:
+        self._ops = ops
+        self._fd = fd
+        self._at = 0
+        self.error: OSError | None = None
+        """What went wrong, which libhdf5 may have made another error of."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset if whence == os.SEEK_SET else os.fstat(self._fd).st_size + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, nbytes: int) -> bytes:
+        return os.pread(self._fd, nbytes, self._at)
+
+    def write(self, data: Any) -> int:
+        with self._noting():
+            write_all(self._ops, self._fd, [Part(self._at, np.frombuffer(bytes(data), np.uint8))])
+        return len(data)
+
+    def truncate(self, nbytes: int | None = None) -> int:
+        nbytes = self._at if nbytes is None else nbytes
+        with self._noting():
+            self._ops.truncate(self._fd, nbytes)
+        return nbytes
+
+    def flush(self) -> None:
+        """Do nothing: a commit syncs."""
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.error = self.error or error
+            raise

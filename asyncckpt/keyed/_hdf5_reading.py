@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote_to_bytes
@@ -19,7 +20,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 
 from asyncckpt.errors import UnsupportedFormatError
-from asyncckpt.libhdf5 import h5d, h5o, h5py, h5t
+from asyncckpt.libhdf5 import h5d, h5l, h5o, h5py, h5t
 from asyncckpt.state.dtypes import dtype_from_plain, without_metadata
 
 if TYPE_CHECKING:
@@ -69,8 +70,8 @@ class Reading:
         self._left -= 1
         if self._left < 0:
             raise self._refuse(path, f"has more than {_MAX_OBJECTS} objects below it")
-        self._check_link(group, name, path)
-        item = group[name]
+        self.check_link(group, name, path)
+        item = group[raw_name(name)]
         if isinstance(item, h5py.Group):
             value = self._group(item, path)
         elif isinstance(item, h5py.Dataset):
@@ -82,8 +83,9 @@ class Reading:
                 self.unknown_types.setdefault(str(each), path.lstrip("/"))
         return value
 
-    def _check_link(self, group: h5py.Group, name: str, path: str) -> None:
-        link = group.get(name, getlink=True)
+    def check_link(self, group: h5py.Group, name: str, path: str) -> None:
+        """Refuse a link that leads out of the file, or nowhere."""
+        link = link_of(group, name)
         if isinstance(link, h5py.ExternalLink):
             raise self._refuse(path, f"is a link into another file ({link.filename!r})")
         if isinstance(link, h5py.SoftLink):
@@ -97,7 +99,7 @@ class Reading:
         for _ in range(_MAX_DEPTH):
             parts = [part for part in link.path.split("/") if part not in ("", ".")]
             for number, part in enumerate(parts):
-                step = at.get(part, getlink=True)
+                step = link_of(at, part) if isinstance(at, h5py.Group) else None
                 if isinstance(step, h5py.SoftLink):
                     rest = "/".join([step.path, *parts[number + 1 :]])
                     at = at.file if step.path.startswith("/") else at
@@ -106,7 +108,7 @@ class Reading:
                 if not isinstance(step, h5py.HardLink):
                     reason = "leads nowhere" if step is None else "leads out of the file"
                     raise self._refuse(path, f"is a link that {reason} ({link.path!r})")
-                at = at[part]
+                at = at[raw_name(part)]
             else:
                 return
         raise self._refuse(path, "is a link that leads to itself")
@@ -122,7 +124,7 @@ class Reading:
         try:
             if self._is_ours:
                 return self._marked_group(group, path)
-            return {name: self.entry(group, name, path) for name in group}
+            return {name: self.entry(group, name, path) for name in names_in(group)}
         finally:
             self._above.pop()
 
@@ -311,9 +313,32 @@ def _text(value: Any) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
+def names_in(group: h5py.Group) -> list[str]:
+    """Return the names of a group's links. Bytes that are no UTF-8 are surrogates, as in the names of files."""
+    return [name if isinstance(name, str) else name.decode("utf-8", "surrogateescape") for name in group]
+
+
+def raw_name(name: str) -> str | bytes:
+    """Return a name as h5py takes it."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape")
+
+
+def link_of(group: h5py.Group, name: str) -> Any:
+    """Return one of h5py's objects that say what a link is, or None if there is none, or of a kind of its makers'."""
+    raw = name.encode("utf-8", "surrogateescape")
+    if not group.id.links.exists(raw):
+        return None
+    kind = group.id.links.get_info(raw).type
+    if kind == h5l.TYPE_HARD:
+        return h5py.HardLink()
+    if kind == h5l.TYPE_SOFT:
+        return h5py.SoftLink(group.id.links.get_val(raw).decode("utf-8", "surrogateescape"))
+    return h5py.ExternalLink(*map(os.fsdecode, group.id.links.get_val(raw))) if kind == h5l.TYPE_EXTERNAL else None
+
+
 def entry_names(group: h5py.Group) -> Iterator[tuple[str, bool]]:
     """Yield the names of the entries of a group in the layout of ours, and whether each is an attribute."""
-    links = dict.fromkeys(group)
+    links = dict.fromkeys(names_in(group))
     yield from ((name, True) for name in group.attrs if not name.startswith(MARK) and name not in links)
     yield from ((name, False) for name in links if not name.startswith(MARK))
 

@@ -79,7 +79,7 @@ class Held:
 
 
 class Foreign:
-    """A value in a file that others made."""
+    """An object that others made, in a file of theirs or in one of ours."""
 
     names = False
 

@@ -5,7 +5,8 @@
 2. A file that would grow beyond `_outgrows` is written anew, to the sibling; so is a new file, one that others made,
    and one whose disk failed, which is never written or synced again. It is decided before a large value is written, so
    that a value is written once, and only what stays is copied.
-3. HDF5 that asyncckpt did not write is read through libhdf5, and only if the caller trusts it.
+3. HDF5 that asyncckpt did not write is read through libhdf5, and only if the caller trusts it. Where a new file takes
+   its place, that begins with copies of the objects that stay; so a file of ours has them, and still needs that trust.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
-from asyncckpt.keyed._hdf5_catalog import naming
+from asyncckpt.keyed._hdf5_catalog import Linked, naming
 from asyncckpt.keyed._hdf5_data import DataFile, ForeignFileError
 from asyncckpt.keyed._hdf5_region import SMALL_NBYTES, Value
 from asyncckpt.keyed._hdf5_sources import OBJECT_NBYTES, Foreign, Held, Placed, Source
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from asyncckpt.keyed._hdf5_catalog import Place
     from asyncckpt.keyed._hdf5_foreign import ForeignFile
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
@@ -59,6 +59,7 @@ class HDF5Store(Store):
         self._is_writing = False
         self._is_dirty = False
         self._is_tainted = False
+        self._obstacle: Exception | None = None  # why it could not be written anew
         self._small_until = 0  # after a writing anew that failed: how large the file becomes until it is tried again
         self._open(work)
 
@@ -77,30 +78,62 @@ class HDF5Store(Store):
                 return
             self._main = DataFile.open(self._home.name, fd, work.pacer())
         except ForeignFileError as error:
-            os.close(fd)
-            self._open_foreign(str(error), work)
+            try:
+                self._open_foreign(str(error), fd, work)
+            finally:
+                os.close(fd)
             return
         except BaseException:
             os.close(fd)
             raise
         self._files.append(self._main)
+        try:
+            self._foreign = self._open_linked(self._main)
+        except BaseException:
+            self._close_files()
+            raise
         for key, place in self._main.places.items():
-            self._set(key, Placed(self._main, place))
+            self._set(key, Foreign(place.nbytes) if isinstance(place, Linked) else Placed(self._main, place))
 
-    def _open_foreign(self, reason: str, work: Work) -> None:
-        from asyncckpt.keyed._hdf5_foreign import ForeignFile, check_signature
+    def _open_linked(self, file: DataFile) -> ForeignFile | None:
+        """Open what reads the objects of other programs in a file of ours, if there are any."""
+        if not file.linked:
+            return None
+        from asyncckpt.keyed._hdf5_foreign import ForeignFile
 
-        check_signature(self._home)
+        self._check_trust("holds objects that another program made")
+        return ForeignFile(self._home, file.fd, file.linked)
+
+    def _check_trust(self, reason: str) -> None:
         if not self._trusted:
             message = (
                 f"{self._home.name} {reason}. Only libhdf5 can read it, which a hostile file can crash or keep busy for"
                 " ever: open it with trusted=True if you know where it comes from"
             )
             raise UntrustedFileError(message)
-        self._foreign = ForeignFile(self._home, work)
-        self._home.mark_foreign("the attributes and the compression of its datasets")
-        for key, nbytes in self._foreign.sizes(work.pacer()).items():
-            self._set(key, Foreign(nbytes))
+
+    def _open_foreign(self, reason: str, fd: int, work: Work) -> None:
+        from asyncckpt.keyed._hdf5_changed import ChangedFile
+        from asyncckpt.keyed._hdf5_foreign import ForeignFile, check_signature
+
+        check_signature(self._home)
+        self._check_trust(reason)
+        file = ForeignFile(self._home, fd)
+        keys = list(file.names)
+        if ChangedFile.is_one(file, fd):
+            file.close()
+            file = changed = ChangedFile(self._home, fd, work)
+            keys = changed.keys
+            what = "is the state of a checkpoint" if changed.is_state else reason
+            self._home.mark_read_only(what)
+        else:
+            self._home.mark_foreign(
+                "the attributes of its root group, references between its objects, and, of what libhdf5 cannot copy as"
+                " it is, the attributes and the compression"
+            )
+        self._foreign = file
+        for key in keys:
+            self._set(key, Foreign(0))
 
     @property
     def entries(self) -> Mapping[str, Names]:
@@ -130,9 +163,10 @@ class HDF5Store(Store):
 
     def _read_changed(self, key: str, error: CorruptCheckpointError, work: Work) -> Found:
         """Read a value that another program changed in its place, so that only its digest tells."""
-        from asyncckpt.keyed._hdf5_foreign import ForeignFile
+        from asyncckpt.keyed._hdf5_changed import ChangedFile
 
-        file = ForeignFile(self._home, work)
+        assert self._main is not None  # noqa: S101 - the value is in it
+        file = ChangedFile(self._home, self._main.fd, work)
         try:
             found = file.read(key, work)
         finally:
@@ -148,17 +182,17 @@ class HDF5Store(Store):
         source: Source
         if payload_nbytes <= SMALL_NBYTES:
             if self._held_nbytes + nbytes > _ALL_HELD_NBYTES:
-                self._write_held(self._target(), work)
+                self._write_held(self._target(work), work)
             source = Held(value)
         else:
-            target = self._target(key, nbytes)
+            target = self._target(work, key, nbytes)
             values = [Value(key, value.index, value.snapshot, value.names)]
             try:
                 places = target.append(self._home.ops, values, work)
-            except OSError:
+            except OSError as error:
                 if not self._can_go_back(target):
                     raise
-                target = self._go_back(work)
+                target = self._go_back(error, work)
                 places = target.append(self._home.ops, values, work)
             source = Placed(target, places[key])
         self._set(key, source)
@@ -176,10 +210,24 @@ class HDF5Store(Store):
         """Make what is staged durable; see `Store.commit`."""
         if not self._is_dirty:
             return
-        target = self._gather(work)
-        places = {key: source.place for key, source in self._sources.items() if isinstance(source, Placed)}
-        self._commit(target, places, work)
+        target = self._target(work)
+        before = dict(self._sources)
+        try:
+            self._write_held(target, work)
+            if target is self._fresh:
+                self._move_all(target, work)
+            self._commit(target, work)
+        except (OSError, CorruptCheckpointError) as error:
+            # There is no room for a new file, say, it cannot take the name, or a value that stays is damaged.
+            if not self._can_go_back(target):
+                raise
+            for key, source in before.items():
+                if not (isinstance(source, Placed) and source.file is target):
+                    self._set(key, source)
+            self._commit(self._go_back(error, work), work)
         self._is_dirty = False
+        if self._obstacle is not None and self._main is not None:
+            self._home.tell_growth(self._main.tail, self._live_nbytes, self._obstacle)
 
     def close(self) -> None:
         """Drop what is staged and close the file; see `Store.close`."""
@@ -215,16 +263,37 @@ class HDF5Store(Store):
                 self._main.recover(self._home.ops)
         self._is_writing = True
 
-    def _target(self, key: str | None = None, nbytes: int = 0) -> DataFile:
+    def _target(self, work: Work, key: str | None = None, nbytes: int = 0) -> DataFile:
         """Return the file that is written to, when `nbytes` more for `key` are."""
         if self._fresh is None:
             if self._main is not None and not self._home.leads_to(self._main.fd):
                 self._is_tainted = True  # it was removed or replaced: what is appended would be nobody's
             if self._main is not None and not self._is_tainted and not self._outgrows(self._main, key, nbytes):
                 return self._main
-            self._fresh = DataFile(self._home.name, self._home.create_sibling())
+            try:
+                self._fresh = self._create(work)
+            except OSError as error:
+                if self._main is None or self._is_tainted:
+                    raise
+                return self._put_off(error, self._main)
             self._files.append(self._fresh)
         return self._fresh
+
+    def _create(self, work: Work) -> DataFile:
+        """Begin a new file, with the objects of other programs."""
+        fd = self._home.create_sibling()
+        try:
+            keys = [key for key, source in self._sources.items() if isinstance(source, Foreign)]
+            if self._foreign is None or not keys:
+                return DataFile(self._home.name, fd)
+            linked, end = self._foreign.copy(keys, self._home.ops, fd, work.pacer())
+        except BaseException:
+            os.close(fd)
+            self._home.discard_sibling()
+            raise
+        for key, place in linked.items():
+            self._set(key, Foreign(place.nbytes))
+        return DataFile(self._home.name, fd, linked, end)
 
     def _outgrows(self, file: DataFile, key: str | None, nbytes: int) -> bool:
         """Whether so much more would make the file larger than what lives in it allows.
@@ -274,40 +343,26 @@ class HDF5Store(Store):
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def _gather(self, work: Work) -> DataFile:
-        """Bring every value into one file, and return it: a new one when its time has come.
-
-        If that fails, for lack of room or because a value that stays is damaged, the old one takes what is new.
-        """
-        target = self._target()
-        before = dict(self._sources)
-        try:
-            self._write_held(target, work)
-            if target is self._fresh:
-                self._move_all(target, work)
-        except (OSError, CorruptCheckpointError):
-            if not self._can_go_back(target):
-                raise
-            for key, source in before.items():
-                if not (isinstance(source, Placed) and source.file is target):
-                    self._set(key, source)
-            return self._go_back(work)
-        return target
-
     def _can_go_back(self, target: DataFile) -> bool:
         """Whether there is an old file, besides this new one, that may still be appended to."""
         return target is self._fresh and self._main is not None and not self._is_tainted
 
-    def _go_back(self, work: Work) -> DataFile:
+    def _go_back(self, obstacle: Exception, work: Work) -> DataFile:
         """Let the old file have what is staged, and the new one go; return the old one."""
         main = self._main
         assert main is not None  # noqa: S101 - asked before
         self._write_held(main, work)
         self._move_all(main, work)  # what was written to the new one directly
-        self._close_files(but=main)
+        _close([file for file in self._files if file is not main], None)
+        self._files = [main]
         self._home.discard_sibling()
         self._fresh = None
+        return self._put_off(obstacle, main)
+
+    def _put_off(self, obstacle: Exception, main: DataFile) -> DataFile:
+        """Go on with the old file until it is larger by a quarter; return it."""
         self._small_until = main.tail + main.tail // 4
+        self._obstacle = obstacle
         return main
 
     def _move_all(self, target: DataFile, work: Work) -> None:
@@ -333,12 +388,17 @@ class HDF5Store(Store):
     def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:
         for key, source in list(self._sources.items()):
             if isinstance(source, Foreign):
-                assert self._foreign is not None  # noqa: S101 - it is where this source comes from
-                yield self._foreign.value(key, work)
+                if key not in target.linked:
+                    assert self._foreign is not None  # noqa: S101 - it is where this source comes from
+                    yield self._foreign.value(key, work)
             elif isinstance(source, Placed) and source.file is not target:
                 yield source.file.stored(key, source.place, work.pacer())
 
-    def _commit(self, target: DataFile, places: Mapping[str, Place], work: Work) -> None:
+    def _commit(self, target: DataFile, work: Work) -> None:
+        places = {
+            key: source.place if isinstance(source, Placed) else target.linked[key]
+            for key, source in self._sources.items()
+        }
         if target is self._main:
             with self._tainting():
                 self._home.settle_name()
@@ -349,11 +409,21 @@ class HDF5Store(Store):
                 self._taint()
             raise
         if target is self._fresh:
+            linked = self._open_linked(target)
+            try:
+                self._home.rename_sibling()
+            except BaseException:
+                if linked is not None:
+                    linked.close()
+                if not self._can_go_back(target):
+                    self._taint()
+                raise
             with self._tainting():
-                self._home.publish_sibling()
-            self._main, self._fresh = target, None
+                self._home.settle_name()
+            self._main, self._fresh, self._obstacle, self._small_until = target, None, None, 0
             self._is_tainted = False
             self._close_files(but=target)
+            self._foreign = linked
 
     @contextlib.contextmanager
     def _tainting(self) -> Iterator[None]:

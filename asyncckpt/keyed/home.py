@@ -5,6 +5,7 @@
    writer left is removed by the next holder of the lock.
 3. A writer that goes on with a file it has found does not know whether the one before it lived to see everything
    synced, or was told that it was not. So the directory is synced before anything that the file holds is acknowledged.
+   What cannot be removed, be it a directory, busy or another user's, is told of once, and the sibling has another name.
 4. A store that has opened a file of another program's says so with `mark_foreign`, or `mark_read_only`. Such a file is
    written anew only if the caller has asked for it, and keeps a second name then.
 """
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 Rewrite: TypeAlias = Literal[False, True, "without_backup"]
 """Whether another program's file may be written anew: no; yes, and the old one is kept; yes, and it is not."""
 _UNREAD: Final = (-1,)  # like no file
+_MAX_SIBLINGS: Final = 100
+_SLACK_NBYTES: Final = 4 << 20
 
 
 class Home:
@@ -62,7 +65,8 @@ class Home:
         self.name = str(self.path) if name is None else name
         """What errors call the file."""
         self.ops = ops
-        self.sibling = self.path.with_name(f".{self.path.name}.tmp")
+        self._sibling = self._sibling_name(0)
+        self._told: set[str] = set()
         self._lock: FileLock | None = None
         self._seen: tuple[int, ...] | None = None
         self._is_name_durable = False
@@ -165,7 +169,7 @@ class Home:
             if not self._lock.is_supported:
                 message = f"{self.path}: the file system has no locks, so nothing keeps a second writer away"
                 warnings.warn(message, CheckpointWarning, stacklevel=2)
-            self.discard_sibling()  # where that fails, `create_sibling` says so, if there is need of one
+            self._remove_leftovers()
             if self._identity() != self._seen:
                 read_again()
         except BaseException:
@@ -186,11 +190,7 @@ class Home:
 
     def create_sibling(self) -> int:
         """Create the sibling, with the file's permissions, and return a descriptor to read and write it."""
-        try:
-            fd = self.ops.create(self.sibling)
-        except FileExistsError:  # one that could not be removed
-            self.ops.unlink(self.sibling)
-            fd = self.ops.create(self.sibling)
+        fd = self._create_sibling()
         try:
             with suppress(FileNotFoundError):
                 mode = stat.S_IMODE(self.path.stat().st_mode)
@@ -202,18 +202,83 @@ class Home:
             raise
         return fd
 
+    def _sibling_name(self, number: int) -> Path:
+        return self.path.with_name(f".{self.path.name}.tmp" + (f".{number}" if number else ""))
+
+    def _create_sibling(self) -> int:
+        for number in range(_MAX_SIBLINGS):
+            self._sibling = self._sibling_name(number)
+            try:
+                return self.ops.create(self._sibling)
+            except FileExistsError:  # one that could not be removed before
+                if number == _MAX_SIBLINGS - 1:
+                    raise
+                try:
+                    self.ops.unlink(self._sibling)
+                except OSError as error:
+                    self._tell_once(
+                        "leftover",
+                        f"{self._sibling} cannot be removed ({error.strerror}), so the new file is written as"
+                        f" {self._sibling_name(number + 1).name!r} until it is complete. Remove it",
+                    )
+                else:
+                    return self.ops.create(self._sibling)
+        raise AssertionError  # the last turn of the loop returns or raises
+
+    def _remove_leftovers(self) -> None:
+        """Remove what killed writers were writing, if the disk lets us."""
+        for number in range(_MAX_SIBLINGS):
+            path = self._sibling_name(number)
+            if number and not os.path.lexists(path):
+                return
+            with suppress(OSError):
+                self.ops.unlink(path)
+
+    def tell_growth(self, nbytes: int, live_nbytes: int, obstacle: Exception) -> None:
+        """Warn, once, of a file that is larger than is promised, because it could not be written anew."""
+        if nbytes > 3 * live_nbytes + _SLACK_NBYTES:
+            self._tell_once(
+                "growth",
+                f"it has grown to {nbytes} bytes, of which {live_nbytes} are needed, for it could not be written anew:"
+                f" {obstacle}. What is saved is safe; the file grows until that is mended",
+            )
+
+    def _tell_once(self, what: str, message: str) -> None:
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(f"{self.name}: {message}", CheckpointWarning, stacklevel=2)
+
     def publish_sibling(self) -> None:
         """Give the sibling, which is complete and synced, the file's name, durably; if that fails, it is gone."""
+        self.rename_sibling()
+        self.settle_name()
+
+    def rename_sibling(self) -> None:
+        """Give the sibling the file's name, which `settle_name` makes durable; if that fails, the sibling is gone.
+
+        Raises:
+            OSError: The file keeps its name, and is what it was.
+        """
         try:
             if self.is_foreign and self._rewrite != "without_backup":
                 self._keep()
-            self.ops.rename(self.sibling, self.path)
+            self._rename()
         except BaseException:
             self.discard_sibling()
             raise
         self.is_foreign = False
         self._is_name_durable = False
         self.settle_name()
+
+    def _rename(self) -> None:
+        try:
+            self.ops.rename(self._sibling, self.path)
+        except OSError as error:
+            reason = (
+                f"{error.strerror}; the new file, which was written beside it, cannot take its name. A mount point"
+                " cannot be replaced, nor can what another user owns in a sticky directory: use another path"
+            )
+            raise OSError(error.errno, reason, str(self.path)) from error
 
     def _keep(self) -> None:
         """Give the file, whose name another will take, a second name that nothing has."""
@@ -246,7 +311,7 @@ class Home:
     def discard_sibling(self) -> None:
         """Remove the sibling, if the disk lets us: the next writer will otherwise."""
         with suppress(OSError):
-            self.ops.unlink(self.sibling)
+            self.ops.unlink(self._sibling)
 
     def release(self) -> None:
         """Give the lock back."""

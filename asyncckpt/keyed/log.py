@@ -124,11 +124,12 @@ class MsgpackStore(Store):
         if is_large or self._is_suspect:
             try:
                 self._rewrite(work)
-            except OSError:
+            except OSError as error:
                 if self._is_suspect or not self._is_published:
                     self._is_suspect = True
                     raise
                 self._append_commit()  # there is no room for a second file, say; the old one still takes what is new
+                self._home.tell_growth(self._end, self._live_nbytes, error)
         else:
             self._append_commit()
         self._is_changed = False
@@ -250,8 +251,13 @@ class MsgpackStore(Store):
             self._publish()
 
     def _publish(self) -> None:
+        try:
+            self._home.rename_sibling()
+        except BaseException:
+            self._is_suspect |= not self._is_published  # else the old file is what it was
+            raise
         with self._suspect_on_failure():
-            self._home.publish_sibling()
+            self._home.settle_name()
         self._is_suspect = False
         self._is_published = True
 

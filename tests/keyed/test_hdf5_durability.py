@@ -489,6 +489,7 @@ def test_a_file_whose_sync_failed_is_left_alone(nth: int, quick_path: Path) -> N
     assert version_of(path) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*it has grown to:asyncckpt.CheckpointWarning")
 @pytest.mark.parametrize("what", ["damage", "room"])
 def test_a_file_that_cannot_be_written_anew_still_takes_what_is_new(what: str, quick_path: Path) -> None:
     """A damaged value, or no room for a second file, keeps nobody else's values from being saved."""

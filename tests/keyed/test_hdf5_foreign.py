@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections import OrderedDict, deque
 from pathlib import Path
@@ -15,6 +16,8 @@ from support import assert_same, save_to
 
 from asyncckpt.errors import CheckpointError, UntrustedFileError
 from asyncckpt.keyed import _hdf5_reading
+from asyncckpt.keyed.hdf5 import HDF5Store
+from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,8 +92,7 @@ def test_netcdf4(path: Path) -> None:
     with opened(path, trusted=True) as store:
         put(store, "u", 1)
         store.commit(WORK)
-    with opened(path) as store:
-        assert_same({key: read(store, key) for key in store.entries}, expected | {"u": 1})
+    assert_same(load(path), expected | {"u": 1})
 
 
 def test_it_opens_only_if_trusted(path: Path) -> None:
@@ -114,7 +116,7 @@ def test_a_user_block(path: Path) -> None:
 
 
 def test_a_first_change_makes_it_ours(path: Path) -> None:
-    """The file is written anew, with everything in it; attributes are not values."""
+    """The file is written anew, with everything in it; it still takes trust, for the sake of what others made."""
     with h5py.File(path, "w", track_order=True) as file:
         file["z"] = np.arange(100_000)
         file["a"] = 1
@@ -124,7 +126,9 @@ def test_a_first_change_makes_it_ours(path: Path) -> None:
         store.delete("a", WORK)
         store.commit(WORK)
         assert_same(read(store, "z"), np.arange(100_000))
-    with opened(path) as store:
+    with pytest.raises(UntrustedFileError, match="holds objects that another program made"), opened(path):
+        pass
+    with opened(path, trusted=True) as store:
         assert list(store.entries) == ["z", "new"]
         assert_same(read(store, "z"), np.arange(100_000))
 
@@ -249,9 +253,12 @@ HOSTILE: dict[Callable[[h5py.File], None], str] = {
 }
 
 
+ELSEWHERE = (external_link, soft_to_external, soft_cycle, nowhere)
+
+
 @pytest.mark.parametrize("make", HOSTILE)
 def test_hostile(make: Callable[[h5py.File], None], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is refused by key and reason, the rest of the file is there, and no change is made without it being told."""
+    """It is refused by key and reason, and the rest is there. What leads elsewhere is not copied to a new file."""
     monkeypatch.setattr(_hdf5_reading, "_MAX_OBJECTS", 1000)
     with h5py.File(path, "w") as file:
         make(file)
@@ -262,13 +269,22 @@ def test_hostile(make: Callable[[h5py.File], None], path: Path, monkeypatch: pyt
             read(store, "bad")
         assert read(store, "good") == 1
         put(store, "more", 1)
-        with pytest.raises(CheckpointError, match=HOSTILE[make]):
-            store.commit(WORK)
-        assert path.read_bytes() == before
+        if make in ELSEWHERE:
+            with pytest.raises(CheckpointError, match=HOSTILE[make]):
+                store.commit(WORK)
+            assert path.read_bytes() == before
+            for key in set(store.entries) - {"good", "more"}:
+                store.delete(key, WORK)
+        store.commit(WORK)
+    with opened(path, trusted=True) as store:
+        assert read(store, "good") == read(store, "more") == 1
+        if make not in ELSEWHERE:
+            with pytest.raises(CheckpointError, match=rf"(?s)a\.h5.*bad.*{HOSTILE[make]}"):
+                read(store, "bad")
         for key in set(store.entries) - {"good"}:
             store.delete(key, WORK)
         store.commit(WORK)
-    with opened(path) as store:
+    with opened(path, trusted=True) as store:
         assert list(store.entries) == ["good"]
 
 
@@ -340,3 +356,137 @@ def test_objects_come_as_plain_data(path: Path) -> None:
         found = store.read("path", WORK)
     assert found.value == {"at": "a/b", "new": 1}
     assert list(found.unknown_types.items()) == [("path", "path/at")]
+
+
+# --- carried over to a file of ours -----------------------------------------------------------------------------------
+
+
+def legacy(path: Path) -> None:
+    """Make what a laboratory has: compressed datasets, units, groups, records and links."""
+    with h5py.File(path, "w") as file:
+        scan = file.create_dataset("scan", data=np.zeros((1000, 1000)), chunks=(100, 1000), compression="gzip")
+        scan.attrs["unit"] = "V"
+        scan.attrs["limits"] = [0.5, 2.5]
+        run = file.create_group("run")
+        run.attrs["operator"] = "somebody"
+        run.create_dataset("counts", data=np.arange(10_000), compression="lzf", shuffle=True).attrs["unit"] = "1/s"
+        run["same"] = h5py.SoftLink("counts")
+        file["texts"] = ["a", "bc", "\u00e9"]
+        file["soft"] = h5py.SoftLink("/run/counts")
+
+
+def check_legacy(path: Path) -> None:
+    """Other programs see it as it was."""
+    with h5py.File(path) as file:
+        assert (file["scan"].compression, file["scan"].chunks) == ("gzip", (100, 1000))
+        assert file["scan"].attrs["unit"] == "V"
+        assert file["scan"].attrs["limits"].tolist() == [0.5, 2.5]
+        assert file["run"].attrs["operator"] == "somebody"
+        assert (file["run/counts"].compression, file["run/counts"].shuffle) == ("lzf", True)
+        assert file["run/counts"].attrs["unit"] == "1/s"
+        assert file["run/same"][:].tolist() == list(range(10_000))
+        assert file["texts"].asstr()[:].tolist() == ["a", "bc", "\u00e9"]
+
+
+def test_objects_of_others_are_copied_as_they_are(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With attributes and compression, by every change, and whenever the file is written anew."""
+    legacy(path)
+    before, nbytes = load(path), path.stat().st_size
+    for number in range(6):
+        monkeypatch.setattr(HDF5Store, "_outgrows", lambda *_, is_anew=number % 2: bool(is_anew))
+        with opened(path, trusted=True) as store:
+            inode = path.stat().st_ino
+            put(store, f"n{number}", np.arange(number))
+            store.commit(WORK)
+            assert (path.stat().st_ino != inode) == (number in (0, 1, 3, 5))
+            assert_same(read(store, "run"), before["run"])
+        check_legacy(path)
+        assert_same(load(path), before | {f"n{n}": np.arange(n) for n in range(number + 1)})
+        assert path.stat().st_size < nbytes + (number + 2) * 60_000
+    with opened(path, trusted=True) as store:
+        for key in before:
+            store.delete(key, WORK)
+        store.commit(WORK)
+        put(store, "last", 1)
+        store.commit(WORK)
+    with opened(path) as store:  # none of theirs is left
+        assert list(store.entries) == [*(f"n{n}" for n in range(6)), "last"]
+
+
+def test_a_file_with_objects_of_others_does_not_grow(path: Path) -> None:
+    """They count as what lives, so the file is written anew now and then, and not always."""
+    legacy(path)
+    inodes = set()
+    with opened(path, trusted=True) as store:
+        for number in range(40):
+            put(store, "mine", np.full(50_000, number))
+            store.commit(WORK)
+            inodes.add(path.stat().st_ino)
+            assert path.stat().st_size < 3 * (400_000 + 100_000) + (4 << 20)
+    assert 2 <= len(inodes) <= 20
+    check_legacy(path)
+
+
+@pytest.mark.parametrize("operation", ["create", "write", "truncate", "sync", "link", "rename", "sync_directory"])
+def test_a_failure_while_they_are_copied(operation: str, path: Path) -> None:
+    """The old file stays as it was, and the next flush does it."""
+    legacy(path)
+    before = path.read_bytes()
+    disk = FaultyDisk()
+    with opened(path, disk, trusted=True) as store:
+        put(store, "mine", 1)
+        count = 0
+        while True:
+            disk.heal()
+            disk.fail(operation, errno.EIO, after=count)
+            try:
+                store.commit(WORK)
+            except OSError:
+                if operation != "sync_directory":
+                    assert path.read_bytes() == before
+                count += 7
+                continue
+            break
+    assert count
+    check_legacy(path)
+    assert load(path)["mine"] == 1
+
+
+def test_a_full_disk_while_they_are_copied(path: Path) -> None:
+    """The error is the disk's, whatever libhdf5 makes of it."""
+    legacy(path)
+    disk = FaultyDisk()
+    with opened(path, disk, trusted=True) as store:
+        put(store, "mine", 1)
+        disk.fail("write", errno.ENOSPC, lasting=True)
+        with pytest.raises(OSError, match="No space left") as caught:
+            store.commit(WORK)
+        assert caught.value.errno == errno.ENOSPC
+        disk.heal()
+        store.commit(WORK)
+    check_legacy(path)
+
+
+# --- names that are no UTF-8 ------------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_utf8(path: Path) -> None:
+    """They are keys, as the names of files are: what is listed can be read, in groups, too, and is carried over."""
+    space = h5py.h5s.create_simple((3,))
+    with h5py.File(path, "w") as file:
+        group = h5py.h5g.create(file.id, b"gr\xfcn")
+        for parent, name in ((file.id, b"caf\xe9"), (group, b"x\xff")):
+            h5py.h5d.create(parent, name, h5py.h5t.NATIVE_INT64, space).write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(3))
+        file["soft"] = h5py.SoftLink("plain")
+        file["plain"] = [1]
+    expected = {
+        "caf\udce9": np.arange(3),
+        "gr\udcfcn": {"x\udcff": np.arange(3)},
+        "plain": np.array([1]),
+        "soft": np.array([1]),
+    }
+    assert_same(load(path), expected)
+    with opened(path, trusted=True) as store:
+        put(store, "new", 1)
+        store.commit(WORK)
+    assert_same(load(path), expected | {"new": 1})

@@ -52,7 +52,7 @@ class Other:
 
 
 OTHERS = {
-    "hdf5": Other(".h5", make_hdf5, "attributes and the compression", {"trusted": True}),
+    "hdf5": Other(".h5", make_hdf5, "attributes of its root group", {"trusted": True}),
     "npz": Other(".npz", make_npz, "comments, dates and attributes", {}),
     "json": Other(".json", make_json, "blanks and line breaks", {}),
 }
