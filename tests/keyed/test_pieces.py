@@ -184,7 +184,7 @@ async def test_json_that_another_program_rewrites_in_its_place(tmp_path: Path) -
     """The text stays in the file: what somebody writes there meanwhile is never taken for what was opened."""
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"a": 1, "b": "b" * (4 * PIECE_NBYTES), "c": [2, 3]}))
-    async with asyncckpt.Checkpointer.from_file(path) as chk:
+    async with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         assert await chk.load_parameter("c") == [2, 3]
         await chk.save_parameter("d", 4)
         with path.open("r+b") as file:
@@ -206,7 +206,7 @@ async def test_json_that_another_program_touches_or_appends_to(tmp_path: Path) -
     """What was opened is still there, so nothing is refused or lost."""
     path = tmp_path / "x.json"
     path.write_text(json.dumps({"a": 1, "b": "b" * (4 * PIECE_NBYTES), "c": [2, 3]}))
-    async with asyncckpt.Checkpointer.from_file(path) as chk:
+    async with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         await chk.save_parameter("d", 4)
         await chk.load_parameter("d")
         os.utime(path, (1, 1))
@@ -221,7 +221,7 @@ async def test_json_keeps_nothing_in_memory(tmp_path: Path) -> None:
     """After a flush, values are read from the file, which still holds those that did not change as they were."""
     path = tmp_path / "x.json"
     path.write_text('{"foreign":   [1,   2]}')
-    async with asyncckpt.Checkpointer.from_file(path) as chk:
+    async with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         await chk.save_parameter("own", np.arange(300_000))
         await chk.flush()
         assert '"foreign": [1,   2]' in path.read_text()
