@@ -10,13 +10,18 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.runtime.memory import aligned_buffer
+from asyncckpt.runtime.memory import aligned_buffer, populate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
+
+    from asyncckpt.runtime.pacing import StopFlag
 
     Bytes = NDArray[np.uint8]
 
@@ -35,9 +40,25 @@ class BufferPool:
 
     def take(self, nbytes: int) -> list[Bytes]:
         """Return buffers that hold `nbytes` together: large ones first, then small ones."""
-        large, rest = divmod(nbytes, LARGE_NBYTES)
-        small = -(-rest // SMALL_NBYTES)
-        return [self._one(LARGE_NBYTES) for _ in range(large)] + [self._one(SMALL_NBYTES) for _ in range(small)]
+        return [self._one(size) for size, count in _counts(nbytes).items() for _ in range(count)]
+
+    def warm(self, nbytes: int, has_room: Callable[[], bool], stop: StopFlag) -> None:
+        """Make buffers of warm memory until as many are free as `take(nbytes)` returns.
+
+        It rests after each buffer for as long as that took: others use the memory's bandwidth, too.
+
+        Args:
+            nbytes: What will be taken.
+            has_room: Asked before each buffer; the rest is left cold if it is False.
+            stop: Ends it after the buffer that is being made.
+        """
+        for size, count in _counts(nbytes).items():
+            while len(self._free[size]) < count and has_room() and not (stop.is_set or self._is_closed):
+                began = time.perf_counter()
+                buffer = aligned_buffer(size)
+                populate(buffer)
+                self.give([buffer])
+                time.sleep(time.perf_counter() - began)
 
     def give(self, buffers: list[Bytes]) -> None:
         """Take buffers back."""
@@ -77,3 +98,9 @@ class BufferPool:
                 self._idle[size] = min(self._idle[size], len(free))
                 return buffer
         return aligned_buffer(size)
+
+
+def _counts(nbytes: int) -> dict[int, int]:
+    """Return how many buffers of each size hold so many bytes."""
+    large, rest = divmod(nbytes, LARGE_NBYTES)
+    return {LARGE_NBYTES: large, SMALL_NBYTES: -(-rest // SMALL_NBYTES)}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.runtime.jobs import Jobs
+    from asyncckpt.runtime.warming import PoolWarmer
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.state.flat import FlatState
@@ -96,6 +97,7 @@ class Intake:
         catalog: Catalog,
         pool: BufferPool,
         metric: MetricWatch,
+        warmer: PoolWarmer,
     ) -> None:
         self._settings = settings
         self._metric = metric
@@ -104,7 +106,9 @@ class Intake:
         self._catalog = catalog
         self._pool = pool
         self._turn = asyncio.Lock()
+        self._warmer = warmer
         self._is_streaming = False
+        self._has_staged = False
 
     def reserve(self, step: int, *, overwrite: bool) -> int:
         """Reserve a step, and return the latest one in flight.
@@ -224,12 +228,24 @@ class Intake:
                 self._writer.replace_waiting()
             await self._writer.wait_for_room(needed)
         if mode is _Mode.STAGED:
-            capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
+            capture = await self._stage(flat)
         elif mode is _Mode.INLINE:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
             capture = Capture.live(flat, is_frozen=frozen)
         return self._queue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
+
+    async def _stage(self, flat: FlatState) -> Capture:
+        """Copy a state into buffers.
+
+        After the first, as much memory is made ready for the next, which may come while that one is being written.
+        """
+        self._warmer.stop()
+        capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
+        if not self._has_staged:
+            self._has_staged = True
+            self._warmer.warm(capture.nbytes)
+        return capture
 
     def _queue(
         self, tracker: SaveTracker, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False

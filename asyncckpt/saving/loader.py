@@ -46,6 +46,8 @@ class Loader:
         self._writer = writer
         self._jobs = jobs
         self._catalog = catalog
+        self.on_loaded: Callable[[int], None] = lambda _: None
+        """Called with the memory that a copy of a loaded state would take, in bytes."""
 
     async def refresh(self, *, callers: int = 1) -> None:
         """List the directory again; a warning names the line that lies `callers` functions of ours above."""
@@ -82,6 +84,7 @@ class Loader:
                 raise CheckpointNotFoundError(message, step=step) from error
             raise
         _warn_of_plain_data(loaded)
+        self.on_loaded(loaded.staged_nbytes)
         return loaded.checkpoint
 
     async def load_path(self, path: Path, request: LoadRequest) -> LoadedCheckpoint:
@@ -93,6 +96,7 @@ class Loader:
         """
         loaded = await self._jobs.run_in_context(_HELPERS, load_directory, path, request)
         _warn_of_plain_data(loaded)
+        self.on_loaded(loaded.staged_nbytes)
         return loaded.checkpoint
 
     async def load_choice(self, which: Choice, request: LoadRequest) -> LoadedCheckpoint:

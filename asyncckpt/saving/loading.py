@@ -28,6 +28,8 @@ from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
+from asyncckpt.state.capture import staged_nbytes
+from asyncckpt.state.flat import FlatState
 from asyncckpt.state.index import Index, Segment, decode_index, find_contents
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.walk import ABSENT, Survey
@@ -59,6 +61,8 @@ class Loaded(NamedTuple):
     checkpoint: LoadedCheckpoint
     unknown_types: dict[str, str]
     """Names of types that came back as plain data, each with the path of its first object."""
+    staged_nbytes: int = 0
+    """Memory that a copy of the state would take, in bytes; 0 if only parts of it were loaded."""
 
 
 def load_checkpoint(root: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
@@ -187,7 +191,9 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
             arrays = _read_arrays(reader, _Contents(index, segments, survey), request, context)
             state = builder.build(arrays)
     checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
-    return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types)
+    is_whole = request.select is None and not request.lazy
+    nbytes = staged_nbytes(FlatState(arrays=list(index.arrays)), pacer) if is_whole else 0
+    return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types, staged_nbytes=nbytes)
 
 
 def _read_info(reader: CheckpointReader) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from asyncckpt.errors import CheckpointWarning, ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
-from asyncckpt.runtime.buffers import BufferPool
+from asyncckpt.runtime.buffers import LARGE_NBYTES, BufferPool
 from asyncckpt.runtime.idle import IdleTimer
 from asyncckpt.runtime.jobs import Jobs
+from asyncckpt.runtime.warming import PoolWarmer
 from asyncckpt.saving import commit
 from asyncckpt.saving.catalog import Catalog
 from asyncckpt.saving.intake import Intake
@@ -28,6 +29,7 @@ from asyncckpt.saving.metric import MetricWatch, PolicyRequest
 from asyncckpt.saving.pending import PendingDirectories
 from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.saving.writer import Writer
+from asyncckpt.state.inline import INLINE_NBYTES
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,6 +79,8 @@ class Session:
             message = f"{self!r} {'is entered already' if is_open else 'was entered before'}: make a new one"
             raise ManagerClosedError(message)
         jobs = Jobs(asyncio.get_running_loop())
+        if self._settings.enabled and not self._settings.read_only:
+            jobs.executor.submit(find_format, self._settings.format)  # imports h5py, so that no save waits for it
         try:
             listed = await jobs.run(_list, self._ops, self._settings, self._request)
             for remark in self._catalog.replace(listed):
@@ -195,17 +199,34 @@ class OpenSession:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.jobs = jobs
+        self._settings = settings
         self.metric = MetricWatch(catalog, settings.metric_name, is_required=settings.metric_required)
         self.writer = Writer(settings, request, ops, jobs, catalog)
-        self.intake = Intake(settings, self.writer, jobs, catalog, pool, self.metric)
-        self.loader = Loader(settings, request, self.writer, jobs, catalog)
         self.pool = pool
+        self.warmer = PoolWarmer(pool, jobs, self._has_room_to_warm)
+        self.intake = Intake(settings, self.writer, jobs, catalog, pool, self.metric, self.warmer)
+        self.loader = Loader(settings, request, self.writer, jobs, catalog)
+        self.loader.on_loaded = self.warm
         self.idle = IdleTimer(pool, jobs)
         self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog, self.metric)
+
+    def warm(self, nbytes: int) -> None:
+        """Make memory ready for the first save of a state that was loaded, so large; for a writer.
+
+        A state that the budget does not hold is not copied as a whole.
+        """
+        is_writer = self._settings.enabled and not self._settings.read_only
+        if is_writer and INLINE_NBYTES < nbytes <= self._settings.max_staged_nbytes:
+            self.warmer.warm(nbytes)
+
+    def _has_room_to_warm(self) -> bool:
+        held = self.writer.staged_nbytes + self.pool.free_nbytes
+        return held + LARGE_NBYTES <= self._settings.max_staged_nbytes
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then let go of the lock."""
         self.idle.stop()
+        self.warmer.stop()
         is_stuck = await self.writer.wait_closed()
         if not is_stuck:
             await self.jobs.run_stoppable(
@@ -217,8 +238,6 @@ class OpenSession:
 
 def _list(ops: DiskOps, settings: Settings, request: PolicyRequest) -> Listed:
     is_writer = settings.enabled and not settings.read_only
-    if is_writer:
-        find_format(settings.format)  # h5py is imported here, and not in the first save
     root = settings.checkpoint_dir
     return commit.list_directory(ops, root, request, is_writer=is_writer, must_exist=settings.read_only)
 
