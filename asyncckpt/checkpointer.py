@@ -355,7 +355,7 @@ class MsgpackCheckpointer(Checkpointer):
 
 
 class JSONCheckpointer(Checkpointer):
-    """Keys in a JSON object (.json), which is held in memory as text and rewritten as a whole."""
+    """Keys in a JSON object (.json), a line each, rewritten as a whole; new values are text in memory until then."""
 
     default_extension = ".json"
 

@@ -44,13 +44,7 @@ import asyncckpt.keyed._hdf5_reading
 import asyncckpt.keyed.hdf5
 import asyncckpt.keyed.home
 import asyncckpt.keyed.json_file
-import asyncckpt.keyed.json_layout
-import asyncckpt.keyed.json_parse
-import asyncckpt.keyed.json_read
-import asyncckpt.keyed.json_scan
-import asyncckpt.keyed.json_tags
-import asyncckpt.keyed.json_text
-import asyncckpt.keyed.json_write
+import asyncckpt.keyed.json_values
 import asyncckpt.keyed.log
 import asyncckpt.keyed.log_records
 import asyncckpt.keyed.memory
@@ -100,13 +94,7 @@ _BLOCKING_MODULES = (
     asyncckpt.keyed.hdf5,
     asyncckpt.keyed.home,
     asyncckpt.keyed.json_file,
-    asyncckpt.keyed.json_layout,
-    asyncckpt.keyed.json_parse,
-    asyncckpt.keyed.json_read,
-    asyncckpt.keyed.json_scan,
-    asyncckpt.keyed.json_tags,
-    asyncckpt.keyed.json_text,
-    asyncckpt.keyed.json_write,
+    asyncckpt.keyed.json_values,
     asyncckpt.keyed.log,
     asyncckpt.keyed.log_records,
     asyncckpt.keyed.memory,

@@ -1,34 +1,48 @@
-"""A JSON file of keys: one object, rewritten as a whole by each commit.
+"""A JSON file of keys: one object, an entry on each line, rewritten as a whole by each commit.
 
-1. The text of a value that did not change is written back as it was, whoever wrote it.
-2. Values are parsed when they are read; opening only finds where each begins and ends.
-3. What is in the file stays there; the text of what is put waits in memory for the commit.
+1. The text of a value that did not change is written back as it was, whoever wrote it; line breaks in it become blanks.
+2. Values are made when they are read. What is in the file stays there, and by its digest is told from what another
+   program has put in its place; the text of what is put waits in memory for the commit.
+3. What is laid out as we do it is read line by line, so that a damaged value hides no other. Text in any other layout
+   is another program's: it is read as a whole, and of limited size.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import json
+import os
+import re
+from typing import IO, TYPE_CHECKING, Final, TypeAlias
 
-from asyncckpt.errors import CheckpointError, CorruptCheckpointError
-from asyncckpt.keyed import json_layout as layout
+from xxhash import xxh3_64_intdigest
+
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed.base import Found, Store
-from asyncckpt.keyed.json_read import decode_value, split_object
-from asyncckpt.keyed.json_text import FileText, MemoryText, Text, read_text
-from asyncckpt.keyed.json_write import encode_value
+from asyncckpt.keyed.json_values import LONG, decode_key, decode_value, decoders, encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.keyed.writing import Appender
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.pacing import Pacer
+from asyncckpt.runtime.pacing import Pacer, discard
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
 
+Entry: TypeAlias = tuple[str, int | None, bytes]
+"""A key, where the text of its value begins (None: the file has another encoding), and that text in UTF-8."""
+
+MAX_FOREIGN_NBYTES: Final = 256 << 20
+"""Text in another layout than ours, of which several copies are in memory while the file is opened."""
 _NAMED_NBYTES: Final = 1 << 20  # of values that are looked into for their keys as soon as the file is opened
+_LOSSES: Final = "its layout: the blanks and line breaks between its entries, line breaks in them, and its encoding"
+_BUFFER_NBYTES: Final = 1 << 16
+_LINE: Final = re.compile(rb'("[^"\\]*+(?:\\.[^"\\]*+)*+"): ')
+_BLANKS: Final = re.compile(r"[ \t\r\n]*+")
+_SKIM: Final = decoders(len, parse_int=len, parse_float=len)  # to find where values end; makes little
 
 
 class JSONStore(Store):
@@ -39,15 +53,19 @@ class JSONStore(Store):
 
         Raises:
             CorruptCheckpointError: It is no JSON object.
+            UnsupportedFormatError: It is too large for a file in another layout.
             OSError: It cannot be read.
         """
         self._home = home
-        self._text: Text = MemoryText(())
-        self._places: dict[str, tuple[int, int]] = {}  # from where to where the text of a value lies
-        self._staged: dict[str, bytes | Text] = {}  # texts that are not in the file
-        self._entries: dict[str, Names] = {}
+        self._file: IO[bytes] | None = None
         self._is_changed = False
+        self._forget()
         self._load(work)
+
+    def _forget(self) -> None:
+        self._entries: dict[str, Names] = {}
+        self._places: dict[str, tuple[int, int, int]] = {}  # where the text of a value lies, and its digest
+        self._staged: dict[str, bytes] = {}  # texts that are not in the file
 
     @property
     def entries(self) -> Mapping[str, Names]:
@@ -56,142 +74,243 @@ class JSONStore(Store):
 
     def disk_use(self) -> tuple[Path, int]:
         """See `Store`."""
-        return self._home.path, sum(high - low for low, high in self._places.values())
+        texts = sum(nbytes for _, nbytes, _ in self._places.values()) + sum(map(len, self._staged.values()))
+        return self._home.path, texts
 
     def read(self, key: str, work: Work) -> Found:
         """See `Store`."""
-        text = self._text_of(key)
+        text = self._text(key)
         try:
-            return decode_value(text, *self._places[key], work.pacer())
-        except CorruptCheckpointError as error:
-            raise self._corrupt(f"the value of {key!r}: {error}", error) from error
-        except ValueError as error:
-            raise self._corrupt(f"the value of {key!r} cannot be read: {error}", error) from error
+            return decode_value(text.decode("utf-8", "surrogatepass"), work.pacer())
+        except (ValueError, CorruptCheckpointError) as error:
+            raise self._corrupt(f"the value of {key!r}: {error}") from error
 
     def put(self, key: str, value: Captured, work: Work) -> None:
         """See `Store`."""
         self.begin(work)
-        pieces = encode_value(value, work.pacer())
-        self._drop(key, Pacer(yields=work.yields))
-        # Most are of one piece, and there may be very many: bytes are nothing that a garbage collection walks over.
-        staged = self._staged[key] = pieces[0] if len(pieces) == 1 else MemoryText(pieces)
-        self._places[key] = 0, len(staged)
+        self._staged[key] = encode_value(value, work.pacer())
         self._entries[key] = value.names
         self._is_changed = True
 
     def delete(self, key: str, work: Work) -> None:
         """See `Store`."""
         self.begin(work)
-        self._drop(key, Pacer(yields=work.yields))
-        del self._places[key], self._entries[key]
+        self._staged.pop(key, None)
+        del self._entries[key]
         self._is_changed = True
 
     def commit(self, work: Work) -> None:
         """See `Store`."""
         if not self._is_changed:
             return
-        text = FileText(self._home.create_sibling())
+        file = _file_of(self._home.create_sibling())
         try:
-            places = self._write(text, work.pacer())
+            places = self._write(file.fileno(), work.pacer())
             self._home.publish_sibling()
-        except BaseException as error:
-            text.drop(Pacer())
+        except BaseException:
+            file.close()
             self._home.discard_sibling()
-            if isinstance(error, ValueError):
-                raise self._corrupt(str(error)) from error
             raise
-        self._drop_texts(Pacer(yields=work.yields))
-        self._text, self._places = text, places
-        self._is_changed = False
+        if self._file is not None:
+            self._file.close()
+        self._file, self._places, self._is_changed = file, places, False
+        discard(self._staged, Pacer(yields=work.yields))
 
-    def _write(self, text: FileText, pacer: Pacer) -> dict[str, tuple[int, int]]:
+    def _write(self, fd: int, pacer: Pacer) -> dict[str, tuple[int, int, int]]:
         """Write everything to a new file, and return where the values are in it."""
-        places: dict[str, tuple[int, int]] = {}
-        out = Appender(self._home.ops, text.fd, 0)
-        out.write(layout.BEGIN)
-        for key, (low, high) in self._places.items():
-            out.write(layout.before(key, is_first=not places))
-            begin = out.offset
-            for piece in self._text_of(key).pieces(low, high):
-                out.write(piece)
-                pacer.pause()
-            places[key] = begin, out.offset
-        out.write(layout.END)
+        places: dict[str, tuple[int, int, int]] = {}
+        out = Appender(self._home.ops, fd, 0)
+        out.write(b"{")
+        for key in self._entries:
+            text = self._text(key).replace(b"\n", b" ")
+            out.write((b",\n" if places else b"\n") + _before(key))
+            places[key] = out.offset, len(text), xxh3_64_intdigest(text)
+            out.write(text)
+            pacer.pause()
+        out.write(b"\n}\n")
         out.flush()
-        text.note()
-        self._home.ops.sync(text.fd)
+        self._home.ops.sync(fd)
         return places
 
     def close(self) -> None:
         """See `Store`."""
-        self._drop_texts(Pacer())
-        self._places, self._entries = {}, {}
+        discard(self._staged, Pacer())
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+        self._forget()
         self._home.release()
 
     def begin(self, work: Work) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
 
         def read_again() -> None:
-            before = self._text
+            before = self._file
             with self._as_before_on_failure():
                 self._load(work)
-            before.drop(Pacer(yields=work.yields))
+            if before is not None:
+                before.close()
 
         self._home.become_writer(read_again)
 
+    def _text(self, key: str) -> bytes:
+        """Return the text of a value.
+
+        Raises:
+            CorruptCheckpointError: Another program has changed it.
+        """
+        if key in self._staged:
+            return self._staged[key]
+        assert self._file is not None  # noqa: S101 - what else would the key be from
+        low, nbytes, digest = self._places[key]
+        self._file.seek(low)
+        text = self._file.read(nbytes)
+        if xxh3_64_intdigest(text) != digest:
+            raise self._corrupt(f"the value of {key!r}: another program has changed it since it was opened")
+        return text
+
+    # --- opening ------------------------------------------------------------------------------------------------------
+
     def _load(self, work: Work) -> None:
-        self._text, self._places, self._staged, self._entries = MemoryText(()), {}, {}, {}
+        self._forget()
         fd = self._home.open()
-        if fd is None:
+        self._file = None if fd is None else _file_of(fd)
+        if self._file is None:
             return
         try:
             with young_collections_only():
-                self._fill(fd, work)
+                if self._file.seek(0, os.SEEK_END):  # else somebody has made it in advance
+                    self._fill(self._file, work)
         except BaseException as error:
-            self._text.drop(Pacer())
+            self._file.close()
+            self._file = None
             if isinstance(error, (ValueError, RecursionError)):
-                raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r}") from error
-            if isinstance(error, CorruptCheckpointError) and error.file is None:
+                raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r:.500}") from error
+            if isinstance(error, CorruptCheckpointError):
                 raise self._corrupt(str(error)) from error
             raise
 
-    def _fill(self, fd: int, work: Work) -> None:
-        text = self._text = read_text(fd, work.pacer())
+    def _fill(self, file: IO[bytes], work: Work) -> None:
+        reasons = []
+        for entries in (_of_lines(file), _of_text(file, self._home), _of_lines(file, is_damaged=True)):
+            try:
+                self._forget()
+                self._add(entries, work)
+            except (ValueError, RecursionError, CheckpointError) as error:
+                reasons.append(error)
+            else:
+                return
+        raise reasons[1]
+
+    def _add(self, entries: Iterator[Entry], work: Work) -> None:
         left = _NAMED_NBYTES
-        for key, low, high in split_object(text, work.pacer()) if text else ():
-            if key in self._places:
-                raise self._corrupt(f"the key {key!r} stands twice")
-            self._places[key] = low, high
-            is_looked_into = high - low <= left
-            self._entries[key] = _names(text, low, high, work) if is_looked_into else False
-            left -= high - low if is_looked_into else 0
-        if text and not layout.is_own(text, self._places):
-            self._home.mark_foreign("its layout: the blanks and line breaks between its entries, and its encoding")
+        for key, low, text in entries:
+            if key in self._entries:
+                message = f"the key {key!r} stands twice"
+                raise ValueError(message)
+            if low is None:
+                self._staged[key] = text
+            else:
+                self._places[key] = low, len(text), xxh3_64_intdigest(text)
+            is_looked_into = len(text) <= left
+            self._entries[key] = _names(text, work) if is_looked_into else False
+            left -= len(text) if is_looked_into else 0
+            work.pacer().pause()
 
-    def _text_of(self, key: str) -> Text:
-        staged = self._staged.get(key, self._text)
-        return MemoryText([staged]) if isinstance(staged, bytes) else staged
-
-    def _drop(self, key: str, pacer: Pacer) -> None:
-        """Give back the memory of a text that goes. This must not be stopped half-way: the pacer has no flag."""
-        staged = self._staged.pop(key, None)
-        if isinstance(staged, Text):
-            staged.drop(pacer)
-        pacer.pause()
-
-    def _drop_texts(self, pacer: Pacer) -> None:
-        for key in list(self._staged):
-            self._drop(key, pacer)
-        self._text.drop(pacer)
-
-    def _corrupt(self, reason: str, error: Exception | None = None) -> CorruptCheckpointError:
-        if isinstance(error, CorruptCheckpointError):
-            reason = str(error)
+    def _corrupt(self, reason: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._home.name}: {reason}", file=self._home.name)
 
 
-def _names(text: Text, low: int, high: int, work: Work) -> Names:
+def _file_of(fd: int) -> IO[bytes]:
     try:
-        return plain_names(decode_value(text, low, high, work.pacer()).value)
+        return os.fdopen(fd, "rb", _BUFFER_NBYTES)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _before(key: str) -> bytes:
+    """Return what a line of ours begins with."""
+    return encode_key(key) + b": "
+
+
+def _of_lines(file: IO[bytes], *, is_damaged: bool = False) -> Iterator[Entry]:
+    """Yield the entries of a file in our layout, a line each; of a damaged one the text may be no value.
+
+    Raises:
+        ValueError: It has another layout.
+    """
+    file.seek(0)
+    at, end = len(first := file.readline(3)), b",\n"
+    for line in file if first == b"{\n" else ():
+        if line == b"}\n" and (end == b"\n" or at == len(first)) and not file.read(1):
+            return
+        found = _LINE.match(line)
+        if found is None or end == b"\n" or line[: found.end()] != _before(key := decode_key(found[1].decode())):
+            break
+        end = b",\n" if line.endswith(b",\n") else b"\n"
+        text = line[found.end() : -len(end)]
+        # What is long is believed to be a value: reading it will show.
+        if not is_damaged and len(text) <= LONG and _SKIM(0).raw_decode(text.decode("latin-1"))[1] != len(text):
+            break
+        yield key, at + found.end(), text
+        at += len(line)
+    message = "it has not an entry on each line"
+    raise ValueError(message)
+
+
+def _of_text(file: IO[bytes], home: Home) -> Iterator[Entry]:
+    """Yield the entries of a JSON object in any layout and encoding.
+
+    Raises:
+        ValueError: It is none.
+        RecursionError: It is nested too deeply.
+        UnsupportedFormatError: It is too large.
+    """
+    nbytes = file.seek(0, os.SEEK_END)
+    if nbytes > MAX_FOREIGN_NBYTES:
+        message = (
+            f"{home.name}: {nbytes} bytes of JSON, of which at most {MAX_FOREIGN_NBYTES} are read unless each key has a"
+            ' line of its own: {, lines of "key": value, and }'
+        )
+        raise UnsupportedFormatError(message)
+    file.seek(0)
+    data = file.read()
+    encoding = json.detect_encoding(data[:4])
+    is_utf8 = encoding == "utf-8"
+    text = (data if is_utf8 else data.decode(encoding).encode()).decode("latin-1")  # positions are those of bytes
+    del data
+    skim = _SKIM(len(text)).raw_decode
+    at, before, is_ours = _after(text, 0, "{"), 0, is_utf8
+    while before or not text.startswith("}", at):
+        key_end = skim(text, at)[1]
+        low = _after(text, key_end, ":")
+        high = skim(text, low)[1]
+        key = decode_key(text[at:key_end].encode("latin-1").decode())
+        yield key, low if is_utf8 else None, text[low:high].encode("latin-1")
+        is_ours = is_ours and text[before:low] == ((",\n" if before else "{\n") + _before(key).decode())
+        before, at = high, _after(text, high, "")
+        if text.startswith("}", at):
+            break
+        at = _after(text, at, ",")
+    if _after(text, at, "}") != len(text):
+        message = f"something follows its end at byte {at + 1}"
+        raise ValueError(message)
+    if not is_ours or text[before:] != "\n}\n":
+        home.mark_foreign(_LOSSES)
+
+
+def _after(text: str, at: int, mark: str) -> int:
+    """Return where what follows a mark, and blanks around it, begins."""
+    at = _BLANKS.match(text, at).end()  # type: ignore[union-attr] # it matches anywhere
+    if not text.startswith(mark, at):
+        message = f"there is no {mark!r} at byte {at}"
+        raise ValueError(message)
+    return _BLANKS.match(text, at + len(mark)).end()  # type: ignore[union-attr]
+
+
+def _names(text: bytes, work: Work) -> Names:
+    try:
+        return plain_names(decode_value(text.decode("utf-8", "surrogatepass"), work.pacer()).value)
     except (ValueError, CheckpointError):  # of a value that cannot be made: reading it will say why
         return False

@@ -17,8 +17,8 @@ from support import assert_same, peak_nbytes
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.keyed.json_read import decode_value
-from asyncckpt.keyed.json_text import MemoryText
+from asyncckpt.keyed import json_file
+from asyncckpt.keyed.json_values import decode_value
 from asyncckpt.keyed.npz_file import NpzFile
 from asyncckpt.runtime.pacing import Pacer
 
@@ -64,11 +64,10 @@ def test_long_json_is_parsed_in_pieces() -> None:
     value = {
         "long": [']}[{\\",:' * 9000, list(range(20_000)), [[[n] for n in range(12_000)]], {}],
         "k" * 100_000: {str(n): {"x": [n, None, {}]} for n in range(5_000)},
-        "flat": [True] * 40_000,
+        "flat": [True] * 200_000,
     }
     for indent in (None, 1):
-        text = json.dumps(value, indent=indent).encode()
-        assert decode_value(MemoryText([text]), 0, len(text), Pacer()).value == value
+        assert decode_value(json.dumps(value, indent=indent), Pacer()).value == value
 
 
 def _marked(count: int) -> str:
@@ -98,10 +97,11 @@ def _marked(count: int) -> str:
 )
 @pytest.mark.parametrize("blanks", ["", " " * 40_000])
 def test_long_json_is_refused_where_json_refuses_it(spoil: Callable[[str], str], blanks: str) -> None:
-    """Text of many windows with one thing wrong at the seams of what is built here."""
-    text = (spoil(_marked(5_000)) + blanks).encode()
-    with pytest.raises(ValueError):  # noqa: PT011 - json has many words for it
-        decode_value(MemoryText([text]), 0, len(text), Pacer())
+    """Text that is read at once, or in parts, with one thing wrong between the parts."""
+    for count in (5_000, 60_000):
+        text = spoil(_marked(count)) + blanks
+        with pytest.raises(ValueError):  # noqa: PT011 - json has many words for it
+            decode_value(text, Pacer())
 
 
 def test_json_nested_as_deep_as_it_is_written(tmp_path: Path) -> None:
@@ -157,6 +157,10 @@ def test_json_stays_json(tmp_path: Path) -> None:
         b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "<f8", "data": [], "shape": ['
         + b"1," * 9999
         + b"1]}}",
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "|u1", "shape": [5], "data": ["AAAABBBB"]}}',
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "|u1", "shape": [3], "data": ["AAAA", "BBBB"]}}',
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "|u1", "shape": [4], "data": ["AA==AAAA"]}}',
+        b'{"a": {"__asyncckpt__": "array", "number": 0, "dtype": "|u1", "shape": [3], "data": ["AA\\nAA"]}}',
         b'{"a": {"__asyncckpt__": "bytes", "data": "AAAA"}}',
         b'{"a": {"__asyncckpt__": "bytes", "data": ["!"]}}',
         b'{"a": {"__asyncckpt__": "os.system", "state": 1}}',
@@ -183,16 +187,65 @@ def test_hostile_json(tmp_path: Path, text: bytes) -> None:
 
 
 def test_one_damaged_value_does_not_hide_the_others(tmp_path: Path) -> None:
-    """Each key is read by itself, and what is damaged can be deleted or replaced."""
+    """Each key has a line and is read by itself, and what is damaged can be deleted or replaced."""
     path = tmp_path / "x.json"
-    path.write_text('{"good": [1], "bad": [1,, 2], "also": {"x": 1}}')
-    with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk.update(good=[1], bad=[1, 12], also={"x": 1})
+    path.write_text(path.read_text().replace("1,1", "1,,"))
+    with asyncckpt.Checkpointer.from_file(path) as chk:
         assert chk["good"] == [1]
         assert chk["also"] == {"x": 1}
         with pytest.raises(asyncckpt.CorruptCheckpointError, match="'bad'"):
             chk["bad"]
         chk["bad"] = 5
     assert json.loads(path.read_text()) == {"good": [1], "bad": 5, "also": {"x": 1}}
+
+
+def test_foreign_json_is_of_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is too large for its layout is told how it could be read; in ours, also damaged, it may be any size."""
+    path = tmp_path / "x.json"
+    monkeypatch.setattr(json_file, "MAX_FOREIGN_NBYTES", 100)
+    path.write_text(json.dumps({"a": [1] * 100}))
+    with pytest.raises(asyncckpt.UnsupportedFormatError, match=r"x\.json: \d+ bytes .* at most 100 .* line of its own"):
+        dict(asyncckpt.Checkpointer.from_file(path))
+    path.write_text('{\n"a": ' + json.dumps([1] * 100) + ',\n"b": 2]\n}\n')
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        assert chk["a"] == [1] * 100
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="'b'"):
+            chk["b"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_foreign_json_gets_a_line_for_each_key(tmp_path: Path, encoding: str) -> None:
+    """Line breaks within its values become blanks when it is written anew; all else of their text stays."""
+    path = tmp_path / "x.json"
+    path.write_text('{"a": [ 1.50,\n\n  1E400 ], "\u00e9":{"x":"\u00e9\\n"}}', encoding=encoding)
+    with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
+        before = dict(chk)
+        chk["n"] = 1
+        chk.flush()
+        assert dict(chk) == before | {"n": 1}
+    expected = '{\n"a": [ 1.50,    1E400 ],\n"\\u00e9": {"x":"\u00e9\\n"},\n"n": 1\n}\n'
+    assert path.read_text(encoding="utf-8") == expected
+
+
+def test_one_text_for_two_keys(tmp_path: Path) -> None:
+    """Keys of a dict that are not equal, and look alike, stay two."""
+    path = tmp_path / "x.json"
+    with asyncckpt.Checkpointer.from_file(path) as chk:
+        chk["a"] = {float("nan"): 1, float("nan"): 2, "b": [3]}
+    assert list(asyncckpt.Checkpointer.from_file(path)["a"].values()) == [1, 2, [3]]
+
+
+@pytest.mark.parametrize("text", ["[]", "[0]", "{}", '{"a":[]}'])
+def test_many_containers_in_one_of_ours(tmp_path: Path, text: str) -> None:
+    """They take the memory that `json` takes for them, and no multiple of it."""
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"k":{{"__asyncckpt__":"tuple","items":[{",".join([text] * 100_000)}]}}}}')
+    script = "import sys, asyncckpt, asyncckpt.keyed.json_file\npath = sys.argv[1]\n"
+    ours = peak_nbytes(script + "peak = lambda: asyncckpt.Checkpointer.from_file(path)['k']", path)
+    theirs = peak_nbytes("import sys, json\npeak = lambda: json.loads(open(sys.argv[1]).read())", path)
+    assert ours < 1.6 * theirs
 
 
 # --- npz --------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from support import assert_same, held_by
 import asyncckpt
 from asyncckpt.keyed import session
 from asyncckpt.keyed.base import Work
-from asyncckpt.keyed.json_text import PIECE_NBYTES
+from asyncckpt.keyed.json_values import LONG
 from asyncckpt.keyed.values import Condensed, condense, expand
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
@@ -183,19 +183,19 @@ async def test_deletions_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_json_that_another_program_rewrites_in_its_place(tmp_path: Path) -> None:
     """The text stays in the file: what somebody writes there meanwhile is never taken for what was opened."""
     path = tmp_path / "x.json"
-    path.write_text(json.dumps({"a": 1, "b": "b" * (4 * PIECE_NBYTES), "c": [2, 3]}))
+    path.write_text(json.dumps({"a": 1, "c": [2, 3], "b": "b" * (4 * LONG)}))
     async with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         assert await chk.load_parameter("c") == [2, 3]
         await chk.save_parameter("d", 4)
         with path.open("r+b") as file:
-            file.seek(PIECE_NBYTES)
+            file.seek(LONG)
             file.write(b"x")
-        with pytest.raises(asyncckpt.CorruptCheckpointError, match="another program has changed it since"):
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="'b': another program has changed it since"):
             await chk.load_parameter("b")
         assert await chk.load_parameter("c") == [2, 3]
         with path.open("r+b") as file:
-            file.truncate(PIECE_NBYTES + 10)
-        with pytest.raises(asyncckpt.CorruptCheckpointError, match="another program has changed it since"):
+            file.truncate(LONG + 10)
+        with pytest.raises(asyncckpt.CorruptCheckpointError, match="'b': another program has changed it since"):
             await chk.flush()
         await chk.delete_parameter("b")  # the flush that the block ends with needs it no more
     assert json.loads(path.read_text()) == {"a": 1, "c": [2, 3], "d": 4}
@@ -205,14 +205,14 @@ async def test_json_that_another_program_rewrites_in_its_place(tmp_path: Path) -
 async def test_json_that_another_program_touches_or_appends_to(tmp_path: Path) -> None:
     """What was opened is still there, so nothing is refused or lost."""
     path = tmp_path / "x.json"
-    path.write_text(json.dumps({"a": 1, "b": "b" * (4 * PIECE_NBYTES), "c": [2, 3]}))
+    path.write_text(json.dumps({"a": 1, "b": "b" * (4 * LONG), "c": [2, 3]}))
     async with asyncckpt.Checkpointer.from_file(path, rewrite=True) as chk:
         await chk.save_parameter("d", 4)
         await chk.load_parameter("d")
         os.utime(path, (1, 1))
         with path.open("ab") as file:
             file.write(b"  and more")
-        assert await chk.load_parameter("b") == "b" * (4 * PIECE_NBYTES)
+        assert await chk.load_parameter("b") == "b" * (4 * LONG)
     assert list(json.loads(path.read_text())) == ["a", "b", "c", "d"]
 
 

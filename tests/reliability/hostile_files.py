@@ -112,6 +112,12 @@ _TEXTS: Final = {
     "dicts 100,000 deep": b'{"k":' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001,
     "5 MB of empty dicts": b'{"k":[' + b"{}," * 1_600_000 + b"{}]}",
     "5 MB of empty lists": b'{"k":[' + b"[]," * 1_600_000 + b"[]]}",
+    **{
+        f"5 MB of {text} in a tuple": b'{"k":{"__asyncckpt__":"tuple","items":['
+        + b",".join([text.encode()] * (5_000_000 // (len(text) + 1)))
+        + b"]}}"
+        for text in ("[]", "[[]]", '{"__asyncckpt__":"set","items":[]}')
+    },
     "300,000 keys": b"{" + b",".join(b'"%d":0' % n for n in range(300_000)) + b"}",
     "a key twice": b'{"a":1,"a":2}',
     "a key twice, below": b'{"k":{"a":1,"a":2}}',

@@ -39,6 +39,7 @@ ONCE_HURT = [
     ("hdf5", "an external link, beside a good index"),
     ("log-heads", "the file's asyncckpt is '[]'"),
     ("log-heads", "a file twice"),
+    ("json", "5 MB of [] in a tuple"),
     ("npz-members", "a member of an empty claim"),
     ("npz-members", "a member called ''"),
     ("npz-directories", "empty maps as the directory"),
