@@ -400,6 +400,9 @@ def test_lying_zip_files(tmp_path: Path) -> None:
         with pytest.raises(asyncckpt.CheckpointError, match="x\\.npz"):
             dict(asyncckpt.Checkpointer.from_file(path))
             pytest.fail(name)
+    path.write_bytes(lies["overlapping"])
+    with pytest.raises(asyncckpt.CorruptCheckpointError, match="overlaps another"):
+        list(asyncckpt.Checkpointer.from_file(path))  # as soon as it is opened
 
 
 def test_a_hostile_directory(tmp_path: Path) -> None:
@@ -545,7 +548,8 @@ def test_what_a_zip_file_may_be(tmp_path: Path) -> None:
         assert archive.testzip() is None
     with np.load(path) as found:
         assert [found[f"caf\u00e9{number}"].tolist() for number in range(3)] == [[0], [1], [2]]
-    assert not path.read_bytes().startswith(b"#!")
+    assert path.read_bytes()[:4] == b"PK\x03\x04"
+    assert not path.read_bytes()[6] & 8  # sizes stand before the member
 
 
 def test_a_file_with_an_encrypted_member_is_only_read(tmp_path: Path) -> None:
