@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from support import assert_same, peak_nbytes
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.keyed import json_file
+from asyncckpt.keyed import json_file, json_values
 from asyncckpt.keyed.json_values import decode_value
 from asyncckpt.keyed.npz_file import NpzFile
 from asyncckpt.runtime.pacing import Pacer
@@ -68,6 +69,23 @@ def test_long_json_is_parsed_in_pieces() -> None:
     }
     for indent in (None, 1):
         assert decode_value(json.dumps(value, indent=indent), Pacer()).value == value
+
+
+@given(document=plain, indent=st.sampled_from([None, 1]), draw=st.data())
+def test_text_in_parts_is_read_as_json_reads_it(document: Any, indent: int | None, draw: st.DataObject) -> None:
+    """Whatever is cut where a part ends, and whatever was changed in the text: the same value, or an error."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False)
+    if draw.draw(st.booleans()):
+        at = draw.draw(st.integers(0, len(text)))
+        text = text[:at] + draw.draw(st.sampled_from(["", ",", "]", "}", "1", '"', "{", "[", ":"])) + text[at + 1 :]
+    made = []
+    with mock.patch.object(json_values, "_SHORT", 8):
+        for length in (0, json_values.LONG + 1):
+            try:
+                made.append(repr(json_values.decoders(json_values._unique)(length).decode(text)))
+            except ValueError:
+                made.append("an error")
+    assert made[0] == made[1]
 
 
 def _marked(count: int) -> str:
