@@ -35,11 +35,12 @@ _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, e
 class DirectoryLock:
     """The lock of one checkpoint directory, held."""
 
-    def __init__(self, fd: int, *, is_supported: bool) -> None:
+    def __init__(self, fd: int, file: os.stat_result, *, is_supported: bool) -> None:
+        """Take over a locked descriptor, and what is known of its file."""
         # Closed as well when nobody refers to it any more: a manager that was never closed locks nobody out.
         self._close = weakref.finalize(self, self._unlock, fd)
         self._fd = fd
-        self._file = os.fstat(fd)
+        self._file = file
         self.is_supported = is_supported
         """False where the file system has no locks: nothing keeps a second writer away."""
         _held[fd] = self
@@ -89,8 +90,7 @@ def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
         DirectoryLockedError: Another writer holds it.
         OSError: The lock file cannot be opened.
     """
-    fd = ops.open_lock(root / LOCK_NAME)
-    file = os.fstat(fd)
+    fd, file = _open(ops, root / LOCK_NAME)
     is_supported = _try_lock(fd, root / LOCK_NAME)
     if is_supported is None:
         if _is_held_here(file):
@@ -102,14 +102,14 @@ def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
             " read_only=True, or use another directory"
         )
         raise DirectoryLockedError(message)
-    return DirectoryLock(fd, is_supported=is_supported)
+    return DirectoryLock(fd, file, is_supported=is_supported)
 
 
 class FileLock(DirectoryLock):
     """The lock of one file, held."""
 
-    def __init__(self, ops: DiskOps, path: Path, fd: int, *, is_supported: bool) -> None:
-        super().__init__(fd, is_supported=is_supported)
+    def __init__(self, fd: int, file: os.stat_result, ops: DiskOps, path: Path, *, is_supported: bool) -> None:
+        super().__init__(fd, file, is_supported=is_supported)
         self._ops = ops
         self._path = path
 
@@ -130,8 +130,7 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
     """
     path = file.with_name(f".{file.name}.lock")
     while True:
-        fd = ops.open_lock(path)
-        found = os.fstat(fd)
+        fd, found = _open(ops, path)
         is_supported = _try_lock(fd, path)
         if is_supported is None:
             if _is_held_here(found):
@@ -148,13 +147,23 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
             raise FileLockedError(message, file=str(file))
         try:
             if os.path.samestat(path.stat(), found):
-                return FileLock(ops, path, fd, is_supported=is_supported)
+                return FileLock(fd, found, ops, path, is_supported=is_supported)
         except FileNotFoundError:
             pass
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)  # its last holder removed it between our two calls
+
+
+def _open(ops: DiskOps, path: Path) -> tuple[int, os.stat_result]:
+    """Open a lock file, and look which file it is."""
+    fd = ops.open_lock(path)
+    try:
+        return fd, os.fstat(fd)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def _try_lock(fd: int, path: Path) -> bool | None:

@@ -121,16 +121,18 @@ class ForeignFile:
             OSError: The disk failed.
         """
         disk = _Disk(ops, fd)
+        found, place = dict[str, Linked](), None
         try:
             with h5py.File(disk, "w", libver=("v110", "v110"), fs_strategy="none") as new:
                 held = new.create_dataset("head", (HEAD_NBYTES,), "u1")
                 held[:] = 0
                 found = dict(self._copies(keys, new, disk, pacer))
                 place = held.id.get_offset()
-        except HDF5_ERRORS as error:
+        except HDF5_ERRORS:
             if disk.error is None:
                 raise
-            raise disk.error from error
+        if disk.error is not None:
+            raise disk.error
         if place is None or place > HEAD_NBYTES // 3 or any(each.address < HEAD_NBYTES for each in found.values()):
             message = f"{self._name}: this release of libhdf5 lays files out in a way that is not known here"
             raise UnsupportedFormatError(message)
@@ -141,14 +143,17 @@ class ForeignFile:
         for number, key in enumerate(keys):
             pacer.pause()
             name = self.names[key]
+            copy = None
             try:
                 Reading(self._home, pacer, is_ours=False).check_link(self._file, name, f"/{name}")
                 h5o.copy(self._file.id, name.encode("utf-8", "surrogateescape"), new.id, b"%d" % number)
+                _check_sound(new[str(number)], pacer)
                 copy = new[str(number)]
-                _check_sound(copy, pacer)
             except (UnsupportedFormatError, *HDF5_ERRORS):
-                if disk.error is not None:
-                    raise
+                pass
+            if disk.error is not None:
+                return
+            if copy is None:
                 continue
             begin, end = end, new.id.get_filesize()
             yield key, Linked(h5o.get_info(copy.id).addr, end - begin)
@@ -168,14 +173,18 @@ def _check_sound(copy: Any, pacer: Pacer) -> None:
 
 
 class _Disk:
-    """A file as h5py takes one of Python's, written through a `DiskOps`."""
+    """A file as h5py takes one of Python's, written through a `DiskOps`.
+
+    It raises nothing: after an exception libhdf5 goes on to call, and no Python code may run with an exception set. The
+    first error is kept, nothing is written after it, and whoever has the file asks for it.
+    """
 
     def __init__(self, ops: DiskOps, fd: int) -> None:
         self._ops = ops
         self._fd = fd
         self._at = 0
         self.error: OSError | None = None
-        """What went wrong, which libhdf5 may have made another error of."""
+        """What went wrong."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset if whence == os.SEEK_SET else os.fstat(self._fd).st_size + offset
@@ -185,26 +194,30 @@ class _Disk:
         return self._at
 
     def read(self, nbytes: int) -> bytes:
-        return os.pread(self._fd, nbytes, self._at)
+        data = b""
+        with self._keeping_errors():
+            data = os.pread(self._fd, nbytes, self._at)
+        return data.ljust(nbytes, b"\0")
 
     def write(self, data: Any) -> int:
-        with self._noting():
-            write_all(self._ops, self._fd, [Part(self._at, np.frombuffer(bytes(data), np.uint8))])
+        with self._keeping_errors():
+            if self.error is None:
+                write_all(self._ops, self._fd, [Part(self._at, np.frombuffer(bytes(data), np.uint8))])
         return len(data)
 
     def truncate(self, nbytes: int | None = None) -> int:
         nbytes = self._at if nbytes is None else nbytes
-        with self._noting():
-            self._ops.truncate(self._fd, nbytes)
+        with self._keeping_errors():
+            if self.error is None:
+                self._ops.truncate(self._fd, nbytes)
         return nbytes
 
     def flush(self) -> None:
         """Do nothing: a commit syncs."""
 
     @contextmanager
-    def _noting(self) -> Iterator[None]:
+    def _keeping_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             self.error = self.error or error
-            raise

@@ -36,6 +36,10 @@ _MAX_SIBLINGS: Final = 100
 _SLACK_NBYTES: Final = 4 << 20
 
 
+_IN_THE_WAY: Final = frozenset({errno.EBUSY, errno.EPERM, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EXDEV})
+"""What renaming answers where the name is taken by what cannot be replaced."""
+
+
 class Home:
     """The place of one file."""
 
@@ -274,6 +278,8 @@ class Home:
         try:
             self.ops.rename(self._sibling, self.path)
         except OSError as error:
+            if error.errno not in _IN_THE_WAY:
+                raise
             reason = (
                 f"{error.strerror}; the new file, which was written beside it, cannot take its name. A mount point"
                 " cannot be replaced, nor can what another user owns in a sticky directory: use another path"

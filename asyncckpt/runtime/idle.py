@@ -25,7 +25,7 @@ class IdleTimer:
 
     def trim(self) -> None:
         """Give back the buffers that have lain idle since the last time; called by the loop."""
-        self._jobs.executor.submit(self._pool.trim)
+        self._jobs.spawn(self._pool.trim)
         self._start()
 
     def _start(self) -> None:

@@ -165,6 +165,10 @@ class Jobs:
             # Whatever is raised leads to this frame, and through it to the caller's state: it must not lead back.
             del waiter, future, cancelled
 
+    def spawn(self, job: Callable[..., object], /, *args: object) -> Future[Any] | None:
+        """Run a job that nobody waits for; return None, and do nothing, once the threads are being ended."""
+        return None if self._is_closed else self._executor.submit(job, *args)
+
     def when_idle(self, action: Callable[[], None]) -> None:
         """Call `action` when every job has ended: at once, or from the thread of the last one."""
         left = {future for future in self._running if not future.done()}

@@ -7,7 +7,7 @@ system by the `IdleTimer`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asyncckpt.runtime.pacing import StopFlag
 
@@ -32,13 +32,13 @@ class PoolWarmer:
         self._jobs = jobs
         self._has_room = has_room
         self._stop = StopFlag()
-        self.pending: Future[None] | None = None
+        self.pending: Future[Any] | None = None
 
     def warm(self, nbytes: int) -> None:
         """Begin to make the memory ready for a copy of so many bytes, instead of what was begun before."""
         self.stop()
         self._stop = StopFlag()
-        self.pending = self._jobs.executor.submit(self._pool.warm, nbytes, self._has_room, self._stop)
+        self.pending = self._jobs.spawn(self._pool.warm, nbytes, self._has_room, self._stop)
 
     def stop(self) -> None:
         """Make no more memory ready: somebody needs the bandwidth, or nobody the memory."""

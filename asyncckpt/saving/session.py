@@ -80,7 +80,7 @@ class Session:
             raise ManagerClosedError(message)
         jobs = Jobs(asyncio.get_running_loop())
         if self._settings.enabled and not self._settings.read_only:
-            jobs.executor.submit(find_format, self._settings.format)  # imports h5py, so that no save waits for it
+            jobs.spawn(find_format, self._settings.format)  # imports h5py, so that no save waits for it
         try:
             listed = await jobs.run(_list, self._ops, self._settings, self._request)
             for remark in self._catalog.replace(listed):

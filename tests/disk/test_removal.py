@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,9 @@ class Layered(FaultyDisk):
     def __init__(self, root: Path) -> None:
         super().__init__()
         self.lower = {path.stat().st_ino for path in root.iterdir()}
+        # Held open, so that nothing new gets the inode of one that is deleted.
+        held = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in root.iterdir()]
+        weakref.finalize(self, lambda: [os.close(fd) for fd in held])
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename a directory of the upper layer."""

@@ -691,6 +691,7 @@ def test_a_kill_at_any_operation(name: str, home: Path, place: Path) -> None:
         lines = (place / f"{position}.acks").read_text().splitlines()
         acks |= {int(step): int(version) for step, version in map(str.split, lines)}
         root = place / str(position) / scene.below
+        root.mkdir(parents=True, exist_ok=True)  # a reader warns of a directory that no writer has made yet
         async with asyncckpt.CheckpointManager(root, read_only=True) as manager:
             seen = manager.steps()
         async with asyncckpt.CheckpointManager(root) as manager:
