@@ -38,7 +38,7 @@ def prepare(workload: Workload, scratch: Path) -> tuple[Path, list[Change]]:
     source, once = scratch / "source", scratch / "once"
     asyncio.run(workload.fill(source))
     shutil.copytree(source, once)
-    disk = ShimDisk(exchanges=workload.exchanges)
+    disk = ShimDisk(**workload.disk_options())
     asyncio.run(workload.play(once, disk, lambda _: None))
     workload.look(once / workload.below, {})
     shutil.rmtree(once)

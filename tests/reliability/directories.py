@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -16,6 +17,7 @@ import asyncckpt
 
 from .contents import content, version_of
 from .directory_player import DirectoryPlayer
+from .disks import ShimDisk
 from .history import Event, History
 from .workload import Action, Healing, Known, Looked, Workload
 
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .changes import Made
-    from .disks import ShimDisk
 
 FORMS = ("msgpack", "hdf5")
 NEXT_STEP = 1_000_000  # saved after a crash
@@ -52,6 +53,8 @@ class DirectoryWorkload(Workload):
     keep_top: int | None = None
     """How many of the best stay. The metric is the version: what was overwritten oftener is better, or worse."""
     higher_is_better: bool = True
+    is_layered: bool = False
+    """Whether what is there before lies in a lower layer of overlayfs, so that it cannot be renamed."""
 
     def history(self, events: Iterable[Event] = ()) -> History:
         """See `Workload`."""
@@ -70,7 +73,22 @@ class DirectoryWorkload(Workload):
 
     def next_start(self) -> DirectoryWorkload:
         """See `Workload`."""
-        return DirectoryWorkload(self.form, self.seed, ((("save", (NEXT_STEP - 1,)),),), below=self.below)
+        sessions = ((("save", (NEXT_STEP - 1,)),),)
+        return DirectoryWorkload(
+            self.form, self.seed, sessions, self.steps, below=self.below, is_layered=self.is_layered
+        )
+
+    def disk_options(self) -> dict[str, Any]:
+        """See `Workload`."""
+        return {"exchanges": self.exchanges, "is_fixed": self._is_fixed}
+
+    def _is_fixed(self, path: Path) -> bool:
+        """Whether a directory was there before; of one that is being deleted, the manifest goes first."""
+        if not self.is_layered or path.name not in {f"step_{step}" for step in self.steps} or not path.is_dir():
+            return False
+        if not (path / "manifest.json").exists():
+            return True
+        return bool(json.loads((path / "training_info.json").read_text())["version"] == 0)
 
     def is_tidying(self, changes: Sequence[Made], at: int) -> bool:
         """See `Workload`: whoever lists what a killed writer left tries to clear it away; the first save must."""
@@ -128,7 +146,8 @@ class DirectoryWorkload(Workload):
         problem = None
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            async with asyncckpt.CheckpointManager(root, format=self.form) as manager:
+            disk = ShimDisk(**self.disk_options())
+            async with asyncckpt.CheckpointManager(root, disk=disk, format=self.form) as manager:
                 if manager.steps() != listed:
                     problem = f"readers saw the steps {listed} before recovery, and {manager.steps()} after it"
                 for step in manager.steps():
@@ -158,6 +177,9 @@ _KINDS: dict[str, dict[str, Any]] = {
     "delete": {"sessions": ((("delete", (2,)),),)},
     "finalize": {"sessions": ((("finalize", (3,)),),)},
     "finalize-renaming": {"sessions": ((("finalize", (3,)),),), "exchanges": False},
+    "overwrite-layered": {"sessions": ((("save", (3,)), ("save", (3,))),), "is_layered": True},
+    "prune-layered": {"sessions": ((("save", (4,)), ("flush", ())),), "keep_latest": 2, "is_layered": True},
+    "delete-layered": {"sessions": ((("delete", (2,)), ("save", (2,))),), "is_layered": True},
     "burst": {"sessions": ((("burst", (4, 5, 5, 6)), ("delete", (4,)), ("save", (4,))),), "keep_latest": 3},
 }
 """Workloads by what they show. A new way of changing the disk is added here, and to `random_sessions`."""
@@ -187,6 +209,7 @@ def make_workload(name: str) -> DirectoryWorkload:
         exchanges=chance.random() < 0.7,
         keep_top=chance.choice((None, None, 1, 2)),
         higher_is_better=chance.random() < 0.5,
+        is_layered=chance.random() < 0.2,
     )
 
 

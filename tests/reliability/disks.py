@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +50,7 @@ class ShimDisk(DiskOps):
             Of a write, it may return how many bytes to write at most.
         after: Called with each change that was made.
         exchanges: Whether two names can be exchanged in one step.
+        is_fixed: Whether a directory cannot be renamed, as overlayfs refuses it (EXDEV) for what lies in a lower layer.
         keeps_data: Whether the record holds the bytes written.
     """
 
@@ -57,12 +60,14 @@ class ShimDisk(DiskOps):
         after: Callable[[Change], object] | None = None,
         *,
         exchanges: bool = True,
+        is_fixed: Callable[[Path], bool] = lambda _: False,
         keeps_data: bool = False,
     ) -> None:
         self.record: list[Change] = []
         self._before = before
         self._after = after
         self._exchanges = exchanges
+        self._is_fixed = is_fixed
         self._keeps_data = keeps_data
         self._lock = threading.Lock()
 
@@ -127,16 +132,23 @@ class ShimDisk(DiskOps):
 
     def rename(self, source: Path, target: Path) -> None:
         """Rename."""
+        self._check_movable(source)
         self._do(Change(0, "rename", source, target), lambda _: super(ShimDisk, self).rename(source, target))
 
     def exchange(self, first: Path, second: Path) -> bool:
         """Exchange two names."""
         if not self._exchanges:
             return False
+        self._check_movable(first)
+        self._check_movable(second)
         done: bool = self._do(
             Change(0, "exchange", first, second), lambda _: super(ShimDisk, self).exchange(first, second)
         )
         return done
+
+    def _check_movable(self, path: Path) -> None:
+        if self._is_fixed(path):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(path))
 
     def unlink(self, path: Path) -> None:
         """Unlink a file."""

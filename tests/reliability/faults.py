@@ -217,7 +217,7 @@ def play_with_fault(workload: Workload, root: Path, fault: Fault) -> tuple[Chang
         code = getattr(errno, fault.kind)
         raise OSError(code, os.strerror(code), str(change.path))
 
-    disk = ShimDisk(before, exchanges=workload.exchanges, keeps_data=True)
+    disk = ShimDisk(before, keeps_data=True, **workload.disk_options())
 
     def heal() -> None:
         nonlocal is_healed

@@ -71,7 +71,10 @@ class KeyedWorkload(Workload):
     is_large: bool = False
     first_number: int = 100
     """Behind which values are numbered: those of each program are told apart."""
-    exchanges: bool = True
+
+    def disk_options(self) -> dict[str, Any]:
+        """See `Workload`."""
+        return {}
 
     def history(self, events: Iterable[Event] = ()) -> KeyedHistory:
         """See `Workload`."""

@@ -96,7 +96,7 @@ class FullDisk(Rig):
 
         def play() -> Played:
             trouble.begin()
-            disk = ShimDisk(exchanges=workload.exchanges)
+            disk = ShimDisk(**workload.disk_options())
             played = play_patiently(workload, root, disk, bool, trouble.end)
             trouble.end()
             played.errors = [portable(error) for error in played.errors]
@@ -141,7 +141,7 @@ class FullDisk(Rig):
         told = scratch / "played"
 
         def play(disk: FuseDisk) -> None:
-            shim = ShimDisk(exchanges=workload.exchanges)
+            shim = ShimDisk(**workload.disk_options())
             played = play_patiently(workload, root, shim, lambda _: False, lambda: None)
             played.errors = [portable(error) for error in played.errors]
             if disk.failed_flushes():

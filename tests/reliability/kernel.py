@@ -127,7 +127,7 @@ class KernelRig(Rig):
             await workload.fill(root)
 
         async def play_it(root: Path, disk: FuseDisk) -> None:
-            shim = self._disk(exchanges=workload.exchanges)
+            shim = self._disk(**workload.disk_options())
             hints = mock.patch.object(os, "posix_fadvise") if self.must_lose else nullcontext()
             with hints:
                 await workload.play(root, shim, lambda event: disk.mark(_spell(event)))

@@ -125,7 +125,7 @@ def killer(number: int, tear: int | None) -> Callable[[Change], int | None]:
 def play_to_log(workload: Workload, root: Path, log: Path, hook: Callable[[Change], int | None] | None) -> int:
     """Play a workload; its events go to a file as they happen, one write each. Return the number of changes."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    disk = ShimDisk(hook, exchanges=workload.exchanges, keeps_data=True)
+    disk = ShimDisk(hook, keeps_data=True, **workload.disk_options())
     asyncio.run(workload.play(root, disk, lambda event: os.write(fd, f"{' '.join(map(str, event))}\n".encode())))
     return len(disk.record)
 

@@ -108,6 +108,11 @@ BUGS = (
         (("power-cut", "msgpack/delete/1"),),
     ),
     Bug(
+        "deleted in place before its mark is durable",
+        (("disk/removal.py", "        if durably or marked:\n", "        if durably:\n"),),
+        (("power-cut", "msgpack/prune-layered/1"),),
+    ),
+    Bug(
         "deleted under its committed name",
         (
             (
@@ -141,8 +146,8 @@ BUGS = (
                     "                self._end(item, SaveState.COMMITTED, record=written.returned)\n"
                     "                for _ in range(50):\n"
                     "                    await asyncio.sleep(0)\n"
-                    "                pending = self._root / f'tmp_step_{handle.step}'\n"
-                    "                await self._jobs.run(commit.publish.publish, self._ops, pending, handle.step)\n"
+                    "                pending = self._root / f'tmp_step_{tracker.step}'\n"
+                    "                await self._jobs.run(commit.publish.publish, self._ops, pending, tracker.step)\n"
                 ),
             ),
         ),

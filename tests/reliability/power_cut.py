@@ -100,7 +100,7 @@ class Run:
 def play(home: Path, workload: Workload) -> Run:
     """Play a workload, and record it."""
     events: list[tuple[int, Event]] = []
-    disk = ShimDisk(exchanges=workload.exchanges, keeps_data=True)
+    disk = ShimDisk(keeps_data=True, **workload.disk_options())
     asyncio.run(workload.play(home, disk, lambda event: events.append((len(disk.record), event))))
     return Run(disk.record, events)
 

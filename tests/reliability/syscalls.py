@@ -191,7 +191,7 @@ def play_and_tell(workload: Workload, root: Path, told: Path) -> None:
     events: list[Event] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", asyncckpt.CheckpointWarning)
-        disk = ShimDisk(exchanges=workload.exchanges)
+        disk = ShimDisk(**workload.disk_options())
         errors = asyncio.run(workload.play(root, disk, events.append, is_patient=True))
     warned = [each for each in caught if "below the latest" not in str(each.message)]
     outcome = "told" if errors else "warned" if warned else "harmless"
@@ -224,7 +224,7 @@ class Record(_Traced):
         """Compare."""
 
         def record() -> None:
-            disk = ShimDisk(exchanges=stage.workload.exchanges, keeps_data=True)
+            disk = ShimDisk(keeps_data=True, **stage.workload.disk_options())
             asyncio.run(stage.workload.play(stage.root, disk, lambda _: None))
             stage.told.write_bytes(pickle.dumps(disk.record))
 

@@ -66,8 +66,6 @@ class Workload(ABC):
     seed: int
     below: str
     """Directories that must be made."""
-    exchanges: bool
-    """Whether the disk can exchange two names."""
     is_changed_in_place: ClassVar[bool]
     """Whether files that are there are written to; else a save sees nothing of what is there but names."""
 
@@ -78,6 +76,10 @@ class Workload(ABC):
     @abstractmethod
     def history_of(self, found: Mapping[int, int]) -> Expectation:
         """Tell what must be found when a program has found this."""
+
+    @abstractmethod
+    def disk_options(self) -> dict[str, Any]:
+        """Return which names the disk moves, as options of `ShimDisk`."""
 
     @abstractmethod
     async def fill(self, root: Path) -> None:
