@@ -108,6 +108,11 @@ BUGS = (
         (("power-cut", "msgpack/delete/1"),),
     ),
     Bug(
+        "swept before the parent's sync",
+        (("disk/removal.py", "    if trash:\n        ops.sync", "    if False:\n        ops.sync"),),
+        (("power-cut", "msgpack/prune/1"),),
+    ),
+    Bug(
         "deleted in place before its mark is durable",
         (("disk/removal.py", "        if durably or marked:\n", "        if durably:\n"),),
         (("power-cut", "msgpack/prune-layered/1"),),

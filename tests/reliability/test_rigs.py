@@ -19,7 +19,7 @@ from reliability.driver import Plan, tell
 from reliability.fuzz_files import FILE_TARGETS, VALUES, write_good
 from reliability.history import Event, History, KeyedHistory
 from reliability.ledger import Ledger
-from reliability.mistakes import BUGS, seed
+from reliability.mistakes import BUGS, Bug, seed
 from reliability.power_cut import Cuts, Run, play
 from reliability.report import GUARANTEE, lines
 from reliability.rig import Result
@@ -86,10 +86,14 @@ def test_a_mistake_is_seen(tmp_path: Path, name: str, by: str) -> None:
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
-def test_every_patch_applies(tmp_path: Path, bug: object) -> None:
-    """What a seeded bug replaces stands in the library, exactly once."""
+def test_every_patch_applies(tmp_path: Path, bug: Bug) -> None:
+    """What a seeded bug replaces stands in the library, exactly once, and what it puts there uses names that exist."""
     shutil.copytree(ROOT / "asyncckpt", tmp_path / "asyncckpt")
-    seed(bug, tmp_path / "asyncckpt")  # type: ignore[arg-type]
+    seed(bug, tmp_path / "asyncckpt")
+    patched = {tmp_path / "asyncckpt" / file for file, _, _ in bug.edits}
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821"]
+    done = subprocess.run([*command, *patched], capture_output=True, text=True, check=False)  # noqa: S603 - ruff
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_patch_that_does_not_apply_is_a_loss(tmp_path: Path) -> None:
