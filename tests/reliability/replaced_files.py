@@ -62,14 +62,37 @@ async def go_on(root: Path, damaged: int) -> str | None:
             warnings.simplefilter("ignore")
             async with asyncckpt.CheckpointManager(root) as manager:
                 for step in (damaged + 1, damaged):
-                    if step == damaged and not (root / f"step_{step}").is_dir():
-                        continue  # something else has its name, and whoever put it there must take it away
+                    place = root / f"step_{step}"
+                    if os.path.lexists(place) and (place.is_symlink() or not place.is_dir()):
+                        if (wrong := await _try_in_place_of(manager, place, step)) is not None:
+                            return wrong
+                        continue
                     await (await manager.save(step, {"next": step}, overwrite=True))
                     if (await manager.load(step)).state != {"next": step}:
                         return f"step {step}, saved afterwards, is silently wrong"
     except Exception as error:  # noqa: BLE001 - whatever it is, it is a loss
         return f"saving afterwards raised {error!r}"
     return None
+
+
+async def _try_in_place_of(manager: asyncckpt.CheckpointManager, place: Path, step: int) -> str | None:
+    """Save a step whose name something else has: whoever put it there must take it away, and is told so."""
+    there = _identity(place)
+    try:
+        await (await manager.save(step, {"next": step}, overwrite=True))
+    except asyncckpt.SaveFailedError as error:
+        if not isinstance(error.__cause__, NotADirectoryError):
+            return f"saving in the place of what is no directory raised {error!r}"
+    else:
+        return "a save in the place of what is no directory was acknowledged"
+    if _identity(place) != there:
+        return "what is no directory was changed by a save in its place"
+    return None
+
+
+def _identity(place: Path) -> tuple[int, int, int]:
+    status = place.lstat()
+    return status.st_ino, status.st_mode, status.st_ctime_ns
 
 
 def outside(folder: Path) -> dict[Path, bytes]:
