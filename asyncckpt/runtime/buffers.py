@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Final
 from asyncckpt.runtime.memory import aligned_buffer, populate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -35,6 +33,7 @@ class BufferPool:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._is_closed = False
+        self._taken_nbytes = 0
         self._free: dict[int, list[Bytes]] = {LARGE_NBYTES: [], SMALL_NBYTES: []}
         self._idle = {LARGE_NBYTES: 0, SMALL_NBYTES: 0}  # how many were free all the time since the last trim
 
@@ -42,29 +41,35 @@ class BufferPool:
         """Return buffers that hold `nbytes` together: large ones first, then small ones."""
         return [self._one(size) for size, count in _counts(nbytes).items() for _ in range(count)]
 
-    def warm(self, nbytes: int, has_room: Callable[[], bool], stop: StopFlag) -> None:
+    def warm(self, nbytes: int, limit_nbytes: int, stop: StopFlag) -> None:
         """Make buffers of warm memory until as many are free as `take(nbytes)` returns.
 
         It rests after each buffer for as long as that took: others use the memory's bandwidth, too.
 
         Args:
             nbytes: What will be taken.
-            has_room: Asked before each buffer; the rest is left cold if it is False.
+            limit_nbytes: The rest is left cold where all buffers, free and taken, would be more than this.
             stop: Ends it after the buffer that is being made.
         """
         for size, count in _counts(nbytes).items():
-            while len(self._free[size]) < count and has_room() and not (stop.is_set or self._is_closed):
+            while len(self._free[size]) < count and not (stop.is_set or self._is_closed):
+                if self._taken_nbytes + self.free_nbytes + size > limit_nbytes:
+                    break
                 began = time.perf_counter()
                 buffer = aligned_buffer(size)
                 populate(buffer)
-                self.give([buffer])
+                with self._lock:
+                    if not (stop.is_set or self._is_closed):  # else somebody has begun to take, and counts on the rest
+                        self._free[size].append(buffer)
                 time.sleep(time.perf_counter() - began)
 
     def give(self, buffers: list[Bytes]) -> None:
         """Take buffers back."""
         with self._lock:
-            for buffer in buffers if not self._is_closed else ():
-                self._free[len(buffer)].append(buffer)
+            for buffer in buffers:
+                self._taken_nbytes -= len(buffer)
+                if not self._is_closed:
+                    self._free[len(buffer)].append(buffer)
 
     def close(self) -> None:
         """Return the memory of all free buffers to the system, and from now on of those that are given back."""
@@ -94,10 +99,14 @@ class BufferPool:
     def _one(self, size: int) -> Bytes:
         with self._lock:
             if free := self._free[size]:
+                self._taken_nbytes += size
                 buffer = free.pop()
                 self._idle[size] = min(self._idle[size], len(free))
                 return buffer
-        return aligned_buffer(size)
+        buffer = aligned_buffer(size)
+        with self._lock:
+            self._taken_nbytes += size
+        return buffer
 
 
 def _counts(nbytes: int) -> dict[int, int]:

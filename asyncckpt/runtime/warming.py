@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from asyncckpt.runtime.pacing import StopFlag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from concurrent.futures import Future
 
     from asyncckpt.runtime.buffers import BufferPool
@@ -26,11 +25,11 @@ class PoolWarmer:
         pending: The warming that was begun last.
     """
 
-    def __init__(self, pool: BufferPool, jobs: Jobs, has_room: Callable[[], bool]) -> None:
-        """Warm `pool` by the threads of `jobs`, as long as `has_room`, which is asked in a thread."""
+    def __init__(self, pool: BufferPool, jobs: Jobs, limit_nbytes: int) -> None:
+        """Warm `pool` by the threads of `jobs`, so that it holds no more than `limit_nbytes` in all."""
         self._pool = pool
         self._jobs = jobs
-        self._has_room = has_room
+        self._limit_nbytes = limit_nbytes
         self._stop = StopFlag()
         self.pending: Future[Any] | None = None
 
@@ -38,7 +37,7 @@ class PoolWarmer:
         """Begin to make the memory ready for a copy of so many bytes, instead of what was begun before."""
         self.stop()
         self._stop = StopFlag()
-        self.pending = self._jobs.spawn(self._pool.warm, nbytes, self._has_room, self._stop)
+        self.pending = self._jobs.spawn(self._pool.warm, nbytes, self._limit_nbytes, self._stop)
 
     def stop(self) -> None:
         """Make no more memory ready: somebody needs the bandwidth, or nobody the memory."""

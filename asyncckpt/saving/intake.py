@@ -228,24 +228,21 @@ class Intake:
                 self._writer.replace_waiting()
             await self._writer.wait_for_room(needed)
         if mode is _Mode.STAGED:
-            capture = await self._stage(flat)
+            self._warmer.stop()
+            capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
         elif mode is _Mode.INLINE:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
             capture = Capture.live(flat, is_frozen=frozen)
-        return self._queue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
+        item = self._queue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
+        self._warm_once(mode, capture.nbytes)
+        return item
 
-    async def _stage(self, flat: FlatState) -> Capture:
-        """Copy a state into buffers.
-
-        After the first, as much memory is made ready for the next, which may come while that one is being written.
-        """
-        self._warmer.stop()
-        capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
-        if not self._has_staged:
+    def _warm_once(self, mode: _Mode, nbytes: int) -> None:
+        """Make memory ready when the first state has been staged, for one that comes while that is being written."""
+        if mode is _Mode.STAGED and not self._has_staged:
             self._has_staged = True
-            self._warmer.warm(capture.nbytes)
-        return capture
+            self._warmer.warm(nbytes)
 
     def _queue(
         self, tracker: SaveTracker, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from asyncckpt.errors import CheckpointWarning, ManagerClosedError, ManagerUsageError, ReadOnlyError
 from asyncckpt.formats.base import find_format
-from asyncckpt.runtime.buffers import LARGE_NBYTES, BufferPool
+from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.idle import IdleTimer
 from asyncckpt.runtime.jobs import Jobs
 from asyncckpt.runtime.warming import PoolWarmer
@@ -203,7 +203,7 @@ class OpenSession:
         self.metric = MetricWatch(catalog, settings.metric_name, is_required=settings.metric_required)
         self.writer = Writer(settings, request, ops, jobs, catalog)
         self.pool = pool
-        self.warmer = PoolWarmer(pool, jobs, self._has_room_to_warm)
+        self.warmer = PoolWarmer(pool, jobs, settings.max_staged_nbytes)
         self.intake = Intake(settings, self.writer, jobs, catalog, pool, self.metric, self.warmer)
         self.loader = Loader(settings, request, self.writer, jobs, catalog)
         self.loader.on_loaded = self.warm
@@ -218,10 +218,6 @@ class OpenSession:
         is_writer = self._settings.enabled and not self._settings.read_only
         if is_writer and INLINE_NBYTES < nbytes <= self._settings.max_staged_nbytes:
             self.warmer.warm(nbytes)
-
-    def _has_room_to_warm(self) -> bool:
-        held = self.writer.staged_nbytes + self.pool.free_nbytes
-        return held + LARGE_NBYTES <= self._settings.max_staged_nbytes
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then let go of the lock."""

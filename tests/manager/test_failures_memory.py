@@ -266,6 +266,7 @@ async def test_a_kept_handle_keeps_no_state(tmp_path: Path, monkeypatch: pytest.
     async with CheckpointManager(tmp_path, disk=disk) as manager:
         pool = manager._pool
         await (await manager.save(1, {"w": np.ones(40 * MIB, "u1")}))
+        await asyncio.wrap_future(manager._here().warmer.pending)  # type: ignore[arg-type] # there is one
         staged = pool.free_nbytes
         references.clear()
         state = {"w": np.ones(40 * MIB, "u1")}

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import Gate
+from gates import Gate, hold
 
 from asyncckpt import CheckpointManager
 from asyncckpt.runtime import buffers
 from asyncckpt.runtime.buffers import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 from asyncckpt.runtime.pacing import StopFlag
+from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,12 +90,17 @@ async def test_a_second_save_finds_its_memory_ready_beside_the_first(tmp_path: P
 
 async def test_the_budget_bounds_it(tmp_path: Path) -> None:
     """Captured states and ready memory together stay within it."""
-    async with CheckpointManager(tmp_path, max_staged_nbytes=NBYTES + LARGE_NBYTES) as manager:
-        here = manager._here()
-        handle = await manager.save(1, STATE)
-        assert await warmed(manager) <= NBYTES + LARGE_NBYTES
-        await handle
-        assert here.pool.free_nbytes <= NBYTES + LARGE_NBYTES + SMALL_NBYTES
+    disk = FaultyDisk()
+    async with CheckpointManager(
+        tmp_path, max_staged_nbytes=NBYTES + LARGE_NBYTES + SMALL_NBYTES, disk=disk
+    ) as manager:
+        with hold(disk):
+            await manager.save(1, STATE)
+            assert await warmed(manager) == LARGE_NBYTES + SMALL_NBYTES
+    async with CheckpointManager(tmp_path, max_staged_nbytes=NBYTES + SMALL_NBYTES, disk=disk) as manager:
+        with hold(disk):
+            await manager.save(2, STATE)
+            assert await warmed(manager) == 0
 
 
 async def test_closing_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +131,7 @@ def test_a_pool_is_warmed_to_what_will_be_taken(made: list[int]) -> None:
     """Buffers of both sizes, each made once; what is free already counts."""
     pool = BufferPool()
     pool.give(pool.take(LARGE_NBYTES))
-    pool.warm(2 * LARGE_NBYTES + 3 * SMALL_NBYTES, lambda: True, StopFlag())
+    pool.warm(2 * LARGE_NBYTES + 3 * SMALL_NBYTES, 1 << 40, StopFlag())
     assert sorted(made) == [SMALL_NBYTES] * 3 + [LARGE_NBYTES] * 2
     pool.take(2 * LARGE_NBYTES + 3 * SMALL_NBYTES)
     assert len(made) == 5
@@ -136,9 +142,17 @@ def test_a_closed_pool_is_not_warmed(made: list[int]) -> None:
     """Nor is one whose warming was stopped, or that has no room."""
     stopped = StopFlag()
     stopped.set()
-    BufferPool().warm(LARGE_NBYTES, lambda: True, stopped)
-    BufferPool().warm(LARGE_NBYTES, lambda: False, StopFlag())
+    BufferPool().warm(LARGE_NBYTES, 1 << 40, stopped)
+    BufferPool().warm(LARGE_NBYTES, LARGE_NBYTES - 1, StopFlag())
     pool = BufferPool()
     pool.close()
-    pool.warm(LARGE_NBYTES, lambda: True, StopFlag())
+    pool.warm(LARGE_NBYTES, 1 << 40, StopFlag())
     assert made == []
+
+
+def test_a_buffer_that_is_made_while_the_warming_is_stopped_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stopped it counts with what was free."""
+    stop, pool = StopFlag(), BufferPool()
+    monkeypatch.setattr(buffers, "populate", lambda _: stop.set())
+    pool.warm(2 * LARGE_NBYTES, 1 << 40, stop)
+    assert pool.free_nbytes == 0
