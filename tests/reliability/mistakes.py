@@ -246,8 +246,8 @@ BUGS = (
                 "        pending, leftovers = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
                 (
                     "        pending, leftovers = publish.stage(ops, request.root, request.step)\n"
-                    "        if (pool := getattr(request.snapshot, '_pool', None)) is not None:\n"
-                    "            pool.give(list(request.snapshot._buffers))\n"
+                    "        if (pool := getattr(request.capture.snapshot, '_pool', None)) is not None:\n"
+                    "            pool.give(list(request.capture.snapshot._buffers))\n"
                     "        with SyncBatch"
                 ),
             ),

@@ -108,7 +108,7 @@ class SeededBugs(Rig):
 def look(tree: Path, rig: str, units: tuple[str, ...]) -> str | None:
     """Let a rig look at a copy of the library; return what it saw, if it did."""
     ledger = tree / "ledger.jsonl"
-    subprocess.run(  # noqa: S603 - our own interpreter
+    done = subprocess.run(  # noqa: S603 - our own interpreter
         [
             sys.executable,
             "-m",
@@ -130,8 +130,7 @@ def look(tree: Path, rig: str, units: tuple[str, ...]) -> str | None:
         stdout=subprocess.DEVNULL,
         check=False,
     )
-    for line in ledger.read_text().splitlines():
-        entry = json.loads(line)
-        if entry.get("lost"):
-            return str(entry["losses"][0])
-    return None
+    entries = [json.loads(line) for line in ledger.read_text().splitlines()]
+    if not any("tried" in entry or "skipped" in entry for entry in entries):
+        return f"{SAID_NOTHING} with {done.returncode}, before it tried anything"
+    return next((str(entry["losses"][0]) for entry in entries if entry.get("lost")), None)
