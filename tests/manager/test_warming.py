@@ -97,7 +97,7 @@ async def test_the_budget_bounds_it(tmp_path: Path) -> None:
         with hold(disk):
             await manager.save(1, STATE)
             assert await warmed(manager) == LARGE_NBYTES + SMALL_NBYTES
-    async with CheckpointManager(tmp_path, max_staged_nbytes=NBYTES + SMALL_NBYTES, disk=disk) as manager:
+    async with CheckpointManager(tmp_path, max_staged_nbytes=NBYTES + SMALL_NBYTES - 1, disk=disk) as manager:
         with hold(disk):
             await manager.save(2, STATE)
             assert await warmed(manager) == 0
