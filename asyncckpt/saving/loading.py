@@ -28,8 +28,6 @@ from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.build import Builder
-from asyncckpt.state.capture import staged_nbytes
-from asyncckpt.state.flat import FlatState
 from asyncckpt.state.index import Index, Segment, decode_index, find_contents
 from asyncckpt.state.selection import Selection
 from asyncckpt.state.walk import ABSENT, Survey
@@ -62,7 +60,8 @@ class Loaded(NamedTuple):
     unknown_types: dict[str, str]
     """Names of types that came back as plain data, each with the path of its first object."""
     staged_nbytes: int = 0
-    """Memory that a copy of the state would take, in bytes; 0 if only parts of it were loaded."""
+    """Memory that a copy of the state would take, in bytes: its arrays lie on the same boundaries in a file. 0 if only
+    parts of it were loaded."""
 
 
 def load_checkpoint(root: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
@@ -169,7 +168,8 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
     with open_checkpoint(path, step) as reader, young_collections_only():
         files = reader.manifest.files
         info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
-        if reader.manifest.index is None:
+        place = reader.manifest.index
+        if place is None:
             message = (
                 f"step {step} holds files of the caller's own ({', '.join(files)}) and no state: open them below {path}"
             )
@@ -192,8 +192,11 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
             state = builder.build(arrays)
     checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
     is_whole = request.select is None and not request.lazy
-    nbytes = staged_nbytes(FlatState(arrays=list(index.arrays)), pacer) if is_whole else 0
-    return Loaded(checkpoint=checkpoint, unknown_types=builder.unknown_types, staged_nbytes=nbytes)
+    return Loaded(
+        checkpoint=checkpoint,
+        unknown_types=builder.unknown_types,
+        staged_nbytes=files[place.file].nbytes - place.nbytes if is_whole else 0,
+    )
 
 
 def _read_info(reader: CheckpointReader) -> dict[str, Any]:
