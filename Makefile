@@ -19,9 +19,10 @@ STRESS_ARGS ?=
 demo: $(READY)
 	$(BIN)/python examples/async_cartpole.py --demo $(DEMO_ARGS)
 
-# In another order each time, whose seed stands at the top: PYTEST_ARGS=--randomly-seed=SEED has it again.
+# In another order each time, whose seed stands at the top: PYTEST_ARGS=--randomly-seed=SEED has it again. The seed also
+# chooses the loop of most async tests; PYTEST_ARGS=--loops=both runs them on both.
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 -m "not rigs" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not rigs" --loops=either $(PYTEST_ARGS)
 
 # All tests RUNS times, those of the rigs as well, with 2 and 4 workers by turns; every third run beside a load.
 stress-test: $(READY)
@@ -39,11 +40,11 @@ bench: $(BENCH_READY)
 bench-quick: $(BENCH_READY)
 	$(BENCH_BIN)/python -m benchmarks.run --quick $(BENCH_ARGS)
 
-# The tests of the reliability rigs, and what CI tries by them, in a few minutes. A rig that cannot run here is skipped,
-# visibly; RIGS_ARGS=--require makes that a failure.
+# The tests of the reliability rigs, and what CI tries by them, in some twelve minutes. A rig that cannot run here is
+# skipped, visibly; RIGS_ARGS=--require makes that a failure.
 rigs: $(READY)
 	$(BIN)/python -m pytest -n 2 -m rigs $(PYTEST_ARGS)
-	$(BIN)/python -m tests.reliability --quick --minutes 9 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
+	$(BIN)/python -m tests.reliability --quick --minutes 20 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
 
 # Goes on where the last run stopped, for MINUTES, and writes the report of all runs. The peers are tried as well where
 # `make bench` has made their environment.

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import tracemalloc
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +121,42 @@ _HARMLESS = {
 }
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+_LOOPS = ["asyncio", "uvloop"]
+_ON_BOTH = {"test_cancellation.py", "test_close.py", "test_leaving.py", "test_pacing.py", "test_session.py"}
+"""Files of tests in which the loops may differ: signals, cancellation, timers and the end."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--loops`."""
+    parser.addoption(
+        "--loops",
+        choices=("both", "either"),
+        default="both",
+        help="run async tests on both loops, or most of them on either, which the seed of the random order decides",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--loops=either`, leave each async test one of its loops."""
+    if config.getoption("loops") == "both":
+        return
+    seed = config.getoption("randomly_seed", 0)
+    kept: list[pytest.Item] = []
+    left: list[pytest.Item] = []
+    for item in items:
+        loop = (
+            item.callspec.params.get("anyio_backend")
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else None
+        )
+        name = f"{seed} {item.nodeid.replace(str(loop), '')}"
+        is_chosen = loop not in _LOOPS or item.path.name in _ON_BOTH or loop == _LOOPS[zlib.crc32(name.encode()) % 2]
+        (kept if is_chosen else left).append(item)
+    config.hook.pytest_deselected(items=left)
+    items[:] = kept
+
+
+@pytest.fixture(params=_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Run every async test on the stock loop and on uvloop."""
     return "asyncio", {"use_uvloop": request.param == "uvloop"}
