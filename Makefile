@@ -44,7 +44,7 @@ bench-quick: $(BENCH_READY)
 # skipped, visibly; RIGS_ARGS=--require makes that a failure.
 rigs: $(READY)
 	$(BIN)/python -m pytest -n 2 -m rigs $(PYTEST_ARGS)
-	$(BIN)/python -m tests.reliability --quick --minutes 20 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
+	$(BIN)/python -m tests.reliability --quick --minutes 35 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
 
 # Goes on where the last run stopped, for MINUTES, and writes the report of all runs. The peers are tried as well where
 # `make bench` has made their environment.
