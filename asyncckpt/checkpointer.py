@@ -18,8 +18,9 @@ from asyncckpt.keyed.values import receive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asyncckpt.keyed.base import Store, Work
+    from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.home import Home
+    from asyncckpt.runtime.context import JobContext
 
 CheckpointFile: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
 
@@ -337,7 +338,7 @@ class HDF5Checkpointer(Checkpointer):
         super().__init__(*args, **kwargs)
         self._trusted = trusted
 
-    def _open_home(self, home: Home, work: Work) -> Store:
+    def _open_home(self, home: Home, work: JobContext) -> Store:
         from asyncckpt.keyed.hdf5 import HDF5Store
 
         return HDF5Store(home, work, trusted=self._trusted)
@@ -348,7 +349,7 @@ class MsgpackCheckpointer(Checkpointer):
 
     default_extension = ".msgpack"
 
-    def _open_home(self, home: Home, work: Work) -> Store:
+    def _open_home(self, home: Home, work: JobContext) -> Store:
         from asyncckpt.keyed.log import MsgpackStore
 
         return MsgpackStore(home, work)
@@ -359,7 +360,7 @@ class JSONCheckpointer(Checkpointer):
 
     default_extension = ".json"
 
-    def _open_home(self, home: Home, work: Work) -> Store:
+    def _open_home(self, home: Home, work: JobContext) -> Store:
         from asyncckpt.keyed.json_file import JSONStore
 
         return JSONStore(home, work)
@@ -378,7 +379,7 @@ class NumPyCheckpointer(Checkpointer):
         super().__init__(*args, **kwargs)
         self._trusted = trusted
 
-    def _open_home(self, home: Home, work: Work) -> Store:
+    def _open_home(self, home: Home, work: JobContext) -> Store:
         from asyncckpt.keyed.npz import NumPyStore
 
         return NumPyStore(home, work, trusted=self._trusted)
@@ -400,10 +401,10 @@ class DictCheckpointer(Checkpointer):
                 raise ConfigError(message)
         return file if isinstance(file, MutableMapping) else dict(file)
 
-    def _open_store(self, file: Any, work: Work) -> Store:
+    def _open_store(self, file: Any, work: JobContext) -> Store:
         return MemoryStore(file, work)
 
-    def _open_home(self, home: Home, work: Work) -> Store:
+    def _open_home(self, home: Home, work: JobContext) -> Store:
         raise NotImplementedError
 
     @property
@@ -421,10 +422,10 @@ class NullCheckpointer(Checkpointer):
     def _check_file(self, file: Any) -> Any:
         return file
 
-    def _open_store(self, file: Any, work: Work) -> Store:  # noqa: ARG002 - there is none
+    def _open_store(self, file: Any, work: JobContext) -> Store:  # noqa: ARG002 - there is none
         return NullStore()
 
-    def _open_home(self, home: Home, work: Work) -> Store:
+    def _open_home(self, home: Home, work: JobContext) -> Store:
         raise NotImplementedError
 
     @property

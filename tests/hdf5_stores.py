@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.hdf5 import HDF5Store
 from asyncckpt.keyed.home import Home
 from asyncckpt.keyed.values import refer
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.home import Rewrite
 
-WORK = Work(JobContext())
+WORK = JobContext()
 
 
 @contextmanager

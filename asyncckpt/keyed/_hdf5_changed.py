@@ -27,8 +27,8 @@ from asyncckpt.keyed.values import build_value
 from asyncckpt.libhdf5 import h5py
 
 if TYPE_CHECKING:
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
+    from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
 _CATALOG: Final = CATALOG_NAME.decode()
@@ -40,14 +40,14 @@ _ANYWHERE: Final = (1 << 63) - 1
 class ChangedFile(ForeignFile):
     """A file of ours, or the `state.h5` of a checkpoint, opened by libhdf5 for reading."""
 
-    def __init__(self, home: Home, fd: int, work: Work) -> None:
+    def __init__(self, home: Home, fd: int, work: JobContext) -> None:
         """Open it.
 
         Raises:
             CorruptCheckpointError: libhdf5 cannot.
             UnsupportedFormatError: A later release wrote it, or not all of its keys can be told.
         """
-        self._pacer = work.pacer()
+        self._pacer = work.pacer
         self._data = DataFile(home.name, os.dup(fd))
         self.keys: list[str] = []
         self._linked: set[str] = set()
@@ -137,7 +137,7 @@ class ChangedFile(ForeignFile):
             return -1
         return int(self._file.id.links.get_info(name.encode("utf-8", "surrogateescape")).u)
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """Read a value; see `ForeignFile.read`.
 
         Raises:
@@ -152,11 +152,11 @@ class ChangedFile(ForeignFile):
                 cause = error
             else:
                 with naming(self._name, key):
-                    return build_value(*found, work.pacer())
+                    return build_value(*found, work.pacer)
         if key in self._linked:
             return super().read(key, work)
         if key in self.names:
-            return self._read_objects(key, work.pacer())
+            return self._read_objects(key, work.pacer)
         message = (
             f"{self._name}: the value of {key!r} is not there any more: other programs see no link to it, and the one"
             " that changed or copied the file did not keep it"

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.keyed.base import Work
+    from asyncckpt.runtime.context import JobContext
 
     Bytes = NDArray[np.uint8]
 
@@ -163,7 +163,7 @@ class DataFile:
         os.close(self.fd)
         self.fd = fd
 
-    def append(self, ops: DiskOps, values: Sequence[Value], work: Work) -> dict[str, Place]:
+    def append(self, ops: DiskOps, values: Sequence[Value], work: JobContext) -> dict[str, Place]:
         """Write values behind everything there is, and return their places. Nothing is synced yet.
 
         Raises:
@@ -171,7 +171,7 @@ class DataFile:
             UnsupportedLeafError: HDF5 cannot hold a value.
             Stopped: `work.stop` was set.
         """
-        pacer = work.pacer()
+        pacer = work.pacer
         region = RegionPlan(values, self.tail, pacer, max_leaves=self._leaves_left)
         image = None
         if all(value.is_small for value in values):
@@ -179,7 +179,7 @@ class DataFile:
             record = FileRecord(len(image), b"")
             write_all(ops, self.fd, [Part(self.tail, image)])
         else:
-            record = write_content_at(ops, self.fd, self.tail, Content(region.plan, region.arrays), work.context)
+            record = write_content_at(ops, self.fd, self.tail, Content(region.plan, region.arrays), work)
         self.tail += record.nbytes
         self._leaves_left = region.leaves_left
         return dict(region.places(record, image, pacer))
@@ -249,7 +249,7 @@ class DataFile:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, key: str, place: Place, work: Work) -> tuple[Index, dict[int, NDArray[Any]]]:
+    def read(self, key: str, place: Place, work: JobContext) -> tuple[Index, dict[int, NDArray[Any]]]:
         """Read a value: its nodes, and its arrays.
 
         Raises:
@@ -257,9 +257,9 @@ class DataFile:
             Stopped: `work.stop` was set.
         """
         if place.digest is not None:
-            index, small = self._read_small(key, place, work.pacer())
+            index, small = self._read_small(key, place, work.pacer)
             return index, small.arrays(index)
-        index, segments = self.read_index(key, place, work.pacer())
+        index, segments = self.read_index(key, place, work.pacer)
         arrays = {number: fresh_array(meta) for number, meta in enumerate(index.arrays)}
         base = place.region.offset
         targets = [self._objects_of(place)]
@@ -332,10 +332,10 @@ class DataFile:
         """Return what HDF5 has of a value: it is only verified."""
         return Target(place.begin - place.region.offset, place.end - place.begin, None)
 
-    def _read(self, key: str, region: Region, targets: Sequence[Target], work: Work | None) -> None:
+    def _read(self, key: str, region: Region, targets: Sequence[Target], work: JobContext | None) -> None:
         targets = [target for target in targets if target.nbytes]
         run = Run(self.fd, region.record, self._corrupt(key), region.offset)
-        read_run(run, targets, None if work is None else work.context)
+        read_run(run, targets, work)
 
     def _corrupt(self, key: str) -> Callable[[str], CorruptCheckpointError]:
         def corrupt(reason: str) -> CorruptCheckpointError:

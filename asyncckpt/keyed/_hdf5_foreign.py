@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
+    from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
 HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
@@ -89,7 +89,7 @@ class ForeignFile:
         """Close it."""
         self._file.close()
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """Read a value.
 
         Raises:
@@ -97,13 +97,13 @@ class ForeignFile:
             CorruptCheckpointError: libhdf5 cannot read it.
             Stopped: `work.stop` was set.
         """
-        reading = Reading(self._home, work.pacer(), is_ours=False)
+        reading = Reading(self._home, work.pacer, is_ours=False)
         try:
             return Found(reading.entry(self._file, self.names[key], ""), {})
         except HDF5_ERRORS as error:
             raise self._unreadable(repr(key), error) from error
 
-    def value(self, key: str, work: Work) -> Value:
+    def value(self, key: str, work: JobContext) -> Value:
         """Return a value that is to be written as ours, because its objects cannot be copied; see `read`."""
         captured = refer(self.read(key, work).value, key, work)
         return Value(key, captured.index, captured.snapshot, captured.names)

@@ -22,30 +22,6 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.values import Captured, Names
     from asyncckpt.runtime.context import JobContext
-    from asyncckpt.runtime.pacing import Pacer, StopFlag
-
-
-class Work:
-    """Who helps with a job, and who may end it early."""
-
-    __slots__ = ("context",)
-
-    def __init__(self, context: JobContext) -> None:
-        self.context = context
-
-    @property
-    def stop(self) -> StopFlag:
-        """Ends the job early."""
-        return self.context.stop
-
-    @property
-    def yields(self) -> bool:
-        """Whether the job runs beside a loop, which needs the GIL."""
-        return self.context.pacer.yields
-
-    def pacer(self) -> Pacer:
-        """Return the pacer of the job: one, for a job of many short parts must pause between them, too."""
-        return self.context.pacer
 
 
 class Found(NamedTuple):
@@ -78,7 +54,7 @@ class Store(ABC):
             vars(self).update(before)
             raise
 
-    def begin(self, work: Work) -> None:  # noqa: B027 - a store without a file has no writers
+    def begin(self, work: JobContext) -> None:  # noqa: B027 - a store without a file has no writers
         """Become the file's writer, as the first change does; `entries` are then what the last writer left.
 
         If that fails, this store is no writer, and its entries are what they were, or what the last writer left.
@@ -94,7 +70,7 @@ class Store(ABC):
         return None
 
     @abstractmethod
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """Read the value of a key that is there, staged or committed.
 
         Raises:
@@ -103,7 +79,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """Stage a value. When this returns, nothing refers to the memory of `value` any more.
 
         Raises:
@@ -113,11 +89,11 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def delete(self, key: str, work: Work) -> None:
+    def delete(self, key: str, work: JobContext) -> None:
         """Stage the deletion of a key that is there."""
 
     @abstractmethod
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """Make what is staged durable: all of it or, if the process is killed meanwhile, none.
 
         Raises:

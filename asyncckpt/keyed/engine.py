@@ -20,8 +20,9 @@ from asyncckpt.state.selection import join_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
-    from asyncckpt.keyed.base import Store, Work
+    from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.values import Captured
+    from asyncckpt.runtime.context import JobContext
 
 Key: TypeAlias = "str | tuple[Any, ...]"
 Path: TypeAlias = "tuple[Any, ...]"
@@ -136,7 +137,7 @@ class Engine:
         """Return the top-level keys in their order."""
         return list(self.store.entries)
 
-    def contains(self, path: Path, work: Work) -> bool:
+    def contains(self, path: Path, work: JobContext) -> bool:
         """Tell whether there is a value at a path."""
         if path[0] not in self.store.entries:
             return False
@@ -148,7 +149,7 @@ class Engine:
             return False
         return True
 
-    def read(self, path: Path, work: Work) -> Found:
+    def read(self, path: Path, work: JobContext) -> Found:
         """Read the value at a path.
 
         Raises:
@@ -163,25 +164,25 @@ class Engine:
         """Return what is saved for a value."""
         return value if self._serializer is None else self._serializer.to_state(value)
 
-    def write(self, path: Path, value: object, work: Work) -> None:
+    def write(self, path: Path, value: object, work: JobContext) -> None:
         """Stage a value, which nobody changes until this returns."""
         self._put(path, self.to_state(value), work)
 
-    def put(self, path: Path, captured: Captured, work: Work) -> None:
+    def put(self, path: Path, captured: Captured, work: JobContext) -> None:
         """Stage a captured value."""
         if len(path) == 1:
             self._stage(path[0], captured, work)
         else:
-            found = build_captured(captured, work.pacer())
+            found = build_captured(captured, work.pacer)
             self._refuse_unknown(found, f"the value for {path!r} holds")
             self._put(path, found.value, work)
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: JobContext) -> None:
         """Become the file's writer; see `Store.begin`."""
         with self._explaining():
             self.store.begin(work)
 
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """Make what is staged durable; see `Store.commit`."""
         with self._explaining():
             self.store.commit(work)
@@ -196,7 +197,7 @@ class Engine:
                 explain(error, use[0], needed(use[1]))
             raise
 
-    def delete(self, path: Path, work: Work) -> None:
+    def delete(self, path: Path, work: JobContext) -> None:
         """Stage a deletion.
 
         Raises:
@@ -217,7 +218,7 @@ class Engine:
         if path[0] not in self.store.entries:
             raise missing(path, self._place, self.keys())
 
-    def _put(self, path: Path, value: object, work: Work) -> None:
+    def _put(self, path: Path, value: object, work: JobContext) -> None:
         if len(path) > 1:
             self.begin(work)  # what another writer has left in it stays
             whole = self._read_to_change(path, work) if path[0] in self.store.entries else {}
@@ -232,11 +233,11 @@ class Engine:
         finally:
             captured.release()
 
-    def _stage(self, key: str, captured: Captured, work: Work) -> None:
+    def _stage(self, key: str, captured: Captured, work: JobContext) -> None:
         with self._explaining(lambda _: f"the value of {key!r} takes {spell(captured.stored_nbytes)}"):
             self.store.put(key, captured, work)
 
-    def _read_to_change(self, path: Path, work: Work) -> Any:
+    def _read_to_change(self, path: Path, work: JobContext) -> Any:
         """Read the value that a path leads into, which will be written again."""
         found = self.store.read(path[0], work)
         self._refuse_unknown(found, f"{path!r} leads into a value with")

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.keyed._hdf5_foreign import ForeignFile
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.runtime.context import JobContext
 
 _ALL_HELD_NBYTES: Final = 16 << 20
 _BATCH_KEYS: Final = 1024
@@ -43,7 +43,7 @@ _PROMISED_SLACK_NBYTES: Final = 7 << 19  # the promise is 4 MiB
 class HDF5Store(Store):
     """An open HDF5 file of many keys."""
 
-    def __init__(self, home: Home, work: Work, *, trusted: bool) -> None:
+    def __init__(self, home: Home, work: JobContext, *, trusted: bool) -> None:
         """Open the file; without one, there are no keys.
 
         Raises:
@@ -63,7 +63,7 @@ class HDF5Store(Store):
         self._small_until = 0  # after a writing anew that failed: how large the file becomes until it is tried again
         self._open(work)
 
-    def _open(self, work: Work) -> None:
+    def _open(self, work: JobContext) -> None:
         self._main: DataFile | None = None
         self._foreign: ForeignFile | None = None
         self._sources: dict[str, Source] = {}
@@ -76,7 +76,7 @@ class HDF5Store(Store):
             if os.fstat(fd).st_size == 0:  # as a temporary file begins
                 os.close(fd)
                 return
-            self._main = DataFile.open(self._home.name, fd, work.pacer())
+            self._main = DataFile.open(self._home.name, fd, work.pacer)
         except ForeignFileError as error:
             try:
                 self._open_foreign(str(error), fd, work)
@@ -112,7 +112,7 @@ class HDF5Store(Store):
             )
             raise UntrustedFileError(message)
 
-    def _open_foreign(self, reason: str, fd: int, work: Work) -> None:
+    def _open_foreign(self, reason: str, fd: int, work: JobContext) -> None:
         from asyncckpt.keyed._hdf5_changed import ChangedFile
         from asyncckpt.keyed._hdf5_foreign import ForeignFile, check_signature
 
@@ -144,7 +144,7 @@ class HDF5Store(Store):
         """Return where the file is and what it takes; see `Store.disk_use`."""
         return self._home.path, self._live_nbytes
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """Read a value; see `Store.read`."""
         source = self._sources[key]
         if isinstance(source, Placed):
@@ -155,13 +155,13 @@ class HDF5Store(Store):
                     raise
                 return self._read_changed(key, error, work)
             with naming(self._home.name, key):
-                return build_value(*found, work.pacer())
+                return build_value(*found, work.pacer)
         if isinstance(source, Held):
-            return source.read(work.pacer())
+            return source.read(work.pacer)
         assert self._foreign is not None  # noqa: S101 - it is where this source comes from
         return self._foreign.read(key, work)
 
-    def _read_changed(self, key: str, error: CorruptCheckpointError, work: Work) -> Found:
+    def _read_changed(self, key: str, error: CorruptCheckpointError, work: JobContext) -> Found:
         """Read a value that another program changed in its place, so that only its digest tells."""
         from asyncckpt.keyed._hdf5_changed import ChangedFile
 
@@ -174,7 +174,7 @@ class HDF5Store(Store):
         warnings.warn(f"{error}. It is read as it is now, because the file is trusted", CheckpointWarning, stacklevel=2)
         return found
 
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """Stage a value; see `Store.put`."""
         self.begin(work)
         payload_nbytes = value.stored_nbytes
@@ -198,7 +198,7 @@ class HDF5Store(Store):
         self._set(key, source)
         self._is_dirty = True
 
-    def delete(self, key: str, work: Work) -> None:
+    def delete(self, key: str, work: JobContext) -> None:
         """Stage a deletion; see `Store.delete`."""
         self.begin(work)
         if key in self._sources:  # another process may have been quicker
@@ -206,7 +206,7 @@ class HDF5Store(Store):
             del self._entries[key]
         self._is_dirty = True
 
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """Make what is staged durable; see `Store.commit`."""
         if not self._is_dirty:
             return
@@ -244,7 +244,7 @@ class HDF5Store(Store):
 
     # --- staging ------------------------------------------------------------------------------------------------------
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: JobContext) -> None:
         """Become the writer, of the file as it is now; see `Store.begin`."""
         if self._is_writing:
             return
@@ -263,7 +263,7 @@ class HDF5Store(Store):
                 self._main.recover(self._home.ops)
         self._is_writing = True
 
-    def _target(self, work: Work, key: str | None = None, nbytes: int = 0) -> DataFile:
+    def _target(self, work: JobContext, key: str | None = None, nbytes: int = 0) -> DataFile:
         """Return the file that is written to, when `nbytes` more for `key` are."""
         if self._fresh is None:
             if self._main is not None and not self._home.leads_to(self._main.fd):
@@ -279,14 +279,14 @@ class HDF5Store(Store):
             self._files.append(self._fresh)
         return self._fresh
 
-    def _create(self, work: Work) -> DataFile:
+    def _create(self, work: JobContext) -> DataFile:
         """Begin a new file, with the objects of other programs."""
         fd = self._home.create_sibling()
         try:
             keys = [key for key, source in self._sources.items() if isinstance(source, Foreign)]
             if self._foreign is None or not keys:
                 return DataFile(self._home.name, fd)
-            linked, end = self._foreign.copy(keys, self._home.ops, fd, work.pacer())
+            linked, end = self._foreign.copy(keys, self._home.ops, fd, work.pacer)
         except BaseException:
             os.close(fd)
             self._home.discard_sibling()
@@ -313,13 +313,13 @@ class HDF5Store(Store):
             allowed = min(allowed, promised)
         return file.tail + self._held_nbytes + nbytes + len(self._sources) * OBJECT_NBYTES // 2 > allowed
 
-    def _write_held(self, target: DataFile, work: Work) -> None:
+    def _write_held(self, target: DataFile, work: JobContext) -> None:
         """Write the values that wait in memory, in batches: to let go of all at once would take long."""
         held = [(key, source) for key, source in self._sources.items() if isinstance(source, Held)]
-        for batch in work.pacer().batches(held):
+        for batch in work.pacer.batches(held):
             self._append(target, [source.value(key) for key, source in batch], work)
 
-    def _append(self, target: DataFile, values: list[Value], work: Work) -> None:
+    def _append(self, target: DataFile, values: list[Value], work: JobContext) -> None:
         if not values:
             return
         for key, place in target.append(self._home.ops, values, work).items():
@@ -347,7 +347,7 @@ class HDF5Store(Store):
         """Whether there is an old file, besides this new one, that may still be appended to."""
         return target is self._fresh and self._main is not None and not self._is_tainted
 
-    def _go_back(self, obstacle: Exception, work: Work) -> DataFile:
+    def _go_back(self, obstacle: Exception, work: JobContext) -> DataFile:
         """Let the old file have what is staged, and the new one go; return the old one."""
         main = self._main
         assert main is not None  # noqa: S101 - asked before
@@ -365,7 +365,7 @@ class HDF5Store(Store):
         self._obstacle = obstacle
         return main
 
-    def _move_all(self, target: DataFile, work: Work) -> None:
+    def _move_all(self, target: DataFile, work: JobContext) -> None:
         """Bring every value into the new file, in batches."""
         batches: dict[bool, list[Value]] = {True: [], False: []}
         held_nbytes = 0
@@ -385,16 +385,16 @@ class HDF5Store(Store):
             file.close()
             self._files.remove(file)
 
-    def _values_elsewhere(self, target: DataFile, work: Work) -> Iterator[Value]:
+    def _values_elsewhere(self, target: DataFile, work: JobContext) -> Iterator[Value]:
         for key, source in list(self._sources.items()):
             if isinstance(source, Foreign):
                 if key not in target.linked:
                     assert self._foreign is not None  # noqa: S101 - it is where this source comes from
                     yield self._foreign.value(key, work)
             elif isinstance(source, Placed) and source.file is not target:
-                yield source.file.stored(key, source.place, work.pacer())
+                yield source.file.stored(key, source.place, work.pacer)
 
-    def _commit(self, target: DataFile, work: Work) -> None:
+    def _commit(self, target: DataFile, work: JobContext) -> None:
         places = {
             key: source.place if isinstance(source, Placed) else target.linked[key]
             for key, source in self._sources.items()
@@ -403,7 +403,7 @@ class HDF5Store(Store):
             with self._tainting():
                 self._home.settle_name()
         try:
-            target.commit(self._home.ops, places, work.pacer())
+            target.commit(self._home.ops, places, work.pacer)
         except BaseException:
             if target.is_suspect:
                 self._taint()

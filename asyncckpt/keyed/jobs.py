@@ -17,7 +17,6 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
-from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.names import NameIndex
 from asyncckpt.keyed.values import Captured, Condensed, capture
 from asyncckpt.keyed.writes import Outcome, Refusals, WriteQueue
@@ -49,7 +48,7 @@ class StoreJobs:
         engine: The store, while it is open.
     """
 
-    def __init__(self, open_engine: Callable[[Work], Engine], place: str, max_staged_nbytes: int) -> None:
+    def __init__(self, open_engine: Callable[[JobContext], Engine], place: str, max_staged_nbytes: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs = Jobs(self._loop)
         self._open_engine = open_engine
@@ -77,7 +76,7 @@ class StoreJobs:
 
     def _open(self) -> None:
         with young_collections_only():
-            self._opened = self._open_engine(Work(JobContext()))
+            self._opened = self._open_engine(JobContext())
             self._find_names(self._opened)
 
     async def end(self) -> None:
@@ -110,7 +109,7 @@ class StoreJobs:
         self,
         path: Path,
         captured: Captured | None,
-        action: Callable[[Engine, Work], ResultT],
+        action: Callable[[Engine, JobContext], ResultT],
         stop: StopFlag | None = None,
     ) -> ResultT:
         """Change what is at a path by a job, and let the index show it from now on."""
@@ -119,7 +118,7 @@ class StoreJobs:
 
     async def run(
         self,
-        action: Callable[[Engine, Work], ResultT],
+        action: Callable[[Engine, JobContext], ResultT],
         stop: StopFlag | None = None,
         *,
         change: Change | None = None,
@@ -140,10 +139,10 @@ class StoreJobs:
         def job(engine: Engine, outcome: Outcome) -> ResultT | None:
             nonlocal is_complete
             with young_collections_only():
-                work = Work(self._jobs.context())
+                work = self._jobs.context()
                 if self.queue.drain(until, needed, lambda write: self._store(engine, write, work), outcome):
                     return None
-                result = action(engine, Work(self._jobs.context(stop=stop)))
+                result = action(engine, self._jobs.context(stop=stop))
                 is_complete = True
                 if change is not None:
                     outcome.done.append(change)
@@ -177,7 +176,7 @@ class StoreJobs:
             self.refusals.add(error)
         outcome.refused.clear()  # of the job's frames, to which the errors lead
 
-    def _store(self, engine: Engine, write: Change, work: Work) -> None:
+    def _store(self, engine: Engine, write: Change, work: JobContext) -> None:
         self._begin(engine, work)
         if write.captured is None:
             # One that is gone is what was asked for: the write of it, which the disk refused, was dropped for this.
@@ -186,14 +185,14 @@ class StoreJobs:
         else:
             captured = write.captured
             engine.put(write.path, captured.captured() if isinstance(captured, Condensed) else captured, work)
-        work.pacer().pause()
+        work.pacer.pause()
 
     async def become_writer(self) -> None:
         """Let a caller who can wait know at once that the file has another writer."""
         if not self._is_writer:
             await self.run(self._begin, needed=0)
 
-    def _begin(self, engine: Engine, work: Work) -> None:
+    def _begin(self, engine: Engine, work: JobContext) -> None:
         """Become the writer; in a thread. The index is made again if another writer was there since it was made."""
         if not self._is_writer:
             engine.begin(work)
@@ -234,5 +233,5 @@ class StoreJobs:
             await self.run(_nothing)
 
 
-def _nothing(engine: Engine, work: Work) -> None:
+def _nothing(engine: Engine, work: JobContext) -> None:
     """Do nothing: the writes that come before are what the job is for."""

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.runtime.context import JobContext
 
 Entry: TypeAlias = tuple[str, int | None, bytes]
 """A key, where the text of its value begins (None: the file has another encoding), and that text in UTF-8."""
@@ -48,7 +48,7 @@ _SKIM: Final = decoders(len, parse_int=len, parse_float=len)  # to find where va
 class JSONStore(Store):
     """An open JSON file."""
 
-    def __init__(self, home: Home, work: Work) -> None:
+    def __init__(self, home: Home, work: JobContext) -> None:
         """Open it.
 
         Raises:
@@ -77,35 +77,35 @@ class JSONStore(Store):
         texts = sum(nbytes for _, nbytes, _ in self._places.values()) + sum(map(len, self._staged.values()))
         return self._home.path, texts
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
         text = self._text(key)
         try:
-            return decode_value(text.decode("utf-8", "surrogatepass"), work.pacer())
+            return decode_value(text.decode("utf-8", "surrogatepass"), work.pacer)
         except (ValueError, CorruptCheckpointError) as error:
             raise self._corrupt(f"the value of {key!r}: {error}") from error
 
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """See `Store`."""
         self.begin(work)
-        self._staged[key] = encode_value(value, work.pacer())
+        self._staged[key] = encode_value(value, work.pacer)
         self._entries[key] = value.names
         self._is_changed = True
 
-    def delete(self, key: str, work: Work) -> None:
+    def delete(self, key: str, work: JobContext) -> None:
         """See `Store`."""
         self.begin(work)
         self._staged.pop(key, None)
         del self._entries[key]
         self._is_changed = True
 
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """See `Store`."""
         if not self._is_changed:
             return
         file = _file_of(self._home.create_sibling())
         try:
-            places = self._write(file.fileno(), work.pacer())
+            places = self._write(file.fileno(), work.pacer)
             self._home.publish_sibling()
         except BaseException:
             file.close()
@@ -114,7 +114,7 @@ class JSONStore(Store):
         if self._file is not None:
             self._file.close()
         self._file, self._places, self._is_changed = file, places, False
-        discard(self._staged, Pacer(yields=work.yields))
+        discard(self._staged, Pacer(yields=work.pacer.yields))
 
     def _write(self, fd: int, pacer: Pacer) -> dict[str, tuple[int, int, int]]:
         """Write everything to a new file, and return where the values are in it."""
@@ -141,7 +141,7 @@ class JSONStore(Store):
         self._forget()
         self._home.release()
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: JobContext) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
 
         def read_again() -> None:
@@ -171,7 +171,7 @@ class JSONStore(Store):
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, work: Work) -> None:
+    def _load(self, work: JobContext) -> None:
         self._forget()
         fd = self._home.open()
         self._file = None if fd is None else _file_of(fd)
@@ -190,7 +190,7 @@ class JSONStore(Store):
                 raise self._corrupt(str(error)) from error
             raise
 
-    def _fill(self, file: IO[bytes], work: Work) -> None:
+    def _fill(self, file: IO[bytes], work: JobContext) -> None:
         reasons = []
         for entries in (_of_lines(file), _of_text(file, self._home), _of_lines(file, is_damaged=True)):
             try:
@@ -202,7 +202,7 @@ class JSONStore(Store):
                 return
         raise reasons[1]
 
-    def _add(self, entries: Iterator[Entry], work: Work) -> None:
+    def _add(self, entries: Iterator[Entry], work: JobContext) -> None:
         left = _NAMED_NBYTES
         for key, low, text in entries:
             if key in self._entries:
@@ -215,7 +215,7 @@ class JSONStore(Store):
             is_looked_into = len(text) <= left
             self._entries[key] = _names(text, work) if is_looked_into else False
             left -= len(text) if is_looked_into else 0
-            work.pacer().pause()
+            work.pacer.pause()
 
     def _corrupt(self, reason: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._home.name}: {reason}", file=self._home.name)
@@ -309,8 +309,8 @@ def _after(text: str, at: int, mark: str) -> int:
     return _BLANKS.match(text, at + len(mark)).end()  # type: ignore[union-attr]
 
 
-def _names(text: bytes, work: Work) -> Names:
+def _names(text: bytes, work: JobContext) -> Names:
     try:
-        return plain_names(decode_value(text.decode("utf-8", "surrogatepass"), work.pacer()).value)
+        return plain_names(decode_value(text.decode("utf-8", "surrogatepass"), work.pacer).value)
     except (ValueError, CheckpointError):  # of a value that cannot be made: reading it will say why
         return False

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.runtime.context import JobContext
 
 ALIGNED_MIN_NBYTES: Final = 64 << 10
 """Arrays of a value that together take this much lie on pages; smaller values are packed closely."""
@@ -47,7 +47,7 @@ _MAX_KEY_NBYTES: Final = 1 << 16
 class MsgpackStore(Store):
     """An open log."""
 
-    def __init__(self, home: Home, work: Work) -> None:
+    def __init__(self, home: Home, work: JobContext) -> None:
         """Open it and read the records' heads.
 
         Raises:
@@ -83,7 +83,7 @@ class MsgpackStore(Store):
         """See `Store`."""
         return self._home.path, self._live_nbytes
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
         assert self._fd is not None  # noqa: S101 - there is a record
         record = self._live[key]
@@ -95,7 +95,7 @@ class MsgpackStore(Store):
                 raise corrupt(f"cannot be read: {error}") from error
             raise
 
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """See `Store`."""
         if len(key) * 4 > _MAX_KEY_NBYTES and len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
@@ -105,7 +105,7 @@ class MsgpackStore(Store):
         self._set(key, record)
         self._staged.add(key)
 
-    def delete(self, key: str, work: Work) -> None:
+    def delete(self, key: str, work: JobContext) -> None:
         """See `Store`."""
         self.begin(work)
         self._append(lambda fd: self._write_small(fd, records.delete_head(key)))
@@ -113,7 +113,7 @@ class MsgpackStore(Store):
         del self._entries[key]
         self._staged.discard(key)
 
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """See `Store`."""
         if not self._is_changed:
             return
@@ -148,13 +148,13 @@ class MsgpackStore(Store):
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, work: Work) -> None:
+    def _load(self, work: JobContext) -> None:
         self._forget()
         fd = self._home.open()
         if fd is None:
             return
         try:
-            log = records.scan(fd, self._home.name, work.pacer())
+            log = records.scan(fd, self._home.name, work.pacer)
         except BaseException:
             os.close(fd)
             raise
@@ -168,7 +168,7 @@ class MsgpackStore(Store):
         for key, record in log.live.items():
             self._set(key, record)
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: JobContext) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
 
         def read_again() -> None:
@@ -274,7 +274,7 @@ class MsgpackStore(Store):
             self._is_suspect = True
             raise
 
-    def _rewrite(self, work: Work) -> None:
+    def _rewrite(self, work: JobContext) -> None:
         """Commit by writing everything that lives to a new file."""
         old = self._descriptor()
         if not self._is_published:
@@ -304,7 +304,7 @@ class MsgpackStore(Store):
             self._set(key, live)
 
     def _copy(  # noqa: PLR0913, PLR0917 - one step of `_rewrite`, which has them all
-        self, old: int, new: int, key: str, record: records.Record, end: int, work: Work
+        self, old: int, new: int, key: str, record: records.Record, end: int, work: JobContext
     ) -> records.Record:
         """Copy a record to the end of a new file, as it is: its digests go with it."""
         place = _place(record)
@@ -314,7 +314,7 @@ class MsgpackStore(Store):
         if record.is_aligned:
             out.write(records.padding(out.offset))
         offset = out.offset
-        pacer = work.pacer()
+        pacer = work.pacer
         at = place.offset
         until = record.end
         while at < until:
@@ -357,23 +357,23 @@ def _place(record: records.Record) -> Place:
 
 
 def _write_value(  # noqa: PLR0913, PLR0917 - one step of `put`, which has them all
-    home: Home, fd: int, begin: int, key: str, value: Captured, work: Work
+    home: Home, fd: int, begin: int, key: str, value: Captured, work: JobContext
 ) -> records.Record:
     """Write the record of a value at the end of a file."""
     index = value.index
     is_aligned = sum(meta.nbytes for meta in index.arrays) >= ALIGNED_MIN_NBYTES
     if is_aligned:
-        plan = FORMAT.plan(index, work.pacer())
+        plan = FORMAT.plan(index, work.pacer)
         head = records.set_head(key, value.names, plan.index_nbytes, plan.nbytes, is_aligned=True)
         offset = align(begin + len(head) + records.MIN_PADDING_NBYTES, PAGE_NBYTES)
         out = Appender(home.ops, fd, begin)
         out.write(head)
         out.write(records.padding(out.offset))
         out.flush()
-        record = write_content_at(home.ops, fd, offset, Content(plan, value.snapshot), work.context)
+        record = write_content_at(home.ops, fd, offset, Content(plan, value.snapshot), work)
         index_nbytes = plan.index_nbytes
     else:
-        body, index_nbytes, record = records.small_body(value, work.pacer())
+        body, index_nbytes, record = records.small_body(value, work.pacer)
         head = records.set_head(key, value.names, index_nbytes, record.nbytes, is_aligned=False)
         offset = begin + len(head)
         out = Appender(home.ops, fd, begin)

@@ -10,21 +10,21 @@ from asyncckpt.keyed.values import build_captured, plain_names, refer
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.runtime.context import JobContext
 
 
 class MemoryStore(Store):
     """Values in a mapping of the caller's. What is put in and what is read are copies."""
 
-    def __init__(self, mapping: MutableMapping[str, Any], work: Work) -> None:
+    def __init__(self, mapping: MutableMapping[str, Any], work: JobContext) -> None:
         self._mapping = mapping
         self._values = dict(mapping)
         self._deleted: dict[str, None] = {}
         self._staged: dict[str, Any] = {}  # put after what was deleted
         self._unknown_types: dict[str, Mapping[str, str]] = {}
         self._entries: dict[str, Names] = {}
-        for batch in work.pacer().batches(self._values.items()):
+        for batch in work.pacer.batches(self._values.items()):
             self._entries.update((key, plain_names(value)) for key, value in batch)
 
     @property
@@ -32,30 +32,30 @@ class MemoryStore(Store):
         """See `Store`."""
         return self._entries
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
         captured = refer(self._values[key], key, work)
         try:
-            value, unknown_types = build_captured(captured, work.pacer())
+            value, unknown_types = build_captured(captured, work.pacer)
             return Found(value, {**unknown_types, **self._unknown_types.get(key, {})})
         finally:
             captured.release()
 
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """See `Store`."""
-        found = build_captured(value, work.pacer())
+        found = build_captured(value, work.pacer)
         self._values[key] = self._staged[key] = found.value
         self._unknown_types[key] = found.unknown_types
         self._entries[key] = value.names
 
-    def delete(self, key: str, work: Work) -> None:  # noqa: ARG002 - see `Store`
+    def delete(self, key: str, work: JobContext) -> None:  # noqa: ARG002 - see `Store`
         """See `Store`."""
         del self._values[key], self._entries[key]
         self._unknown_types.pop(key, None)
         self._staged.pop(key, None)
         self._deleted[key] = None
 
-    def commit(self, work: Work) -> None:  # noqa: ARG002 - see `Store`
+    def commit(self, work: JobContext) -> None:  # noqa: ARG002 - see `Store`
         """Put the changes into the mapping."""
         for key in self._deleted:
             self._mapping.pop(key, None)
@@ -77,17 +77,17 @@ class NullStore(Store):
         """Always empty."""
         return {}
 
-    def read(self, key: str, work: Work) -> Found:  # noqa: ARG002 - see `Store`
+    def read(self, key: str, work: JobContext) -> Found:  # noqa: ARG002 - see `Store`
         """Fail: no key is ever there."""
         raise KeyError(key)
 
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """Forget the value."""
 
-    def delete(self, key: str, work: Work) -> None:
+    def delete(self, key: str, work: JobContext) -> None:
         """Do nothing."""
 
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """Do nothing."""
 
     def close(self) -> None:

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Home
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
     _Row: TypeAlias = tuple[str, Any, bytes | None, list[str]]
@@ -58,7 +58,7 @@ class _Item(NamedTuple):
 class NumPyStore(Store):
     """An open zip file of arrays."""
 
-    def __init__(self, home: Home, work: Work, *, trusted: bool) -> None:
+    def __init__(self, home: Home, work: JobContext, *, trusted: bool) -> None:
         """Open it and read its directory.
 
         Raises:
@@ -87,9 +87,9 @@ class NumPyStore(Store):
         members = (info for item in self._items.values() for info in item.members)
         return self._home.path, sum(info.compress_size for info in members)
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
-        item, pacer = self._items[key], work.pacer()
+        item, pacer = self._items[key], work.pacer
         with self._telling(f"the value of {key!r}"):
             if not self._is_trusted:
                 check_expansion(item.members)
@@ -101,13 +101,13 @@ class NumPyStore(Store):
                 index, {number: _restored(array, index.arrays[number]) for number, array in found}, pacer
             )
 
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """See `Store`."""
         if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
         self.begin(work)
-        sibling, metas, pacer = self._begin_sibling(), value.index.arrays, work.pacer()
+        sibling, metas, pacer = self._begin_sibling(), value.index.arrays, work.pacer
         headers = [npy_header(meta.dtype, meta.shape) for meta in metas]
         is_plain = list(value.index.pieces) == [_ONE_ARRAY] and headers[0] is not None
         suffixes = [SUFFIX] if is_plain else [f"/{number}{SUFFIX}" for number in range(len(metas))]
@@ -123,14 +123,14 @@ class NumPyStore(Store):
             raise
         self._set(key, _Item(sibling, tuple(members), tree, value.names))
 
-    def delete(self, key: str, work: Work) -> None:
+    def delete(self, key: str, work: JobContext) -> None:
         """See `Store`."""
         self.begin(work)
         self._drop(key)
         del self._items[key], self._entries[key]
         self._is_changed = True
 
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """See `Store`."""
         if not self._is_changed:
             return
@@ -141,7 +141,7 @@ class NumPyStore(Store):
         target = self._begin_sibling()
         try:
             with self._telling():  # what stays may be damaged
-                items = self._complete(target, work.pacer())
+                items = self._complete(target, work.pacer)
             self._home.ops.sync(target.fd)
             self._home.publish_sibling()
         except BaseException:
@@ -157,7 +157,7 @@ class NumPyStore(Store):
         self._forget()
         self._home.release()
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: JobContext) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
 
         def read_again() -> None:
@@ -171,7 +171,7 @@ class NumPyStore(Store):
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, work: Work) -> None:
+    def _load(self, work: JobContext) -> None:
         self._forget()
         fd = self._home.open()
         if fd is None:
@@ -180,7 +180,7 @@ class NumPyStore(Store):
             with told("it is not a zip file, or is damaged"):
                 file = NpzFile(fd, self._home.ops)
             try:
-                self._read_directory(file, work.pacer())
+                self._read_directory(file, work.pacer)
             except BaseException:
                 file.close_file()
                 raise

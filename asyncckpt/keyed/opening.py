@@ -20,7 +20,6 @@ from weakref import WeakValueDictionary
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointerUsageError, ConfigError
-from asyncckpt.keyed.base import Store, Work
 from asyncckpt.keyed.engine import Engine, Key, KeyRules, Serializer
 from asyncckpt.keyed.home import Home
 from asyncckpt.keyed.session import Session
@@ -31,6 +30,7 @@ from asyncckpt.runtime.context import JobContext
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.engine import Path as KeyPath
     from asyncckpt.keyed.home import Rewrite
     from asyncckpt.keyed.turns import Turn
@@ -136,7 +136,7 @@ class Opening(ABC):
             return None
 
     @abstractmethod
-    def _open_home(self, home: Home, work: Work) -> Store:
+    def _open_home(self, home: Home, work: JobContext) -> Store:
         """Open the store of a file of this kind."""
 
     def _check_file(self, file: Any) -> Any:
@@ -161,7 +161,7 @@ class Opening(ABC):
         finally:
             stream.close()
 
-    def _open_store(self, file: Any, work: Work) -> Store:
+    def _open_store(self, file: Any, work: JobContext) -> Store:
         if isinstance(file, Path):
             return self._open_home(Home(file, self._disk, rewrite=self._rewrite), work)
         check_stream(file)
@@ -310,9 +310,9 @@ def _key_set(name: str, keys: Iterable[str] | None) -> dict[str, None] | None:
     return found
 
 
-def blocking_work() -> Work:
+def blocking_work() -> JobContext:
     """Return the work of one thread alone."""
-    return Work(JobContext())
+    return JobContext()
 
 
 def _is_loop_running() -> bool:

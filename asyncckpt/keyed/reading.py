@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.disk.manifest import FileRecord
-    from asyncckpt.keyed.base import Found, Work
+    from asyncckpt.keyed.base import Found
+    from asyncckpt.runtime.context import JobContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Place:
     """Size and digests of the run."""
 
 
-def read_place(fd: int, place: Place, corrupt: Callable[[str], Exception], work: Work) -> Found:
+def read_place(fd: int, place: Place, corrupt: Callable[[str], Exception], work: JobContext) -> Found:
     """Read a value.
 
     Raises:
@@ -39,14 +40,14 @@ def read_place(fd: int, place: Place, corrupt: Callable[[str], Exception], work:
         CorruptCheckpointError: The index is damaged.
         Stopped: `work.stop` was set.
     """
-    pacer = work.pacer()
+    pacer = work.pacer
     run = Run(fd, place.record, corrupt, place.offset)
     encoded = np.empty(place.index_nbytes, np.uint8)
-    read_run(run, [Target(0, place.index_nbytes, encoded)], work.context)
+    read_run(run, [Target(0, place.index_nbytes, encoded)], work)
     index, segments = decode_index(memoryview(encoded), file_nbytes=place.record.nbytes, pacer=pacer)  # type: ignore[arg-type] # arrays are buffers
     # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
     arrays: dict[int, NDArray[Any]] = {
         number: np.ndarray(meta.shape, meta.dtype) for number, meta in enumerate(index.arrays)
     }
-    read_run(run, targets_of(segments, arrays), work.context)
+    read_run(run, targets_of(segments, arrays), work)
     return build_value(index, arrays, pacer)

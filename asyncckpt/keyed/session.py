@@ -14,11 +14,12 @@ import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, QueueFullError
-from asyncckpt.keyed.base import Found, Work
+from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.jobs import StoreJobs
 from asyncckpt.keyed.values import Captured, Condensed, receive, refer_flat
 from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
 from asyncckpt.state.selection import join_path
@@ -41,7 +42,7 @@ _GIVE_WAY_SECONDS: Final = 0.001
 class Session:
     """A file, open on a loop. Used on the loop's thread only."""
 
-    def __init__(self, open_engine: Callable[[Work], Engine], place: str, max_staged_nbytes: int) -> None:
+    def __init__(self, open_engine: Callable[[JobContext], Engine], place: str, max_staged_nbytes: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._place = place
@@ -257,7 +258,7 @@ class Session:
         """Load the value at a path; the default, if there is one, where there is none at its first part."""
         self._check()
 
-        def action(engine: Engine, work: Work) -> Found:
+        def action(engine: Engine, work: JobContext) -> Found:
             if default and path[0] not in engine.store.entries:  # an error would list all keys
                 return Found(default[0], {})
             return engine.read(path, work)
@@ -273,10 +274,10 @@ class Session:
         self._queue.names.check(path)  # another task, or another writer, may have been quicker
         stop = StopFlag()
 
-        def action(engine: Engine, work: Work) -> Found:
+        def action(engine: Engine, work: JobContext) -> Found:
             found = engine.read(path, work)
             stop.check()
-            engine.delete(path, Work(work.context.uninterruptible()))
+            engine.delete(path, work.uninterruptible())
             return found
 
         return receive(await self._jobs.change(path, None, action, stop), path[0], stacklevel=3)
@@ -288,5 +289,5 @@ class Session:
         self._refusals.tell()
 
 
-def _commit(engine: Engine, work: Work) -> None:
+def _commit(engine: Engine, work: JobContext) -> None:
     engine.commit(work)

@@ -23,9 +23,9 @@ from asyncckpt.keyed.home import Home
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from asyncckpt.keyed.base import Work
     from asyncckpt.keyed.home import Rewrite
     from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.runtime.context import JobContext
 
 _CHUNK_NBYTES: Final = 1 << 20
 
@@ -98,28 +98,28 @@ class StreamStore(Store):
         """See `Store`: that of the copy. `commit` speaks for the stream itself."""
         return self._inner.disk_use()
 
-    def begin(self, work: Work) -> None:
+    def begin(self, work: JobContext) -> None:
         """See `Store`."""
         self._check_writable()
         self._inner.begin(work)
 
-    def read(self, key: str, work: Work) -> Found:
+    def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
         return self._inner.read(key, work)
 
-    def put(self, key: str, value: Captured, work: Work) -> None:
+    def put(self, key: str, value: Captured, work: JobContext) -> None:
         """See `Store`."""
         self._check_writable()
         self._inner.put(key, value, work)
         self._is_changed = True
 
-    def delete(self, key: str, work: Work) -> None:
+    def delete(self, key: str, work: JobContext) -> None:
         """See `Store`."""
         self._check_writable()
         self._inner.delete(key, work)
         self._is_changed = True
 
-    def commit(self, work: Work) -> None:
+    def commit(self, work: JobContext) -> None:
         """Commit, and copy the file back."""
         if not self._is_changed:
             return

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.keyed.base import Work
     from asyncckpt.runtime.buffers import BufferPool
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"
@@ -112,14 +111,14 @@ def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> Ca
         return Captured.of(Capture.staged(flat, pool, context))
 
 
-def refer(value: object, key: str, work: Work) -> Captured:
+def refer(value: object, key: str, work: JobContext) -> Captured:
     """Take a value as it is, without a copy: for a caller who waits until it has been stored.
 
     Raises:
         UnsupportedLeafError: It cannot be saved; names the path.
     """
     with young_collections_only():
-        return refer_flat(flatten(value, root=key, pacer=work.pacer()))
+        return refer_flat(flatten(value, root=key, pacer=work.pacer))
 
 
 def refer_flat(flat: FlatState) -> Captured:

@@ -43,7 +43,7 @@ class JobContext:
             executor: Where helping threads come from. Without one the calling thread works alone.
             helpers: At most so many threads help.
             stop: Ends the job early; by default nothing does.
-            yields: Whether the pacer gives the GIL away. Work on the loop's own thread, which is small, does not.
+            yields: Whether the pacer gives the GIL away. JobContext on the loop's own thread, which is small, does not.
         """
         self._executor = executor
         self._helpers = helpers if executor is not None else 0

@@ -31,7 +31,6 @@ from asyncckpt.errors import (
 )
 from asyncckpt.keyed import _hdf5_data
 from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, find_slots
-from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.values import refer
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES
@@ -164,7 +163,7 @@ def test_a_stopped_put_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     """So does a stopped commit, which can be called again."""
     stop = StopFlag()
     stop.set()
-    stopped = Work(JobContext(stop=stop))
+    stopped = JobContext(stop=stop)
     with opened(tmp_path / "a.h5") as store:
         put(store, "a", 1)
         with pytest.raises(Stopped):

@@ -19,7 +19,6 @@ from support import assert_same, held_by
 
 import asyncckpt
 from asyncckpt.keyed import session
-from asyncckpt.keyed.base import Work
 from asyncckpt.keyed.json_values import LONG
 from asyncckpt.keyed.values import Condensed, condense, expand
 from asyncckpt.runtime.context import JobContext
@@ -150,8 +149,8 @@ def test_condensing_an_index() -> None:
 
 def test_parts_of_a_job_share_a_pacer() -> None:
     """A job of many short parts pauses between them, for none of them takes long by itself."""
-    work = Work(JobContext())
-    assert work.pacer() is work.pacer()
+    work = JobContext()
+    assert work.pacer is work.pacer
 
 
 @pytest.mark.anyio

@@ -1,4 +1,4 @@
-"""Work over thousands of small things goes in pieces, and between two of them the loop can have the GIL."""
+"""JobContext over thousands of small things goes in pieces, and between two of them the loop can have the GIL."""
 
 from __future__ import annotations
 
