@@ -272,7 +272,6 @@ class Home:
             raise
         self.is_foreign = False
         self._is_name_durable = False
-        self.settle_name()
 
     def _rename(self) -> None:
         try:
