@@ -1,6 +1,6 @@
 """Checkpoints that never stop an asyncio loop.
 
-See `CheckpointManager`, the door that everyone uses, and `Checkpointer`, one file of many keys.
+See `CheckpointManager`, the door that everyone uses, and `Checkpointer`, one keyed file.
 """
 
 import importlib
@@ -35,9 +35,9 @@ from asyncckpt.errors import (
 from asyncckpt.manager import CheckpointManager, ManagerStatistics
 from asyncckpt.saving.catalog import CheckpointRecord, LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle
-from asyncckpt.saving.leaving import leave_on_sigterm
-from asyncckpt.saving.primitives import _load_checkpoint_history  # noqa: F401
+from asyncckpt.saving.manual import _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
+from asyncckpt.saving.sigterm import leave_on_sigterm
 from asyncckpt.saving.tracking import SaveProgress, SaveState, SaveTimings
 from asyncckpt.state.types import register_type
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, ConfigError
-from asyncckpt.keyed.engine import Key, parse_key, spell_keys
+from asyncckpt.keyed.engine import Key, format_keys, parse_key
+from asyncckpt.keyed.key_locks import KeyLock
+from asyncckpt.keyed.lifecycle import FileLifecycle, one_thread
 from asyncckpt.keyed.memory import MemoryStore, NullStore
-from asyncckpt.keyed.opening import Opening, blocking_work
-from asyncckpt.keyed.turns import Turn
 from asyncckpt.keyed.values import receive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asyncckpt.keyed.base import Store
-    from asyncckpt.keyed.home import Home
+    from asyncckpt.keyed.location import FileLocation
     from asyncckpt.runtime.context import JobContext
 
 CheckpointFile: TypeAlias = "str | os.PathLike[str] | IO[bytes]"
@@ -28,7 +28,7 @@ _MISSING: Final = object()
 _SPEC_KEYS: Final = ("file", "keys", "allowed_keys", "omitted_keys", "opts")
 
 
-class Checkpointer(Opening, MutableMapping[Any, Any]):
+class Checkpointer(FileLifecycle, MutableMapping[Any, Any]):
     """A mapping of keys to values that lives in one file, for programs that save as they go.
 
     with Checkpointer.from_file("woof.h5") as chk:
@@ -126,7 +126,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         if "file" not in spec:
             return DictCheckpointer(spec)
         if unknown := [key for key in spec if key not in _SPEC_KEYS]:
-            message = f"unknown entries {spell_keys(unknown)} beside 'file'; known are {spell_keys(_SPEC_KEYS[1:])}"
+            message = f"unknown entries {format_keys(unknown)} beside 'file'; known are {format_keys(_SPEC_KEYS[1:])}"
             raise ConfigError(message)
         keys = spec.get("keys")
         opts = dict(spec.get("opts") or {})
@@ -145,7 +145,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         """
         with self.using() as engine:
             path = self.rules.path(key, engine.keys)
-            return receive(engine.read(path, blocking_work()), path[0], stacklevel=3)
+            return receive(engine.read(path, one_thread()), path[0], stacklevel=3)
 
     def save_parameter(self, key: Key, value: object) -> None:
         """Save a value. It may be changed afterwards; it is durable after the next `flush`.
@@ -157,7 +157,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             ReadOnlyFileError: Another program made the file, and `rewrite` was not given.
         """
         with self.using() as engine:
-            engine.write(self.rules.path(key, engine.keys), value, blocking_work())
+            engine.write(self.rules.path(key, engine.keys), value, one_thread())
 
     def delete_parameter(self, key: Key) -> None:
         """Delete a key, or what a path leads to.
@@ -166,12 +166,12 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             CheckpointKeyError: There is none, or it is not allowed.
         """
         with self.using() as engine:
-            engine.delete(self.rules.path(key, engine.keys), blocking_work())
+            engine.delete(self.rules.path(key, engine.keys), one_thread())
 
     def flush(self) -> None:
         """Make all changes since the last flush durable, together."""
         with self.using() as engine:
-            engine.commit(blocking_work())
+            engine.commit(one_thread())
 
     def __getitem__(self, key: Key) -> Any:
         """Load; see `load_parameter`."""
@@ -192,7 +192,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         except TypeError:
             return False
         with self.using() as engine:
-            return self.rules.allows(path[0]) and engine.contains(path, blocking_work())
+            return self.rules.allows(path[0]) and engine.contains(path, one_thread())
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over the keys there are now, in the order in which they came."""
@@ -219,7 +219,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         with self.using() as engine:
             first = parse_key(key)[0]
             if first in engine.store.entries and self.rules.allows(first):
-                engine.begin(blocking_work())  # what is deleted is what is returned, whoever wrote it
+                engine.begin(one_thread())  # what is deleted is what is returned, whoever wrote it
             try:
                 value = self.load_parameter(key)
             except CheckpointKeyError:
@@ -245,7 +245,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
             value = self.get(key, _MISSING)
             if value is _MISSING:
                 self.check_allowed_key(key)
-                engine.begin(blocking_work())  # another writer may have saved one since the file was opened
+                engine.begin(one_thread())  # another writer may have saved one since the file was opened
                 value = self.get(key, _MISSING)
             if value is _MISSING:
                 self.save_parameter(key, default)
@@ -260,7 +260,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         """
         with self.using() as engine:
             if len(self):
-                engine.begin(blocking_work())
+                engine.begin(one_thread())
             for key in self:
                 return key, self.pop(key)
             message = f"no key in {self.place}: it is empty"
@@ -270,7 +270,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         """Delete all keys, damaged ones, too: nothing is loaded. Those that are not allowed stay."""
         with self.using() as engine:
             if len(self):
-                engine.begin(blocking_work())  # what another writer has left goes, too
+                engine.begin(one_thread())  # what another writer has left goes, too
             for key in self:
                 self.delete_parameter(key)
 
@@ -302,7 +302,7 @@ class Checkpointer(Opening, MutableMapping[Any, Any]):
         if inspect.iscoroutinefunction(generator):
             raise CheckpointerUsageError(asynchronous)
         with self._lock:
-            turn = self._turns.setdefault(path, Turn(path))
+            turn = self._turns.setdefault(path, KeyLock(path))
         with turn.needed(), turn.lock, turn.taken(), self:
             self.check_allowed_key(key)
             value = self.get(key, _MISSING)
@@ -338,10 +338,10 @@ class HDF5Checkpointer(Checkpointer):
         super().__init__(*args, **kwargs)
         self._trusted = trusted
 
-    def _open_home(self, home: Home, work: JobContext) -> Store:
-        from asyncckpt.keyed.hdf5 import HDF5Store
+    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
+        from asyncckpt.keyed.hdf5.store import HDF5Store
 
-        return HDF5Store(home, work, trusted=self._trusted)
+        return HDF5Store(location, work, trusted=self._trusted)
 
 
 class MsgpackCheckpointer(Checkpointer):
@@ -349,10 +349,10 @@ class MsgpackCheckpointer(Checkpointer):
 
     default_extension = ".msgpack"
 
-    def _open_home(self, home: Home, work: JobContext) -> Store:
-        from asyncckpt.keyed.log import MsgpackStore
+    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
+        from asyncckpt.keyed.log.store import MsgpackStore
 
-        return MsgpackStore(home, work)
+        return MsgpackStore(location, work)
 
 
 class JSONCheckpointer(Checkpointer):
@@ -360,10 +360,10 @@ class JSONCheckpointer(Checkpointer):
 
     default_extension = ".json"
 
-    def _open_home(self, home: Home, work: JobContext) -> Store:
+    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
         from asyncckpt.keyed.json_file import JSONStore
 
-        return JSONStore(home, work)
+        return JSONStore(location, work)
 
 
 class NumPyCheckpointer(Checkpointer):
@@ -379,10 +379,10 @@ class NumPyCheckpointer(Checkpointer):
         super().__init__(*args, **kwargs)
         self._trusted = trusted
 
-    def _open_home(self, home: Home, work: JobContext) -> Store:
+    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
         from asyncckpt.keyed.npz import NumPyStore
 
-        return NumPyStore(home, work, trusted=self._trusted)
+        return NumPyStore(location, work, trusted=self._trusted)
 
 
 class DictCheckpointer(Checkpointer):
@@ -404,7 +404,7 @@ class DictCheckpointer(Checkpointer):
     def _open_store(self, file: Any, work: JobContext) -> Store:
         return MemoryStore(file, work)
 
-    def _open_home(self, home: Home, work: JobContext) -> Store:
+    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
         raise NotImplementedError
 
     @property
@@ -425,7 +425,7 @@ class NullCheckpointer(Checkpointer):
     def _open_store(self, file: Any, work: JobContext) -> Store:  # noqa: ARG002 - there is none
         return NullStore()
 
-    def _open_home(self, home: Home, work: JobContext) -> Store:
+    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
         raise NotImplementedError
 
     @property

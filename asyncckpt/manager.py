@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from asyncckpt.config import is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, LeafError
+from asyncckpt.saving.admission import SaveRequest
 from asyncckpt.saving.handle import SaveHandle
-from asyncckpt.saving.intake import SaveRequest
-from asyncckpt.saving.loading import LoadRequest
-from asyncckpt.saving.primitives import Primitives, _load_checkpoint_history  # noqa: F401 - offered here, too
+from asyncckpt.saving.load_job import LoadRequest
+from asyncckpt.saving.manual import ManualCheckpoints, _load_checkpoint_history  # noqa: F401 - offered here, too
 from asyncckpt.saving.session import raise_failures
 from asyncckpt.saving.steps import Choice, check_step, check_which
 from asyncckpt.state.walk import ABSENT
@@ -40,7 +40,7 @@ class ManagerStatistics(NamedTuple):
     """What checkpoints that were deleted, pruned or overwritten still take on the disk, in bytes."""
 
 
-class CheckpointManager(Primitives):
+class CheckpointManager(ManualCheckpoints):
     """Saves and loads checkpoints in a directory without stopping the event loop.
 
     Use it as an async context manager, from one asyncio loop::

@@ -1,4 +1,4 @@
-"""Files of many keys beside a ticking loop: `python -m benchmarks.keyed [--kinds hdf5 json] [--mib M] [--keys N]`.
+"""Keyed files beside a ticking loop: `python -m benchmarks.keyed [--kinds hdf5 json] [--mib M] [--keys N]`.
 
 One value of a GiB, and very many small ones, through the asynchronous view of each kind. Each kind has a process of its
 own, which also measures the idle loop and how long `gc.collect()` takes: nothing here can be better than the first, and

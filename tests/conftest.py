@@ -23,7 +23,6 @@ import pytest
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
-import asyncckpt.disk.blocks
 import asyncckpt.disk.checkpoint
 import asyncckpt.disk.diagnosis
 import asyncckpt.disk.listing
@@ -33,27 +32,28 @@ import asyncckpt.disk.metric_file
 import asyncckpt.disk.obstacles
 import asyncckpt.disk.ops
 import asyncckpt.disk.publish
-import asyncckpt.disk.reading
+import asyncckpt.disk.read_blocks
 import asyncckpt.disk.removal
 import asyncckpt.disk.room
-import asyncckpt.formats.hdf5
+import asyncckpt.disk.write_blocks
+import asyncckpt.formats.hdf5.layout
 import asyncckpt.formats.msgpack
-import asyncckpt.keyed._hdf5_changed
-import asyncckpt.keyed._hdf5_data
-import asyncckpt.keyed._hdf5_foreign
-import asyncckpt.keyed._hdf5_reading
-import asyncckpt.keyed.hdf5
-import asyncckpt.keyed.home
+import asyncckpt.keyed.appender
+import asyncckpt.keyed.file_object
+import asyncckpt.keyed.hdf5.changed_file
+import asyncckpt.keyed.hdf5.data_file
+import asyncckpt.keyed.hdf5.foreign_file
+import asyncckpt.keyed.hdf5.object_reader
+import asyncckpt.keyed.hdf5.store
 import asyncckpt.keyed.json_file
 import asyncckpt.keyed.json_values
-import asyncckpt.keyed.log
-import asyncckpt.keyed.log_records
+import asyncckpt.keyed.location
+import asyncckpt.keyed.log.records
+import asyncckpt.keyed.log.store
 import asyncckpt.keyed.memory
 import asyncckpt.keyed.npz
 import asyncckpt.keyed.npz_file
-import asyncckpt.keyed.reading
-import asyncckpt.keyed.streams
-import asyncckpt.keyed.writing
+import asyncckpt.keyed.stored_value
 import asyncckpt.testing
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ settings.register_profile("explore", max_examples=2000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncckpt"))
 
 _BLOCKING_MODULES = (
-    asyncckpt.disk.blocks,
+    asyncckpt.disk.write_blocks,
     asyncckpt.disk.checkpoint,
     asyncckpt.disk.diagnosis,
     asyncckpt.disk.listing,
@@ -83,27 +83,27 @@ _BLOCKING_MODULES = (
     asyncckpt.disk.obstacles,
     asyncckpt.disk.ops,
     asyncckpt.disk.publish,
-    asyncckpt.disk.reading,
+    asyncckpt.disk.read_blocks,
     asyncckpt.disk.removal,
     asyncckpt.disk.room,
-    asyncckpt.formats.hdf5,
+    asyncckpt.formats.hdf5.layout,
     asyncckpt.formats.msgpack,
-    asyncckpt.keyed._hdf5_changed,
-    asyncckpt.keyed._hdf5_data,
-    asyncckpt.keyed._hdf5_foreign,
-    asyncckpt.keyed._hdf5_reading,
-    asyncckpt.keyed.hdf5,
-    asyncckpt.keyed.home,
+    asyncckpt.keyed.hdf5.changed_file,
+    asyncckpt.keyed.hdf5.data_file,
+    asyncckpt.keyed.hdf5.foreign_file,
+    asyncckpt.keyed.hdf5.object_reader,
+    asyncckpt.keyed.hdf5.store,
+    asyncckpt.keyed.location,
     asyncckpt.keyed.json_file,
     asyncckpt.keyed.json_values,
-    asyncckpt.keyed.log,
-    asyncckpt.keyed.log_records,
+    asyncckpt.keyed.log.store,
+    asyncckpt.keyed.log.records,
     asyncckpt.keyed.memory,
     asyncckpt.keyed.npz,
     asyncckpt.keyed.npz_file,
-    asyncckpt.keyed.reading,
-    asyncckpt.keyed.streams,
-    asyncckpt.keyed.writing,
+    asyncckpt.keyed.stored_value,
+    asyncckpt.keyed.file_object,
+    asyncckpt.keyed.appender,
     asyncckpt.testing,
 )
 # What these modules lend to the loop's thread: memory only.
@@ -183,7 +183,7 @@ def _no_blocking_calls() -> Iterator[None]:
     """Let a blocking call of the library's on a loop's thread fail the test."""
     with blockbuster_ctx("asyncckpt") as blocking:
         # The working directory, which the kernel has in memory: a relative path is of the one it was given in.
-        blocking.functions["os.getcwd"].can_block_in("asyncckpt/keyed/opening.py", "_check_file")
+        blocking.functions["os.getcwd"].can_block_in("asyncckpt/keyed/lifecycle.py", "_check_file")
         blocking.functions["os.getcwd"].can_block_in("asyncckpt/saving/session.py", "__init__")
         yield
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.keyed.hdf5 import HDF5Store
-from asyncckpt.keyed.home import Home
+from asyncckpt.keyed.hdf5.store import HDF5Store
+from asyncckpt.keyed.location import FileLocation
 from asyncckpt.keyed.values import refer
 from asyncckpt.runtime.context import JobContext
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from asyncckpt.keyed.home import Rewrite
+    from asyncckpt.keyed.location import Rewrite
 
 WORK = JobContext()
 
@@ -25,7 +25,7 @@ def opened(
     path: Path, disk: DiskOps | None = None, *, trusted: bool = False, rewrite: Rewrite = True
 ) -> Iterator[HDF5Store]:
     """Open a store, and close it."""
-    store = HDF5Store(Home(path, disk or DiskOps(), rewrite=rewrite), WORK, trusted=trusted)
+    store = HDF5Store(FileLocation(path, disk or DiskOps(), rewrite=rewrite), WORK, trusted=trusted)
     try:
         yield store
     finally:

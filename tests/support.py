@@ -25,7 +25,7 @@ from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving import commit
-from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
+from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
 from asyncckpt.state.capture import Capture
 from asyncckpt.state.tree import flatten
 
@@ -102,7 +102,7 @@ class Mark(enum.Enum):
 
 
 def own_threads() -> list[str]:
-    """Return the names of the library's threads: those of all managers and files of many keys that are open."""
+    """Return the names of the library's threads: those of all managers and keyed files that are open."""
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("asyncckpt")]
 
 

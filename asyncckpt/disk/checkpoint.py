@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 from asyncckpt.disk.manifest import FileRecord, Manifest, decode_manifest
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.names import MANIFEST_NAME
-from asyncckpt.disk.reading import Run, Target, read_run
+from asyncckpt.disk.read_blocks import Run, Target, read_run
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.runtime.memory import aligned_buffer
 

@@ -1,4 +1,4 @@
-"""One writer per directory, and per file of many keys.
+"""One writer per directory, and per keyed file.
 
 1. The lock is advisory (flock), taken by a writer's first mutation and held until it is released or the process ends.
    Listing and loading take none.

@@ -17,8 +17,8 @@ import reprlib
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.names import METRIC_NAME
+from asyncckpt.disk.write_blocks import write_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,7 +18,7 @@ class Span(NamedTuple):
     the next multiple of `asyncckpt.runtime.memory.SMALL_BOUNDARY`, and then the next array, if that is as small."""
 
 
-class Piece(NamedTuple):
+class PlanEntry(NamedTuple):
     """A run of bytes in a file."""
 
     offset: int
@@ -28,11 +28,11 @@ class Piece(NamedTuple):
 
 
 class FilePlan(NamedTuple):
-    """The layout of one state file. What no piece covers is zeros."""
+    """The layout of one state file. What no entry covers is zeros."""
 
     nbytes: int
     """Size of the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`."""
-    pieces: Sequence[Piece]
+    entries: Sequence[PlanEntry]
     """Sorted by offset, without overlaps."""
     index_offset: int
     """Where the index begins; its bytes lie together."""

@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
 
-from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.listing import locate, look, standing
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
 from asyncckpt.disk.obstacles import explain
 from asyncckpt.disk.removal import Leftover, check_place, clear, give_plain_name, settle, take_away, undo
+from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 
 if TYPE_CHECKING:

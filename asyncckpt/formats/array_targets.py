@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
-from asyncckpt.disk.reading import Target
+from asyncckpt.disk.read_blocks import Target
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_array
 from asyncckpt.runtime.pacing import BATCH_OBJECTS

@@ -27,14 +27,14 @@ class Format(Protocol):
         Args:
             index: The tree and the arrays of the state. The format chooses the arrays' segments, encodes the index with
                 them and places it.
-            pacer: Paused between pieces of Python work.
+            pacer: Paused between chunks of Python work.
 
         Raises:
             UnsupportedLeafError: The format cannot hold the state.
         """
 
 
-_MODULES: Final = {"msgpack": "asyncckpt.formats.msgpack", "hdf5": "asyncckpt.formats.hdf5"}
+_MODULES: Final = {"msgpack": "asyncckpt.formats.msgpack", "hdf5": "asyncckpt.formats.hdf5.layout"}
 
 
 def find_format(name: str) -> Format:

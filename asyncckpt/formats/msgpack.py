@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.plan import FilePlan, Piece
-from asyncckpt.formats._payload import EXTENT_HEADER_NBYTES, Payload, extent_start
+from asyncckpt.disk.plan import FilePlan, PlanEntry
+from asyncckpt.formats.payload import EXTENT_HEADER_NBYTES, Payload, extent_start
 from asyncckpt.state.index import IndexEncoder
 
 if TYPE_CHECKING:
@@ -37,20 +37,20 @@ class _Msgpack:
         base = extent_start(index_nbytes)
         payload = Payload(base, extent_nbytes)
         payload.place(sizes, pacer)
-        pieces, offset = [], 0
+        chunks, offset = [], 0
         for chunk in encoder.encode(payload.segments()):
-            pieces.append(Piece(offset, len(chunk), chunk))
+            chunks.append(PlanEntry(offset, len(chunk), chunk))
             offset += len(chunk)
         for begin, end, runs in payload.extents:
             header = _padding(begin - EXTENT_HEADER_NBYTES - offset) + _bin_header(end - begin)
-            pieces.append(Piece(offset, len(header), header))
-            pieces += runs
+            chunks.append(PlanEntry(offset, len(header), header))
+            chunks += runs
             offset = end
         if not payload.extents:
             tail = _padding(base - offset)  # the base leaves room for a header, and so for a bin
-            pieces.append(Piece(offset, len(tail), tail))
+            chunks.append(PlanEntry(offset, len(tail), tail))
             offset = base
-        return FilePlan(nbytes=offset, pieces=pieces, index_offset=0, index_nbytes=index_nbytes)
+        return FilePlan(nbytes=offset, entries=chunks, index_offset=0, index_nbytes=index_nbytes)
 
 
 def _padding(nbytes: int) -> bytes:

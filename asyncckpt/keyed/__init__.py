@@ -1,1 +1,1 @@
-"""Files of many keys: the stores, one for each kind of file, and what works on them."""
+"""Keyed files: the stores, one for each kind of file, and what works on them."""

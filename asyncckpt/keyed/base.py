@@ -4,8 +4,8 @@
    place.
 2. Changes are staged, one by one, and committed, all together. What is staged may be on the disk, but means nothing
    there: whoever opens the file finds the last commit.
-3. A store is used by one thread at a time, never by a loop's. It changes the disk through the `DiskOps` of its `Home`,
-   and takes the file's lock before it does so for the first time; reading takes none.
+3. A store is used by one thread at a time, never by a loop's. It changes the disk through the `DiskOps` of its
+   `FileLocation`, and takes the file's lock before it does so for the first time; reading takes none.
 4. A failed `put` leaves the store as it was. After a failed `commit` the changes are still staged, and `commit` may be
    called again; it never syncs the same file a second time after a failure, but writes a new one.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.keyed.values import CapturedValue, Names
     from asyncckpt.runtime.context import JobContext
 
 
@@ -45,7 +45,7 @@ class Store(ABC):
     """Whether what is put is there afterwards."""
 
     @contextmanager
-    def _as_before_on_failure(self) -> Iterator[None]:
+    def _rollback_on_failure(self) -> Iterator[None]:
         """While the file is read again: if that fails, the store stays what it was."""
         before = dict(vars(self))
         try:
@@ -79,7 +79,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def put(self, key: str, value: Captured, work: JobContext) -> None:
+    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
         """Stage a value. When this returns, nothing refers to the memory of `value` any more.
 
         Raises:

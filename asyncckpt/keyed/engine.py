@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
     from asyncckpt.keyed.base import Store
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import CapturedValue
     from asyncckpt.runtime.context import JobContext
 
 Key: TypeAlias = "str | tuple[Any, ...]"
@@ -57,11 +57,11 @@ def parse_key(key: object) -> Path:
 def missing(path: Path, place: str, known: Sequence[object]) -> CheckpointKeyError:
     """Make the error of a key that is not there."""
     key = path[0] if len(path) == 1 else path
-    message = f"no key {key!r} in {place}; the keys there are: {spell_keys(known)}"
+    message = f"no key {key!r} in {place}; the keys there are: {format_keys(known)}"
     return CheckpointKeyError(message, key=key, known=known)
 
 
-def spell_keys(keys: Sequence[object]) -> str:
+def format_keys(keys: Sequence[object]) -> str:
     """List keys for an error, at most the first few."""
     names = [repr(key) for key in keys[:_SHOWN]]
     return ", ".join([*names, f"... ({len(keys)} in all)"] if len(keys) > len(names) else names) or "none"
@@ -107,12 +107,12 @@ class KeyRules:
         if self.allows(path[0]):
             return path
         if self.allowed is not None and path[0] not in self.allowed:
-            reason = f"is not allowed in {self.place}; allowed are {spell_keys(list(self.allowed))}"
+            reason = f"is not allowed in {self.place}; allowed are {format_keys(list(self.allowed))}"
         else:
             reason = f"is omitted from {self.place}"
         found = known()
         keys = [] if found is None else list(self.visible(found))
-        there_are = "" if found is None else f"; the keys there are: {spell_keys(keys)}"
+        there_are = "" if found is None else f"; the keys there are: {format_keys(keys)}"
         raise CheckpointKeyError(f"the key {path[0]!r} {reason}{there_are}", key=path[0], known=keys)
 
 
@@ -168,7 +168,7 @@ class Engine:
         """Stage a value, which nobody changes until this returns."""
         self._put(path, self.to_state(value), work)
 
-    def put(self, path: Path, captured: Captured, work: JobContext) -> None:
+    def put(self, path: Path, captured: CapturedValue, work: JobContext) -> None:
         """Stage a captured value."""
         if len(path) == 1:
             self._stage(path[0], captured, work)
@@ -233,7 +233,7 @@ class Engine:
         finally:
             captured.release()
 
-    def _stage(self, key: str, captured: Captured, work: JobContext) -> None:
+    def _stage(self, key: str, captured: CapturedValue, work: JobContext) -> None:
         with self._explaining(lambda _: f"the value of {key!r} takes {spell(captured.stored_nbytes)}"):
             self.store.put(key, captured, work)
 

@@ -17,10 +17,10 @@ from typing import IO, TYPE_CHECKING, Final, TypeAlias
 from xxhash import xxh3_64_intdigest
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.keyed.appender import Appender
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.json_values import LONG, decode_key, decode_value, decoders, encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
-from asyncckpt.keyed.writing import Appender
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import Pacer, discard
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from asyncckpt.keyed.home import Home
-    from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.keyed.location import FileLocation
+    from asyncckpt.keyed.values import CapturedValue, Names
     from asyncckpt.runtime.context import JobContext
 
 Entry: TypeAlias = tuple[str, int | None, bytes]
@@ -48,7 +48,7 @@ _SKIM: Final = decoders(len, parse_int=len, parse_float=len)  # to find where va
 class JSONStore(Store):
     """An open JSON file."""
 
-    def __init__(self, home: Home, work: JobContext) -> None:
+    def __init__(self, location: FileLocation, work: JobContext) -> None:
         """Open it.
 
         Raises:
@@ -56,7 +56,7 @@ class JSONStore(Store):
             UnsupportedFormatError: It is too large for a file in another layout.
             OSError: It cannot be read.
         """
-        self._home = home
+        self._location = location
         self._file: IO[bytes] | None = None
         self._is_changed = False
         self._forget()
@@ -75,7 +75,7 @@ class JSONStore(Store):
     def disk_use(self) -> tuple[Path, int]:
         """See `Store`."""
         texts = sum(nbytes for _, nbytes, _ in self._places.values()) + sum(map(len, self._staged.values()))
-        return self._home.path, texts
+        return self._location.path, texts
 
     def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
@@ -85,7 +85,7 @@ class JSONStore(Store):
         except (ValueError, CorruptCheckpointError) as error:
             raise self._corrupt(f"the value of {key!r}: {error}") from error
 
-    def put(self, key: str, value: Captured, work: JobContext) -> None:
+    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
         """See `Store`."""
         self.begin(work)
         self._staged[key] = encode_value(value, work.pacer)
@@ -103,13 +103,13 @@ class JSONStore(Store):
         """See `Store`."""
         if not self._is_changed:
             return
-        file = _file_of(self._home.create_sibling())
+        file = _file_of(self._location.create_temporary())
         try:
             places = self._write(file.fileno(), work.pacer)
-            self._home.publish_sibling()
+            self._location.publish_temporary()
         except BaseException:
             file.close()
-            self._home.discard_sibling()
+            self._location.discard_temporary()
             raise
         if self._file is not None:
             self._file.close()
@@ -119,7 +119,7 @@ class JSONStore(Store):
     def _write(self, fd: int, pacer: Pacer) -> dict[str, tuple[int, int, int]]:
         """Write everything to a new file, and return where the values are in it."""
         places: dict[str, tuple[int, int, int]] = {}
-        out = Appender(self._home.ops, fd, 0)
+        out = Appender(self._location.ops, fd, 0)
         out.write(b"{")
         for key in self._entries:
             text = self._text(key).replace(b"\n", b" ")
@@ -129,7 +129,7 @@ class JSONStore(Store):
             pacer.pause()
         out.write(b"\n}\n")
         out.flush()
-        self._home.ops.sync(fd)
+        self._location.ops.sync(fd)
         return places
 
     def close(self) -> None:
@@ -139,19 +139,19 @@ class JSONStore(Store):
             self._file.close()
         self._file = None
         self._forget()
-        self._home.release()
+        self._location.release()
 
     def begin(self, work: JobContext) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
 
         def read_again() -> None:
             before = self._file
-            with self._as_before_on_failure():
+            with self._rollback_on_failure():
                 self._load(work)
             if before is not None:
                 before.close()
 
-        self._home.become_writer(read_again)
+        self._location.become_writer(read_again)
 
     def _text(self, key: str) -> bytes:
         """Return the text of a value.
@@ -173,7 +173,7 @@ class JSONStore(Store):
 
     def _load(self, work: JobContext) -> None:
         self._forget()
-        fd = self._home.open()
+        fd = self._location.open()
         self._file = None if fd is None else _file_of(fd)
         if self._file is None:
             return
@@ -192,7 +192,7 @@ class JSONStore(Store):
 
     def _fill(self, file: IO[bytes], work: JobContext) -> None:
         reasons = []
-        for entries in (_of_lines(file), _of_text(file, self._home), _of_lines(file, is_damaged=True)):
+        for entries in (_of_lines(file), _of_text(file, self._location), _of_lines(file, is_damaged=True)):
             try:
                 self._forget()
                 self._add(entries, work)
@@ -218,7 +218,7 @@ class JSONStore(Store):
             work.pacer.pause()
 
     def _corrupt(self, reason: str) -> CorruptCheckpointError:
-        return CorruptCheckpointError(f"{self._home.name}: {reason}", file=self._home.name)
+        return CorruptCheckpointError(f"{self._location.name}: {reason}", file=self._location.name)
 
 
 def _file_of(fd: int) -> IO[bytes]:
@@ -259,7 +259,7 @@ def _of_lines(file: IO[bytes], *, is_damaged: bool = False) -> Iterator[Entry]:
     raise ValueError(message)
 
 
-def _of_text(file: IO[bytes], home: Home) -> Iterator[Entry]:
+def _of_text(file: IO[bytes], location: FileLocation) -> Iterator[Entry]:
     """Yield the entries of a JSON object in any layout and encoding.
 
     Raises:
@@ -270,8 +270,8 @@ def _of_text(file: IO[bytes], home: Home) -> Iterator[Entry]:
     nbytes = file.seek(0, os.SEEK_END)
     if nbytes > MAX_FOREIGN_NBYTES:
         message = (
-            f"{home.name}: {nbytes} bytes of JSON, of which at most {MAX_FOREIGN_NBYTES} are read unless each key has a"
-            ' line of its own: {, lines of "key": value, and }'
+            f"{location.name}: {nbytes} bytes of JSON, of which at most {MAX_FOREIGN_NBYTES} are read unless each key"
+            ' has a line of its own: {, lines of "key": value, and }'
         )
         raise UnsupportedFormatError(message)
     file.seek(0)
@@ -297,7 +297,7 @@ def _of_text(file: IO[bytes], home: Home) -> Iterator[Entry]:
         message = f"something follows its end at byte {at + 1}"
         raise ValueError(message)
     if not is_ours or text[before:] != "\n}\n":
-        home.mark_foreign(_LOSSES)
+        location.mark_foreign(_LOSSES)
 
 
 def _after(text: str, at: int, mark: str) -> int:

@@ -6,7 +6,7 @@
 2. What is written has no line breaks.
 3. What is read is made at once where that can be, and costs little more than `json` takes for the text. Objects,
    scalars, sets and keys that are no str are left to `Builder`, which believes nothing.
-4. What is nested deeper than `MAX_DEPTH` is written as a tree in binary pieces, and refused when it is read.
+4. What is nested deeper than `MAX_DEPTH` is written as a tree in binary chunks, and refused when it is read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.values import build_value, runs_of
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.pacing import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
+from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import TYPES
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.keyed.values import Captured
+    from asyncckpt.keyed.values import CapturedValue
 
 TAG: Final = "__asyncckpt__"
 KEY_TAG: Final = "__asyncckpt_key__"
@@ -67,7 +67,7 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _DENSE: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-def encode_value(captured: Captured, pacer: Pacer) -> bytes:
+def encode_value(captured: CapturedValue, pacer: Pacer) -> bytes:
     """Return the JSON of a captured value."""
     with young_collections_only():
         try:
@@ -84,12 +84,12 @@ def encode_key(key: str) -> bytes:
 class _Encoder:
     """Writes the nodes and arrays of a value."""
 
-    def __init__(self, captured: Captured, pacer: Pacer) -> None:
+    def __init__(self, captured: CapturedValue, pacer: Pacer) -> None:
         self._captured = captured
         self._pacer = pacer
-        self._nodes = ix.read_nodes(captured.index.pieces, pacer)
+        self._nodes = ix.read_nodes(captured.index.chunks, pacer)
         self._written: set[int] = set()  # arrays
-        self._pieces: list[bytes] = []
+        self._chunks: list[bytes] = []
         self._held: list[str] = []
 
     def text(self) -> bytes:
@@ -100,7 +100,7 @@ class _Encoder:
     def text_of_tree(self) -> bytes:
         """Return the text of a value that may be nested however deeply."""
         index = self._captured.index
-        self._add(f'{{"{TAG}":"tree","pieces":[{",".join(map(_base64, index.pieces))}],"arrays":[')
+        self._add(f'{{"{TAG}":"tree","pieces":[{",".join(map(_base64, index.chunks))}],"arrays":[')
         for number in range(len(index.arrays)):
             self._add("," if number else "")
             self._array(self._add, number)
@@ -108,12 +108,12 @@ class _Encoder:
         return self._joined()
 
     def _joined(self) -> bytes:
-        return b"".join([*self._pieces, "".join(self._held).encode()])
+        return b"".join([*self._chunks, "".join(self._held).encode()])
 
     def _add(self, text: str) -> None:
         self._held.append(text)
         if len(self._held) >= BATCH_OBJECTS:
-            self._pieces.append("".join(self._held).encode())
+            self._chunks.append("".join(self._held).encode())
             self._held.clear()
             self._pacer.pause()
 
@@ -334,9 +334,9 @@ class _Decoder:
             _damaged(f"{error!r:.500}", error)
         if type(found) is not _Nodes:
             return found if type(found) is Found else Found(found, {})
-        starts = range(0, len(found), PIECE_ELEMENTS)
-        pieces = [ix.pack_piece(found[start : start + PIECE_ELEMENTS]) for start in starts]
-        return build_value(ix.Index(pieces, [_ANY] * len(self._made)), self._made, self._pacer)
+        starts = range(0, len(found), CHUNK_ELEMENTS)
+        chunks = [ix.pack_chunk(found[start : start + CHUNK_ELEMENTS]) for start in starts]
+        return build_value(ix.Index(chunks, [_ANY] * len(self._made)), self._made, self._pacer)
 
     def _value(self, plain: Any, depth: int) -> Any:
         """Return the value of what `json` has made, or its nodes."""
@@ -385,7 +385,7 @@ class _Decoder:
         if found[TAG] == "tree" and not depth:
             arrays = {number: self._array(_unique(each)) for number, each in enumerate(found["arrays"])}
             metas = [ix.ArrayMeta(array.dtype, array.shape) for array in arrays.values()]
-            return build_value(ix.Index([_bytes([piece]) for piece in found["pieces"]], metas), arrays, self._pacer)
+            return build_value(ix.Index([_bytes([chunk]) for chunk in found["pieces"]], metas), arrays, self._pacer)
         if found[TAG] not in LEAVES:
             _damaged(f"{found[TAG]!r:.40} is nothing that this asyncckpt knows")
         return LEAVES[found[TAG]](found)

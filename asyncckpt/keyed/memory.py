@@ -10,7 +10,7 @@ from asyncckpt.keyed.values import build_captured, plain_names, refer
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-    from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.keyed.values import CapturedValue, Names
     from asyncckpt.runtime.context import JobContext
 
 
@@ -41,7 +41,7 @@ class MemoryStore(Store):
         finally:
             captured.release()
 
-    def put(self, key: str, value: Captured, work: JobContext) -> None:
+    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
         """See `Store`."""
         found = build_captured(value, work.pacer)
         self._values[key] = self._staged[key] = found.value
@@ -81,7 +81,7 @@ class NullStore(Store):
         """Fail: no key is ever there."""
         raise KeyError(key)
 
-    def put(self, key: str, value: Captured, work: JobContext) -> None:
+    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
         """Forget the value."""
 
     def delete(self, key: str, work: JobContext) -> None:

@@ -2,8 +2,8 @@
 
 1. Every array is a member, an npy file, which numpy opens. What else a value consists of stands in the member
    `__asyncckpt__.npy`: for each key its members and, unless it is just an array, its tree. Other members are keys.
-2. New members go to the sibling as soon as they are put. A commit copies the others to it, and gives it the file's
-   name.
+2. New members go to the temporary file as soon as they are put. A commit copies the others to it, and gives it the
+   file's name.
 3. After a failed commit nothing more is written to its file, which may have the file's name by then: what was put into
    it is copied to another, and verified.
 """
@@ -19,7 +19,7 @@ import numpy as np
 
 from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, UntrustedFileError
-from asyncckpt.formats import _hdf5_names as names
+from asyncckpt.formats import key_names as names
 from asyncckpt.keyed.base import Found, Store
 from asyncckpt.keyed.npz_file import SUFFIX, NpzFile, check_expansion, damaged, npy_header, told
 from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.keyed.home import Home
-    from asyncckpt.keyed.values import Captured, Names
+    from asyncckpt.keyed.location import FileLocation
+    from asyncckpt.keyed.values import CapturedValue, Names
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
@@ -43,7 +43,7 @@ _DIRECTORY: Final = "__asyncckpt__.npy"
 _HEAD: Final = {"asyncckpt": "keyed", "version": 1, "features": []}
 _SLACK_NBYTES: Final = 1 << 20
 _MAX_KEY_NBYTES: Final = 1 << 16
-_ONE_ARRAY: Final = ix.pack_piece([ix.ext(ix.ARRAY, 0)])
+_ONE_ARRAY: Final = ix.pack_chunk([ix.ext(ix.ARRAY, 0)])
 
 
 class _Item(NamedTuple):
@@ -58,14 +58,14 @@ class _Item(NamedTuple):
 class NumPyStore(Store):
     """An open zip file of arrays."""
 
-    def __init__(self, home: Home, work: JobContext, *, trusted: bool) -> None:
+    def __init__(self, location: FileLocation, work: JobContext, *, trusted: bool) -> None:
         """Open it and read its directory.
 
         Raises:
             CorruptCheckpointError: It is damaged, or no such file.
             OSError: It cannot be read.
         """
-        self._home = home
+        self._location = location
         self._is_trusted = trusted
         self._load(work)
 
@@ -73,8 +73,8 @@ class NumPyStore(Store):
         self._items: dict[str, _Item] = {}
         self._entries: dict[str, Names] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
-        self._files: set[NpzFile] = set()  # that are open: the last commit's, the sibling, and those that failed
-        self._sibling: NpzFile | None = None
+        self._files: set[NpzFile] = set()  # that are open: the last commit's, the temporary file, and those that failed
+        self._temporary: NpzFile | None = None
         self._is_changed = False
 
     @property
@@ -85,7 +85,7 @@ class NumPyStore(Store):
     def disk_use(self) -> tuple[Path, int]:
         """See `Store`."""
         members = (info for item in self._items.values() for info in item.members)
-        return self._home.path, sum(info.compress_size for info in members)
+        return self._location.path, sum(info.compress_size for info in members)
 
     def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
@@ -101,27 +101,27 @@ class NumPyStore(Store):
                 index, {number: _restored(array, index.arrays[number]) for number, array in found}, pacer
             )
 
-    def put(self, key: str, value: Captured, work: JobContext) -> None:
+    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
         """See `Store`."""
         if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
         self.begin(work)
-        sibling, metas, pacer = self._begin_sibling(), value.index.arrays, work.pacer
+        temporary, metas, pacer = self._begin_temporary(), value.index.arrays, work.pacer
         headers = [npy_header(meta.dtype, meta.shape) for meta in metas]
-        is_plain = list(value.index.pieces) == [_ONE_ARRAY] and headers[0] is not None
+        is_plain = list(value.index.chunks) == [_ONE_ARRAY] and headers[0] is not None
         suffixes = [SUFFIX] if is_plain else [f"/{number}{SUFFIX}" for number in range(len(metas))]
         prefix = self._prefix(key, suffixes)
-        before, members = sibling.end, []
+        before, members = temporary.end, []
         try:
             for number, (meta, header, suffix) in enumerate(zip(metas, headers, suffixes, strict=True)):
-                members.append(sibling.add(prefix + suffix, header, meta.nbytes, runs_of(value, number)))
+                members.append(temporary.add(prefix + suffix, header, meta.nbytes, runs_of(value, number)))
                 pacer.pause()
             tree = None if is_plain else _encode_tree(value.index, pacer)
         except BaseException:
-            sibling.end = before
+            temporary.end = before
             raise
-        self._set(key, _Item(sibling, tuple(members), tree, value.names))
+        self._set(key, _Item(temporary, tuple(members), tree, value.names))
 
     def delete(self, key: str, work: JobContext) -> None:
         """See `Store`."""
@@ -134,51 +134,51 @@ class NumPyStore(Store):
         """See `Store`."""
         if not self._is_changed:
             return
-        new = [item for item in self._items.values() if item.file is self._sibling]
+        new = [item for item in self._items.values() if item.file is self._temporary]
         held = sum(info.compress_size for item in new for info in item.members)
-        if self._sibling is not None and self._sibling.end > held + held // 2 + _SLACK_NBYTES:
-            self._leave_sibling()
-        target = self._begin_sibling()
+        if self._temporary is not None and self._temporary.end > held + held // 2 + _SLACK_NBYTES:
+            self._leave_temporary()
+        target = self._begin_temporary()
         try:
             with self._telling():  # what stays may be damaged
                 items = self._complete(target, work.pacer)
-            self._home.ops.sync(target.fd)
-            self._home.publish_sibling()
+            self._location.ops.sync(target.fd)
+            self._location.publish_temporary()
         except BaseException:
-            self._leave_sibling()
+            self._leave_temporary()
             raise
-        self._items, self._sibling, self._is_changed = items, None, False
+        self._items, self._temporary, self._is_changed = items, None, False
         self._close_unused()
 
     def close(self) -> None:
         """See `Store`."""
         self._items = {}
-        self._leave_sibling()
+        self._leave_temporary()
         self._forget()
-        self._home.release()
+        self._location.release()
 
     def begin(self, work: JobContext) -> None:
         """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
 
         def read_again() -> None:
             before = self._files
-            with self._as_before_on_failure():
+            with self._rollback_on_failure():
                 self._load(work)
             for file in before:
                 file.close_file()
 
-        self._home.become_writer(read_again)
+        self._location.become_writer(read_again)
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
     def _load(self, work: JobContext) -> None:
         self._forget()
-        fd = self._home.open()
+        fd = self._location.open()
         if fd is None:
             return
         with self._telling():
             with told("it is not a zip file, or is damaged"):
-                file = NpzFile(fd, self._home.ops)
+                file = NpzFile(fd, self._location.ops)
             try:
                 self._read_directory(file, work.pacer)
             except BaseException:
@@ -204,7 +204,7 @@ class NumPyStore(Store):
                 damaged(f"the directory {_DIRECTORY!r} of {own.compress_size} bytes claims to hold {own.file_size}")
             yield from _decode_directory(file.value(own, pacer), pacer)
         if by_name or (own is None and not file.is_new):
-            self._home.mark_foreign("the comments, dates and attributes of the zip archive and its members")
+            self._location.mark_foreign("the comments, dates and attributes of the zip archive and its members")
         yield from [(name.removesuffix(SUFFIX), None, None, [name]) for name in by_name]
 
     @contextmanager
@@ -213,33 +213,33 @@ class NumPyStore(Store):
         try:
             yield
         except (CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError) as error:
-            message = ": ".join(filter(None, (self._home.name, what, str(error))))
+            message = ": ".join(filter(None, (self._location.name, what, str(error))))
             if isinstance(error, CorruptCheckpointError):
-                raise CorruptCheckpointError(message, file=self._home.name) from error
+                raise CorruptCheckpointError(message, file=self._location.name) from error
             raise type(error)(message) from error
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def _begin_sibling(self) -> NpzFile:
-        if self._sibling is None:
-            fd = self._home.create_sibling()
+    def _begin_temporary(self) -> NpzFile:
+        if self._temporary is None:
+            fd = self._location.create_temporary()
             try:
-                self._sibling = NpzFile(fd, self._home.ops)
+                self._temporary = NpzFile(fd, self._location.ops)
             except BaseException:
-                self._home.discard_sibling()
+                self._location.discard_temporary()
                 raise
-            self._files.add(self._sibling)
-        return self._sibling
+            self._files.add(self._temporary)
+        return self._temporary
 
-    def _leave_sibling(self) -> None:
-        """Write no more to the sibling; what was put into it can still be read."""
-        if self._sibling is not None:
-            self._sibling.is_sure, self._sibling = False, None
-            self._home.discard_sibling()
+    def _leave_temporary(self) -> None:
+        """Write no more to the temporary file; what was put into it can still be read."""
+        if self._temporary is not None:
+            self._temporary.is_sure, self._temporary = False, None
+            self._location.discard_temporary()
         self._close_unused()
 
     def _close_unused(self) -> None:
-        needed = {self._sibling, *(item.file for item in self._items.values())}
+        needed = {self._temporary, *(item.file for item in self._items.values())}
         for file in self._files - needed:
             file.close_file()
         self._files &= needed

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError
-from asyncckpt.keyed.writing import Appender
+from asyncckpt.keyed.appender import Appender
 from asyncckpt.state.dtypes import dtype_to_plain, is_extension
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ MAX_EXPANSION: Final = 100
 FREE_EXPANSION_NBYTES: Final = 64 << 20
 """this size, if the file is not trusted."""
 
-_PIECE_NBYTES: Final = 1 << 20
+_CHUNK_NBYTES: Final = 1 << 20
 _MAX_NPY_HEADER_NBYTES: Final = 10_000  # what numpy reads without being told to trust the file
 _MEMBER_HEADER_NBYTES: Final = 30  # before its name
 _ENCRYPTED, _SIZED_BEHIND, _UTF8 = 0x41, 0x8, 0x800  # flags of a member
@@ -61,7 +61,7 @@ class NpzFile(zipfile.ZipFile):
         self.is_sure = True  # that what has been written is there
         try:
             file = os.fdopen(fd, "rb", buffering=0, closefd=False)
-            self.is_new = os.fstat(fd).st_size == 0  # the sibling, or made by somebody in advance
+            self.is_new = os.fstat(fd).st_size == 0  # the temporary file, or made by somebody in advance
             super().__init__(io.BytesIO(_EMPTY_ZIP) if self.is_new else file)
         except BaseException:
             os.close(fd)
@@ -113,16 +113,16 @@ class NpzFile(zipfile.ZipFile):
             if info.compress_type == zipfile.ZIP_STORED and info.file_size != info.compress_size:
                 damaged(f"{info.filename!r} claims {info.file_size} bytes and has {info.compress_size}")
             is_array = info.filename.endswith(SUFFIX)
-            return _read_array(stream, info, pacer) if is_array else b"".join(_pieces(stream, pacer))
+            return _read_array(stream, info, pacer) if is_array else b"".join(_chunks(stream, pacer))
 
     def add(self, name: str, header: bytes | None, nbytes: int, data: Iterable[bytes | NDArray[np.uint8]]) -> ZipInfo:
         """Add an npy file of this header or, if it is None, of bytes."""
         header = header or npy_header(np.dtype(np.uint8), (nbytes,)) or b""
         info = _member(name, len(header) + nbytes)
         out = self._begin(info)
-        for piece in chain([header], data):
-            info.CRC = zlib.crc32(piece, info.CRC)  # type: ignore[arg-type] # arrays are buffers
-            out.write(piece)
+        for chunk in chain([header], data):
+            info.CRC = zlib.crc32(chunk, info.CRC)  # type: ignore[arg-type] # arrays are buffers
+            out.write(chunk)
             out.flush()
         self._begin(info).flush()  # once more, with the checksum
         self.end = out.offset
@@ -141,8 +141,8 @@ class NpzFile(zipfile.ZipFile):
         moved.flag_bits = info.flag_bits & ~_SIZED_BEHIND | _UTF8
         out = self._begin(moved)
         with source.stream(raw if source.is_sure else info) as stream:
-            for piece in _pieces(stream, pacer):
-                out.write(piece)
+            for chunk in _chunks(stream, pacer):
+                out.write(chunk)
         out.flush()
         self.end = out.offset
         return moved
@@ -191,9 +191,9 @@ class _Tail:
         pass
 
 
-def _pieces(stream: IO[bytes], pacer: Pacer) -> Iterator[bytes]:
-    while piece := stream.read(_PIECE_NBYTES):
-        yield piece
+def _chunks(stream: IO[bytes], pacer: Pacer) -> Iterator[bytes]:
+    while chunk := stream.read(_CHUNK_NBYTES):
+        yield chunk
         pacer.pause()
 
 
@@ -236,8 +236,8 @@ def _read_array(stream: Any, info: ZipInfo, pacer: Pacer) -> NDArray[Any]:
     # Unlike np.empty, np.ndarray leaves a dtype of no bytes ("<U0") as it is.
     array: NDArray[Any] = np.ndarray(shape[::-1] if is_fortran else shape, dtype)
     memory = array.reshape(-1).view(np.uint8) if nbytes else np.empty(0, np.uint8)
-    for start in range(0, nbytes, _PIECE_NBYTES):
-        part = memory[start : start + _PIECE_NBYTES]
+    for start in range(0, nbytes, _CHUNK_NBYTES):
+        part = memory[start : start + _CHUNK_NBYTES]
         if stream.readinto(part) != len(part):
             damaged(f"{info.filename!r} ends early")
         pacer.pause()

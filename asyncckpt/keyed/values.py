@@ -43,23 +43,23 @@ _COPY_NBYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Captured(Capture):
+class CapturedValue(Capture):
     """A value as a store takes it."""
 
     names: Names
 
     @classmethod
-    def of(cls, capture: Capture) -> Captured:
+    def of(cls, capture: Capture) -> CapturedValue:
         """Add the names of its dicts to a capture."""
-        return cls(capture.flat, capture.snapshot, names_of(capture.flat.pieces))
+        return cls(capture.flat, capture.snapshot, names_of(capture.flat.chunks))
 
     @property
     def stored_nbytes(self) -> int:
         """How many bytes a store needs for it, at least: those of its arrays and its nodes."""
-        return sum(meta.nbytes for meta in self.index.arrays) + sum(map(len, self.index.pieces))
+        return sum(meta.nbytes for meta in self.index.arrays) + sum(map(len, self.index.chunks))
 
 
-class Condensed:
+class PackedValue:
     """A small captured value that waits, in few objects that a garbage collection walks over: there may be many."""
 
     __slots__ = ("_data", "_index", "_sources", "names")
@@ -70,13 +70,13 @@ class Condensed:
         snapshot.capture(JobContext(yields=False))
         self._data, self._sources = snapshot.copy
         self._index = condense(flat.index())
-        self.names = names_of(flat.pieces)
+        self.names = names_of(flat.chunks)
 
-    def captured(self) -> Captured:
+    def captured(self) -> CapturedValue:
         """Return it as a store takes it."""
         index = expand(self._index)
-        flat = FlatState(pieces=list(index.pieces), arrays=list(index.arrays), stable=set(self._sources))
-        return Captured(flat, StagedSnapshot.of_copy(flat, self._data, self._sources), self.names)
+        flat = FlatState(chunks=list(index.chunks), arrays=list(index.arrays), stable=set(self._sources))
+        return CapturedValue(flat, StagedSnapshot.of_copy(flat, self._data, self._sources), self.names)
 
     def release(self) -> None:
         """Give the memory back; more than once does no harm."""
@@ -86,7 +86,7 @@ class Condensed:
 def condense(index: ix.Index) -> tuple[Any, ...]:
     """Return an index as one tuple of bytes, dtypes and ints, which a garbage collection passes over."""
     arrays = (each for meta in index.arrays for each in (meta.dtype, len(meta.shape), *meta.shape))
-    return (len(index.pieces), *index.pieces, *arrays)
+    return (len(index.chunks), *index.chunks, *arrays)
 
 
 def expand(condensed: tuple[Any, ...]) -> ix.Index:
@@ -101,29 +101,29 @@ def expand(condensed: tuple[Any, ...]) -> ix.Index:
     return ix.Index(parts[:count], arrays)
 
 
-def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> Captured:
+def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> CapturedValue:
     """Copy the arrays of a flattened value, so that the caller may change them.
 
     Raises:
         Stopped: The job was asked to stop.
     """
     with young_collections_only():
-        return Captured.of(Capture.staged(flat, pool, context))
+        return CapturedValue.of(Capture.staged(flat, pool, context))
 
 
-def refer(value: object, key: str, work: JobContext) -> Captured:
+def refer(value: object, key: str, work: JobContext) -> CapturedValue:
     """Take a value as it is, without a copy: for a caller who waits until it has been stored.
 
     Raises:
         UnsupportedLeafError: It cannot be saved; names the path.
     """
     with young_collections_only():
-        return refer_flat(flatten(value, root=key, pacer=work.pacer))
+        return capture_live_flat(flatten(value, root=key, pacer=work.pacer))
 
 
-def refer_flat(flat: FlatState) -> Captured:
+def capture_live_flat(flat: FlatState) -> CapturedValue:
     """Take a flattened value, as `refer` does."""
-    return Captured.of(Capture.live(flat, is_frozen=True))
+    return CapturedValue.of(Capture.live(flat, is_frozen=True))
 
 
 def receive(found: Found, key: str, *, stacklevel: int) -> Any:
@@ -149,7 +149,7 @@ def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pace
         return Found(builder.build(arrays), builder.unknown_types)
 
 
-def build_captured(captured: Captured, pacer: Pacer) -> Found:
+def build_captured(captured: CapturedValue, pacer: Pacer) -> Found:
     """Make a value from a captured one, which stays as it is."""
     index = captured.index
     arrays = {}
@@ -168,7 +168,7 @@ def build_captured(captured: Captured, pacer: Pacer) -> Found:
     return build_value(index, arrays, pacer)
 
 
-def runs_of(captured: Captured, number: int, nbytes: int = _COPY_NBYTES) -> Iterator[NDArray[np.uint8]]:
+def runs_of(captured: CapturedValue, number: int, nbytes: int = _COPY_NBYTES) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of an array in C order, in runs of at most `nbytes`, each valid until the next is asked for."""
     total = captured.index.arrays[number].nbytes
     spare: NDArray[np.uint8] | None = None
@@ -184,11 +184,11 @@ def runs_of(captured: Captured, number: int, nbytes: int = _COPY_NBYTES) -> Iter
         yield spare[:count]
 
 
-def names_of(pieces: list[bytes]) -> Names:
+def names_of(chunks: list[bytes]) -> Names:
     """Return the keys of the dicts that an encoded tree begins with, or False where they are too many."""
-    if not pieces or len(pieces[0]) > 1 << 16:
+    if not chunks or len(chunks[0]) > 1 << 16:
         return False
-    nodes = iter(ix.read_nodes(pieces[:1], Pacer(yields=False)))
+    nodes = iter(ix.read_nodes(chunks[:1], Pacer(yields=False)))
     try:
         return _Names(nodes).read(0)
     except (StopIteration, _UnknownError):

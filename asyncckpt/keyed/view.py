@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, Typ
 
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.engine import parse_key
-from asyncckpt.keyed.turns import Turn
+from asyncckpt.keyed.key_locks import KeyLock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 
+    from asyncckpt.keyed.async_session import Session
     from asyncckpt.keyed.engine import Key, KeyRules, Path
-    from asyncckpt.keyed.session import Session
 
 ItemT = TypeVar("ItemT")
 
@@ -227,7 +227,7 @@ class AsyncCheckpointer:
                 if condition is None or condition(value):
                     return value
         mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        turn = Turn(path)
+        turn = KeyLock(path)
         evaluations[path] = Evaluation(mine, turn)
         try:
             with turn.needed(), turn.taken():
@@ -249,7 +249,7 @@ class Evaluation(NamedTuple):
 
     result: asyncio.Future[Any]
     """Cancelled if nothing came of it."""
-    turn: Turn
+    turn: KeyLock
 
 
 class AwaitableList(list[ItemT], Generic[ItemT]):

@@ -1,9 +1,9 @@
 """Pacing of work in threads, so that the loop's thread gets the GIL and a job can be stopped.
 
-1. Python work in a thread goes in pieces of at most about a millisecond (`Pacer`), and the loop's thread gets the GIL
+1. Python work in a thread goes in chunks of at most about a millisecond (`Pacer`), and the loop's thread gets the GIL
    between them. Objects that are handled one by one are looked at `BATCH_OBJECTS` at a time, and what one call into C
-   does, which nothing interrupts, is at most `PIECE_ELEMENTS` elements.
-2. A job looks at its `StopFlag` between pieces and ends within one of them.
+   does, which nothing interrupts, is at most `CHUNK_ELEMENTS` elements.
+2. A job looks at its `StopFlag` between chunks and ends within one of them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 ItemT = TypeVar("ItemT")
 
-PIECE_SECONDS: Final = 0.001
+CHUNK_SECONDS: Final = 0.001
 BATCH_OBJECTS: Final = 256  # handled by Python code between two looks at the clock
-PIECE_ELEMENTS: Final = 4096  # handled by one call into C
+CHUNK_ELEMENTS: Final = 4096  # handled by one call into C
 _HANDOVER_SECONDS: Final = 5e-5
 """About the time in which another thread wakes up. After a shorter sleep this thread often takes the GIL back first."""
 
@@ -29,7 +29,7 @@ class Stopped(Exception):  # noqa: N818 - a signal between our own functions, ne
 
 
 class StopFlag:
-    """Asks a running job to stop. Set from any thread; read by the job between pieces."""
+    """Asks a running job to stop. Set from any thread; read by the job between chunks."""
 
     __slots__ = ("_is_set",)
 
@@ -52,7 +52,7 @@ class StopFlag:
 
 
 class Pacer:
-    """Gives the GIL away between pieces of Python work, and ends the work when it is asked to stop."""
+    """Gives the GIL away between chunks of Python work, and ends the work when it is asked to stop."""
 
     __slots__ = ("_next", "_stop", "yields")
 
@@ -60,15 +60,15 @@ class Pacer:
         """`yields=False` is for work on the loop's own thread, which is small by construction."""
         self._stop = stop
         self.yields = yields
-        self._next = time.perf_counter() + PIECE_SECONDS
+        self._next = time.perf_counter() + CHUNK_SECONDS
 
     def pause(self) -> None:
-        """Call between pieces of work."""
+        """Call between chunks of work."""
         if self._stop is not None:
             self._stop.check()
         if self.yields and time.perf_counter() >= self._next:
             time.sleep(_HANDOVER_SECONDS)
-            self._next = time.perf_counter() + PIECE_SECONDS
+            self._next = time.perf_counter() + CHUNK_SECONDS
 
     def batches(self, items: Iterable[ItemT], size: int = BATCH_OBJECTS) -> Iterator[list[ItemT]]:
         """Cut items into lists of at most `size`, and pause after each."""

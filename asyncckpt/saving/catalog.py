@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.saving.retention import BestChoice, Candidate, RetentionPolicy, Standings, metric_of
+from asyncckpt.saving.retention import BestChoice, Candidate, Ranking, RetentionPolicy, metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
@@ -58,7 +58,7 @@ class Listed(NamedTuple):
 
     records: dict[int, CheckpointRecord]
     """By step, ascending."""
-    standings: Standings
+    standings: Ranking
     remarks: tuple[str, ...] = ()
     """What there is to warn of."""
 
@@ -78,7 +78,7 @@ def arrange(
     """
     policy, found = request.resolve(file)
     candidates = (_candidate(record, policy) for record in records)
-    standings = Standings(policy, candidates, Pacer())
+    standings = Ranking(policy, candidates, Pacer())
     return Listed({record.step: record for record in records}, standings, (*found, *remarks))
 
 
@@ -88,7 +88,7 @@ class Catalog:
     def __init__(self, policy: RetentionPolicy) -> None:
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, Identity] = {}
-        self._standings = Standings(policy)  # of the intact ones
+        self._standings = Ranking(policy)  # of the intact ones
         self._begun: set[int] = set()
         self._remarks: set[str] = set()
         self.changes = 0

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar
 
 from asyncckpt.disk import publish, removal, room
 from asyncckpt.disk.batch import SyncBatch
-from asyncckpt.disk.blocks import BLOCK_NBYTES, Content, Progress, write_bytes, write_content
 from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.diagnosis import describe_checkpoint, describe_missing, explain_refusal
 from asyncckpt.disk.listing import nbytes_of
@@ -17,6 +16,7 @@ from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace
 from asyncckpt.disk.metric_file import clear_half_made, is_half_made, read_metric_file, write_metric_file
 from asyncckpt.disk.names import TRAINING_INFO_NAME
+from asyncckpt.disk.write_blocks import BLOCK_NBYTES, Content, Progress, write_bytes, write_content
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import ConfigError
 from asyncckpt.formats.base import find_format
@@ -184,7 +184,7 @@ def write_checkpoint(ops: DiskOps, request: WriteRequest, context: JobContext) -
             _explain(error, request, nbytes)
         raise
     finally:
-        plan = content = None  # hold the encoded nodes too, which `release` frees piece by piece
+        plan = content = None  # hold the encoded nodes too, which `release` frees chunk by chunk
         if is_over:
             request.capture.release()
     try:

@@ -12,10 +12,10 @@ import warnings
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from asyncckpt.disk.diagnosis import describe_absence
-from asyncckpt.disk.reading import READERS
+from asyncckpt.disk.read_blocks import READERS
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
 from asyncckpt.saving import directory
-from asyncckpt.saving.loading import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
+from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

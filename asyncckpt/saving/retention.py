@@ -168,11 +168,11 @@ def plan_prune(
     Returns:
         One verdict for each candidate, in the order of the steps.
     """
-    standings = Standings(policy, candidates)
+    standings = Ranking(policy, candidates)
     return tuple(standings.verdicts(exclude_latest=exclude_latest, protect=protect, committed=committed))
 
 
-class Standings:
+class Ranking:
     """Checkpoints in their order, which they join and leave."""
 
     def __init__(

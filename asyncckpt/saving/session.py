@@ -22,11 +22,11 @@ from asyncckpt.runtime.idle import IdleTimer
 from asyncckpt.runtime.jobs import Jobs
 from asyncckpt.runtime.warming import PoolWarmer
 from asyncckpt.saving import commit
+from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
-from asyncckpt.saving.intake import Intake
 from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
-from asyncckpt.saving.pending import PendingDirectories
+from asyncckpt.saving.pending_directories import PendingDirectories
 from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.saving.writer import Writer
 from asyncckpt.state.inline import INLINE_NBYTES
@@ -137,7 +137,7 @@ class Session:
         here = self._here(is_closing=True)
         here.writer.close()
         if error is not None and not isinstance(error, Exception):
-            here.writer.grace.hasten(error)
+            here.writer.grace.start_countdown(error)
         if self._closing is None:
             self._closing = asyncio.Task(here.close(), loop=here.loop)
         cancelled: asyncio.CancelledError | None = None
@@ -146,7 +146,7 @@ class Session:
                 await asyncio.wait((self._closing,))
             except asyncio.CancelledError as again:
                 cancelled = again
-                here.writer.grace.hasten(again)
+                here.writer.grace.start_countdown(again)
         try:
             if cancelled is not None:
                 raise cancelled
@@ -204,7 +204,7 @@ class OpenSession:
         self.writer = Writer(settings, request, ops, jobs, catalog)
         self.pool = pool
         self.warmer = PoolWarmer(pool, jobs, settings.max_staged_nbytes)
-        self.intake = Intake(settings, self.writer, jobs, catalog, pool, self.metric, self.warmer)
+        self.intake = Admission(settings, self.writer, jobs, catalog, pool, self.metric, self.warmer)
         self.loader = Loader(settings, request, self.writer, jobs, catalog)
         self.loader.on_loaded = self.warm
         self.idle = IdleTimer(pool, jobs)
@@ -226,7 +226,7 @@ class OpenSession:
         is_stuck = await self.writer.wait_closed()
         if not is_stuck:
             await self.jobs.run_stoppable(
-                self.writer.grace.hasten, self.pool.close
+                self.writer.grace.start_countdown, self.pool.close
             )  # giving memory back takes its time
         await self.jobs.close(is_stuck=is_stuck)
         self.writer.give_lock_back()

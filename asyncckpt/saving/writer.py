@@ -20,16 +20,16 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from asyncckpt.disk.blocks import BLOCK_NBYTES
 from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.disk.room import NoRoomError
+from asyncckpt.disk.write_blocks import BLOCK_NBYTES
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError
-from asyncckpt.runtime.grace import Grace
+from asyncckpt.runtime.deadline import ShutdownDeadline
 from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.runtime.tracebacks import drop_locals
 from asyncckpt.saving import commit
-from asyncckpt.saving.retirement import Retirement
+from asyncckpt.saving.pruning import Pruner
 from asyncckpt.saving.tracking import SaveState, SaveTracker
 
 if TYPE_CHECKING:
@@ -119,11 +119,9 @@ class Writer:
         """Steps being loaded in this process; they are not pruned."""
         self.staged_nbytes = 0
         self.is_closing = False
-        self.grace = Grace(jobs, settings.grace)
+        self.grace = ShutdownDeadline(jobs, settings.grace)
         self.grace.on_ending = self.close
-        self.retirement = Retirement(
-            settings, ops, self.grace, catalog, self.loading, self._warn, self.remark, self.change
-        )
+        self.retirement = Pruner(settings, ops, self.grace, catalog, self.loading, self._warn, self.remark, self.change)
         self.task = asyncio.Task(
             self._run(), loop=self._loop, name=f"asyncckpt writer {self._root}", context=contextvars.Context()
         )
@@ -175,7 +173,7 @@ class Writer:
             except asyncio.CancelledError as error:
                 if asyncio.current_task() is not self.task:
                     raise
-                self.grace.hasten(error)
+                self.grace.start_countdown(error)
             finally:
                 del taking  # or it would hold its error, and that this frame
 
@@ -190,7 +188,7 @@ class Writer:
     async def _take_directory(self) -> None:
         try:
             lock, listed = await self._jobs.run_stoppable(
-                self.grace.hasten,
+                self.grace.start_countdown,
                 commit.change,
                 self._root,
                 None,
@@ -211,7 +209,7 @@ class Writer:
     async def change(
         self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
     ) -> ResultT:
-        """Run a job of the writer's that changes the directory, as `Grace.run` does.
+        """Run a job of the writer's that changes the directory, as `ShutdownDeadline.run` does.
 
         Raises:
             FileNotFoundError: The directory was removed or replaced.
@@ -276,7 +274,7 @@ class Writer:
             try:
                 await asyncio.wait(tasks, timeout=_POLL_SECONDS)
             except asyncio.CancelledError as error:
-                self.grace.hasten(error)
+                self.grace.start_countdown(error)
             is_late = self.grace.is_over_since(_STUCK_SECONDS) and any(not task.done() for task in tasks)
             if is_late and not is_stuck:
                 is_stuck = True
@@ -314,7 +312,7 @@ class Writer:
             try:
                 await self._changed.wait()
             except asyncio.CancelledError as error:  # asyncio.run is ending: what was captured is written in the grace
-                self.grace.hasten(error)
+                self.grace.start_countdown(error)
         await self.retirement.finish()
 
     async def _act(self, command: _Command) -> None:

@@ -63,7 +63,7 @@ class Builder(LeafReader):
 
         Args:
             index: The nodes and the arrays' metadata.
-            pacer: Paused between pieces.
+            pacer: Paused between chunks.
             template: What the state must look like.
             in_place: Whether the template itself is to be filled.
             selection: The leaves wanted; all by default.
@@ -110,7 +110,7 @@ class Builder(LeafReader):
         self._found_any = self._selection is None
         result = ABSENT
         is_done = False
-        nodes = ix.read_nodes(self._index.pieces, self._pacer)
+        nodes = ix.read_nodes(self._index.chunks, self._pacer)
         try:
             for node in nodes:
                 if is_done:

@@ -189,7 +189,7 @@ class StagedSnapshot:
             start += len(target)
 
     def _large_copies(self) -> Iterator[Callable[[], None]]:
-        """Yield the pieces of work that are left: parts of large arrays."""
+        """Yield the chunks of work that are left: parts of large arrays."""
         for array, meta in enumerate(self._metas):
             if meta.nbytes >= PAGE_NBYTES and array not in self._stable:
                 for start, target in self._targets(array):
@@ -266,13 +266,13 @@ def _padded(nbytes: int) -> int:
 
 def _joined(arrays: Sequence[NDArray[Any]]) -> Bytes:
     """Copy small arrays behind each other, each filled up with zeros to the next boundary."""
-    pieces: list[Any] = []
+    chunks: list[Any] = []
     for array in arrays:
-        pieces.append(array)
+        chunks.append(array)
         if gap := -array.nbytes % SMALL_BOUNDARY:
-            pieces.append(_ZEROS[:gap])
+            chunks.append(_ZEROS[:gap])
     try:
-        return np.frombuffer(b"".join(pieces), np.uint8)
+        return np.frombuffer(b"".join(chunks), np.uint8)
     except (
         ValueError,
         TypeError,

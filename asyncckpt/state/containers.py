@@ -1,6 +1,6 @@
-"""Containers, made of their items and filled in pieces: a call over very many items would hold the GIL for its length.
+"""Containers, made of their items and filled in chunks: a call over very many items would hold the GIL for its length.
 
-A tuple or a frozenset cannot be made in pieces; what they are made of is copied by one call.
+A tuple or a frozenset cannot be made in chunks; what they are made of is copied by one call.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncckpt.runtime.collector import YoungReferences
-from asyncckpt.runtime.pacing import PIECE_ELEMENTS
+from asyncckpt.runtime.pacing import CHUNK_ELEMENTS
 from asyncckpt.state import index as ix
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Maker:
 
     def make(self, type_: Any, items: list[Any], maxlen: int | None = None) -> Any:
         """Make a container of its items, or of the pairs of a mapping; the list of them is given up."""
-        if len(items) > PIECE_ELEMENTS and type_ not in (list, tuple, frozenset):
+        if len(items) > CHUNK_ELEMENTS and type_ not in (list, tuple, frozenset):
             made = deque(maxlen=maxlen) if type_ is deque else type_()
             self.expect(len(items))
             self._fill(made, items)
@@ -81,13 +81,13 @@ class Maker:
 
     def _fill(self, target: Any, items: list[Any]) -> None:
         put: Callable[[list[Any]], None] = target.extend if type(target) is deque else target.update
-        for start in range(0, len(items), PIECE_ELEMENTS):
-            put(items[start : start + PIECE_ELEMENTS])
+        for start in range(0, len(items), CHUNK_ELEMENTS):
+            put(items[start : start + CHUNK_ELEMENTS])
             self._pacer.pause()
         self._drop(items)
 
     def _drop(self, items: list[Any]) -> None:
         """Empty a list of pairs, say, that nobody else has."""
-        while len(items) > PIECE_ELEMENTS:
-            del items[-PIECE_ELEMENTS:]
+        while len(items) > CHUNK_ELEMENTS:
+            del items[-CHUNK_ELEMENTS:]
             self._pacer.pause()

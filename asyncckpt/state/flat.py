@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class FlatState:
     """A state as the nodes of its tree, encoded, and the arrays to be captured."""
 
-    pieces: list[bytes] = field(default_factory=list)
+    chunks: list[bytes] = field(default_factory=list)
     arrays: list[ix.ArrayMeta] = field(default_factory=list)
     """What the index says of each array; arrays of one dtype and shape share theirs."""
     sources: list[NDArray[Any]] = field(default_factory=list)
@@ -36,12 +36,12 @@ class FlatState:
     def release(self) -> None:
         """Let go of the arrays: freeing large ones takes its time, which the thread that calls this pays."""
         pacer = Pacer()
-        while self.pieces:
-            self.pieces.pop()
+        while self.chunks:
+            self.chunks.pop()
             pacer.pause()
         self.arrays = []
         self.sources = []
 
     def index(self) -> ix.Index:
         """Return the index of the state."""
-        return ix.Index(pieces=self.pieces, arrays=self.arrays)
+        return ix.Index(chunks=self.chunks, arrays=self.arrays)

@@ -2,7 +2,7 @@
 
 1. A tree is its nodes in preorder: a container is a header that says how many children follow it. There is no nesting
    in the bytes, so reading needs no recursion and depth costs nothing.
-2. The nodes are cut into pieces, each a msgpack array of at most `PIECE_ELEMENTS` nodes that decodes by itself: no call
+2. The nodes are cut into chunks, each a msgpack array of at most `CHUNK_ELEMENTS` nodes that decodes by itself: no call
    into msgpack holds the GIL for long.
 3. Plain scalars are msgpack's own; everything else is an ext node, whose code is one of those below and whose data is
    the msgpack of its arguments (of a large int: its bytes).
@@ -97,29 +97,29 @@ def _scalar_argument(data: bytes) -> Any:
     return stream.read_nested(_MAX_DTYPE_NBYTES), stream.read("unpack")
 
 
-def pack_piece(nodes: list[Node]) -> bytes:
+def pack_chunk(nodes: list[Node]) -> bytes:
     """Encode a run of nodes."""
     packed: bytes = msgpack.packb(nodes, unicode_errors=TEXT_ERRORS)
     return packed
 
 
 def read_nodes(
-    pieces: Iterable[bytes], pacer: Pacer, make_ext: Callable[[int, bytes], Node] = make_ext
+    chunks: Iterable[bytes], pacer: Pacer, make_ext: Callable[[int, bytes], Node] = make_ext
 ) -> Iterator[Node]:
     """Decode the nodes of a tree, in preorder.
 
     Args:
-        pieces: The nodes.
-        pacer: Paused between pieces.
+        chunks: The nodes.
+        pacer: Paused between chunks.
         make_ext: What becomes of an ext node: a `msgpack.ExtType`, or whatever it returns for a code and data.
 
     Raises:
-        CorruptCheckpointError: A piece cannot be decoded, or is too long to be decoded at once.
+        CorruptCheckpointError: A chunk cannot be decoded, or is too long to be decoded at once.
     """
-    for piece in pieces:
+    for chunk in chunks:
         pacer.pause()
         try:
-            nodes = read_row(piece, pacer, make_ext=make_ext)
+            nodes = read_row(chunk, pacer, make_ext=make_ext)
         except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
             message = f"the index is damaged: {error}"
             raise CorruptCheckpointError(message) from error
@@ -127,18 +127,18 @@ def read_nodes(
             yield from batch
 
 
-def find_contents(pieces: Iterable[bytes], pacer: Pacer) -> set[int]:
+def find_contents(chunks: Iterable[bytes], pacer: Pacer) -> set[int]:
     """Return the numbers of the arrays that strings and other leaves are made of, as far as the nodes are sound.
 
     Raises:
-        CorruptCheckpointError: A piece, or such a node, cannot be decoded.
+        CorruptCheckpointError: A chunk, or such a node, cannot be decoded.
     """
 
     def only_made_of_arrays(code: int, data: bytes) -> Node:
         return make_ext(code, data) if code in MADE_OF_ARRAYS else None
 
     found = set()
-    for node in read_nodes(pieces, pacer, only_made_of_arrays):
+    for node in read_nodes(chunks, pacer, only_made_of_arrays):
         if type(node) is msgpack.ExtType:
             argument = argument_of(node)
             number = argument[-1] if type(argument) is tuple and argument else argument
@@ -170,7 +170,7 @@ class Segment(NamedTuple):
 class Index(NamedTuple):
     """The tree of a state, and the arrays it refers to."""
 
-    pieces: Sequence[bytes]
+    chunks: Sequence[bytes]
     arrays: Sequence[ArrayMeta]
 
     def encode(self, segments: Sequence[Segment] | NDArray[np.uint64], pacer: Pacer) -> list[bytes]:
@@ -189,7 +189,7 @@ class IndexEncoder:
         features = [ALIASES] * any(map(has_alias, dtypes))
         names: tuple[object, ...] = ("asyncckpt", FORMAT_VERSION, "features", features, "dtypes", dtypes)
         self._chunks = [self._pack.pack_map_header(6) + b"".join(map(self._pack.pack, names))]
-        self._add_bins("tree", index.pieces)
+        self._add_bins("tree", index.chunks)
         self._add_bins("arrays", tables)
         self._nbytes = sum(map(len, self._chunks))
 
@@ -250,7 +250,7 @@ def decode_index(data: memoryview, *, file_nbytes: int, pacer: Pacer) -> tuple[I
     Args:
         data: The index's bytes.
         file_nbytes: Size of the file, in bytes.
-        pacer: Paused between pieces.
+        pacer: Paused between chunks.
 
     Raises:
         CorruptCheckpointError: It is damaged, or claims what cannot be.
@@ -279,7 +279,7 @@ def _decode_index(data: memoryview, file_nbytes: int, pacer: Pacer) -> tuple[Ind
         _refuse("it does not say which features it needs")
     arrays = _decode_arrays(found["arrays"], found["dtypes"], pacer)
     segments = _decode_segments(found["segments"], arrays, file_nbytes, pacer)
-    return Index(pieces=found["tree"], arrays=arrays), segments
+    return Index(chunks=found["tree"], arrays=arrays), segments
 
 
 def _read_entry(stream: MsgpackStream, key: str) -> Any:

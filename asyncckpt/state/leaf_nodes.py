@@ -3,7 +3,7 @@
 1. Types are matched exactly. A subclass that is not known by itself would come back as its base, so it is refused.
 2. Every array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so
    that their bytes take the way of all large data.
-3. Nodes are encoded in pieces while the walk goes on, which is when limits are looked at and other threads get the GIL.
+3. Nodes are encoded in chunks while the walk goes on, which is when limits are looked at and other threads get the GIL.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import msgpack
 import numpy as np
 
 from asyncckpt.errors import UnsupportedLeafError
-from asyncckpt.runtime.pacing import BATCH_OBJECTS, PIECE_ELEMENTS, Pacer
+from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept, metadata_of
 from asyncckpt.state.flat import FlatState
@@ -33,7 +33,7 @@ INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
 SHORT_TEXT: Final = 64  # characters; strings and bytes up to this are counted as nodes, longer ones by their bytes
 _INLINE_NUMBERS: Final = 16_384  # in such lists; packing them takes a few milliseconds
-_PIECE_NBYTES: Final = 1 << 18
+_CHUNK_NBYTES: Final = 1 << 18
 CONTAINER_CODES: Final[dict[type, int]] = {
     list: ix.LIST,
     tuple: ix.TUPLE,
@@ -73,7 +73,7 @@ class LeafWriter:
         self._flat = FlatState()
         self._nodes: list[ix.Node] = []
         self._nodes_cut = 0
-        self._nbytes = 0  # in strings and numbers of the piece
+        self._nbytes = 0  # in strings and numbers of the chunk
         self._due = self._next_due()
         self._stack: list[Frame] = []
         self._open: set[int] = set()
@@ -101,8 +101,8 @@ class LeafWriter:
         return True
 
     def _look_up(self) -> None:
-        """Do what is due between two nodes: encode a piece, pause, or give up."""
-        if len(self._nodes) >= PIECE_ELEMENTS or self._nbytes >= _PIECE_NBYTES:
+        """Do what is due between two nodes: encode a chunk, pause, or give up."""
+        if len(self._nodes) >= CHUNK_ELEMENTS or self._nbytes >= _CHUNK_NBYTES:
             self._cut()
         else:
             self._check_nodes()
@@ -110,11 +110,11 @@ class LeafWriter:
             self._due = self._next_due()
 
     def _cut(self) -> None:
-        """Encode the nodes so far as a piece."""
+        """Encode the nodes so far as a chunk."""
         self._nodes_cut += len(self._nodes)
-        piece = ix.pack_piece(self._nodes)
-        self._flat.pieces.append(piece)
-        self._flat.encoded_nbytes += len(piece)
+        chunk = ix.pack_chunk(self._nodes)
+        self._flat.chunks.append(chunk)
+        self._flat.encoded_nbytes += len(chunk)
         self._nodes.clear()
         self._nbytes = 0
         self._due = self._next_due()
@@ -123,9 +123,9 @@ class LeafWriter:
         self._pacer.pause()
 
     def _next_due(self) -> int:
-        """Return how many nodes are in the piece when it is time to look up again."""
+        """Return how many nodes are in the chunk when it is time to look up again."""
         count = len(self._nodes)
-        due = min(count + BATCH_OBJECTS, PIECE_ELEMENTS)
+        due = min(count + BATCH_OBJECTS, CHUNK_ELEMENTS)
         return due if self._max_nodes is None else min(due, self._max_nodes - self._nodes_cut + 1)
 
     def _check_nodes(self) -> None:
@@ -135,7 +135,7 @@ class LeafWriter:
     def _add_nbytes(self, nbytes: int) -> None:
         """Count bytes of a node that is longer than most."""
         self._nbytes += nbytes
-        if self._nbytes >= _PIECE_NBYTES:
+        if self._nbytes >= _CHUNK_NBYTES:
             self._due = 0
 
     def _check_nbytes(self, more: int = 0) -> None:
@@ -167,8 +167,8 @@ class LeafWriter:
                 raise TooLargeError
         packed = np.empty(count, dtype)
         try:
-            for start in range(0, count, PIECE_ELEMENTS):
-                part = value[start : start + PIECE_ELEMENTS] if count > PIECE_ELEMENTS else value
+            for start in range(0, count, CHUNK_ELEMENTS):
+                part = value[start : start + CHUNK_ELEMENTS] if count > CHUNK_ELEMENTS else value
                 if set(map(type, part)) != {kind}:
                     return False
                 packed[start : start + len(part)] = part

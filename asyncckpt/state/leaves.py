@@ -17,7 +17,7 @@ from asyncckpt.errors import (
     CheckpointKeyError,
     StateMismatchError,
 )
-from asyncckpt.runtime.pacing import PIECE_ELEMENTS
+from asyncckpt.runtime.pacing import CHUNK_ELEMENTS
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import SEQUENCES
 from asyncckpt.state.dtypes import dtype_from_plain
@@ -215,8 +215,8 @@ class LeafReader(ObjectReader):
             return None
         values: list[Any] = []
         self._maker.expect(len(data))
-        for start in range(0, len(data), PIECE_ELEMENTS):
-            values.extend(data[start : start + PIECE_ELEMENTS].tolist())
+        for start in range(0, len(data), CHUNK_ELEMENTS):
+            values.extend(data[start : start + CHUNK_ELEMENTS].tolist())
             self._pacer.pause()
         if template is ABSENT:
             return self._maker.make(tuple if kind == ix.TUPLE else list, values)

@@ -1,4 +1,4 @@
-"""Bytes of arrays that are not one run of memory, moved piece by piece without a copy of the whole."""
+"""Bytes of arrays that are not one run of memory, moved chunk by chunk without a copy of the whole."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def find_overlap(targets: Iterable[tuple[int, NDArray[Any], str]], pacer: Pacer)
 
     Args:
         targets: For each array the number of what is to be filled into it, itself, and its path.
-        pacer: Paused between pieces.
+        pacer: Paused between chunks.
 
     Returns:
         The paths of both, or None.

@@ -40,7 +40,7 @@ def flatten(
     Args:
         state: Nested containers of leaves.
         root: What error messages call the root.
-        pacer: Paused between pieces.
+        pacer: Paused between chunks.
         max_nodes: The number of nodes, and
         max_nbytes: the number of bytes beyond which to give up.
 

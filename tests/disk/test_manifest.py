@@ -64,7 +64,7 @@ def test_is_one_json_document() -> None:
 
 
 def test_digests_are_of_blocks() -> None:
-    """Each MiB has its own digest, the last piece too; an empty file has none."""
+    """Each MiB has its own digest, the last chunk too; an empty file has none."""
     data = bytes(range(256)) * 4096 + b"more"
     record = digest_bytes(data)
     assert record == FileRecord(len(data), xxh3_128_digest(data[:-4]) + xxh3_128_digest(b"more"))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asyncckpt.disk import listing, publish, removal
-from asyncckpt.disk.blocks import write_bytes
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, decode_manifest, digest_bytes
+from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.testing import FaultyDisk

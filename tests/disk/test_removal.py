@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asyncckpt.disk import listing, publish, removal
-from asyncckpt.disk.blocks import write_bytes
+from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:

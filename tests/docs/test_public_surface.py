@@ -29,7 +29,7 @@ COSTLY = (
     "trio",
     "uvloop",
     "asyncckpt.keyed",
-    "asyncckpt.formats.hdf5",
+    "asyncckpt.formats.hdf5.layout",
     "asyncckpt.formats.msgpack",
     "difflib",
     "numpy.random",

@@ -375,11 +375,11 @@ def test_a_file_that_is_replaced_after_a_failed_start_is_read_again(kind: str, q
 
 def test_a_log_of_another_version_is_not_called_damaged(quick_path: Path) -> None:
     """It takes a later release, and the error says so."""
-    from asyncckpt.keyed import log_records
+    from asyncckpt.keyed.log import records
 
-    head = log_records._pack({"asyncckpt": "keyed", "version": 2, "features": [], "id": bytes(16)})
+    head = records._pack({"asyncckpt": "keyed", "version": 2, "features": [], "id": bytes(16)})
     path = quick_path / "x.msgpack"
-    path.write_bytes(head + log_records.tail(head, b""))
+    path.write_bytes(head + records.tail(head, b""))
     with pytest.raises(asyncckpt.UnsupportedFormatError, match="later release"):
         dict(asyncckpt.Checkpointer.from_file(path))
 

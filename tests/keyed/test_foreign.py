@@ -61,7 +61,7 @@ def test_json_from_anyone(
 
 
 def test_long_json_is_parsed_in_pieces() -> None:
-    """Text of many pieces, long elements, strings with brackets and long keys: as json has it."""
+    """Text of many chunks, long elements, strings with brackets and long keys: as json has it."""
     value = {
         "long": [']}[{\\",:' * 9000, list(range(20_000)), [[[n] for n in range(12_000)]], {}],
         "k" * 100_000: {str(n): {"x": [n, None, {}]} for n in range(5_000)},

@@ -19,8 +19,8 @@ from asyncckpt.errors import (
     UnsupportedFormatError,
     UntrustedFileError,
 )
-from asyncckpt.keyed import _hdf5_data
-from asyncckpt.keyed.hdf5 import HDF5Store
+from asyncckpt.keyed.hdf5 import data_file
+from asyncckpt.keyed.hdf5.store import HDF5Store
 
 LONG = "\u00e9/" * 400
 SHOWN: dict[str, Any] = {
@@ -53,7 +53,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for key, value in SHOWN.items():
             put(store, key, value)
         store.commit(WORK)
-    monkeypatch.setattr(_hdf5_data, "MAX_LEAVES", 0)
+    monkeypatch.setattr(data_file, "MAX_LEAVES", 0)
     with opened(path) as store:
         for key, value in (HIDDEN | PARTLY).items():
             put(store, key, value)
@@ -96,7 +96,7 @@ def test_what_was_not_changed_is_what_it_was(path: Path) -> None:
 def test_beyond_the_bound(tmp_path: Path) -> None:
     """A file of so many small values that the bound as it is leaves some without links."""
     path = tmp_path / "a.h5"
-    count = _hdf5_data.MAX_LEAVES + 100
+    count = data_file.MAX_LEAVES + 100
     with asyncckpt.HDF5Checkpointer(path) as chk:
         for number in range(count):
             chk[f"k{number}"] = number

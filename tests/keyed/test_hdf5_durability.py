@@ -25,9 +25,9 @@ from support import assert_same
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointError
-from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES
-from asyncckpt.keyed.hdf5 import HDF5Store
-from asyncckpt.keyed.home import Home
+from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES
+from asyncckpt.keyed.hdf5.store import HDF5Store
+from asyncckpt.keyed.location import FileLocation
 from asyncckpt.keyed.values import refer
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.testing import FaultyDisk
@@ -66,7 +66,7 @@ def move_to(store: HDF5Store, version: int) -> None:
 
 def all_of(path: Path) -> dict[str, Any]:
     """Return what a file holds, read with nothing but the file."""
-    store = HDF5Store(Home(path, DiskOps()), WORK, trusted=False)
+    store = HDF5Store(FileLocation(path, DiskOps()), WORK, trusted=False)
     try:
         return {key: store.read(key, WORK).value for key in store.entries}
     finally:
@@ -96,7 +96,7 @@ class Scene:
     def make(self, path: Path) -> None:
         """Make the file that the scene begins with."""
         if not self.is_new:
-            store = HDF5Store(Home(path, DiskOps()), WORK, trusted=False)
+            store = HDF5Store(FileLocation(path, DiskOps()), WORK, trusted=False)
             move_to(store, 0)
             store.close()
         if self.prepare is not None:
@@ -104,10 +104,10 @@ class Scene:
 
     def play(self, path: Path, disk: DiskOps, done: list[int]) -> None:
         """Play it, writing down what was committed."""
-        home = Home(path, disk)
+        location = FileLocation(path, disk)
         store = None
         try:
-            store = HDF5Store(home, WORK, trusted=False)
+            store = HDF5Store(location, WORK, trusted=False)
             for version in self.versions:
                 move_to(store, version)
                 done.append(version)
@@ -115,7 +115,7 @@ class Scene:
         except Killed:
             for file in store._files if store else ():
                 file.close()  # as the system does with the descriptors of a killed process
-            home.release()
+            location.release()
             raise
 
 
@@ -128,7 +128,7 @@ def tear_tail(path: Path) -> None:
 def keep_old_superblock(path: Path) -> None:
     """Leave the superblock of the commit before, and version 1."""
     before = path.read_bytes()[:48]
-    store = HDF5Store(Home(path, DiskOps()), WORK, trusted=False)
+    store = HDF5Store(FileLocation(path, DiskOps()), WORK, trusted=False)
     move_to(store, 1)
     store.close()
     data = bytearray(path.read_bytes())
@@ -139,14 +139,14 @@ def keep_old_superblock(path: Path) -> None:
 
 def fill_up(path: Path) -> None:
     """Leave so little room that the next commit writes the file anew."""
-    store = HDF5Store(Home(path, DiskOps()), WORK, trusted=False)
+    store = HDF5Store(FileLocation(path, DiskOps()), WORK, trusted=False)
     for version in (1, 2, 3, 0):
         move_to(store, version)
     store.close()
 
 
 def leave_sibling(path: Path) -> None:
-    """Leave the sibling that a killed writer was writing."""
+    """Leave the temporary file that a killed writer was writing."""
     path.with_name(f".{path.name}.tmp").write_bytes(b"half")
 
 
@@ -156,7 +156,7 @@ SCENES = {
     "rewrite": Scene((1, 2), fill_up),
     "torn-tail": Scene((1,), tear_tail),
     "old-superblock": Scene((2, 3), keep_old_superblock),
-    "sibling": Scene((1,), leave_sibling),
+    "temporary file": Scene((1,), leave_sibling),
 }
 
 
@@ -284,8 +284,8 @@ def test_a_kill_at_any_operation(name: str, quick_path: Path) -> None:
         assert version_of(path) == found
         assert before == (path.read_bytes() if path.exists() else b"")  # readers change nothing
         disk = FaultyDisk()
-        home = Home(path, disk)
-        store = HDF5Store(home, WORK, trusted=False)
+        location = FileLocation(path, disk)
+        store = HDF5Store(location, WORK, trusted=False)
         move_to(store, 7)
         store.close()
         assert version_of(path) == 7
@@ -427,7 +427,7 @@ def test_a_failure_at_any_operation(name: str, quick_path: Path) -> None:
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position)
         failures = 0
-        store = HDF5Store(Home(path, disk), WORK, trusted=False)
+        store = HDF5Store(FileLocation(path, disk), WORK, trusted=False)
         for version in scene.versions:
             for _ in range(3):
                 try:
@@ -454,8 +454,8 @@ def test_a_disk_that_fails_for_good(name: str, quick_path: Path) -> None:
         done = [version_of(path) if path.exists() else -1]
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position, lasting=True)
-        home = Home(path, disk)
-        store = HDF5Store(home, WORK, trusted=False)
+        location = FileLocation(path, disk)
+        store = HDF5Store(location, WORK, trusted=False)
         with contextlib.suppress(OSError):
             for version in scene.versions:
                 move_to(store, version)
@@ -474,7 +474,7 @@ def test_a_file_whose_sync_failed_is_left_alone(nth: int, quick_path: Path) -> N
     SCENES["append"].make(path)
     inode = path.stat().st_ino
     disk = FaultyDisk()
-    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    store = HDF5Store(FileLocation(path, disk), WORK, trusted=False)
     disk.fail("sync", errno.EIO, after=nth)
     with contextlib.suppress(OSError):
         move_to(store, 1)
@@ -496,7 +496,7 @@ def test_a_file_that_cannot_be_written_anew_still_takes_what_is_new(what: str, q
     path = quick_path / "a.h5"
     sizes = {"bad": 1 << 20, "large": 1 << 19, "small": 10, "held": 20}
     disk = FaultyDisk()
-    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    store = HDF5Store(FileLocation(path, disk), WORK, trusted=False)
     for key, size in sizes.items():
         put(store, key, np.zeros(size, np.uint8))
     store.commit(WORK)
@@ -505,7 +505,7 @@ def test_a_file_that_cannot_be_written_anew_still_takes_what_is_new(what: str, q
         with path.open("r+b") as file:
             file.seek(1 << 19)
             file.write(b"damage")
-    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    store = HDF5Store(FileLocation(path, disk), WORK, trusted=False)
     for number in range(1, 12):
         if what == "room" and number == 3:
             disk.fail("write", errno.ENOSPC, path_part=f".{path.name}.tmp", lasting=True)
@@ -532,7 +532,7 @@ def test_no_room(quick_path: Path) -> None:
     path = quick_path / "a.h5"
     SCENES["append"].make(path)
     disk = FaultyDisk()
-    store = HDF5Store(Home(path, disk), WORK, trusted=False)
+    store = HDF5Store(FileLocation(path, disk), WORK, trusted=False)
     disk.fail("write", errno.ENOSPC, lasting=True)
     for _ in range(2):
         with pytest.raises(OSError, match="No space"):

@@ -35,7 +35,7 @@ def file(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return file
 
 
-def sibling(file: Place, number: int = 0) -> Path:
+def temporary(file: Place, number: int = 0) -> Path:
     """Return where the file is written anew."""
     return file.path.with_name(f".{file.path.name}.tmp" + (f".{number}" if number else ""))
 
@@ -68,9 +68,9 @@ def check_another_name(file: Place, disk: FaultyDisk | None = None) -> None:
     with pytest.warns(asyncckpt.CheckpointWarning) as caught:
         write_anew(file, disk)
     (message,) = (str(each.message) for each in caught)
-    assert message.startswith(f"{file.path}: {sibling(file)} cannot be removed (")
-    assert repr(sibling(file, 1).name) in message
-    assert not sibling(file, 1).exists()
+    assert message.startswith(f"{file.path}: {temporary(file)} cannot be removed (")
+    assert repr(temporary(file, 1).name) in message
+    assert not temporary(file, 1).exists()
     assert file.contents() == {"a": 1, "b": 2}
 
 
@@ -79,27 +79,27 @@ def check_another_name(file: Place, disk: FaultyDisk | None = None) -> None:
 
 def test_a_directory(file: Place) -> None:
     """It stays, with what is in it."""
-    sibling(file).mkdir()
-    (sibling(file) / "precious").touch()
+    temporary(file).mkdir()
+    (temporary(file) / "precious").touch()
     check_another_name(file)
-    assert [each.name for each in sibling(file).iterdir()] == ["precious"]
+    assert [each.name for each in temporary(file).iterdir()] == ["precious"]
 
 
 def test_a_mount(file: Place, tmp_path: Path) -> None:
     """A busy name."""
     precious = tmp_path / "precious"
     precious.write_text("precious")
-    sibling(file).touch()
-    with mounted(precious, sibling(file)):
+    temporary(file).touch()
+    with mounted(precious, temporary(file)):
         check_another_name(file)
-        assert sibling(file).read_text() == "precious"
+        assert temporary(file).read_text() == "precious"
 
 
 def test_a_file_that_cannot_be_removed(file: Place) -> None:
     """Whatever the reason."""
-    sibling(file).write_bytes(b"half")
+    temporary(file).write_bytes(b"half")
     disk = FaultyDisk()
-    disk.fail("unlink", errno.EBUSY, lasting=True, path_part=f"{sibling(file)}")
+    disk.fail("unlink", errno.EBUSY, lasting=True, path_part=f"{temporary(file)}")
     disk.fail("unlink", lambda: None, lasting=True)
     with pytest.warns(asyncckpt.CheckpointWarning, match="Device or resource busy"):
         write_anew(file, disk)
@@ -117,14 +117,14 @@ def test_another_users_file_in_a_sticky_directory(kind: str) -> None:
     file.path.unlink()
     try:
         directory.chmod(0o1777)
-        sibling(file).write_bytes(b"theirs")
+        temporary(file).write_bytes(b"theirs")
         os.seteuid(65534)
         try:
             with pytest.warns(asyncckpt.CheckpointWarning, match="cannot be removed"), file.open() as chk:
                 chk["a"] = 1
         finally:
             os.seteuid(0)
-        assert sibling(file).read_bytes() == b"theirs"
+        assert temporary(file).read_bytes() == b"theirs"
         assert file.contents() == {"a": 1}
     finally:
         shutil.rmtree(directory)
@@ -134,17 +134,17 @@ def test_a_symbolic_link(file: Place, tmp_path: Path) -> None:
     """It goes, and what it leads to stays."""
     precious = tmp_path / "precious"
     precious.write_text("precious")
-    sibling(file).symlink_to(precious)
+    temporary(file).symlink_to(precious)
     write_anew(file)
     assert precious.read_text() == "precious"
-    assert not sibling(file).is_symlink()
+    assert not temporary(file).is_symlink()
     assert file.contents() == {"a": 1, "b": 2}
 
 
 def test_what_killed_writers_left_goes(file: Place) -> None:
     """By whatever name it went."""
     for number in range(3):
-        sibling(file, number).write_bytes(b"half")
+        temporary(file, number).write_bytes(b"half")
     with file.open() as chk:
         chk["b"] = 1
     assert [each.name for each in file.directory.iterdir()] == [file.path.name]
@@ -168,7 +168,7 @@ def test_a_file_that_is_a_mount_point(file: Place, tmp_path: Path) -> None:
             assert caught.value.errno == errno.EBUSY
             assert caught.value.filename == str(file.path)
             assert file.contents() == {"a": 1}
-    assert not sibling(file).exists()
+    assert not temporary(file).exists()
 
 
 @pytest.mark.parametrize("operation", ["create", "rename"])
@@ -182,7 +182,7 @@ def test_growth_is_told_once(kind: str, operation: str, tmp_path: Path) -> None:
         warnings.simplefilter("always")
         chk["a"] = value
         chk.flush()
-        disk.fail(operation, errno.EBUSY, lasting=True, path_part=sibling(file).name)
+        disk.fail(operation, errno.EBUSY, lasting=True, path_part=temporary(file).name)
         sizes = []
         for number in range(24):
             value[0] = number

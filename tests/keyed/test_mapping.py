@@ -307,7 +307,7 @@ def test_reading_makes_no_file(file: Place) -> None:
 
 
 def test_nothing_is_left_beside_the_file(file: Place) -> None:
-    """Lock and sibling are gone when the file is closed; missing directories are made."""
+    """Lock and temporary file are gone when the file is closed; missing directories are made."""
     path = file.directory / "new" / "directory" / f"woof{EXTENSIONS[file.kind]}"
     chk = asyncckpt.Checkpointer.from_file(path)
     with chk:

@@ -27,7 +27,7 @@ async def contents(place: Place) -> dict[str, Any]:
 
 
 async def test_the_example_of_the_issue(place: Place) -> None:
-    """Captured on the spot or off the loop, stored in order, and there for the blocking twin."""
+    """CapturedValue on the spot or off the loop, stored in order, and there for the blocking twin."""
     grid = np.arange(1 << 20, dtype=float)
     value = [np.ones((1000, 5, 5)), np.array(0), np.array(0)]
     async with place.open() as chk:
@@ -372,7 +372,7 @@ async def test_the_bodys_exception_comes_out_and_what_was_saved_is_kept(place: P
 
 
 async def test_nothing_is_left_running(file: Place) -> None:
-    """When the block is left, tasks, threads, lock and sibling are gone."""
+    """When the block is left, tasks, threads, lock and temporary file are gone."""
     tasks = asyncio.all_tasks()
     async with file.open() as chk:
         chk["a"] = 1

@@ -24,9 +24,9 @@ from asyncckpt import (
     StateMismatchError,
     UnsupportedLeafError,
 )
-from asyncckpt.disk import blocks
+from asyncckpt.disk import write_blocks
 from asyncckpt.runtime.memory import aligned_array
-from asyncckpt.saving import loading
+from asyncckpt.saving import load_job
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -232,8 +232,8 @@ async def test_a_fallback_holds_one_checkpoint_at_a_time(tmp_path: Path, monkeyp
         steps.append([])
         return load_checkpoint(*args)
 
-    load_checkpoint = loading.load_checkpoint
-    monkeypatch.setattr(loading, "fresh_array", make)
+    load_checkpoint = load_job.load_checkpoint
+    monkeypatch.setattr(load_job, "fresh_array", make)
     monkeypatch.setattr("asyncckpt.saving.loader.load_checkpoint", load)
     async with CheckpointManager(tmp_path) as manager:
         for step in (1, 2, 3):
@@ -254,14 +254,14 @@ async def test_a_fallback_holds_one_checkpoint_at_a_time(tmp_path: Path, monkeyp
 async def test_a_kept_handle_keeps_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frozen: Any) -> None:
     """Its save failed: the state, and the memory that it was gathered in, are gone; the cause tells where it failed."""
     references: list[weakref.ref[Any]] = []
-    aligned_buffer = blocks.aligned_buffer
+    aligned_buffer = write_blocks.aligned_buffer
 
     def traced_buffer(nbytes: int) -> Any:
         made = aligned_buffer(nbytes)
         references.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(blocks, "aligned_buffer", traced_buffer)
+    monkeypatch.setattr(write_blocks, "aligned_buffer", traced_buffer)
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
         pool = manager._pool

@@ -24,9 +24,9 @@ from asyncckpt import (
     StateMismatchError,
     UnsupportedFormatError,
 )
-from asyncckpt.disk import reading
+from asyncckpt.disk import read_blocks
 from asyncckpt.disk.manifest import decode_manifest, digest_bytes
-from asyncckpt.saving import loading
+from asyncckpt.saving import load_job
 from asyncckpt.state.build import Builder
 from asyncckpt.testing import FaultyDisk
 
@@ -371,7 +371,7 @@ def test_select_reads_the_index_and_the_blocks_it_needs(
         def __getattr__(self, name: str) -> Any:
             return preadv if name == "preadv" else getattr(os, name)
 
-    monkeypatch.setattr(reading, "os", Os())
+    monkeypatch.setattr(read_blocks, "os", Os())
     assert_same(load_from(tmp_path, 1, select="layer3/w"), {"layer3": {"w": state["layer3"]["w"]}})
     read = {block for low, high in ranges for block in range(low // MIB, -(-high // MIB))}
     assert len(read) <= 6, "three or four blocks of the array, and the index's"
@@ -551,7 +551,7 @@ def hold_reads(monkeypatch: pytest.MonkeyPatch, gate: Gate) -> list[str]:
         def __getattr__(self, name: str) -> Any:
             return preadv if name == "preadv" else getattr(os, name)
 
-    monkeypatch.setattr(reading, "os", Os())
+    monkeypatch.setattr(read_blocks, "os", Os())
     return events
 
 
@@ -579,7 +579,7 @@ async def test_a_cancelled_load_raises_when_its_threads_have_stopped(
             gate.open()
             with pytest.raises(asyncio.CancelledError):
                 await task
-            assert events.count("begin") == events.count("end") <= reading.READERS
+            assert events.count("begin") == events.count("end") <= read_blocks.READERS
             count = len(events)
             await turns(50)
             assert len(events) == count
@@ -638,5 +638,5 @@ def test_a_checkpoint_that_is_swapped_again_and_again_is_never_called_damaged(tm
             raise CorruptCheckpointError("its files were being deleted")
         return "whole"
 
-    assert loading._with_retry(lambda: loading._find(tmp_path, 1), 1, swapped_under_us) == "whole"
+    assert load_job._with_retry(lambda: load_job._find(tmp_path, 1), 1, swapped_under_us) == "whole"
     assert swaps == 5

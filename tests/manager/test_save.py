@@ -522,7 +522,7 @@ async def test_a_state_beyond_the_budget_streams(
         allocated.append(nbytes)
         return aligned_buffer(nbytes)
 
-    monkeypatch.setattr("asyncckpt.disk.blocks.aligned_buffer", counting)
+    monkeypatch.setattr("asyncckpt.disk.write_blocks.aligned_buffer", counting)
     monkeypatch.setattr("asyncckpt.runtime.buffers.aligned_buffer", counting)
     rng = np.random.default_rng(1)
     aligned = aligned_buffer(16 * MIB).view(np.float64)  # direct I/O could take it from where it lies

@@ -72,7 +72,7 @@ class Cancel(Rig):
 
     name = "cancel"
     tries = (
-        "A manager's save, load, flush, delete, finalize and close, and those of a file of many keys and its"
+        "A manager's save, load, flush, delete, finalize and close, and those of a keyed file and its"
         " cached_eval, are cancelled at each of their awaits, in turn; the loop ends under them; SIGINT and"
         " SIGTERM come there; `asyncio.run` ends with saves pending, the manager never closed. No thread, task,"
         " descriptor, lock or pending directory may be left, and what was acknowledged, or captured, must be there; a"

@@ -198,7 +198,7 @@ class ManagerPlay(Play):
         self._events.append(Event("ack", 6, 0))
 
 
-# --- a file of many keys ----------------------------------------------------------------------------------------------
+# --- a keyed file ----------------------------------------------------------------------------------------------
 
 _FILE_ACTIONS = ("save", "replace", "load", "take", "delete", "flush", "evaluate", "close")
 _SMALL, _GONE, _NEW, _LARGE, _COMPUTED = range(5)  # keys

@@ -43,7 +43,7 @@ class Chaos(Rig):
         return None if importlib.util.find_spec("ckpt_chaos") else "ckpt-chaos is not installed"
 
     def units(self, seed: int) -> Iterator[str]:  # noqa: ARG002 - the same for all seeds
-        """Give a unit for each format and each kind of file of many keys."""
+        """Give a unit for each format and each kind of keyed file."""
         return iter(_FORMS)
 
     def run(self, unit: str, scratch: Path) -> Result:

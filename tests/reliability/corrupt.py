@@ -158,7 +158,7 @@ class CorruptRig(Rig):
     name: ClassVar[str] = "corrupt"
     tries: ClassVar[str] = (
         "every bit of every file flipped, each file cut at every byte, files missing, swapped, or replaced by others,"
-        " by a directory, a symbolic link, a FIFO; pages zeroed, moved, doubled; of files of many keys, every bit and"
+        " by a directory, a symbolic link, a FIFO; pages zeroed, moved, doubled; of keyed files, every bit and"
         " every length, where a JSON file, which has no digests, may be another, and a damaged last commit is the flush"
         " before"
     )

@@ -1,4 +1,4 @@
-"""Damage of files of many keys: the same as of checkpoints, with what each kind can promise.
+"""Damage of keyed files: the same as of checkpoints, with what each kind can promise.
 
 A log and an HDF5 file have digests of every value, an npz file a CRC-32 of each member; a JSON file has none. Where the
 last commit itself is damaged, a log or an HDF5 file shows the flush before it, as after a power cut, and says so; that

@@ -1,4 +1,4 @@
-"""Plays the sessions of a workload of a file of many keys, in blocking mode or with the asynchronous view."""
+"""Plays the sessions of a workload of a keyed file, in blocking mode or with the asynchronous view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Workloads of a file of many keys: a `Checkpointer` that sets and deletes keys, and flushes.
+"""Workloads of a keyed file: a `Checkpointer` that sets and deletes keys, and flushes.
 
 With an even seed the asynchronous view is played, with an odd one the blocking mode, in a thread.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 EXTENSIONS = {"keyed-hdf5": ".h5", "keyed-msgpack": ".msgpack", "keyed-npz": ".npz", "keyed-json": ".json"}
 FORMS = tuple(EXTENSIONS)
 _ENDS = ("open", "rename", "unlink")
-"""What tells what became of a sibling: another is begun, it gets the name, or it goes."""
+"""What tells what became of a temporary file: another is begun, it gets the name, or it goes."""
 _SETTLING = ("truncate", "fsync")
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -132,11 +132,11 @@ class KeyedWorkload(Workload):
         return player.errors
 
     def is_tidying(self, changes: Sequence[Made], at: int) -> bool:
-        """See `Workload`: what is done to a sibling that is given up, and a last sync for the sake of other tools.
+        """See `Workload`: what is done to a temporary file that is given up, and a last sync for other tools.
 
-        Writing a file anew may fail as long as the old one takes what is new: then the sibling never gets its name.
-        Before the lock goes, an HDF5 file is cut off and what others see of the last commit is synced, if the disk
-        lets us.
+        Writing a file anew may fail as long as the old one takes what is new: then the temporary file never gets
+        its name. Before the lock goes, an HDF5 file is cut off and what others see of the last commit is synced, if
+        the disk lets us.
         """
         failed, following = changes[at], changes[at + 1 :]
         name = self.path(failed.path.parent).name

@@ -43,7 +43,7 @@ def ext(code: int, argument: object) -> msgpack.ExtType:
     return msgpack.ExtType(code, argument if isinstance(argument, bytes) else msgpack.packb(argument))
 
 
-def piece(*nodes: object) -> bytes:
+def chunk(*nodes: object) -> bytes:
     """Encode nodes."""
     packed: bytes = msgpack.packb(nodes, strict_types=False, unicode_errors="surrogatepass")
     return packed
@@ -80,7 +80,7 @@ def record(data: bytes) -> dict[str, object]:
 
 def entries(**changes: Any) -> dict[str, Any]:
     """Return the parts of an index, changed."""
-    made = {"asyncckpt": 1, "features": [], "dtypes": [], "tree": [piece(None)], "arrays": [], "segments": []}
+    made = {"asyncckpt": 1, "features": [], "dtypes": [], "tree": [chunk(None)], "arrays": [], "segments": []}
     return made | changes
 
 
@@ -97,7 +97,7 @@ def index_case(name: str, index: bytes, payload: bytes = b"", info: bytes = b"{}
 
 def tree_case(name: str, *nodes: object, **parts: Any) -> Case:
     """Make a case of nodes."""
-    return index_case(name, msgpack.packb(entries(tree=[piece(*nodes)], **parts)))
+    return index_case(name, msgpack.packb(entries(tree=[chunk(*nodes)], **parts)))
 
 
 def array_case(  # noqa: PLR0913 - what an array consists of
@@ -116,7 +116,7 @@ def array_case(  # noqa: PLR0913 - what an array consists of
         table = b"".join(struct.pack("<3Q", 0, (base + at) % (1 << 64), nbytes) for at, nbytes in runs)
         rows = msgpack.packb([[0, *shape]])
         packed: bytes = msgpack.packb(
-            entries(dtypes=[dtype], tree=[piece(*nodes)], arrays=[rows], segments=[table] if table else [])
+            entries(dtypes=[dtype], tree=[chunk(*nodes)], arrays=[rows], segments=[table] if table else [])
         )
         return packed
 
@@ -148,7 +148,7 @@ def good_checkpoint() -> tuple[dict[str, bytes], dict[str, object]]:
     nodes = [ext(3, 2), "numbers", ext(9, 0), "word", "good"]
     table = np.array([0, PAGE, 64], "<u8").tobytes()
     index = msgpack.packb(
-        entries(dtypes=["<i8"], tree=[piece(*nodes)], arrays=[msgpack.packb([[0, 8]])], segments=[table])
+        entries(dtypes=["<i8"], tree=[chunk(*nodes)], arrays=[msgpack.packb([[0, 8]])], segments=[table])
     )
     state = index + bytes(PAGE - len(index)) + GOOD["numbers"].tobytes() + bytes(PAGE - 64)
     files = {"state.msgpack": state, "training_info.json": b"{}"}

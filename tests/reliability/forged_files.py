@@ -1,4 +1,4 @@
-"""Writes files of many keys as an attacker does: records of a log, npy and zip files, with digests that match.
+"""Writes keyed files as an attacker does: records of a log, npy and zip files, with digests that match.
 
 A case makes one file; beside its directory lies the canary.
 """

@@ -26,7 +26,7 @@ import msgpack
 import numpy as np
 import xxhash
 
-from .forged_checkpoints import STEP, entries, ext, piece
+from .forged_checkpoints import STEP, chunk, entries, ext
 from .fuzz_files import FILE_TARGETS, good_inputs, read_input
 from .hostile import memory_bound, touch
 from .rig import Result, Rig
@@ -102,7 +102,7 @@ def corpus(target: str) -> list[bytes]:
     rows = msgpack.packb([[0, 4], [1, 16], [2, 3]])
     table = np.array([[0, 4096, 16], [1, 8192, 16], [2, 9000, 6]], "<u8").tobytes()
     return [
-        msgpack.packb(entries(dtypes=dtypes, tree=[piece(*each)], arrays=[rows], segments=[table])) for each in nodes
+        msgpack.packb(entries(dtypes=dtypes, tree=[chunk(*each)], arrays=[rows], segments=[table])) for each in nodes
     ]
 
 
@@ -186,7 +186,7 @@ class FuzzRig(Rig):
     """The seeded mutator."""
 
     name: ClassVar[str] = "fuzz"
-    tries: ClassVar[str] = "good manifests, indexes and files of many keys, changed at random, with digests that match"
+    tries: ClassVar[str] = "good manifests, indexes and keyed files, changed at random, with digests that match"
     cases: ClassVar[str] = "inputs"
     quick: ClassVar[int] = 30_000
     goal: ClassVar[int] = 1_000_000
@@ -247,9 +247,9 @@ def _search_guided(target: str, seconds: int, seed: str) -> int:
         del sys.modules[name]  # to be imported again, with its branches counted
     with atheris.instrument_imports(include=["asyncckpt"]):
         import asyncckpt.disk.manifest
-        import asyncckpt.keyed.hdf5
+        import asyncckpt.keyed.hdf5.store
         import asyncckpt.keyed.json_file
-        import asyncckpt.keyed.log
+        import asyncckpt.keyed.log.store
         import asyncckpt.keyed.npz
         import asyncckpt.state.build  # noqa: F401 - imported for the readers
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:

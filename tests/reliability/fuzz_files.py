@@ -1,4 +1,4 @@
-"""Fuzzing files of many keys: how a file is made of an input, so that its digests match, and good inputs.
+"""Fuzzing keyed files: how a file is made of an input, so that its digests match, and good inputs.
 
 An input is what digests cover, in parts with `CUT` between: heads and bodies of a log's records; names and contents of
 an npz file's members; the values' region and the catalog of an HDF5 file. A zip file as it is, headers included, and a
@@ -131,8 +131,8 @@ def split_npz(data: bytes) -> bytes:
 
 def join_hdf5(data: bytes) -> bytes:
     """Make a file of one commit, whose catalog has the digests of the regions that it names."""
-    from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, Slot
-    from asyncckpt.keyed._hdf5_root import superblock
+    from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, Slot
+    from asyncckpt.keyed.hdf5.root_group import superblock
 
     values, _, catalog = data.partition(CUT)
     begin = bytes(HEAD_NBYTES) + values + bytes(-len(values) % _PAGE_NBYTES)
@@ -158,7 +158,7 @@ def _with_digests(catalog: bytes, data: bytes) -> bytes:
 
 def split_hdf5(data: bytes) -> bytes:
     """Take a file of one commit apart."""
-    from asyncckpt.keyed._hdf5_catalog import HEAD_NBYTES, find_slots
+    from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, find_slots
 
     slot = find_slots(data[:HEAD_NBYTES])[0]
     catalog = data[slot.offset : slot.offset + slot.catalog_nbytes]

@@ -19,7 +19,7 @@ class Event(NamedTuple):
     kind: str
     """`begin` or `ack` of a version's save; `delete` or `deleted` of a step; `keep` and `keep-top` set the retention.
 
-    Of a file of many keys: `clear` when it is opened, and what is `found` then; `set` and `unset` of a key; `begin` and
+    Of a keyed file: `clear` when it is opened, and what is `found` then; `set` and `unset` of a key; `begin` and
     `ack` of a flush.
     """
     step: int
@@ -123,7 +123,7 @@ class History:
 
 @dataclass(slots=True)
 class KeyedHistory:
-    """What a program knows of its file of many keys: it holds the last completed flush or a later one, all together."""
+    """What a program knows of its keyed file: it holds the last completed flush or a later one, all together."""
 
     current: dict[int, int] = field(default_factory=dict)
     """The number of each key that the program has set."""

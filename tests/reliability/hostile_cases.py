@@ -39,7 +39,7 @@ def bombs() -> Iterator[Case]:
 def big_bombs() -> Iterator[Case]:
     """The worst of them, at 5 MB, which stock msgpack makes 267 MiB of."""
     size = 5_000_000
-    for place in ("the index", "a dtype", "a piece", "the arrays", "a table of segments", "the argument of SCALAR"):
+    for place in ("the index", "a dtype", "a chunk", "the arrays", "a table of segments", "the argument of SCALAR"):
         for byte in (b"\x80", b"\x90"):
             bomb = b"\xdd" + size.to_bytes(4, "big") + byte * size
             yield index_case(f"5 MB of {byte!r} as {place}", PLACES[place](bomb))

@@ -1,4 +1,4 @@
-"""Hostile files of many keys: what a checkpoint has in `hostile_cases.py`, for what a `Checkpointer` opens.
+"""Hostile keyed files: what a checkpoint has in `hostile_cases.py`, for what a `Checkpointer` opens.
 
 A case makes one file, whose digests match, too; beside its directory lies the canary. Some are made by the library's
 own writer, with one part of what it writes replaced: an attacker has its source.
@@ -18,9 +18,9 @@ import msgpack
 import numpy as np
 
 import asyncckpt
-from asyncckpt.keyed._hdf5_catalog import encode_catalog
+from asyncckpt.keyed.hdf5.catalog import encode_catalog
 
-from .forged_checkpoints import GOOD, entries, piece
+from .forged_checkpoints import GOOD, chunk, entries
 from .forged_files import ID, FileCase, file_record, log_of, sealed, set_head
 from .hostile_parts import BOMBS, DOCUMENTS, HDF5_FILLERS, PLACES, VALUES
 from .hostile_zips import npz_directories, npz_members, npz_zips
@@ -35,7 +35,7 @@ def log_case(name: str, data: bytes) -> FileCase:
     return FileCase(name, ".msgpack", lambda path: path.write_bytes(data))
 
 
-_INDEX: Final = msgpack.packb(entries(tree=[piece(1)]))
+_INDEX: Final = msgpack.packb(entries(tree=[chunk(1)]))
 
 
 def log_heads() -> Iterator[FileCase]:
@@ -84,7 +84,7 @@ def log_bombs() -> Iterator[FileCase]:
         yield log_case(f"{name} as a record", log_of(first, sealed(bomb)))
         key = b"\x82" + msgpack.packb("asyncckpt") + msgpack.packb("set") + msgpack.packb("names") + bomb
         yield log_case(f"{name} as names", log_of(first, sealed(key)))
-        for place in ("the index", "the tree", "a piece", "a dtype", "the arrays", "a table of segments"):
+        for place in ("the index", "the tree", "a chunk", "a dtype", "the arrays", "a table of segments"):
             index = PLACES[place](bomb)
             yield log_case(f"{name} as {place}", log_of(first, sealed(set_head(index), index)))
     for depth in (100, 10_000, 60_000):
@@ -184,7 +184,7 @@ def _hdf5_with(changed: Callable[[bytes], bytes], name: str) -> FileCase:
 
     def build(path: Path) -> None:
         patch = mock.patch(
-            "asyncckpt.keyed._hdf5_data.encode_catalog",
+            "asyncckpt.keyed.hdf5.data_file.encode_catalog",
             lambda *args: [changed(b"".join(encode_catalog(*args)))],
         )
         with patch, asyncckpt.Checkpointer.from_file(path) as chk:

@@ -1,4 +1,4 @@
-"""What hurts wherever it is put, in a checkpoint or in a file of many keys: bombs, values, texts, HDF5."""
+"""What hurts wherever it is put, in a checkpoint or in a keyed file: bombs, values, texts, HDF5."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BOMBS: Final[dict[str, bytes]] = {
     "maps as keys": b"\x81" * _SIZE,
     "headers that claim all": b"\xdd\xff\xff\xff\xff" * 2000,
     "headers that claim what is there": (b"\xdd" + (_SIZE // 4).to_bytes(4, "big")) * 500 + b"\xc0" * _SIZE,
-    "headers that claim a piece": b"\xdc\xff\xff" * 1000 + b"\xc0" * 1000,
+    "headers that claim a chunk": b"\xdc\xff\xff" * 1000 + b"\xc0" * 1000,
     "maps that claim all": b"\xdf\xff\xff\xff\xff" * 2000,
     "a text that claims 4 GiB": b"\xdb\xff\xff\xff\xff" + b"a" * 100,
     "bytes that claim 4 GiB": b"\xc6\xff\xff\xff\xff" + b"a" * 100,
@@ -60,7 +60,7 @@ PLACES: Final[dict[str, Callable[[bytes], bytes]]] = {
         "dtypes", b"\x91\x84" + msgpack.packb("itemsize") + b"\x04" + msgpack.packb("fields") + bomb
     ),
     "the tree": lambda bomb: with_entry("tree", bomb),
-    "a piece": lambda bomb: with_entry("tree", b"\x91" + _bin(bomb)),
+    "a chunk": lambda bomb: with_entry("tree", b"\x91" + _bin(bomb)),
     "a node": lambda bomb: with_entry("tree", b"\x91" + _bin(b"\x91" + bomb)),
     "the arrays": lambda bomb: with_entry("arrays", b"\x91" + _bin(bomb)),
     "an array": lambda bomb: with_entry("arrays", b"\x91" + _bin(b"\x91" + bomb)),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from .forged_checkpoints import PAGE, Case, array_case, entries, ext, index_case, piece, tree_case, with_entry
+from .forged_checkpoints import PAGE, Case, array_case, chunk, entries, ext, index_case, tree_case, with_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,12 +22,12 @@ def _chained(code: int, depth: int, end: list[object]) -> list[object]:
     return [ext(code, 1)] * depth + end
 
 
-def _pieces(nodes: list[object]) -> dict[str, Any]:
-    return {"tree": [piece(*nodes[i : i + 16384]) for i in range(0, len(nodes), 16384)]}
+def _chunks(nodes: list[object]) -> dict[str, Any]:
+    return {"tree": [chunk(*nodes[i : i + 16384]) for i in range(0, len(nodes), 16384)]}
 
 
 def _long_tree(name: str, nodes: list[object]) -> Case:
-    return index_case(name, msgpack.packb(entries(**_pieces(nodes))))
+    return index_case(name, msgpack.packb(entries(**_chunks(nodes))))
 
 
 def trees() -> Iterator[Case]:
@@ -38,8 +38,8 @@ def trees() -> Iterator[Case]:
         yield tree_case(f"a deque of {argument!r}", ext(6, argument), 1)
     yield tree_case("two roots", 1, 2)
     yield tree_case("no root")
-    yield index_case("no pieces", msgpack.packb(entries(tree=[])))
-    yield index_case("empty pieces", msgpack.packb(entries(tree=[b""] * 1000)))
+    yield index_case("no chunks", msgpack.packb(entries(tree=[])))
+    yield index_case("empty chunks", msgpack.packb(entries(tree=[b""] * 1000)))
     yield index_case("a million empty bins", with_entry("tree", b"\xdd\x00\x0f\x00\x00" + b"\xc4\x00" * 0xF0000))
     yield tree_case("a key twice", ext(3, 2), "a", 1, "a", 2)
     yield tree_case("equal keys", ext(3, 2), 1, 1, 1.0, 2)
@@ -50,7 +50,7 @@ def trees() -> Iterator[Case]:
     yield tree_case("an int of 1 MB", msgpack.ExtType(11, b"\x7f" * 1_000_000))
     yield tree_case("maps of ten keys as nodes", {str(i): i for i in range(10)})
     yield tree_case("arrays as nodes", [1, 2, 3])
-    yield tree_case("two pieces of names", ext(8, "bytearray"), ext(8, "bytearray"), b"ab")
+    yield tree_case("two chunks of names", ext(8, "bytearray"), ext(8, "bytearray"), b"ab")
     for depth in (1_000, 60_000):
         yield _long_tree(f"lists {depth} deep", _chained(1, depth, [1]))
         yield _long_tree(f"tuples {depth} deep", _chained(2, depth, [1]))
@@ -277,5 +277,5 @@ def leaves() -> Iterator[Case]:
         yield tree_case(f"complex {str(argument)[:60]}", ext(12, argument))
     yield array_case("a text that is not UTF-8", [ext(14, 0)])
     rows = msgpack.packb([[0, 0]] * 60_000)
-    empty = entries(dtypes=["|u1"], arrays=[rows] * 5, tree=[piece(None)])
+    empty = entries(dtypes=["|u1"], arrays=[rows] * 5, tree=[chunk(None)])
     yield index_case("300,000 arrays of nothing", msgpack.packb(empty))

@@ -28,7 +28,7 @@ BUGS = (
     ),
     Bug(
         "a large state file is not synced",
-        (("disk/blocks.py", "        yield fd\n        ops.sync(fd)\n", "        yield fd\n"),),
+        (("disk/write_blocks.py", "        yield fd\n        ops.sync(fd)\n", "        yield fd\n"),),
         (("power-cut", "msgpack/save/50"),),
     ),
     Bug(
@@ -203,7 +203,13 @@ BUGS = (
     ),
     Bug(
         "a short write is ignored",
-        (("disk/blocks.py", "        if end < parts[-1].offset + len(parts[-1].data):\n", "        if False:\n"),),
+        (
+            (
+                "disk/write_blocks.py",
+                "        if end < parts[-1].offset + len(parts[-1].data):\n",
+                "        if False:\n",
+            ),
+        ),
         (("fault", "msgpack/save/1"),),
     ),
     Bug(
@@ -258,7 +264,7 @@ BUGS = (
         "a log's values are not synced before their commit",
         (
             (
-                "keyed/log.py",
+                "keyed/log/store.py",
                 "            self._sync(fd)  # or",
                 "            pass  # or",
             ),
@@ -269,7 +275,7 @@ BUGS = (
         "a log's commit is not synced",
         (
             (
-                "keyed/log.py",
+                "keyed/log/store.py",
                 "self._end))\n        self._sync(fd)\n        self._has_tail",
                 "self._end))\n        self._has_tail",
             ),
@@ -280,11 +286,11 @@ BUGS = (
         "a failed sync of a log is tried again",
         (
             (
-                "keyed/log.py",
-                "        with self._suspect_on_failure():\n            self._home.ops.sync(fd)\n",
+                "keyed/log/store.py",
+                "        with self._suspect_on_failure():\n            self._location.ops.sync(fd)\n",
                 (
-                    "        try:\n            self._home.ops.sync(fd)\n"
-                    "        except OSError:\n            self._home.ops.sync(fd)\n"
+                    "        try:\n            self._location.ops.sync(fd)\n"
+                    "        except OSError:\n            self._location.ops.sync(fd)\n"
                 ),
             ),
         ),
@@ -294,7 +300,7 @@ BUGS = (
         "a log is gone on with after a commit that may not have reached the disk",
         (
             (
-                "keyed/log.py",
+                "keyed/log/store.py",
                 "            out.write(self._commit)",
                 "            pass",
             ),
@@ -305,7 +311,7 @@ BUGS = (
         "a file is gone on with under a name that may not have reached the disk",
         (
             (
-                "keyed/home.py",
+                "keyed/location.py",
                 "        self._is_name_durable = False\n        self._rewrite",
                 "        self._is_name_durable = True\n        self._rewrite",
             ),
@@ -316,7 +322,7 @@ BUGS = (
         "an HDF5 file's superblock is put right before its slot is synced",
         (
             (
-                "keyed/_hdf5_data.py",
+                "keyed/hdf5/data_file.py",
                 "            ops.sync(self.fd)  # no superblock",
                 "            pass  # no superblock",
             ),
@@ -327,10 +333,10 @@ BUGS = (
         "a failed sync of a log that was written anew is ignored",
         (
             (
-                "keyed/log.py",
-                "            self._home.ops.sync(new)\n",
+                "keyed/log/store.py",
+                "            self._location.ops.sync(new)\n",
                 (
-                    "            try:\n                self._home.ops.sync(new)\n"
+                    "            try:\n                self._location.ops.sync(new)\n"
                     "            except OSError:\n                pass\n"
                 ),
             ),
@@ -341,7 +347,7 @@ BUGS = (
         "a log that could not be written anew counts as committed",
         (
             (
-                "keyed/log.py",
+                "keyed/log/store.py",
                 "                self._append_commit()  # there is no room",
                 "                pass  # there",
             ),
@@ -352,7 +358,7 @@ BUGS = (
         "an HDF5 file that could not be written anew loses what was for it",
         (
             (
-                "keyed/hdf5.py",
+                "keyed/hdf5/store.py",
                 "        self._move_all(main, work)  # what was written to the new one directly\n",
                 (
                     "        mine = {k: s for k, s in self._sources.items() if getattr(s, 'file', main) is main}\n"
@@ -367,7 +373,7 @@ BUGS = (
         "a failed sync of an HDF5 file is ignored",
         (
             (
-                "keyed/_hdf5_data.py",
+                "keyed/hdf5/data_file.py",
                 "slot.encode())\n            ops.sync(self.fd)\n",
                 (
                     "slot.encode())\n            try:\n                ops.sync(self.fd)\n"
@@ -381,7 +387,7 @@ BUGS = (
         "an HDF5 file's values are not synced before its slot",
         (
             (
-                "keyed/_hdf5_data.py",
+                "keyed/hdf5/data_file.py",
                 "            ops.sync(self.fd)\n            self._write(ops, slot",
                 "            self._write(ops, slot",
             ),
@@ -390,17 +396,17 @@ BUGS = (
     ),
     Bug(
         "an HDF5 file's slot is not synced",
-        (("keyed/_hdf5_data.py", "slot.encode())\n            ops.sync(self.fd)\n", "slot.encode())\n"),),
+        (("keyed/hdf5/data_file.py", "slot.encode())\n            ops.sync(self.fd)\n", "slot.encode())\n"),),
         (("power-cut", "keyed-hdf5/update/0"),),
     ),
     Bug(
         "a file that was written anew is not synced",
-        (("keyed/npz.py", "            self._home.ops.sync(target.fd)\n", ""),),
+        (("keyed/npz.py", "            self._location.ops.sync(target.fd)\n", ""),),
         (("power-cut", "keyed-npz/update/0"),),
     ),
     Bug(
         "the name of a file that was written anew is not synced",
-        (("keyed/home.py", "            self.ops.sync_directory(self.path.parent)\n", ""),),
+        (("keyed/location.py", "            self.ops.sync_directory(self.path.parent)\n", ""),),
         (("power-cut", "keyed-npz/update/0"),),
     ),
 )

@@ -35,11 +35,11 @@ _POOL: Final = 2  # threads of a long unit's place: few, so that none comes late
 
 
 class Soak(Rig):
-    """Managers and files of many keys."""
+    """Managers and keyed files."""
 
     name: ClassVar[str] = "soak"
     tries: ClassVar[str] = (
-        "A manager, or a file of many keys, is used at random for long: saves waited for and not, overwritten, pruned,"
+        "A manager, or a keyed file, is used at random for long: saves waited for and not, overwritten, pruned,"
         " deleted, loaded, verified, cancelled, closed and opened again, in this process one after the other. What is"
         " found is what a model says, at every operation; memory and descriptors stay as they were. One that is used"
         " for many minutes takes at the end the memory, descriptors and threads that it took early."

@@ -1,4 +1,4 @@
-"""What `soak.py` does at random with a file of many keys; see `soak_machines.py`."""
+"""What `soak.py` does at random with a keyed file; see `soak_machines.py`."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 
 ONCE_HURT = [
     ("big-bombs", r"5 MB of b'\x80' as a dtype"),
-    ("big-bombs", r"5 MB of b'\x90' as a piece"),
+    ("big-bombs", r"5 MB of b'\x90' as a chunk"),
     ("bombs", "headers that claim what is there as the argument of LIST"),
-    ("bombs", "headers that claim a piece as a piece"),
+    ("bombs", "headers that claim a chunk as a chunk"),
     ("bombs", "headers that claim all as the dtypes"),
     ("trees", "tuples 300000 deep as key"),
     ("trees", "keys of one hash"),

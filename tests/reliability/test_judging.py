@@ -133,7 +133,7 @@ def test_every_errno_is_tried_at_each_change() -> None:
 
 
 def test_the_first_workloads_are_of_all_forms() -> None:
-    """A short run meets checkpoints and all kinds of files of many keys, each doing something else."""
+    """A short run meets checkpoints and all kinds of keyed files, each doing something else."""
     forms = {form for form, _ in NAMED}
     first = NAMED[: len(forms)]
     assert {form for form, _ in first} == forms

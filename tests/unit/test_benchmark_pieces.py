@@ -1,4 +1,4 @@
-"""A benchmark that is run in pieces is one benchmark: nothing is measured twice, and nothing is mixed unnoticed."""
+"""A benchmark that is run in chunks is one benchmark: nothing is measured twice, and nothing is mixed unnoticed."""
 
 from __future__ import annotations
 

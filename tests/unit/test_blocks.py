@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from support import FORMATS, assert_same, load_from, save_to, verify
 
 from asyncckpt import CorruptCheckpointError
-from asyncckpt.disk import blocks, reading
-from asyncckpt.disk.blocks import Content, Part, Progress, digest_parts, write_all, write_bytes, write_content
+from asyncckpt.disk import read_blocks, write_blocks
 from asyncckpt.disk.checkpoint import CheckpointFile, open_checkpoint
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, Manifest, decode_manifest
 from asyncckpt.disk.ops import O_DIRECT, DiskOps
-from asyncckpt.disk.plan import FilePlan, Piece, Span
-from asyncckpt.disk.reading import Target
+from asyncckpt.disk.plan import FilePlan, PlanEntry, Span
+from asyncckpt.disk.read_blocks import Target
+from asyncckpt.disk.write_blocks import Content, Part, Progress, digest_parts, write_all, write_bytes, write_content
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer
 from asyncckpt.runtime.pacing import StopFlag, Stopped
@@ -145,7 +145,7 @@ def plan_of(
     sizes: Sequence[int], rng: np.random.Generator, *, on_pages: bool
 ) -> tuple[FilePlan, list[NDArray[np.uint8]], bytes]:
     """Lay arrays out with gaps, and own bytes between them."""
-    arrays, pieces, at = [], [Piece(0, 11, b"hello world")], 11
+    arrays, chunks, at = [], [PlanEntry(0, 11, b"hello world")], 11
     expected = bytearray(b"hello world")
     for number, size in enumerate(sizes):
         offset = -(-at // PAGE_NBYTES) * PAGE_NBYTES if on_pages else at + int(rng.integers(0, 70))
@@ -153,12 +153,12 @@ def plan_of(
         arrays.append(data)
         expected += bytes(offset - len(expected)) + data.tobytes()
         if size > 5 and number % 3 == 1:
-            pieces += [Piece(offset, 5, Span(number, 0)), Piece(offset + 5, size - 5, Span(number, 5))]
+            chunks += [PlanEntry(offset, 5, Span(number, 0)), PlanEntry(offset + 5, size - 5, Span(number, 5))]
         elif size:
-            pieces.append(Piece(offset, size, Span(number, 0)))
+            chunks.append(PlanEntry(offset, size, Span(number, 0)))
         at = offset + size
     end = -(-at // PAGE_NBYTES) * PAGE_NBYTES
-    return FilePlan(end, pieces, 0, 11), arrays, bytes(expected) + bytes(end - len(expected))
+    return FilePlan(end, chunks, 0, 11), arrays, bytes(expected) + bytes(end - len(expected))
 
 
 @pytest.mark.parametrize("disk", DISKS)
@@ -197,18 +197,18 @@ def test_files_are_what_their_plans_say(tmp_path: Path, disk: type[Recording], b
 def test_any_plan(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int, on_pages: bool, is_direct: bool
 ) -> None:
-    """Pieces of any sizes at any offsets come out right."""
+    """Chunks of any sizes at any offsets come out right."""
     rng = np.random.default_rng(seed)
     plan, arrays, expected = plan_of(sizes, rng, on_pages=on_pages)
     how = [str(rng.choice(["whole", "parts", "copied"])) for _ in sizes]
     memory = Memory([aligned(each) if rng.integers(2) and len(each) else each for each in arrays], how)
     path = tmp_path_factory.mktemp("any") / "file"
-    minimum = blocks.DIRECT_MIN_NBYTES
-    blocks.DIRECT_MIN_NBYTES = 0 if is_direct else 1 << 60  # type: ignore[misc]
+    minimum = write_blocks.DIRECT_MIN_NBYTES
+    write_blocks.DIRECT_MIN_NBYTES = 0 if is_direct else 1 << 60  # type: ignore[misc]
     try:
         record = write_content(DiskOps(), path, Content(plan, memory, MIB), JobContext())
     finally:
-        blocks.DIRECT_MIN_NBYTES = minimum  # type: ignore[misc]
+        write_blocks.DIRECT_MIN_NBYTES = minimum  # type: ignore[misc]
     check_file(path, record, expected)
     path.unlink()
 
@@ -216,7 +216,7 @@ def test_any_plan(
 def test_small_files_go_through_the_page_cache(tmp_path: Path) -> None:
     """Below the threshold direct I/O is not even asked for."""
     ops = Recording()
-    plan = FilePlan(PAGE_NBYTES, [Piece(0, 3, b"abc")], 0, 3)
+    plan = FilePlan(PAGE_NBYTES, [PlanEntry(0, 3, b"abc")], 0, 3)
     record = write_content(ops, tmp_path / "f", Content(plan, Memory([], [])), JobContext())
     check_file(tmp_path / "f", record, b"abc" + bytes(PAGE_NBYTES - 3))
     assert ops.direct == [False]
@@ -238,7 +238,7 @@ def test_a_refused_direct_file_is_removed_through_the_disk(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_thousands_of_small_arrays(tmp_path: Path, form: str) -> None:
-    """No write or read hands the system more pieces than it takes, however small the arrays."""
+    """No write or read hands the system more chunks than it takes, however small the arrays."""
     state = [np.full(i % 300, i, "u2") for i in range(5000)] + [np.full(70_000, i, "u1") for i in range(40)]
     save_to(tmp_path, 1, state, form=form)
     verify(tmp_path, 1)
@@ -310,7 +310,7 @@ def test_a_full_disk_is_told_after_a_short_write(tmp_path: Path) -> None:
                 return super().write(fd, [buffers[0][:100]], offset)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    plan = FilePlan(PAGE_NBYTES, [Piece(0, 4000, b"x" * 4000)], 0, 0)
+    plan = FilePlan(PAGE_NBYTES, [PlanEntry(0, 4000, b"x" * 4000)], 0, 0)
     with pytest.raises(OSError, match="No space") as caught:
         write_content(Full(), tmp_path / "f", Content(plan, Memory([], [])), JobContext())
     assert caught.value.errno == errno.ENOSPC
@@ -370,7 +370,7 @@ def record_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         ranges.append((offset, offset + count))
         return count
 
-    monkeypatch.setattr(reading.os, "preadv", preadv)
+    monkeypatch.setattr(read_blocks.os, "preadv", preadv)
     return ranges
 
 
@@ -420,7 +420,9 @@ def test_reads_only_the_blocks_that_are_needed(checkpoint: Any, monkeypatch: pyt
 def test_short_reads_go_on(checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read that gives less than asked for goes on where it stopped."""
     file, data = checkpoint
-    monkeypatch.setattr(reading.os, "preadv", lambda fd, buffers, offset: _PREADV(fd, [buffers[0][:99_999]], offset))
+    monkeypatch.setattr(
+        read_blocks.os, "preadv", lambda fd, buffers, offset: _PREADV(fd, [buffers[0][:99_999]], offset)
+    )
     found = np.zeros(3 * MIB, np.uint8)
     file.read([Target(77, len(found), found)])
     assert found.tobytes() == data[77 : 77 + len(found)]
@@ -432,7 +434,7 @@ def cold_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     data = np.random.default_rng(2).bytes(20 * MIB + PAGE_NBYTES)
     record = write_bytes(DiskOps(), tmp_path / "data", data)
     (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
-    monkeypatch.setattr(reading.MappedFile, "is_cached", lambda _: False)
+    monkeypatch.setattr(read_blocks.MappedFile, "is_cached", lambda _: False)
     with open_checkpoint(tmp_path, 3) as reader, reader.open("data") as file:
         yield file, data
 
@@ -456,7 +458,7 @@ def test_what_is_not_cached_is_read_directly(
             assert refused
         return _PREADV(fd, buffers, offset)
 
-    monkeypatch.setattr(reading.os, "preadv", preadv)
+    monkeypatch.setattr(read_blocks.os, "preadv", preadv)
     odd = aligned_buffer(5 * MIB)[7:]
     wanted = [
         (100, aligned_buffer(MIB)),  # its memory is aligned, its place in the file is not
@@ -473,7 +475,7 @@ def test_what_is_not_cached_is_read_directly(
 def test_short_direct_reads_go_on_from_a_page(cold_checkpoint: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A direct read that stopped inside a page goes on from where that began."""
     file, data = cold_checkpoint
-    monkeypatch.setattr(reading.os, "preadv", lambda fd, buffers, at: min(_PREADV(fd, buffers, at), MIB + 99))
+    monkeypatch.setattr(read_blocks.os, "preadv", lambda fd, buffers, at: min(_PREADV(fd, buffers, at), MIB + 99))
     ranges = []
     file.read(
         [Target(0, len(data), found := aligned_buffer(len(data)))],
@@ -488,7 +490,7 @@ def test_memory_is_populated_some_way_ahead_of_direct_reads(
 ) -> None:
     """Reading past the page cache, a crew makes memory ready before it is read into, and not all of it at once."""
     file, data = cold_checkpoint
-    monkeypatch.setattr(reading, "_CHUNKS_AHEAD", 3)
+    monkeypatch.setattr(read_blocks, "_CHUNKS_AHEAD", 3)
     places = {0: aligned_buffer(11 * MIB + 3), 12 * MIB: np.empty(1000, np.uint8), 13 * MIB: aligned_buffer(7 * MIB)}
     made: list[tuple[int, int]] = []
     ahead = list[int]()
@@ -505,11 +507,11 @@ def test_memory_is_populated_some_way_ahead_of_direct_reads(
         ahead.append(sum(nbytes for _, nbytes in made) - offset)
         return _PREADV(fd, buffers, offset)
 
-    monkeypatch.setattr(reading, "populate", populate)
-    monkeypatch.setattr(reading.os, "preadv", preadv)
+    monkeypatch.setattr(read_blocks, "populate", populate)
+    monkeypatch.setattr(read_blocks.os, "preadv", preadv)
     file.read([Target(low, len(found), found) for low, found in places.items()], JobContext())
     assert len(set(made)) == len(made) > 8
-    assert max(ahead) <= 3 * reading.CHUNK_NBYTES
+    assert max(ahead) <= 3 * read_blocks.CHUNK_NBYTES
     assert all(found.tobytes() == data[low : low + len(found)] for low, found in places.items())
 
 
@@ -519,14 +521,14 @@ def test_a_damaged_block_ends_the_populating(
     """Memory is not made ready for what will not be read any more."""
     file, data = cold_checkpoint
     made: list[int] = []
-    monkeypatch.setattr(reading, "_CHUNKS_AHEAD", 2)
-    monkeypatch.setattr(reading, "populate", lambda memory: made.append(memory.nbytes))
+    monkeypatch.setattr(read_blocks, "_CHUNKS_AHEAD", 2)
+    monkeypatch.setattr(read_blocks, "populate", lambda memory: made.append(memory.nbytes))
     with (tmp_path / "data").open("r+b") as raw:
         raw.write(bytes([data[0] ^ 1]))
     found = aligned_buffer(len(data))
     with pytest.raises(CorruptCheckpointError):
         file.read([Target(0, len(found), found)], JobContext())
-    assert sum(made) <= 2 * reading.CHUNK_NBYTES
+    assert sum(made) <= 2 * read_blocks.CHUNK_NBYTES
 
 
 @pytest.mark.parametrize(("written", "is_cached"), [(0, False), (4, False), (12, True), (16, True)])
@@ -536,7 +538,7 @@ def test_a_file_is_cached_if_most_of_it_is(tmp_path: Path, written: int, is_cach
         file.write(bytes(written * MIB))
         file.truncate(16 * MIB)
     fd = os.open(tmp_path / "data", os.O_RDONLY)
-    assert reading.MappedFile(fd).is_cached() == is_cached
+    assert read_blocks.MappedFile(fd).is_cached() == is_cached
     os.close(fd)
 
 

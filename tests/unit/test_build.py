@@ -251,7 +251,7 @@ def test_two_numpy_names_of_one_type_fit(tmp_path: Path) -> None:
 
 def build(nodes: list[Any], arrays: tuple[ArrayMeta, ...] = (), data: Any = None) -> Any:
     """Build a state from nodes."""
-    builder = Builder(Index(pieces=[ix.pack_piece(nodes)], arrays=arrays), Pacer())
+    builder = Builder(Index(chunks=[ix.pack_chunk(nodes)], arrays=arrays), Pacer())
     builder.survey()
     return builder.build(data or {})
 
@@ -313,10 +313,10 @@ def test_impossible_nodes_are_corruption(nodes: list[Any]) -> None:
 
 
 def test_impossible_pieces_are_corruption() -> None:
-    """So are pieces that are not arrays of nodes."""
-    for piece in (b"", b"\x01", b"\x92\x01", b"\xc1", b"\x81\x01\x02", b"\xdd\xff\xff\xff\xff", b"\x91" * 2000):
+    """So are chunks that are not arrays of nodes."""
+    for chunk in (b"", b"\x01", b"\x92\x01", b"\xc1", b"\x81\x01\x02", b"\xdd\xff\xff\xff\xff", b"\x91" * 2000):
         with pytest.raises(CorruptCheckpointError, match="damaged"):
-            Builder(Index(pieces=[piece], arrays=()), Pacer()).survey()
+            Builder(Index(chunks=[chunk], arrays=()), Pacer()).survey()
 
 
 def test_long_leaves_must_be_made_of_bytes() -> None:

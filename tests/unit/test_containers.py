@@ -1,4 +1,4 @@
-"""Containers are made and filled in pieces, and are what one call would have made."""
+"""Containers are made and filled in chunks, and are what one call would have made."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer
+from asyncckpt.runtime.pacing import CHUNK_ELEMENTS, Pacer
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, Maker
 
-SIZES = (0, 1, PIECE_ELEMENTS, PIECE_ELEMENTS + 1, 5 * PIECE_ELEMENTS + 3)
+SIZES = (0, 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 5 * CHUNK_ELEMENTS + 3)
 
 
 class _CountingPacer(Pacer):
@@ -63,14 +63,14 @@ def test_the_length_of_a_deque() -> None:
 
 @pytest.mark.parametrize("type_", [deque, dict, OrderedDict, set])
 def test_many_items_are_put_in_pieces(type_: Any) -> None:
-    """And their list is dropped in pieces, too: neither is one long call."""
+    """And their list is dropped in chunks, too: neither is one long call."""
     pacer = _CountingPacer()
-    items = _items(type_, 10 * PIECE_ELEMENTS)
+    items = _items(type_, 10 * CHUNK_ELEMENTS)
     Maker(pacer).make(type_, items)
     assert pacer.pauses >= 19
-    assert len(items) <= PIECE_ELEMENTS
+    assert len(items) <= CHUNK_ELEMENTS
     pacer.pauses = 0
-    Maker(pacer).put_into(type_(), _items(type_, 10 * PIECE_ELEMENTS))
+    Maker(pacer).put_into(type_(), _items(type_, 10 * CHUNK_ELEMENTS))
     assert pacer.pauses >= 19
 
 

@@ -529,7 +529,7 @@ def nodes_of_an_old_namedtuple(*items: Any) -> list[Any]:
 
 def build_old(nodes: list[Any], **wanted: Any) -> Any:
     """Build a state of the first release."""
-    builder = Builder(Index(pieces=[ix.pack_piece(nodes)], arrays=()), Pacer(), **wanted)
+    builder = Builder(Index(chunks=[ix.pack_chunk(nodes)], arrays=()), Pacer(), **wanted)
     builder.survey()
     return builder.build({})
 

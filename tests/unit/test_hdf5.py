@@ -27,9 +27,9 @@ from hypothesis.extra import numpy as hnp
 from support import span_bytes
 
 from asyncckpt.disk.plan import Span
-from asyncckpt.formats import _hdf5_bytes as hb
-from asyncckpt.formats import _hdf5_names as names
-from asyncckpt.formats import hdf5
+from asyncckpt.formats import key_names as names
+from asyncckpt.formats.hdf5 import layout
+from asyncckpt.formats.hdf5 import structures as hb
 from asyncckpt.runtime.pacing import Pacer, StopFlag, Stopped
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
@@ -49,11 +49,11 @@ PAGE = 4096
 def check_layout(plan: FilePlan) -> None:
     """Assert what the block engine relies on."""
     end = 0
-    for piece in plan.pieces:
-        assert piece.offset >= end
-        assert piece.nbytes > 0
-        assert isinstance(piece.source, Span) or len(piece.source) == piece.nbytes
-        end = piece.offset + piece.nbytes
+    for chunk in plan.entries:
+        assert chunk.offset >= end
+        assert chunk.nbytes > 0
+        assert isinstance(chunk.source, Span) or len(chunk.source) == chunk.nbytes
+        end = chunk.offset + chunk.nbytes
     assert end <= plan.nbytes
     assert plan.nbytes % PAGE == 0
 
@@ -61,7 +61,7 @@ def check_layout(plan: FilePlan) -> None:
 def file_of(state: object) -> bytes:
     """Return the bytes of the file that a state becomes."""
     flat = flatten(state, pacer=Pacer())
-    plan = hdf5.FORMAT.plan(flat.index(), Pacer())
+    plan = layout.FORMAT.plan(flat.index(), Pacer())
     return filled(plan, [np.ascontiguousarray(source).tobytes() for source in flat.sources])
 
 
@@ -69,7 +69,7 @@ def filled(plan: FilePlan, arrays: list[bytes]) -> bytes:
     """Return the bytes that a plan lays out."""
     check_layout(plan)
     made = bytearray(plan.nbytes)
-    for offset, nbytes, source in plan.pieces:
+    for offset, nbytes, source in plan.entries:
         data = span_bytes(arrays, source, nbytes) if isinstance(source, Span) else source
         made[offset : offset + nbytes] = data[:nbytes]
     return bytes(made)
@@ -77,7 +77,7 @@ def filled(plan: FilePlan, arrays: list[bytes]) -> bytes:
 
 def opened_nodes(nodes: list[Any], arrays: list[ix.ArrayMeta]) -> h5py.File:
     """Return the file that a tree becomes, its arrays filled with zeros."""
-    plan = hdf5.FORMAT.plan(ix.Index(pieces=[ix.pack_piece(nodes)], arrays=arrays), Pacer())
+    plan = layout.FORMAT.plan(ix.Index(chunks=[ix.pack_chunk(nodes)], arrays=arrays), Pacer())
     return h5py.File(io.BytesIO(filled(plan, [bytes(meta.nbytes) for meta in arrays])))
 
 
@@ -91,8 +91,8 @@ def wide_index(count: int, shape: tuple[int, ...]) -> ix.Index:
     nodes: list[Any] = [ix.ext(ix.DICT, count)]
     for number in range(count):
         nodes += [f"w{number}", ix.ext(ix.ARRAY, number)]
-    pieces = [ix.pack_piece(nodes[i : i + 10_000]) for i in range(0, len(nodes), 10_000)]
-    return ix.Index(pieces=pieces, arrays=[ix.ArrayMeta(np.dtype("<f4"), shape)] * count)
+    chunks = [ix.pack_chunk(nodes[i : i + 10_000]) for i in range(0, len(nodes), 10_000)]
+    return ix.Index(chunks=chunks, arrays=[ix.ArrayMeta(np.dtype("<f4"), shape)] * count)
 
 
 def address_of(item: h5py.HLObject) -> int:
@@ -635,7 +635,7 @@ def test_a_deep_tree_is_mirrored_to_a_bound() -> None:
         depth, group = 0, file["1"]
         while "0" in group:
             depth, group = depth + 1, group["0"]
-        assert depth == hdf5.MAX_DEPTH - 1
+        assert depth == layout.MAX_DEPTH - 1
         assert group.attrs["__asyncckpt_partial__"]
 
 
@@ -651,7 +651,7 @@ def test_arrays_are_found_at_their_paths() -> None:
 
 def test_a_wide_tree_is_mirrored_to_a_bound() -> None:
     """Of a container with very many entries only the arrays are mirrored, at their own paths, and its group says so."""
-    state = {"many": [{"obs": np.full(2, n), "reward": float(n)} for n in range(hdf5.MAX_ENTRIES + 1)], "step": 3}
+    state = {"many": [{"obs": np.full(2, n), "reward": float(n)} for n in range(layout.MAX_ENTRIES + 1)], "step": 3}
     with opened(state) as file:
         many = file["many"]
         assert many.attrs["__asyncckpt_partial__"]
@@ -666,23 +666,23 @@ def test_no_more_leaves_than_the_bound() -> None:
     state = [{str(n): n for n in range(100)} for _ in range(60)]
     with opened({"a": state, "w": np.arange(3)}) as file:
         mirrored = sum(1 for name in file["a"] for key in file["a"][name].attrs if key[0] != "_")
-        assert hdf5.MAX_LEAVES - 100 <= mirrored <= hdf5.MAX_LEAVES
+        assert layout.MAX_LEAVES - 100 <= mirrored <= layout.MAX_LEAVES
         assert file["a"].attrs["__asyncckpt_partial__"]
         assert file["w"][2] == 2
-        assert len(file_of({"a": state})) < 60 * hdf5.MAX_LEAVES + 2 * 60 * 1000
+        assert len(file_of({"a": state})) < 60 * layout.MAX_LEAVES + 2 * 60 * 1000
 
 
 def test_huge_arrays_cost_nothing_to_plan(tmp_path: Path) -> None:
     """Terabytes are planned in kilobytes, and libhdf5 finds the last byte of them."""
     count, shape = 4, (1 << 10, 1 << 28)
-    plan = hdf5.FORMAT.plan(wide_index(count, shape), Pacer())
+    plan = layout.FORMAT.plan(wide_index(count, shape), Pacer())
     check_layout(plan)
     assert plan.nbytes > count << 40
-    assert sum(piece.nbytes for piece in plan.pieces if not isinstance(piece.source, Span)) < 1 << 16
+    assert sum(chunk.nbytes for chunk in plan.entries if not isinstance(chunk.source, Span)) < 1 << 16
     descriptor = os.open(tmp_path / "state.h5", os.O_CREAT | os.O_RDWR)
     try:
         os.ftruncate(descriptor, plan.nbytes)
-        for offset, nbytes, source in plan.pieces:
+        for offset, nbytes, source in plan.entries:
             if isinstance(source, Span):
                 os.pwrite(descriptor, np.float32(source.array + 1).tobytes(), offset + nbytes - 4)
             else:
@@ -724,7 +724,7 @@ def test_the_next_save_of_a_small_state_computes_no_checksum_anew() -> None:
 
     def computed_by(length: int) -> int:
         before = hb._known_checksum.cache_info().misses
-        hdf5.FORMAT.plan(wide_index(10, (length,)), Pacer())
+        layout.FORMAT.plan(wide_index(10, (length,)), Pacer())
         return hb._known_checksum.cache_info().misses - before
 
     hb._known_checksum.cache_clear()
@@ -738,11 +738,11 @@ def test_the_next_save_of_a_small_state_computes_no_checksum_anew() -> None:
 
 def test_many_arrays_take_little_metadata() -> None:
     """Ten thousand arrays are as many datasets, with a few hundred bytes of metadata each."""
-    plan = hdf5.FORMAT.plan(wide_index(10_000, (1024,)), Pacer())
+    plan = layout.FORMAT.plan(wide_index(10_000, (1024,)), Pacer())
     check_layout(plan)
-    spans = [piece for piece in plan.pieces if isinstance(piece.source, Span)]
-    assert sum(piece.nbytes for piece in spans) == 10_000 * 4096
-    assert sum(piece.nbytes for piece in plan.pieces if not isinstance(piece.source, Span)) < 500 * 10_000
+    spans = [chunk for chunk in plan.entries if isinstance(chunk.source, Span)]
+    assert sum(chunk.nbytes for chunk in spans) == 10_000 * 4096
+    assert sum(chunk.nbytes for chunk in plan.entries if not isinstance(chunk.source, Span)) < 500 * 10_000
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -752,7 +752,7 @@ def test_the_index_is_a_dataset() -> None:
     """The index lies where the plan says, as the dataset /__asyncckpt__, and its segments are the datasets' own."""
     state = {"a": np.arange(1000.0), "b": [np.ones(3), 5], "empty": np.ones(0)}
     flat = flatten(state, pacer=Pacer())
-    plan = hdf5.FORMAT.plan(flat.index(), Pacer())
+    plan = layout.FORMAT.plan(flat.index(), Pacer())
     data = file_of(state)
     assert len(data) == plan.nbytes
     with h5py.File(io.BytesIO(data)) as file:
@@ -763,7 +763,7 @@ def test_the_index_is_a_dataset() -> None:
         places = {file["a"].id.get_offset(): 8000, file["b/0"].id.get_offset(): 24}
     assert content == data[plan.index_offset : plan.index_offset + plan.index_nbytes]
     index, segments = ix.decode_index(memoryview(content), file_nbytes=len(data), pacer=Pacer())
-    assert list(ix.read_nodes(index.pieces, Pacer())) == list(ix.read_nodes(flat.pieces, Pacer()))
+    assert list(ix.read_nodes(index.chunks, Pacer())) == list(ix.read_nodes(flat.chunks, Pacer()))
     assert {segment.offset: segment.nbytes for segment in segments} == places
 
 
@@ -788,13 +788,13 @@ def test_h5dump_reads_it(tmp_path: Path) -> None:
 def test_plans_can_be_made_in_several_threads() -> None:
     """Plans that are made at the same time do not disturb each other."""
     indexes = [wide_index(200 + number, (number + 1,)) for number in range(6)]
-    alone = [hdf5.FORMAT.plan(index, Pacer()) for index in indexes]
+    alone = [layout.FORMAT.plan(index, Pacer()) for index in indexes]
     with concurrent.futures.ThreadPoolExecutor(3) as executor:
-        together = list(executor.map(lambda index: hdf5.FORMAT.plan(index, Pacer()), indexes))
+        together = list(executor.map(lambda index: layout.FORMAT.plan(index, Pacer()), indexes))
     for one, other in zip(together, alone, strict=True):
         check_layout(one)
-        assert [piece for piece in one.pieces if isinstance(piece.source, Span)] == [
-            piece for piece in other.pieces if isinstance(piece.source, Span)
+        assert [chunk for chunk in one.entries if isinstance(chunk.source, Span)] == [
+            chunk for chunk in other.entries if isinstance(chunk.source, Span)
         ]
 
 
@@ -813,11 +813,11 @@ class CountingPacer(Pacer):
         super().pause()
 
 
-@pytest.mark.parametrize("count", [100, 2 * hdf5.MAX_ENTRIES])
+@pytest.mark.parametrize("count", [100, 2 * layout.MAX_ENTRIES])
 def test_every_array_is_a_pause(count: int) -> None:
     """The GIL can be given away at every array and at every write of HDF5's, in containers of any size."""
     pacer = CountingPacer()
-    hdf5.FORMAT.plan(wide_index(count, (8,)), pacer)
+    layout.FORMAT.plan(wide_index(count, (8,)), pacer)
     assert pacer.count >= 2 * count
 
 
@@ -841,13 +841,13 @@ def test_a_plan_can_be_stopped_anywhere() -> None:
     """Asked to stop, a plan ends soon, wherever it is, HDF5's own writing included; the next one is whole."""
     index = wide_index(40, (8,))
     needed = StopLater(1 << 30)
-    hdf5.FORMAT.plan(index, Pacer(needed))
+    layout.FORMAT.plan(index, Pacer(needed))
     looks = (1 << 30) - needed.left
     assert looks > 80  # at every array, and at every write of HDF5's
     for left in range(looks):
         with pytest.raises(Stopped):
-            hdf5.FORMAT.plan(index, Pacer(StopLater(left)))
-    check_layout(hdf5.FORMAT.plan(index, Pacer(StopLater(looks))))
+            layout.FORMAT.plan(index, Pacer(StopLater(left)))
+    check_layout(layout.FORMAT.plan(index, Pacer(StopLater(looks))))
 
 
 def test_names_of_one_hash_stand_in_their_order() -> None:

@@ -13,7 +13,7 @@ from strategies import DTYPES
 from support import describe_dtype
 
 from asyncckpt import CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer, StopFlag, Stopped
+from asyncckpt.runtime.pacing import CHUNK_ELEMENTS, Pacer, StopFlag, Stopped
 from asyncckpt.state import dtypes
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
 from asyncckpt.state.index import (
@@ -30,18 +30,18 @@ from asyncckpt.state.index import (
     decode_index,
     ext,
     find_contents,
-    pack_piece,
+    pack_chunk,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-PIECES = [msgpack.packb([1, 2]), msgpack.packb(["x"])]
+CHUNKS = [msgpack.packb([1, 2]), msgpack.packb(["x"])]
 
 
 def encode(arrays: list[ArrayMeta], segments: list[Segment]) -> bytes:
     """Encode an index."""
-    return b"".join(Index(pieces=PIECES, arrays=arrays).encode(segments, Pacer()))
+    return b"".join(Index(chunks=CHUNKS, arrays=arrays).encode(segments, Pacer()))
 
 
 def decode(data: bytes, file_nbytes: int = 1 << 40) -> tuple[Index, list[Segment]]:
@@ -60,13 +60,13 @@ def many(count: int) -> tuple[list[ArrayMeta], list[Segment]]:
     return arrays, segments
 
 
-@pytest.mark.parametrize("count", [0, 1, 100, PIECE_ELEMENTS, PIECE_ELEMENTS + 3])
+@pytest.mark.parametrize("count", [0, 1, 100, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 3])
 def test_what_is_written_is_read(count: int) -> None:
-    """Pieces, dtypes, shapes and segments come back, however many; the whole is one msgpack map."""
+    """Chunks, dtypes, shapes and segments come back, however many; the whole is one msgpack map."""
     arrays, segments = many(count)
     data = encode(arrays, segments)
     index, found = decode(data)
-    assert list(index.pieces) == PIECES
+    assert list(index.chunks) == CHUNKS
     assert found == segments
     assert [each.shape for each in index.arrays] == [each.shape for each in arrays]
     assert [describe_dtype(each.dtype) for each in index.arrays] == [describe_dtype(each.dtype) for each in arrays]
@@ -84,18 +84,18 @@ MADE = st.builds(ext, st.sampled_from([BYTES, STRING]), NUMBERS) | st.builds(
 
 @given(st.lists(st.lists(LEAVES | MADE, max_size=5), max_size=3))
 def test_the_arrays_that_become_leaves_are_found(rows: list[list[Any]]) -> None:
-    """Those of strings, bytes and runs of numbers, in any piece, and no others."""
+    """Those of strings, bytes and runs of numbers, in any chunk, and no others."""
     made = [
         argument_of(node) for row in rows for node in row if isinstance(node, msgpack.ExtType) and node.code != ARRAY
     ]
     numbers = {argument if isinstance(argument, int) else argument[1] for argument in made}
-    assert find_contents(map(pack_piece, rows), Pacer()) == numbers
+    assert find_contents(map(pack_chunk, rows), Pacer()) == numbers
 
 
 @pytest.mark.parametrize("argument", [{}, (), (1, {}), (1, ()), "x", None, 1.5, True])
 def test_what_is_no_number_is_left_to_the_builder(argument: object) -> None:
     """It is damage, which is found where the leaf is made; meanwhile it breaks nothing, and slows nothing down."""
-    assert find_contents([pack_piece([ext(NUMBERS_ARRAY, argument)])], Pacer()) == set()
+    assert find_contents([pack_chunk([ext(NUMBERS_ARRAY, argument)])], Pacer()) == set()
 
 
 def test_to_find_them_pauses_and_stops() -> None:
@@ -103,7 +103,7 @@ def test_to_find_them_pauses_and_stops() -> None:
     stop = StopFlag()
     stop.set()
     with pytest.raises(Stopped):
-        find_contents([pack_piece(["w"])], Pacer(stop))
+        find_contents([pack_chunk(["w"])], Pacer(stop))
 
 
 def test_the_length_does_not_depend_on_the_offsets() -> None:

@@ -47,8 +47,8 @@ def render(plan: FilePlan, sizes: list[int]) -> bytes:
     data = bytearray(plan.nbytes)
     contents = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
     end = 0
-    for offset, nbytes, source in plan.pieces:
-        assert offset >= end, "pieces overlap"
+    for offset, nbytes, source in plan.entries:
+        assert offset >= end, "chunks overlap"
         end = offset + nbytes
         if isinstance(source, Span):
             data[offset:end] = span_bytes(contents, source, nbytes)
@@ -64,9 +64,9 @@ def test_every_layout_is_a_stream_that_a_stock_unpacker_reads(
     sizes: list[int], tree_nbytes: int, extent_pages: int
 ) -> None:
     """Whatever the sizes, the file is msgpack to the end, and payload lies on its boundaries inside its extents."""
-    pieces = [msgpack.packb(["x" * tree_nbytes])]
+    chunks = [msgpack.packb(["x" * tree_nbytes])]
     arrays = [ArrayMeta(np.dtype("u1"), (nbytes,)) for nbytes in sizes]
-    index = Index(pieces=pieces, arrays=arrays)
+    index = Index(chunks=chunks, arrays=arrays)
     extent_nbytes = extent_pages * PAGE_NBYTES
     plan = form.FORMAT.plan(index, Pacer(), extent_nbytes=extent_nbytes)
     data = render(plan, sizes)
@@ -96,7 +96,7 @@ def test_every_remainder_of_a_page_is_padded(sizes: list[int]) -> None:
     """Wherever in a page the index ends, objects fill the file up to the payload; no gap is a single byte."""
     arrays = [ArrayMeta(np.dtype("u1"), (nbytes,)) for nbytes in sizes]
     for tree_nbytes in range(3700, 4200):
-        plan = form.FORMAT.plan(Index(pieces=[b"x" * tree_nbytes], arrays=arrays), Pacer())
+        plan = form.FORMAT.plan(Index(chunks=[b"x" * tree_nbytes], arrays=arrays), Pacer())
         data = render(plan, sizes)
         unpacker = msgpack.Unpacker(max_buffer_size=len(data))
         unpacker.feed(data)
@@ -107,10 +107,10 @@ def test_every_remainder_of_a_page_is_padded(sizes: list[int]) -> None:
 def test_a_terabyte_is_planned_without_touching_it() -> None:
     """Plans are made from sizes alone: 5 TB of arrays cost nothing, and have segments of at most 1 GiB."""
     arrays = [ArrayMeta(np.dtype("u1"), (1 << 40,)) for _ in range(5)] + [ArrayMeta(np.dtype("<f8"), (3,))]
-    plan = form.FORMAT.plan(Index(pieces=[b"\x90"], arrays=arrays), Pacer())
-    spans = [piece for piece in plan.pieces if isinstance(piece.source, Span)]
+    plan = form.FORMAT.plan(Index(chunks=[b"\x90"], arrays=arrays), Pacer())
+    spans = [chunk for chunk in plan.entries if isinstance(chunk.source, Span)]
     assert len(spans) == 5 * 1024 + 1
-    assert max(piece.nbytes for piece in spans) == 1 << 30
+    assert max(chunk.nbytes for chunk in spans) == 1 << 30
     assert plan.nbytes > 5 << 40
 
 

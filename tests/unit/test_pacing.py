@@ -1,4 +1,4 @@
-"""JobContext over thousands of small things goes in pieces, and between two of them the loop can have the GIL."""
+"""JobContext over thousands of small things goes in chunks, and between two of them the loop can have the GIL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from support import assert_same, load_fully, save_to
 
-from asyncckpt.disk import reading
+from asyncckpt.disk import read_blocks
 from asyncckpt.disk.checkpoint import CheckpointFile
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
 from asyncckpt.formats import msgpack
@@ -18,7 +18,7 @@ from asyncckpt.runtime import pacing
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer, StopFlag, Stopped
-from asyncckpt.saving import loading
+from asyncckpt.saving import load_job
 from asyncckpt.state import index as ix
 from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import StagedSnapshot, staged_nbytes
@@ -61,7 +61,7 @@ def test_no_stretch_of_flattening_or_building_is_long(name: str) -> None:
     state = STATES[name]()
     pacer = Counting()
     flat = flatten(state, pacer=pacer)
-    nodes = sum(1 for _ in ix.read_nodes(flat.pieces, Pacer()))
+    nodes = sum(1 for _ in ix.read_nodes(flat.chunks, Pacer()))
     assert pacer.count >= nodes // BATCH_OBJECTS
 
     pacer = Counting()
@@ -71,13 +71,13 @@ def test_no_stretch_of_flattening_or_building_is_long(name: str) -> None:
 
 
 def test_no_stretch_of_planning_is_long() -> None:
-    """A plan of thousands of arrays, and the index that it holds, are made and read in pieces too."""
+    """A plan of thousands of arrays, and the index that it holds, are made and read in chunks too."""
     flat = flatten(STATES["one dict of arrays"](), pacer=Pacer())
     pacer = Counting()
     staged_nbytes(flat, pacer)
     assert pacer.count >= COUNT // BATCH_OBJECTS
     plan = msgpack.FORMAT.plan(flat.index(), pacer)
-    data = b"".join(piece.source for piece in plan.pieces if isinstance(piece.source, bytes))
+    data = b"".join(chunk.source for chunk in plan.entries if isinstance(chunk.source, bytes))
     pacer = Counting()
     ix.decode_index(memoryview(data)[plan.index_offset :][: plan.index_nbytes], file_nbytes=plan.nbytes, pacer=pacer)
     assert pacer.count >= 3 * (COUNT // BATCH_OBJECTS)  # the arrays' rows, the segments, and what they add up to
@@ -100,7 +100,7 @@ class StopLater(StopFlag):
 
 
 def test_small_arrays_are_copied_in_pieces_by_one_thread() -> None:
-    """Each run of small arrays is a piece, and nobody is woken to help with them: that would be Python work for two."""
+    """Each run of small arrays is a chunk, and nobody is woken to help with them: that would be Python work for two."""
     executor = _NoExecutor()
     flat = flatten(STATES["one dict of arrays"](), pacer=Pacer())
     runs = -(-COUNT // BATCH_OBJECTS)
@@ -137,7 +137,7 @@ def test_nobody_is_woken_for_nothing(items: int, threads: int | None, helpers: i
 def test_a_pause_is_a_real_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sleep of no time gives the GIL away and has it back before another thread has woken."""
     slept: list[float] = []
-    monkeypatch.setattr(pacing, "PIECE_SECONDS", 0.0)
+    monkeypatch.setattr(pacing, "CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(pacing.time, "sleep", slept.append)
     Pacer().pause()
     Pacer(yields=False).pause()
@@ -169,7 +169,7 @@ def _small_arrays() -> dict[str, Any]:
 @pytest.mark.parametrize("form", ["msgpack", "hdf5"])
 def test_small_arrays_come_back(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is an array of its own, whole, selected or filled in place: none keeps the memory of its neighbours."""
-    monkeypatch.setattr(reading, "CHUNK_NBYTES", DIGEST_BLOCK_NBYTES)  # every block that cuts an array ends a chunk
+    monkeypatch.setattr(read_blocks, "CHUNK_NBYTES", DIGEST_BLOCK_NBYTES)  # every block that cuts an array ends a chunk
     state = _small_arrays()
     save_to(tmp_path, 1, state, form=form)
     loaded = load_fully(tmp_path, 1).checkpoint.state
@@ -208,7 +208,7 @@ def test_the_pacer_of_a_load_is_asked_between_runs(tmp_path: Path) -> None:
     """A load can be stopped between any two runs of small arrays."""
     save_to(tmp_path, 1, {f"w{i}": np.full(8, i) for i in range(COUNT)})
     looks = StopLater(1 << 30)
-    loading.load_checkpoint(tmp_path, 1, loading.LoadRequest(), JobContext(stop=looks))
+    load_job.load_checkpoint(tmp_path, 1, load_job.LoadRequest(), JobContext(stop=looks))
     runs = -(-COUNT // BATCH_OBJECTS)
     # Rows and nodes are each decoded and then read; names are hashed, and are nodes too.
     steps = ("rows", "rows", "sums", "segments", "memory", "targets", "contents", "hashes", *("nodes",) * 4)

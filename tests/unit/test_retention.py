@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asyncckpt.config import resolve_settings
-from asyncckpt.saving.retention import Candidate, RetentionPolicy, Standings, metric_of, plan_prune
+from asyncckpt.saving.retention import Candidate, Ranking, RetentionPolicy, metric_of, plan_prune
 
 LOSSES = {1: 0.5, 2: 0.3, 3: 0.7, 4: 0.2, 5: 0.4, 6: 0.8}
 BLIND = dict.fromkeys(range(1, 7))
@@ -110,7 +110,7 @@ def test_plan_matches_the_rules(
 @example({1: math.nan, 2: None}, RetentionPolicy(metric_name="loss"))
 def test_best_matches_the_rules(metrics: dict[int, Any], policy: RetentionPolicy) -> None:
     """The best is the step that no other one with the metric beats, or the latest if there is none."""
-    choice = Standings(policy, candidates_of(metrics)).best()
+    choice = Ranking(policy, candidates_of(metrics)).best()
     with_metric = [step for step in metrics if policy.metric_name is None or metrics[step] is not None]
     if not metrics:
         assert choice.step is None
@@ -146,7 +146,7 @@ def test_checkpoints_that_come_and_go(
     protect: frozenset[int],
 ) -> None:
     """However they came to be, standings choose the best and give up what new ones would, and a plan says the same."""
-    standings, left = Standings(policy, candidates_of(metrics)), dict(metrics)
+    standings, left = Ranking(policy, candidates_of(metrics)), dict(metrics)
     for step, metric in changes:
         standings.best()
         if metric == "leaves":
@@ -155,7 +155,7 @@ def test_checkpoints_that_come_and_go(
         else:
             standings.add(Candidate(step, metric))
             left[step] = metric
-    assert standings.best() == Standings(policy, candidates_of(left)).best()
+    assert standings.best() == Ranking(policy, candidates_of(left)).best()
     committed = changes[-1][0] if changes else None
     protections: dict[str, Any] = {"exclude_latest": exclude_latest, "protect": protect, "committed": committed}
     verdicts = plan_prune(candidates_of(left), policy, **protections)
@@ -309,7 +309,7 @@ def test_ties_go_to_the_higher_step() -> None:
         policy = RetentionPolicy(metric_name="loss", higher_is_better=higher_is_better, keep_top_k=1)
         metrics = {9: 1.0, 10: 1.0, 2: 1.0}
         assert kept(metrics, policy, exclude_latest=False) == [10]
-        assert Standings(policy, candidates_of(metrics)).best().step == 10
+        assert Ranking(policy, candidates_of(metrics)).best().step == 10
 
 
 def test_a_commit_never_prunes_itself() -> None:
@@ -326,12 +326,12 @@ def test_zero_keeps_only_the_protected() -> None:
 def test_best_warns_of_checkpoints_without_the_metric() -> None:
     """The warning counts and lists the steps left out; if all are, a second one names the latest that stands in."""
     policy = RetentionPolicy(metric_name="loss", higher_is_better=False)
-    some = Standings(policy, candidates_of({3: 0.5, 10: None, 2: None, 4: 0.25})).best()
+    some = Ranking(policy, candidates_of({3: 0.5, 10: None, 2: None, 4: 0.25})).best()
     assert (some.step, some.missing_steps, some.is_fallback) == (4, (2, 10), False)
     assert some.warnings == (
         "2 of 4 checkpoints lack the metric 'loss' and are left out of the choice of the best; their steps: 2, 10",
     )
-    none = Standings(policy, candidates_of({9: None, 10: None})).best()
+    none = Ranking(policy, candidates_of({9: None, 10: None})).best()
     assert (none.step, none.missing_steps, none.is_fallback) == (10, (9, 10), True)
     assert len(none.warnings) == 2
     assert none.warnings[1] == "no checkpoint has the metric 'loss': the latest, step 10, stands in for the best"
@@ -345,7 +345,7 @@ def test_best_without_oddities_does_not_warn() -> None:
         (candidates_of({1: None, 2: None}), RetentionPolicy(), 2),
         ([], policy, None),
     ):
-        choice = Standings(chosen, candidates).best()
+        choice = Ranking(chosen, candidates).best()
         assert (choice.step, choice.missing_steps, choice.warnings) == (step, (), ())
 
 

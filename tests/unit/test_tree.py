@@ -15,7 +15,7 @@ import pytest
 from support import FORMATS, Point, assert_same, load_from, round_trip, save_to
 
 from asyncckpt import CheckpointError, StateChangedError, UnsupportedLeafError, register_type
-from asyncckpt.runtime.pacing import PIECE_ELEMENTS, Pacer
+from asyncckpt.runtime.pacing import CHUNK_ELEMENTS, Pacer
 from asyncckpt.state.leaf_nodes import TooLargeError
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.tree import flatten
@@ -239,7 +239,7 @@ def test_single_leaves(tmp_path: Path, form: str, value: Any) -> None:
 
 
 @both_formats
-@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 512, 513, PIECE_ELEMENTS + 1])
+@pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 512, 513, CHUNK_ELEMENTS + 1])
 def test_runs_of_numbers_keep_their_types(tmp_path: Path, form: str, count: int) -> None:
     """Lists and tuples of numbers, of every length, come back with the same ints, floats and bools."""
     ints = list(range(-3, count - 3))
@@ -258,11 +258,11 @@ def test_runs_of_numbers_keep_their_types(tmp_path: Path, form: str, count: int)
 
 
 def test_long_trees_are_cut_into_pieces(tmp_path: Path) -> None:
-    """No piece of the index holds more nodes than are decoded at once, and the pieces come back whole."""
-    state = {"rows": [[str(i), {"i": i}] for i in range(PIECE_ELEMENTS)], "last": None}
+    """No chunk of the index holds more nodes than are decoded at once, and the chunks come back whole."""
+    state = {"rows": [[str(i), {"i": i}] for i in range(CHUNK_ELEMENTS)], "last": None}
     flat = flatten(state, pacer=Pacer())
-    assert len(flat.pieces) >= 4
-    assert max(len(msgpack.unpackb(piece, unicode_errors="surrogatepass")) for piece in flat.pieces) <= PIECE_ELEMENTS
+    assert len(flat.chunks) >= 4
+    assert max(len(msgpack.unpackb(chunk, unicode_errors="surrogatepass")) for chunk in flat.chunks) <= CHUNK_ELEMENTS
     assert round_trip(tmp_path, state) == state
 
 
@@ -384,17 +384,17 @@ def test_a_container_that_changes_before_its_first_child_is_an_error(kind: Any) 
             kind is set
         ) else inner.append("x")
 
-    # The last node of a piece is the container's own: the pause comes before its first child is looked at.
-    state = [None] * (PIECE_ELEMENTS - 2) + [inner]
+    # The last node of a chunk is the container's own: the pause comes before its first child is looked at.
+    state = [None] * (CHUNK_ELEMENTS - 2) + [inner]
     with pytest.raises(StateChangedError) as caught:
         flatten(state, pacer=_Growing(grow))
-    assert caught.value.path == str(PIECE_ELEMENTS - 2)
+    assert caught.value.path == str(CHUNK_ELEMENTS - 2)
 
 
 @pytest.mark.parametrize("change", [lambda run: run.append(1), lambda run: run.pop(), lambda run: run.clear()])
 def test_a_run_of_numbers_that_changes_is_an_error(change: Callable[[list[int]], object]) -> None:
     """A long list of numbers is watched, too, while it is packed."""
-    run = list(range(3 * PIECE_ELEMENTS))
+    run = list(range(3 * CHUNK_ELEMENTS))
     left = [1]
 
     def once() -> None:

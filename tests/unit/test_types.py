@@ -423,7 +423,7 @@ def test_nothing_is_imported_by_name(tmp_path: Path) -> None:
     Mode.__module__, Mode.__qualname__ = "elsewhere", "Mode"
     save_to(tmp_path, 1, {"mode": Mode.FAST})
     script = (
-        "import sys, pathlib; from asyncckpt.saving.loading import LoadRequest, load_checkpoint\n"
+        "import sys, pathlib; from asyncckpt.saving.load_job import LoadRequest, load_checkpoint\n"
         "from asyncckpt.runtime.context import JobContext\n"
         "found = load_checkpoint(pathlib.Path(sys.argv[1]), 1, LoadRequest(), JobContext())\n"
         "assert 'elsewhere' not in sys.modules; print(found.checkpoint.state, found.unknown_types)"

@@ -1,0 +1,274 @@
+"""Files become arrays: read into place in large chunks, verified before use.
+
+1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through
+   a scratch buffer where they are small or wanted by nobody. A file that is not in the page cache is read past it, into
+   memory that was populated some chunks before: a direct read that has to find its pages leaves the disk idle.
+2. Every digest block that holds a wanted byte is read whole and verified; a block that fails ends the reading.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from bisect import bisect_left, bisect_right
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord
+from asyncckpt.disk.mapping import MappedFile
+from asyncckpt.disk.ops import O_DIRECT
+from asyncckpt.disk.plan import align
+from asyncckpt.disk.write_blocks import Part, digest_parts
+from asyncckpt.runtime.context import JobContext
+from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer, populate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from asyncckpt.runtime.pacing import StopFlag
+
+    Bytes = NDArray[np.uint8]
+
+CHUNK_NBYTES: Final = 2 << 20
+READERS: Final = 5  # about four reads in flight, and one thread that populates memory
+_COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the memory's bandwidth
+_DIRECT_MIN_NBYTES: Final = 16 << 20  # to ask for less costs as much as the page cache does
+_IN_PLACE_MIN_NBYTES: Final = 64 << 10
+_CHUNKS_AHEAD: Final = 16
+
+
+class Target(NamedTuple):
+    """Bytes of a file that are wanted."""
+
+    offset: int
+    nbytes: int
+    memory: Bytes | None
+    """Where they go, if that is one run of memory; else"""
+    store: Callable[[int, Bytes], None] | None = None
+    """what takes them: called with the position of the first among the bytes wanted, and the bytes."""
+
+
+class Run(NamedTuple):
+    """A run of bytes of an open file, whose digests are known."""
+
+    fd: int
+    """The file, open for reading."""
+    record: FileRecord
+    """Size and digests of the run."""
+    corrupt: Callable[[str], Exception]
+    """Makes the error to raise from what is wrong."""
+    base: int = 0
+    """Where the run begins in the file."""
+    may_go_direct: bool = False
+    """Whether the descriptor may be switched to direct I/O, and stay so."""
+
+
+def read_run(
+    run: Run,
+    targets: Sequence[Target],
+    context: JobContext | None = None,
+    *,
+    is_whole: bool = False,
+    on_begin: Callable[[int, int], None] | None = None,
+) -> None:
+    """Read what is wanted of a run, and verify every digest block that was touched.
+
+    Args:
+        run: The run.
+        targets: What is wanted, counted from the run's beginning, sorted by offset, without overlaps.
+        context: The job's; its flag is looked at before every chunk. Without one this thread reads alone.
+        is_whole: Whether to read and verify the rest of the run too.
+        on_begin: Called with the range of each chunk before it is read, from any thread.
+
+    Raises:
+        Exception: What `run.corrupt` made: a digest does not match, or the file is too short.
+        Stopped: The job was asked to stop.
+    """
+    context = context or JobContext()
+    nbytes = run.record.nbytes
+    chunks = _whole_chunks(nbytes) if is_whole else _chunks_of(targets, nbytes)
+    reading = _Reading(run, targets)
+    is_large = sum(end - begin for begin, end in chunks) >= _DIRECT_MIN_NBYTES
+    if run.may_go_direct and is_large and nbytes % PAGE_NBYTES == 0 and not MappedFile(run.fd).is_cached():
+        reading.go_direct()
+
+    read = partial(_read, reading, context.stop, on_begin)
+    if len(chunks) == 1:
+        read(chunks[0])
+    elif reading.is_direct:
+        context.run(lambda each: each(), _with_memory_ready(chunks, reading.populate, read), threads=READERS)
+    else:
+        context.run(read, chunks, threads=_COPIES_IN_FLIGHT)
+
+
+def _read(
+    reading: _Reading, stop: StopFlag, on_begin: Callable[[int, int], None] | None, chunk: tuple[int, int]
+) -> None:
+    stop.check()
+    if on_begin is not None:
+        on_begin(*chunk)
+    reading.read(*chunk)
+
+
+def _with_memory_ready(
+    chunks: list[tuple[int, int]],
+    populate: Callable[[tuple[int, int]], None],
+    read: Callable[[tuple[int, int]], None],
+) -> Iterator[Callable[[], None]]:
+    """Yield what reads the chunks in turn, and some way ahead of that, what makes their memory ready."""
+    ready = 0
+    for number, chunk in enumerate(chunks):
+        while ready < min(number + _CHUNKS_AHEAD, len(chunks)):
+            yield partial(populate, chunks[ready])
+            ready += 1
+        yield partial(read, chunk)
+
+
+def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:
+    return [(begin, min(begin + CHUNK_NBYTES, nbytes)) for begin in range(0, nbytes, CHUNK_NBYTES)]
+
+
+def _chunks_of(targets: Sequence[Target], nbytes: int) -> list[tuple[int, int]]:
+    """Return the digest blocks that hold wanted bytes, neighbours joined into chunks."""
+    chunks: list[tuple[int, int]] = []
+    for target in targets:
+        begin = target.offset // DIGEST_BLOCK_NBYTES * DIGEST_BLOCK_NBYTES
+        end = min(-(-(target.offset + target.nbytes) // DIGEST_BLOCK_NBYTES) * DIGEST_BLOCK_NBYTES, nbytes)
+        while begin < end:
+            if chunks and begin < chunks[-1][1]:
+                begin = chunks[-1][1]
+                continue
+            last = chunks[-1] if chunks else (0, 0)
+            if begin == last[1] and chunks and last[1] - last[0] < CHUNK_NBYTES:
+                stop = min(end, last[0] + CHUNK_NBYTES)
+                chunks[-1] = (last[0], stop)
+            else:
+                stop = min(end, begin + CHUNK_NBYTES)
+                chunks.append((begin, stop))
+            begin = stop
+    return chunks
+
+
+class _Reading:
+    """Reads the chunks of one run of a file."""
+
+    def __init__(self, run: Run, targets: Sequence[Target]) -> None:
+        self._fd, self._record, self._corrupt, self._base, _ = run
+        self._targets = targets
+        self._offsets = [target.offset for target in targets]
+        self._spare: list[Bytes] = []
+        self.is_direct = False
+
+    def go_direct(self) -> None:
+        """Read past the page cache from now on, if the file system can."""
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | O_DIRECT)
+        except OSError:
+            return
+        self.is_direct = bool(O_DIRECT)
+
+    def _go_buffered(self) -> None:
+        self.is_direct = False
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
+
+    def read(self, begin: int, end: int) -> None:
+        """Read a chunk, verify it, and hand out what did not go straight into place."""
+        scratch: Bytes | None = None
+        parts: list[Part] = []
+        copies: list[tuple[Target, int, int]] = []
+        at = begin
+        for target, low, high in self._wanted(begin, end):
+            first, last = self._in_place(target, low, high)
+            if first < last:
+                if first > at:
+                    scratch = self._take(scratch)
+                    parts.append(Part(at, scratch[at - begin : first - begin]))
+                assert target.memory is not None  # noqa: S101 - else nothing could be in place
+                parts.append(Part(first, target.memory[first - target.offset : last - target.offset]))
+                at = last
+            copies += [(target, *edge) for edge in ((low, first), (last, high)) if edge[0] < edge[1]]
+        if at < end:
+            scratch = self._take(scratch)
+            parts.append(Part(at, scratch[at - begin : end - begin]))
+        self._read_parts(parts)
+        self._verify(parts, begin)
+        for target, low, high in copies:
+            assert scratch is not None  # noqa: S101 - what is copied was read there
+            data = scratch[low - begin : high - begin]
+            if target.memory is not None:
+                target.memory[low - target.offset : high - target.offset] = data
+            elif target.store is not None:
+                target.store(low - target.offset, data)
+        if scratch is not None:
+            self._spare.append(scratch)
+
+    def populate(self, chunk: tuple[int, int]) -> None:
+        """Make the memory ready that a chunk will be read into."""
+        for target, low, high in self._wanted(*chunk):
+            first, last = self._in_place(target, low, high)
+            if first < last:
+                assert target.memory is not None  # noqa: S101 - as above
+                populate(target.memory[first - target.offset : last - target.offset])
+
+    def _wanted(self, begin: int, end: int) -> Iterator[tuple[Target, int, int]]:
+        """Yield the targets in a chunk, each with the range of its bytes there."""
+        number = max(bisect_right(self._offsets, begin) - 1, 0)
+        for target in self._targets[number : bisect_left(self._offsets, end)]:
+            low, high = max(target.offset, begin), min(target.offset + target.nbytes, end)
+            if low < high:
+                yield target, low, high
+
+    def _in_place(self, target: Target, low: int, high: int) -> tuple[int, int]:
+        """Return which of the bytes from `low` to `high` can be read to where they belong: (first, last + 1)."""
+        if target.memory is None or high - low < _IN_PLACE_MIN_NBYTES:
+            return low, low
+        if not self.is_direct:
+            return low, high
+        first, last = align(low, PAGE_NBYTES), high - high % PAGE_NBYTES
+        address = target.memory.ctypes.data + first - target.offset
+        return (low, low) if address % PAGE_NBYTES or first >= last else (first, last)
+
+    def _take(self, scratch: Bytes | None) -> Bytes:
+        if scratch is not None:
+            return scratch
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return aligned_buffer(min(CHUNK_NBYTES, self._record.nbytes))
+
+    def _read_parts(self, parts: list[Part]) -> None:
+        while parts:
+            offset = parts[0].offset
+            try:
+                count = os.preadv(self._fd, [part.data for part in parts], self._base + offset)  # type: ignore[misc] # arrays are buffers
+            except OSError as error:
+                if not self.is_direct or error.errno != errno.EINVAL:
+                    raise
+                self._go_buffered()  # some file systems take the flag and refuse the read
+                continue
+            end = offset + count
+            if end == parts[-1].offset + len(parts[-1].data):
+                return
+            if self.is_direct:
+                end -= end % PAGE_NBYTES
+            if end <= offset:
+                whole = self._base + self._record.nbytes
+                raise self._corrupt(f"ends at byte {self._base + offset + count} instead of {whole}")
+            parts = [Part(max(p.offset, end), p.data[max(0, end - p.offset) :]) for p in parts]
+            parts = [part for part in parts if len(part.data)]
+
+    def _verify(self, parts: list[Part], begin: int) -> None:
+        first = begin // DIGEST_BLOCK_NBYTES
+        found = digest_parts(parts)
+        expected = self._record.digests[first * DIGEST_NBYTES : first * DIGEST_NBYTES + len(found)]
+        if found == expected:
+            return
+        for block in range(len(found) // DIGEST_NBYTES):
+            place = slice(block * DIGEST_NBYTES, (block + 1) * DIGEST_NBYTES)
+            if found[place] != expected[place]:
+                at = self._base + (first + block) * DIGEST_BLOCK_NBYTES
+                raise self._corrupt(f"is damaged: the digest of the block at byte {at} does not match")

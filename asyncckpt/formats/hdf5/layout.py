@@ -1,0 +1,351 @@
+"""state.h5: an ordinary HDF5 file, for every HDF5 reader there is (docs/format.md has the mapping).
+
+1. The metadata is made here, byte by byte (`metadata`): through libhdf5 each dataset would cost fifty microseconds.
+   h5py only describes datatypes. An array has one segment, of any size.
+2. Every array is a dataset and every key a name. Python leaves are mirrored as attributes or small datasets, up to
+   `MAX_LEAVES` in a file; the index, which is the dataset `/__asyncckpt__`, has them all.
+3. Below `MAX_DEPTH` and where no name leads, arrays lie in the group `/__asyncckpt_arrays__`, by number.
+4. Attributes of our own begin with `__asyncckpt`, which no user's name does (`formats.key_names`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from msgpack import ExtType
+
+from asyncckpt.disk.plan import FilePlan, PlanEntry, align
+from asyncckpt.formats import key_names as names
+from asyncckpt.formats.hdf5.datatypes import ElementTypes
+from asyncckpt.formats.hdf5.leaves import make_leaf
+from asyncckpt.formats.hdf5.metadata import MetadataFile, Node
+from asyncckpt.formats.payload import Payload
+from asyncckpt.libhdf5 import h5t
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.state import index as ix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from asyncckpt.runtime.pacing import Pacer
+
+MAX_LEAVES: Final = 2048
+"""Python leaves, and containers for their own sake, that are mirrored in one file."""
+MAX_ENTRIES: Final = 1024
+"""Entries of a container whose Python leaves are mirrored."""
+MAX_DEPTH: Final = 64
+"""Containers within containers that are groups within groups."""
+
+_INDEX: Final = b"__asyncckpt__"
+_ARRAYS: Final = b"__asyncckpt_arrays__"
+_VALUE: Final = "value"  # what stands in a group that is not a container
+_KIND: Final = b"__asyncckpt_kind__"
+_TYPE: Final = b"__asyncckpt_type__"
+_DTYPE: Final = b"__asyncckpt_dtype__"
+_SHAPE: Final = b"__asyncckpt_shape__"
+_KEYS: Final = b"__asyncckpt_keys__"
+_MAXLEN: Final = b"__asyncckpt_maxlen__"
+_PARTIAL: Final = b"__asyncckpt_partial__"
+_FORMAT: Final = b"__asyncckpt_format__"
+_LONG_NAME: Final = "__asyncckpt_name_{}__"
+
+_MAX_RANK: Final = 32
+_UNBOUNDED: Final = 1 << 62
+_ARRAY_KINDS: Final = {ix.ARRAY: None, ix.BYTES: "bytes", ix.STRING: "str"}
+_NODES_PER_PAUSE: Final = 256
+
+
+class _Hdf5:
+    file_name = "state.h5"
+
+    def plan(self, index: ix.Index, pacer: Pacer) -> FilePlan:
+        """Lay out the file; see `asyncckpt.formats.base.Format`."""
+        file = MetadataFile(pacer)
+        mirror = Mirror(file, index, pacer)
+        mirror.write_tree()
+        encoder = ix.IndexEncoder(index, pacer)
+        sizes = [meta.nbytes for meta in index.arrays]
+        index_nbytes = encoder.nbytes(sum(nbytes > 0 for nbytes in sizes))
+        index_dataset = mirror.add_index(index_nbytes)
+        payload = Payload(align(file.arrange(), PAGE_NBYTES), _UNBOUNDED)
+        payload.place(sizes, pacer)
+        segments = payload.segments()
+        for number, offset, _ in segments.tolist():
+            mirror.datasets[number].place = offset
+        spans = [chunk for _, _, chunks in payload.extents for chunk in chunks]
+        end = payload.extents[-1][1] if payload.extents else align(file.nbytes, PAGE_NBYTES)
+        index_dataset.place = offset = end
+        nbytes = align(end + index_nbytes, PAGE_NBYTES)
+        chunks = [*file.render(nbytes), *spans]
+        for chunk in encoder.encode(segments):
+            chunks.append(PlanEntry(offset, len(chunk), chunk))
+            offset += len(chunk)
+        return FilePlan(nbytes, chunks, index_offset=end, index_nbytes=index_nbytes)
+
+
+@dataclass(slots=True, eq=False)
+class _Frame:
+    """A container whose entries are being read."""
+
+    parent: _Frame | None
+    code: int
+    left: int
+    """Entries to come."""
+    depth: int
+    is_shown: bool
+    """Whether it is a group for its own sake, not only because of arrays in it."""
+    mirrors: bool
+    """Whether its Python leaves become attributes and datasets."""
+    tags: tuple[str, ...] = ()
+    maxlen: int | None = None
+    group: Node | None = None
+    key: names.Key = -1
+    among_ints: bool = True
+    is_partial: bool = False
+    literals: set[str] | None = None
+    """The names taken by keys that are neither str nor int; a mapping has them from its first key on."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an array lies, and what is said of it there."""
+
+    dataset: Node
+    tags: tuple[str, ...]
+    kind: str | None
+
+
+class Mirror:
+    """The tree of a state as groups, datasets and attributes."""
+
+    def __init__(
+        self,
+        file: MetadataFile,
+        index: ix.Index,
+        pacer: Pacer,
+        *,
+        entry: bytes | None = None,
+        max_leaves: int = MAX_LEAVES,
+    ) -> None:
+        """Prepare to write.
+
+        Args:
+            file: The file.
+            index: The tree, and what its arrays are.
+            pacer: Paused between chunks.
+            entry: The name, below the root group, of what the state becomes; None if the state is the root group.
+            max_leaves: How many Python leaves, and containers for their own sake, are mirrored.
+        """
+        self._index = index
+        self._pacer = pacer
+        self._places: dict[int, _Place] = {}
+        self.leaves_left = max_leaves
+        self._elements = ElementTypes()
+        self._file = file
+        self._entry = entry
+        self._top: Node | None = None  # the group of the state, once it is complete
+        self.datasets: dict[int, Node] = {}
+        """Those of the arrays, by their number."""
+
+    def add_index(self, nbytes: int) -> Node:
+        """Make the dataset of the index."""
+        dataset = self._file.dataset(self._file.root, _INDEX, h5t.STD_U8LE, (nbytes,), nbytes)
+        self._file.attach_int(dataset, _FORMAT, ix.FORMAT_VERSION)
+        return dataset
+
+    def write_tree(self) -> None:
+        """Mirror the tree, and place every array."""
+        nodes = ix.read_nodes(self._index.chunks, self._pacer)
+        frame: _Frame | None = _Frame(
+            None, ix.LIST, 1, -1, is_shown=True, mirrors=True, group=self._file.root, among_ints=False
+        )
+        count = 0
+        while frame is not None:
+            if frame.left == 0:
+                self._leave(frame)
+                frame = frame.parent
+                continue
+            count += 1
+            if not count % _NODES_PER_PAUSE:
+                self._pacer.pause()
+            frame.left -= 1
+            _read_key(frame, nodes)
+            node = next(nodes)
+            tags: tuple[str, ...] = ()
+            while type(node) is ExtType and node.code == ix.OBJECT:
+                tags += (names.escape(ix.argument_of(node)),)
+                node = next(nodes)
+            if type(node) is not ExtType:
+                self._add_leaf(frame, node, tags)
+            elif node.code in ix.CONTAINERS:
+                frame = self._enter(frame, node, tags)
+            elif node.code in _ARRAY_KINDS:
+                self._add_array(frame, ix.argument_of(node), tags, _ARRAY_KINDS[node.code])
+            elif node.code == ix.NUMBERS_ARRAY:
+                code, number = ix.argument_of(node)
+                self._add_array(frame, number, tags, names.container_name(code))
+            else:
+                self._add_leaf(frame, node, tags)
+        self._place_the_rest()
+
+    # --- containers ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, parent: _Frame, node: Any, tags: tuple[str, ...]) -> _Frame:
+        argument = ix.argument_of(node)
+        count, maxlen = argument if node.code == ix.DEQUE else (argument, None)
+        depth = parent.depth + 1
+        is_shown = parent.mirrors and self.leaves_left > 0
+        mirrors = is_shown and count <= MAX_ENTRIES and depth < MAX_DEPTH
+        frame = _Frame(parent, node.code, count, depth, is_shown, mirrors, tags, maxlen)
+        if depth == 0 and self._entry is None:  # the state itself is the root group
+            frame.group, parent.group = parent.group, None
+        elif is_shown:
+            self.leaves_left -= 1
+            self._group(frame)
+        return frame
+
+    def _leave(self, frame: _Frame) -> None:
+        """Say of a container what its group alone does not tell."""
+        is_partial = frame.is_partial or frame.group is None
+        if frame.parent is not None and not frame.is_shown:
+            frame.parent.is_partial |= is_partial
+        group, frame.group = frame.group, None
+        if group is None:
+            return
+        is_top = frame.depth == 0
+        if is_top:
+            self._top = group
+        if frame.parent is None:
+            if self._entry is not None:
+                return
+            self._file.attach_text(group, _KIND, "leaf")
+        elif frame.code != ix.DICT:
+            self._file.attach_text(group, _KIND, names.container_name(frame.code))
+        self._tag(group, frame.tags, None)
+        if frame.code in ix.MAPPINGS and frame.literals is not None and frame.among_ints:
+            self._file.attach_text(group, _KEYS, "int")
+        if frame.maxlen is not None:
+            self._file.attach_int(group, _MAXLEN, frame.maxlen)
+        if is_partial and (frame.is_shown or is_top):
+            self._file.attach_leaf(group, _PARTIAL, make_leaf(True, self._elements))  # noqa: FBT003 - the value itself
+
+    def _group(self, frame: _Frame) -> Node:
+        """Return the container's group, which is made when it is first needed. `MAX_DEPTH` bounds the recursion."""
+        if frame.group is None:
+            self._pacer.pause()
+            parent: _Frame = frame.parent  # type: ignore[assignment]
+            holder = self._group(parent)
+            name = self._name(parent)
+            frame.group = self._file.group(holder, name)
+        return frame.group
+
+    def _name(self, frame: _Frame) -> bytes:
+        """Return the name of the current entry. To be called once for an entry, since it makes names different."""
+        key = frame.key
+        if frame.parent is None:
+            if self._entry is not None:
+                return self._entry
+            key = _VALUE
+        name = names.spell(key, among_ints=frame.among_ints)
+        if type(key) is names.Literal:
+            taken: set[str] = frame.literals  # type: ignore[assignment]
+            if name in taken:
+                name += f"%~{frame.left}"
+            taken.add(name)
+        encoded = name.encode()
+        if len(encoded) > names.NAME_MAX_NBYTES:
+            short = names.shorten(name)
+            self._file.attach_text(self._group(frame), _LONG_NAME.format(short[-32:]).encode(), name)
+            return short.encode()
+        return encoded
+
+    # --- arrays -------------------------------------------------------------------------------------------------------
+
+    def _add_array(self, frame: _Frame, number: int, tags: tuple[str, ...], kind: str | None) -> None:
+        if frame.depth > MAX_DEPTH:
+            return  # its turn comes in _place_the_rest
+        group = self._group(frame)
+        name = self._name(frame)
+        place = self._places.get(number)
+        if place is None:
+            self._places[number] = _Place(self._place(group, name, number, tags, kind), tags, kind)
+            return
+        if (place.tags, place.kind) != (tags, kind):  # what is said of a dataset is said at all its places
+            group = self._file.group(group, name)
+            self._tag(group, tags, "reference" if kind is None else f"reference {kind}")
+            name = _VALUE.encode()
+        self._file.link(group, name, place.dataset)
+
+    def _place(self, group: Node, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> Node:
+        self._pacer.pause()
+        meta = self._index.arrays[number]
+        element = self._elements.of(meta.dtype)
+        shape = meta.shape
+        is_flat = len(shape) + (not element.has_size) > _MAX_RANK
+        if is_flat:
+            shape = (math.prod(shape),)
+        if not element.has_size:
+            shape = (*shape, 0)
+        dataset = self.datasets[number] = self._file.dataset(group, name, element.type_id, shape, meta.nbytes)
+        self._tag(dataset, tags, kind)
+        if element.note is not None:
+            self._file.attach_text(dataset, _DTYPE, element.note)
+        if is_flat:
+            self._file.attach_ints(dataset, _SHAPE, meta.shape)
+        return dataset
+
+    def _place_the_rest(self) -> None:
+        """Give datasets to the arrays that lie deeper than groups do, and to those in keys."""
+        group = None
+        for number in range(len(self._index.arrays)):
+            if number not in self._places:
+                if group is None:
+                    if self._top is None:
+                        root = self._file.root
+                        self._top = root if self._entry is None else self._file.group(root, self._entry)
+                    group = self._file.group(self._top, _ARRAYS)
+                self._place(group, str(number).encode(), number, (), None)
+
+    # --- leaves -------------------------------------------------------------------------------------------------------
+
+    def _add_leaf(self, frame: _Frame, node: ix.Node, tags: tuple[str, ...]) -> None:
+        if not frame.mirrors or self.leaves_left == 0:
+            frame.is_partial = True
+            return
+        self._pacer.pause()
+        self.leaves_left -= 1
+        name = self._name(frame)
+        leaf = make_leaf(node, self._elements)
+        is_entry = frame.parent is None and self._entry is not None
+        if leaf.is_attribute and not tags and not is_entry:
+            self._file.attach_leaf(self._group(frame), name, leaf)
+            return
+        dataset = self._file.leaf_dataset(self._group(frame), name, leaf)
+        self._tag(dataset, tags, leaf.kind)
+        if leaf.note is not None:
+            self._file.attach_text(dataset, _DTYPE, leaf.note)
+
+    def _tag(self, target: Node, tags: tuple[str, ...], kind: str | None) -> None:
+        """Say what kind of value, and what type of object, a dataset or group stands for."""
+        if kind is not None:
+            self._file.attach_text(target, _KIND, kind)
+        if len(tags) == 1:
+            self._file.attach_text(target, _TYPE, tags[0])
+        elif tags:
+            self._file.attach_texts(target, _TYPE, tags)
+
+
+def _read_key(frame: _Frame, nodes: Iterator[ix.Node]) -> None:
+    """Read the key of the next entry; where there are no keys, it is the position."""
+    if frame.code not in ix.MAPPINGS:
+        frame.key += 1  # type: ignore[operator]
+        return
+    frame.key = names.read_key(nodes)
+    if frame.literals is None:
+        frame.literals = set()
+        frame.among_ints = type(frame.key) is int
+
+
+FORMAT: Final = _Hdf5()

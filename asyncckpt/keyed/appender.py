@@ -1,0 +1,45 @@
+"""A file written from front to back, in large calls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from asyncckpt.disk.write_blocks import Part, write_all
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from asyncckpt.disk.ops import DiskOps
+
+BATCH_NBYTES: Final = 4 << 20
+_MAX_PARTS: Final = 512  # of one call; IOV_MAX is 1024
+
+
+class Appender:
+    """Collects bytes and writes them behind each other. What is handed in must not change until `flush`."""
+
+    def __init__(self, ops: DiskOps, fd: int, offset: int) -> None:
+        self._ops = ops
+        self._fd = fd
+        self._parts: list[Part] = []
+        self._pending = 0
+        self.offset = offset
+        """Where the next byte goes."""
+
+    def write(self, data: bytes | memoryview | NDArray[Any]) -> None:
+        """Add bytes."""
+        part = Part(self.offset, np.frombuffer(data, np.uint8))
+        if not len(part.data):
+            return
+        self._parts.append(part)
+        self.offset += len(part.data)
+        self._pending += len(part.data)
+        if self._pending >= BATCH_NBYTES or len(self._parts) >= _MAX_PARTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been collected."""
+        parts, self._parts, self._pending = self._parts, [], 0
+        write_all(self._ops, self._fd, parts)

@@ -1,0 +1,156 @@
+"""Files that the caller has opened.
+
+A stream is copied to a temporary file when it is opened, and back, whole, at each commit. So every kind of store works
+on it, none needs to know of it, and nothing is guaranteed that the caller's stream does not keep by itself: no lock,
+and no survival of a kill in the middle of the copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.disk.room import explaining, spell
+from asyncckpt.errors import ConfigError
+from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.location import FileLocation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from asyncckpt.keyed.location import Rewrite
+    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.runtime.context import JobContext
+
+_CHUNK_NBYTES: Final = 1 << 20
+
+
+def check_stream(stream: Any) -> None:
+    """Check that a file is open in a mode that a store can use.
+
+    Raises:
+        ConfigError: It is closed, or not open for reading bytes anywhere.
+    """
+    name = getattr(stream, "name", stream)
+    mode = getattr(stream, "mode", None)
+    how = f"{name!r} is open in mode {mode!r}" if isinstance(mode, str) else f"{name!r}"
+    need = "open it in binary mode, with 'r+b' (with 'w+b' if it is new, or 'rb' only to read)"
+    if getattr(stream, "closed", False):
+        message = f"{name!r} is closed: {need}"
+        raise ConfigError(message)
+    if isinstance(stream, io.TextIOBase) or (isinstance(mode, str) and "b" not in mode and hasattr(stream, "encoding")):
+        message = f"{how}, as text: {need}"
+        raise ConfigError(message)
+    if not (_can(stream, "readable") and _can(stream, "seekable")):
+        message = f"{how}, and cannot be read from any place: {need}"
+        raise ConfigError(message)
+    if isinstance(mode, str) and "a" in mode:
+        message = f"{how}, and can only be written at its end: {need}"
+        raise ConfigError(message)
+
+
+def _can(stream: Any, what: str) -> bool:
+    return bool(getattr(stream, what, lambda: True)())
+
+
+class _Unsynced(DiskOps):
+    """A disk for what needs no durability."""
+
+    def sync(self, fd: int) -> None:
+        """Do nothing."""
+
+    def sync_directory(self, path: Path) -> None:
+        """Do nothing."""
+
+
+class FileObjectStore(Store):
+    """A store in a temporary file, copied from a stream and back."""
+
+    def __init__(self, stream: IO[bytes], make: Callable[[FileLocation], Store], rewrite: Rewrite) -> None:
+        self._stream = stream
+        self._directory = Path(tempfile.mkdtemp(prefix="asyncckpt-"))
+        self._path = self._directory / "stream"
+        try:
+            stream.seek(0)
+            with self._path.open("wb") as file:
+                shutil.copyfileobj(stream, file, _CHUNK_NBYTES)
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
+            name = str(getattr(stream, "name", stream))
+            self._location = FileLocation(self._path, _Unsynced(), name, rewrite=rewrite, can_keep=False)
+            self._inner = make(self._location)
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+        self._is_changed = False
+
+    @property
+    def entries(self) -> Mapping[str, Names]:
+        """See `Store`."""
+        return self._inner.entries
+
+    def disk_use(self) -> tuple[Path, int] | None:
+        """See `Store`: that of the copy. `commit` speaks for the stream itself."""
+        return self._inner.disk_use()
+
+    def begin(self, work: JobContext) -> None:
+        """See `Store`."""
+        self._check_writable()
+        self._inner.begin(work)
+
+    def read(self, key: str, work: JobContext) -> Found:
+        """See `Store`."""
+        return self._inner.read(key, work)
+
+    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
+        """See `Store`."""
+        self._check_writable()
+        self._inner.put(key, value, work)
+        self._is_changed = True
+
+    def delete(self, key: str, work: JobContext) -> None:
+        """See `Store`."""
+        self._check_writable()
+        self._inner.delete(key, work)
+        self._is_changed = True
+
+    def commit(self, work: JobContext) -> None:
+        """Commit, and copy the file back."""
+        if not self._is_changed:
+            return
+        self._inner.commit(work)
+        nbytes = self._path.stat().st_size
+        with explaining(Path(self._location.name), lambda: f"the whole file takes {spell(nbytes)}"):
+            self._copy_back()
+        self._is_changed = False
+
+    def _copy_back(self) -> None:
+        self._stream.seek(0)
+        with self._path.open("rb") as file:
+            while chunk := file.read(_CHUNK_NBYTES):
+                left = memoryview(chunk)
+                while left:
+                    count = self._stream.write(left)
+                    if not count:
+                        raise OSError(errno.EIO, f"{self._stream!r} took none of {len(left)} bytes")
+                    left = left[count:]
+        self._stream.truncate()
+        self._stream.flush()
+
+    def close(self) -> None:
+        """See `Store`. The stream stays open."""
+        try:
+            self._inner.close()
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _check_writable(self) -> None:
+        if not _can(self._stream, "writable"):
+            name = getattr(self._stream, "name", self._stream)
+            message = f"{name!r} is open for reading only: open it with 'r+b' to change it"
+            raise ConfigError(message)

@@ -1,0 +1,56 @@
+"""What leads other programs to the keys of an HDF5 file of many: its superblock and its root group.
+
+Everything below the root group stays where it was once written; only these change with a commit.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from asyncckpt.formats.hdf5 import structures as hb
+from asyncckpt.formats.hdf5.leaves import Leaf
+from asyncckpt.formats.hdf5.metadata import MetadataFile, Node
+from asyncckpt.libhdf5 import h5t
+from asyncckpt.runtime.pacing import Pacer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+SUPERBLOCK_NBYTES: Final = hb.SUPERBLOCK_NBYTES
+CATALOG_NAME: Final = b"__asyncckpt__"
+DIGEST_NAME: Final = b"__asyncckpt_digest__"
+
+
+def superblock(end: int, root: int) -> bytes:
+    """Make the superblock of a file that ends at `end` and has its root group's header at `root`."""
+    made = np.frombuffer(bytearray(hb.superblock(end, root)), np.uint8)
+    hb.seal(made, [(0, SUPERBLOCK_NBYTES)], Pacer(yields=False))
+    return made.tobytes()
+
+
+def root_group(
+    begin: int, links: Iterable[tuple[bytes, int]], catalog: tuple[int, int, bytes], pacer: Pacer
+) -> tuple[int, list[bytes]]:
+    """Make a root group that lies from `begin` on.
+
+    Args:
+        begin: Where.
+        links: The names of the keys, each with the address of its object.
+        catalog: Place, size and xxh3-128 of the catalog, which is shown as a dataset with its digest.
+        pacer: Paused between chunks.
+
+    Returns:
+        The address of the group's header, and the bytes, in chunks.
+    """
+    file = MetadataFile(pacer)
+    for name, address in links:
+        file.link(file.root, name, Node(b"", address=address))
+    place, nbytes, digest = catalog
+    dataset = file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes)
+    dataset.place = place
+    file.attach_leaf(dataset, DIGEST_NAME, Leaf(h5t.STD_U8LE, np.frombuffer(digest, np.uint8)))
+    file.arrange(begin)
+    return file.root.address, [bytes(chunk.source) for chunk in file.render(None)]

@@ -1,0 +1,322 @@
+"""The life of a `Checkpointer`'s file: opened in one of two modes, used, closed.
+
+1. A file is open in one mode at a time. Blocks of the same mode may be nested, and share one opened file.
+2. Blocking access never happens on a thread in which a loop runs.
+3. Nothing of ours wraps the body of a block: its exception comes out as it is, with a note if the flush failed, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from weakref import WeakValueDictionary
+
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.errors import CheckpointerUsageError, ConfigError
+from asyncckpt.keyed.async_session import Session
+from asyncckpt.keyed.engine import Engine, Key, KeyRules, Serializer
+from asyncckpt.keyed.file_object import FileObjectStore, check_stream
+from asyncckpt.keyed.location import FileLocation
+from asyncckpt.keyed.view import AsyncCheckpointer
+from asyncckpt.runtime.context import JobContext
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncckpt.keyed.base import Store
+    from asyncckpt.keyed.engine import Path as KeyPath
+    from asyncckpt.keyed.key_locks import KeyLock
+    from asyncckpt.keyed.location import Rewrite
+
+DEFAULT_STAGED_NBYTES: Final = 2 << 30
+_OF_THIS_PROCESS: Final = frozenset(("_lock", "_turns", "_depth", "_mode", "_engine", "_session", "_process"))
+
+
+class FileLifecycle(ABC):
+    """Opens and closes; `asyncckpt.Checkpointer` adds what is done in between."""
+
+    def __init__(  # noqa: PLR0913 - the last five by keyword
+        self,
+        checkpoint_file: Any,
+        allowed_keys: Iterable[str] | None = None,
+        omitted_keys: Iterable[str] | None = None,
+        *,
+        serializer: Serializer | None = None,
+        disk: DiskOps | None = None,
+        max_staged_nbytes: int = DEFAULT_STAGED_NBYTES,
+        rewrite: Rewrite = False,
+        **unknown: object,
+    ) -> None:
+        if unknown:
+            message = f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}"
+            raise ConfigError(message)
+        if rewrite not in (False, True, "without_backup"):
+            message = f"rewrite is False, True or 'without_backup', not {rewrite!r}"
+            raise ConfigError(message)
+        self.checkpoint_file = self._check_file(checkpoint_file)
+        self.rules = KeyRules(
+            self.place, _key_set("allowed_keys", allowed_keys), _key_set("omitted_keys", omitted_keys)
+        )
+        self._serializer = serializer
+        self._disk = disk or DiskOps()
+        self._max_staged_nbytes = max_staged_nbytes
+        self._rewrite = rewrite
+        self._settle()
+
+    def _settle(self) -> None:
+        """Begin as one that is closed."""
+        self._lock = threading.RLock()
+        self._turns: WeakValueDictionary[KeyPath, KeyLock] = WeakValueDictionary()
+        self._depth = 0
+        self._mode: Literal["blocking", "async"] | None = None
+        self._engine: Engine | None = None
+        self._session: Session | None = None
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy, in this process or another, is made of: which file it is, and how it is used.
+
+        Raises:
+            CheckpointerUsageError: It is open.
+        """
+        if self.is_open:
+            message = f"{self!r} cannot be copied or pickled while it is open: close it first, and open the copy"
+            raise CheckpointerUsageError(message)
+        return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a closed one of the same file."""
+        vars(self).update(state)
+        self._settle()
+
+    def __repr__(self) -> str:
+        """Show the file and whether it is open."""
+        return f"<{type(self).__name__} {self.place} ({'open' if self.is_open else 'closed'})>"
+
+    @property
+    def place(self) -> str:
+        """What errors call the file."""
+        file = self.checkpoint_file
+        return repr(str(file) if isinstance(file, Path) else getattr(file, "name", file))
+
+    @property
+    def allowed_keys(self) -> tuple[str, ...] | None:
+        """The only keys there may be."""
+        return None if self.rules.allowed is None else tuple(self.rules.allowed)
+
+    @property
+    def omitted_keys(self) -> tuple[str, ...] | None:
+        """Keys that there may not be."""
+        return None if self.rules.omitted is None else tuple(self.rules.omitted)
+
+    def check_allowed_key(self, key: Key) -> None:
+        """Check that a key, or the first part of a path, may be used.
+
+        Raises:
+            CheckpointKeyError: It is omitted, or not among the allowed keys.
+            TypeError: It is no key at all.
+        """
+        self.rules.path(key, self._known_keys)
+
+    def _known_keys(self) -> list[str] | None:
+        """Return the keys there are; None if that took blocking where it must not."""
+        if self._session is not None:
+            return self._session.names.keys()
+        try:
+            with self.using() as engine:
+                return engine.keys()
+        except CheckpointerUsageError:
+            return None
+
+    @abstractmethod
+    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
+        """Open the store of a file of this kind."""
+
+    def _check_file(self, file: Any) -> Any:
+        if isinstance(file, str | os.PathLike):
+            return Path(file).absolute()  # the working directory may change until it is opened
+        if not hasattr(file, "read"):
+            message = f"{type(self).__name__} takes a path or an open binary file, not {file!r}"
+            raise ConfigError(message)
+        check_stream(file)
+        return file
+
+    def open_checkpoint_file(self, chk: Any) -> Store:
+        """Open a file of this kind, and return what `close_checkpoint_file` takes. `with` does both."""
+        self.check_blocking(is_open=False)
+        return self._open_store(self._check_file(chk), one_thread())
+
+    def close_checkpoint_file(self, stream: Store) -> None:
+        """Flush what `open_checkpoint_file` has opened, and close it; a file that came open stays open."""
+        self.check_blocking(is_open=False)
+        try:
+            Engine(stream, self.place, None).commit(one_thread())
+        finally:
+            stream.close()
+
+    def _open_store(self, file: Any, work: JobContext) -> Store:
+        if isinstance(file, Path):
+            return self._open_location(FileLocation(file, self._disk, rewrite=self._rewrite), work)
+        check_stream(file)
+        return FileObjectStore(file, lambda location: self._open_location(location, work), self._rewrite)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the file is open, in either mode."""
+        return self._engine is not None or self._session is not None
+
+    @property
+    def stream(self) -> Store | None:
+        """What the blocking mode has opened, or None."""
+        return self._engine.store if self._engine is not None else None
+
+    def __enter__(self) -> Self:
+        """Open the file, unless it is open.
+
+        Raises:
+            CheckpointerUsageError: A loop runs in this thread, or the file is open in the other mode.
+            CorruptCheckpointError: The file is damaged.
+            OSError: It cannot be read.
+        """
+        self.check_blocking()
+        with self._lock:
+            if self._depth == 0:
+                self._mode = "blocking"
+                try:
+                    store = self._open_store(self.checkpoint_file, one_thread())
+                except BaseException:
+                    self._mode = None
+                    raise
+                self._process = os.getpid()
+                self._engine = Engine(store, self.place, self._serializer)
+            self._depth += 1
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Flush and close the file, if this is the outermost block; also when the block raised."""
+        self.check_blocking()
+        with self._lock:
+            if self._engine is None:
+                message = f"{self!r} is not open: it was never entered by `with`, or has been left"
+                raise CheckpointerUsageError(message)
+            self._depth -= 1
+            if self._depth:
+                return
+            engine, self._engine, self._mode = self._engine, None, None
+            try:
+                engine.commit(one_thread())
+            except Exception as failure:
+                if error is None:
+                    raise
+                error.add_note(f"asyncckpt: {self.place} could not be flushed: {failure}")
+            finally:
+                engine.store.close()
+
+    async def __aenter__(self) -> AsyncCheckpointer:
+        """Open the file, unless it is open, and return its asynchronous view.
+
+        Raises:
+            CheckpointerUsageError: The file is open in the other mode, or on another loop.
+            CorruptCheckpointError: The file is damaged.
+            OSError: It cannot be read.
+        """
+        if self._mode == "blocking":
+            message = f"{self!r} is open in blocking mode: leave its `with` before entering `async with`"
+            raise CheckpointerUsageError(message)
+        while True:
+            session = self._session
+            if session is None:
+                self._mode = "async"
+                session = self._session = self._new_session()
+            try:
+                is_entered = await session.enter()
+            finally:
+                self._forget(session)
+            if is_entered:
+                return AsyncCheckpointer(f"{type(self).__name__} {self.place}", self.rules, session)
+
+    def _new_session(self) -> Session:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            self._mode = None
+            message = f"{self!r}: the asynchronous view runs on asyncio (stock or uvloop) only"
+            raise CheckpointerUsageError(message) from None
+        return Session(
+            lambda work: Engine(self._open_store(self.checkpoint_file, work), self.place, self._serializer),
+            self.place,
+            self._max_staged_nbytes,
+        )
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Flush and close the file, if this is the outermost block; also when the block raised."""
+        session = self._session
+        if session is None:
+            message = f"{self!r} is not open: it was never entered by `async with`, or has been left"
+            raise CheckpointerUsageError(message)
+        try:
+            await session.leave(error)
+        finally:
+            self._forget(session)
+
+    def _forget(self, session: Session) -> None:
+        if session.is_over and self._session is session:
+            self._session = None
+            self._mode = None
+
+    @contextmanager
+    def using(self) -> Iterator[Engine]:
+        """Give the engine to one access, which opens and closes the file by itself outside any block."""
+        self.check_blocking()
+        with self._lock, self:
+            assert self._engine is not None  # noqa: S101 - it was made by entering
+            yield self._engine
+
+    def check_blocking(self, *, is_open: bool = True) -> None:
+        """Check that the blocking mode may be used here and now."""
+        if is_open and self._mode == "async":
+            message = f"{self!r} is open in asynchronous mode: use the view that `async with` gave, or leave it first"
+            raise CheckpointerUsageError(message)
+        if _is_loop_running():
+            message = f"{self!r}: blocking access on a running loop would stop it: use `async with`"
+            raise CheckpointerUsageError(message)
+        if self._depth and self._process != os.getpid():
+            message = f"{self!r} was opened by the parent process: a forked child may not use it; make one of its own"
+            raise CheckpointerUsageError(message)
+
+
+def _key_set(name: str, keys: Iterable[str] | None) -> dict[str, None] | None:
+    if keys is None:
+        return None
+    if isinstance(keys, str) or not isinstance(keys, Iterable):
+        message = f"{name} is a collection of str, not {keys!r}"
+        raise ConfigError(message)
+    found = dict.fromkeys(keys)
+    for key in found:
+        if not isinstance(key, str):
+            message = f"{name} holds {key!r}, and keys are str"
+            raise ConfigError(message)
+    return found
+
+
+def one_thread() -> JobContext:
+    """Return the work of one thread alone."""
+    return JobContext()
+
+
+def _is_loop_running() -> bool:
+    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop raises, which costs more
+        return True
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_run()

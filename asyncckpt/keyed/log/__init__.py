@@ -1,0 +1,1 @@
+"""The msgpack kind: a log of records."""

@@ -1,0 +1,336 @@
+"""The records of a msgpack file of keys, as bytes (docs/format.md has them byte by byte).
+
+1. A record is a head, a map that says what it is; of a value, its body; and a tail: the digests of the body's blocks,
+   and one of the head and these digests together.
+2. A body is what `state.msgpack` is: an index, padding and payload, counted from its own beginning. That of a value
+   with large arrays begins on a page; a small one is the index and one `bin`.
+3. Nothing in a head is believed before the tail has confirmed it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+import xxhash
+
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord, digest_bytes
+from asyncckpt.disk.plan import align
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.keyed.stored_value import Place
+from asyncckpt.keyed.values import flat_names, nested_names, runs_of
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.state.index import IndexEncoder, Segment
+
+if TYPE_CHECKING:
+    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.runtime.pacing import Pacer
+
+VERSION: Final = 1
+MIN_PADDING_NBYTES: Final = 2
+_ID_NBYTES: Final = 16
+_MAX_HEAD_NBYTES: Final = 1 << 18
+_WINDOW_NBYTES: Final = 1 << 20
+_ERRORS: Final = "surrogatepass"
+_TAIL_NBYTES: Final = 6 + 2 + DIGEST_NBYTES  # without the digests: an array of two, a bin32, a bin8
+_RETRIES: Final = 20
+_SECTOR_NBYTES: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Where a record lies; if it is one of a value, where that lies."""
+
+    offset: int
+    end: int
+    place: Place | None
+    names: Names
+    head_nbytes: int = 0
+    is_aligned: bool = False
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _pack(head: dict[str, object]) -> bytes:
+    packed: bytes = msgpack.packb(head, unicode_errors=_ERRORS)
+    return packed
+
+
+def file_head(file_id: bytes) -> bytes:
+    """Return the head that a file begins with."""
+    return _pack({"asyncckpt": "keyed", "version": VERSION, "features": [], "id": file_id})
+
+
+def commit_head(file_id: bytes, offset: int) -> bytes:
+    """Return the head of a commit at an offset."""
+    return _pack({"asyncckpt": "commit", "id": file_id, "at": offset})
+
+
+def delete_head(key: str) -> bytes:
+    """Return the head of a deletion."""
+    return _pack({"asyncckpt": "delete", "key": key})
+
+
+def set_head(key: str, names: Names, index_nbytes: int, nbytes: int, *, is_aligned: bool) -> bytes:
+    """Return the head of a value."""
+    place = {"index": index_nbytes, "nbytes": nbytes, "aligned": is_aligned}
+    return _pack({"asyncckpt": "set", "key": key, "names": flat_names(names), **place})
+
+
+def tail(head: bytes, digests: bytes) -> bytes:
+    """Return the tail of a record."""
+    digest = xxhash.xxh3_128_digest(head + digests)
+    return b"\x92\xc6" + len(digests).to_bytes(4, "big") + digests + bytes((0xC4, DIGEST_NBYTES)) + digest
+
+
+def padding(offset: int) -> bytes:
+    """Return the `bin` of zeros that ends on a page."""
+    nbytes = align(offset + MIN_PADDING_NBYTES, PAGE_NBYTES) - offset
+    if nbytes <= 2 + 0xFF:
+        return bytes((0xC4, nbytes - 2)) + bytes(nbytes - 2)
+    return b"\xc5" + (nbytes - 3).to_bytes(2, "big") + bytes(nbytes - 3)
+
+
+def small_body(value: CapturedValue, pacer: Pacer) -> tuple[list[bytes], int, FileRecord]:
+    """Return the body of a small value, in chunks; the length of its index; and its size and digests."""
+    index = value.index
+    encoder = IndexEncoder(index, pacer)
+    sizes = [(number, meta.nbytes) for number, meta in enumerate(index.arrays) if meta.nbytes]
+    index_nbytes = encoder.nbytes(len(sizes))
+    segments = []
+    offset = index_nbytes + 5
+    for number, nbytes in sizes:
+        segments.append(Segment(number, offset, nbytes))
+        offset += nbytes
+    chunks = encoder.encode(segments)
+    if sizes:
+        chunks.append(b"\xc6" + (offset - index_nbytes - 5).to_bytes(4, "big"))
+        chunks += [run.tobytes() for number, _ in sizes for run in runs_of(value, number)]
+    return chunks, index_nbytes, digest_bytes(b"".join(chunks))
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Log:
+    """What a file holds."""
+
+    file_id: bytes
+    commit: bytes = b""
+    """The record of the last commit."""
+    end: int = 0
+    """Where it ends."""
+    live: dict[str, Record] = field(default_factory=dict)
+    has_tail: bool = False
+
+
+class _UnreadableError(Exception):
+    """There is no whole record at this place."""
+
+
+def read_range(fd: int, offset: int, nbytes: int) -> bytes:
+    """Read bytes of a file: all of them, or up to its end."""
+    found = bytearray()
+    while len(found) < nbytes:
+        chunk = os.pread(fd, nbytes - len(found), offset + len(found))
+        if not chunk:
+            break
+        found += chunk
+    return bytes(found)
+
+
+def scan(fd: int, name: str, pacer: Pacer) -> Log | None:
+    """Read the records of a file, without their bodies; None if it is empty.
+
+    Raises:
+        CorruptCheckpointError: There is damage before the last commit, or the file is something else.
+        UnsupportedFormatError: A later release wrote it.
+    """
+    if os.fstat(fd).st_size == 0:
+        return None
+    reader = _Reader(fd)
+    try:
+        head, record = reader.read(0)
+    except _UnreadableError as error:
+        raise _corrupt(name, 0, f"it is not a file of asyncckpt's: {error}") from error
+    if head.get("asyncckpt") != "keyed":
+        raise _corrupt(name, 0, "it does not begin as a file of keys does")
+    missing = head.get("features")
+    if head.get("version") != VERSION or missing:
+        message = f"{name} has version {head.get('version')!r} and the features {missing!r}: use a later release"
+        raise UnsupportedFormatError(message)
+    log = Log(head.get("id", b""), end=record.end)
+    if type(log.file_id) is not bytes or len(log.file_id) != _ID_NBYTES:
+        raise _corrupt(name, 0, "its head is damaged")
+    _replay(log, reader, record.end, name, pacer)
+    if log.end == record.end:  # it got its name when its first commit was durable
+        raise _corrupt(name, record.end, "its first commit is damaged")
+    log.has_tail = os.fstat(fd).st_size > log.end
+    return log
+
+
+def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> None:
+    """Read the records from an offset on, up to the last commit."""
+    staged: list[tuple[dict[str, Any], Record]] = []
+    tries = 0
+    while True:
+        pacer.pause()
+        try:
+            head, record = reader.read(offset)
+        except _UnreadableError as error:
+            if offset >= reader.nbytes or not (
+                _is_damaged_commit(reader, log.file_id, offset) or _find_commit(reader.fd, log.file_id, offset)
+            ):
+                return
+            # A writer may be at work just there, and have committed meanwhile.
+            tries += 1
+            if tries > _RETRIES:
+                raise _corrupt(name, offset, str(error)) from error
+            reader = _Reader(reader.fd)
+            continue
+        if head["asyncckpt"] == "commit":
+            if head["id"] != log.file_id or head["at"] != offset:
+                raise _corrupt(name, offset, "a commit of another file, or of another place")
+            _apply(log, staged, name)
+            log.commit, log.end, staged = reader.bytes_at(offset, record.end - offset), record.end, []
+        else:
+            staged.append((head, record))
+        offset = record.end
+
+
+def _apply(log: Log, staged: list[tuple[dict[str, Any], Record]], name: str) -> None:
+    for head, record in staged:
+        if head["asyncckpt"] == "set":
+            log.live[head["key"]] = record
+        elif head["asyncckpt"] != "delete":
+            raise _corrupt(name, record.offset, "there is another file's beginning")
+        elif log.live.pop(head["key"], None) is None:
+            raise _corrupt(name, record.offset, f"it deletes {head['key']!r}, which is not there")
+
+
+class _Reader:
+    """Reads records' heads and tails."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.nbytes = os.fstat(fd).st_size
+        self._begin = 0
+        self._window = b""
+
+    def read(self, offset: int) -> tuple[dict[str, Any], Record]:
+        """Read the record at an offset."""
+        head, head_nbytes = self._head(offset)
+        kind = head.get("asyncckpt")
+        encoded = self.bytes_at(offset, head_nbytes)
+        if kind != "set":
+            if kind not in _FIELDS or not _has_fields(head, _FIELDS[kind]):
+                raise _UnreadableError("there is no record")
+            end = self._check_tail(encoded, offset + head_nbytes, 0)[1]
+            return head, Record(offset, end, None, None)
+        if not _has_fields(head, _FIELDS["set"]):
+            raise _UnreadableError("the head of a record is damaged")
+        index_nbytes, nbytes, is_aligned = head["index"], head["nbytes"], head["aligned"]
+        begin = offset + head_nbytes
+        if is_aligned:
+            begin = align(begin + MIN_PADDING_NBYTES, PAGE_NBYTES)
+        if not 0 < index_nbytes <= nbytes <= self.nbytes - begin:
+            raise _UnreadableError(f"a record of {nbytes} bytes is not whole")
+        digests, end = self._check_tail(encoded, begin + nbytes, -(-nbytes // DIGEST_BLOCK_NBYTES))
+        place = Place(begin, index_nbytes, FileRecord(nbytes, digests))
+        return head, Record(offset, end, place, nested_names(head["names"]), head_nbytes, is_aligned)
+
+    def _head(self, offset: int) -> tuple[dict[str, Any], int]:
+        if offset >= self.nbytes:
+            raise _UnreadableError("the file ends")
+        for nbytes in (1 << 12, _MAX_HEAD_NBYTES):
+            unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, strict_map_key=False, max_buffer_size=nbytes)
+            unpacker.feed(self.bytes_at(offset, nbytes))
+            try:
+                head = unpacker.unpack()
+            except msgpack.exceptions.OutOfData:
+                continue
+            except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
+                raise _UnreadableError(f"there is no record: {error!r:.200}") from error
+            if type(head) is not dict or type(head.get("asyncckpt")) is not str:
+                break
+            return head, unpacker.tell()
+        raise _UnreadableError("there is no record")
+
+    def _check_tail(self, head: bytes, offset: int, blocks: int) -> tuple[bytes, int]:
+        """Return the digests that a tail holds, and where it ends, if it fits the head."""
+        nbytes = _TAIL_NBYTES + blocks * DIGEST_NBYTES
+        if nbytes > self.nbytes - offset:
+            raise _UnreadableError("a record is not whole")
+        found = self.bytes_at(offset, nbytes)
+        digests = found[6 : 6 + blocks * DIGEST_NBYTES]
+        if found != tail(head, digests):
+            raise _UnreadableError("the digest of a record does not match")
+        return digests, offset + nbytes
+
+    def bytes_at(self, offset: int, nbytes: int) -> bytes:
+        """Return bytes of the file, or fewer at its end."""
+        at = offset - self._begin
+        if at < 0 or at + nbytes > len(self._window):
+            wanted = max(nbytes, _WINDOW_NBYTES)
+            self._window = read_range(self.fd, offset, min(wanted, max(self.nbytes - offset, 0)))
+            self._begin = offset
+            at = 0
+        return self._window[at : at + nbytes]
+
+
+_FIELDS: Final[dict[Any, dict[str, type]]] = {
+    "keyed": {"version": int, "features": list, "id": bytes},
+    "commit": {"id": bytes, "at": int},
+    "delete": {"key": str},
+    "set": {"key": str, "names": object, "index": int, "nbytes": int, "aligned": bool},
+}
+
+
+def _has_fields(head: dict[str, Any], fields: dict[str, type]) -> bool:
+    return all(name in head and (type_ is object or type(head[name]) is type_) for name, type_ in fields.items())
+
+
+def _is_damaged_commit(reader: _Reader, file_id: bytes, offset: int) -> bool:
+    """Tell whether a commit at an offset was damaged: what a crash leaves of each of its sectors is all, or zeros."""
+    head = commit_head(file_id, offset)
+    right = head + tail(head, b"")
+    found = reader.bytes_at(offset, len(right))
+    if len(found) < len(right):
+        return False
+    cuts = [0, *range(_SECTOR_NBYTES - offset % _SECTOR_NBYTES, len(right), _SECTOR_NBYTES), len(right)]
+    sectors = [slice(*pair) for pair in pairwise(cuts)]
+    is_torn = all(found[each] == right[each] or not any(found[each]) for each in sectors)
+    wrong = sum(one != other for one, other in zip(found, right, strict=True))
+    return not is_torn and wrong <= len(right) // 2
+
+
+def _find_commit(fd: int, file_id: bytes, offset: int) -> bool:
+    """Tell whether a commit of this file lies behind an offset."""
+    mark = commit_head(file_id, 0)[:-1]  # up to the offset, whose length varies
+    reader = _Reader(fd)
+    at = offset + 1
+    held = b""
+    while chunk := read_range(fd, at, _WINDOW_NBYTES):
+        data = held + chunk
+        start = data.find(mark)
+        while start >= 0:
+            place = at - len(held) + start
+            try:
+                head, _ = reader.read(place)
+            except _UnreadableError:
+                head = {}
+            if head.get("at") == place:
+                return True
+            start = data.find(mark, start + 1)
+        held = data[-len(mark) :]
+        at += len(chunk)
+    return False
+
+
+def _corrupt(name: str, offset: int, reason: str) -> CorruptCheckpointError:
+    return CorruptCheckpointError(f"{name}: damaged at byte {offset}: {reason}", file=name)

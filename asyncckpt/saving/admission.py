@@ -1,0 +1,338 @@
+"""From a call of `save` to a place in the queue.
+
+1. A step is reserved when `save` is called, and free again if `save` raises.
+2. Saves are taken in one at a time, in the order of the calls, so that at most one state is encoded beyond the budget.
+3. A cancellation counts until the state is captured; then the save is queued and returned without another await. If it
+   counts, nothing is queued, and no thread looks at the caller's arrays any more when it is raised.
+4. A small state is captured on the spot: a thread hop would cost more than the copy.
+5. A state beyond the budget is queued uncaptured, in its turn, and copied block by block while it is written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
+from asyncckpt.documents import encode_training_info, normalize_training_info, run_config_bytes
+from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
+from asyncckpt.formats.base import find_format
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.context import JobContext
+from asyncckpt.saving.handle import SaveHandle
+from asyncckpt.saving.tracking import SaveState, SaveTracker
+from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
+from asyncckpt.state.capture import Capture, staged_nbytes
+from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
+from asyncckpt.state.tree import flatten
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asyncckpt.config import Settings
+    from asyncckpt.runtime.buffers import BufferPool
+    from asyncckpt.runtime.jobs import Jobs
+    from asyncckpt.runtime.warming import PoolWarmer
+    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.metric import MetricWatch
+    from asyncckpt.state.flat import FlatState
+
+_NO_TRAINING_INFO: Final = encode_training_info({})
+
+
+class SaveRequest(NamedTuple):
+    """What a caller wants saved; see `CheckpointManager.save`."""
+
+    step: int
+    state: object
+    training_info: Mapping[str, object] | None
+    run_config: object
+    overwrite: bool
+    frozen: bool
+
+
+class _Mode(Enum):
+    """How a state is captured."""
+
+    INLINE = auto()
+    """Copied on the loop's thread: it is small."""
+    STAGED = auto()
+    """Copied into buffers, in threads."""
+    FROZEN = auto()
+    """Written from where it is: the caller does not change it."""
+    STREAMED = auto()
+    """Copied block by block while it is written: the budget does not hold it."""
+
+
+def encode_documents(
+    step: int, training_info: Mapping[str, object] | None, run_config: object, metric: MetricWatch, *, callers: int
+) -> dict[str, bytes]:
+    """Encode the small files of a checkpoint, and warn if it lacks the metric.
+
+    The warning names the line that lies `callers` functions of ours above.
+
+    Raises:
+        UnsupportedLeafError: A value cannot be written; names its path.
+        MetricMissingError: The metric is missing, and required.
+    """
+    plain = {} if training_info is None else normalize_training_info(training_info)
+    documents = {TRAINING_INFO_NAME: encode_training_info(plain) if plain else _NO_TRAINING_INFO}
+    if run_config is not None:
+        documents[CONFIG_NAME] = run_config_bytes(run_config)
+    if (lack := metric.check(step, plain)) is not None:
+        warnings.warn(lack, CheckpointWarning, stacklevel=callers + 2)
+    return documents
+
+
+class Admission:
+    """Takes saves in. Used on the loop's thread only."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
+        self,
+        settings: Settings,
+        writer: Writer,
+        jobs: Jobs,
+        catalog: Catalog,
+        pool: BufferPool,
+        metric: MetricWatch,
+        warmer: PoolWarmer,
+    ) -> None:
+        self._settings = settings
+        self._metric = metric
+        self._writer = writer
+        self._jobs = jobs
+        self._catalog = catalog
+        self._pool = pool
+        self._turn = asyncio.Lock()
+        self._warmer = warmer
+        self._is_streaming = False
+        self._has_staged = False
+
+    def reserve(self, step: int, *, overwrite: bool) -> int:
+        """Reserve a step, and return the latest one in flight.
+
+        Raises:
+            StepExistsError: It is committed or in flight, and may not be overwritten; or its pending directory is being
+                filled by a caller.
+        """
+        if step in self._writer.begun:
+            message = f"step {step} has a pending directory that is being filled: finalize_checkpoint() it first"
+            raise StepExistsError(message, step=step)
+        if not overwrite and step in self._writer.in_flight:
+            message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
+            raise StepExistsError(message, step=step)
+        self._check_absent(step, overwrite=overwrite)
+        self._writer.reserve_step(step)
+        return max(self._writer.in_flight)
+
+    async def save(self, request: SaveRequest) -> SaveHandle:
+        """Take a save in; see `CheckpointManager.save`."""
+        tracker = SaveTracker(step := request.step)
+        documents = encode_documents(step, request.training_info, request.run_config, self._metric, callers=2)
+        latest = self.reserve(step, overwrite=request.overwrite)
+        if self._is_streaming and self._settings.overflow == "skip":
+            self._writer.free_step(step)
+            return SaveHandle.skipped(step)
+        item = None
+        try:
+            async with self._turn:
+                self._writer.check_open()
+                await self._writer.take_directory()
+                self._check_absent(step, overwrite=request.overwrite)
+                self._warn_if_below(step, latest)
+                item = await self._capture(tracker, request.state, documents, frozen=request.frozen)
+                if item is not None and item.streams:
+                    await self._stream(item)
+        finally:
+            if item is None:
+                self._writer.free_step(step)
+        if item is None:
+            return SaveHandle.skipped(step)
+        tracker.time("blocked")
+        return SaveHandle(tracker)
+
+    def save_nowait(self, request: SaveRequest) -> SaveHandle:
+        """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
+        tracker = SaveTracker(step := request.step)
+        documents = encode_documents(step, request.training_info, request.run_config, self._metric, callers=2)
+        flat = flatten_inline(request.state)
+        if flat is None:
+            message = (
+                f"step {step}: the state has more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes: use await save()"
+            )
+            raise ValueError(message)
+        latest = self.reserve(step, overwrite=request.overwrite)
+        try:
+            self._warn_if_below(step, latest)
+            if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):
+                self._writer.free_step(step)
+                return SaveHandle.skipped(step)
+            if request.frozen:
+                capture = Capture.live(flat, is_frozen=True)
+            else:
+                capture = Capture.staged(flat, None, _on_the_loop())
+            self._queue(tracker, capture, documents)
+        except BaseException:
+            self._writer.free_step(step)
+            raise
+        tracker.time("blocked")
+        return SaveHandle(tracker)
+
+    async def prewarm(self, state: object) -> None:
+        """Make ready what the first save of such a state would have to make; see `CheckpointManager.prewarm`."""
+        await self._jobs.run_in_context(1, _prewarm, state, self._settings, self._pool)
+
+    def _make_room(self, step: int, nbytes: int) -> bool:
+        """Make room without waiting; return whether the save may go on, or is to be skipped."""
+        if not self._turn.locked():
+            if not self._writer.has_room(nbytes) and self._settings.overflow == "replace":
+                self._writer.replace_waiting()
+            if self._writer.has_room(nbytes):
+                return True
+        if self._settings.overflow == "skip":
+            return False
+        message = f"step {step}: the queue or its budget is full, or a save is being taken in: use await save()"
+        raise QueueFullError(message)
+
+    # --- steps of a save ----------------------------------------------------------------------------------------------
+
+    def _check_absent(self, step: int, *, overwrite: bool) -> None:
+        """Refuse a committed step; asked again when the directory was taken over, which may have held it."""
+        if not overwrite and step in self._catalog:
+            message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
+            raise StepExistsError(message, step=step)
+
+    async def _capture(
+        self, tracker: SaveTracker, state: object, documents: Mapping[str, bytes], *, frozen: bool
+    ) -> QueuedSave | None:
+        """Wait for room, copy the state and queue it; None if it is to be skipped."""
+        if self._settings.overflow == "skip" and self._writer.waiting_saves >= MAX_WAITING_SAVES:
+            return None
+        flat = flatten_inline(state)
+        mode = _Mode.STAGED if flat is None else _Mode.INLINE
+        if flat is None:
+            flat = await self._jobs.run_in_context(0, _flatten_in_thread, state)
+        nbytes = flat.encoded_nbytes + flat.array_nbytes
+        budget = self._settings.max_staged_nbytes
+        if frozen:
+            mode = _Mode.FROZEN
+        elif nbytes > budget:
+            mode = _Mode.STREAMED
+        needed = flat.encoded_nbytes if mode is _Mode.STREAMED else nbytes
+        if not self._writer.has_room(needed):
+            if self._settings.overflow == "skip" and nbytes <= budget:
+                return None
+            if self._settings.overflow == "replace" and nbytes <= budget:
+                self._writer.replace_waiting()
+            await self._writer.wait_for_room(needed)
+        if mode is _Mode.STAGED:
+            self._warmer.stop()
+            capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
+        elif mode is _Mode.INLINE:
+            capture = Capture.staged(flat, None, _on_the_loop())
+        else:
+            capture = Capture.live(flat, is_frozen=frozen)
+        item = self._queue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
+        self._warm_once(mode, capture.nbytes)
+        return item
+
+    def _warm_once(self, mode: _Mode, nbytes: int) -> None:
+        """Make memory ready when the first state has been staged, for one that comes while that is being written."""
+        if mode is _Mode.STAGED and not self._has_staged:
+            self._has_staged = True
+            self._warmer.warm(nbytes)
+
+    def _queue(
+        self, tracker: SaveTracker, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False
+    ) -> QueuedSave:
+        try:
+            self._writer.check_open()
+        except BaseException:
+            capture.give_back()
+            raise
+        tracker.captured_nbytes = capture.nbytes
+        item = QueuedSave(tracker=tracker, capture=capture, documents=documents, streams=streams)
+        self._writer.enqueue(item)
+        return item
+
+    async def _stream(self, item: QueuedSave) -> None:
+        """Wait until the writer has copied the last block of a state that the budget does not hold."""
+        tracker = item.tracker
+        self._is_streaming = True
+        try:
+            with tracker.waiting():  # if it fails, this call will say so
+                await item.captured.wait()
+        except asyncio.CancelledError:
+            if not item.captured.is_set():
+                self._writer.withdraw(item)
+                await _wait_through_cancellation(tracker)
+            if not item.captured.is_set() or tracker.state not in (SaveState.WRITING, SaveState.COMMITTED):
+                raise
+            _cancel_again()  # it came too late to count here, and counts at the caller's next await
+        finally:
+            self._is_streaming = False
+        if tracker.state is SaveState.FAILED:
+            await SaveHandle(tracker)  # raises: nothing was saved, and the caller learns it here
+
+    def _warn_if_below(self, step: int, latest: int) -> None:
+        latest = max(latest, self._catalog.latest() or 0)
+        if step < latest:
+            message = (
+                f'step {step} is saved below the latest, step {latest}, which `load("latest")` goes on returning: if'
+                " this run starts again from an earlier step, remove the later ones with `delete`"
+            )
+            warnings.warn(message, CheckpointWarning, stacklevel=4)
+
+
+def _flatten_in_thread(state: object, context: JobContext) -> FlatState:
+    with young_collections_only():
+        return flatten(state, pacer=context.pacer)
+
+
+def _prewarm(state: object, settings: Settings, pool: BufferPool, context: JobContext) -> None:
+    find_format(settings.format)
+    nbytes = staged_nbytes(_flatten_in_thread(state, context), context.pacer)
+    if nbytes > settings.max_staged_nbytes:
+        return  # it will be streamed, through a few buffers of its own
+    buffers = pool.take(nbytes)
+    try:
+        context.run(lambda buffer: buffer.fill(0), buffers)  # a page is the system's to give until it is touched
+    finally:
+        pool.give(buffers)
+
+
+def _stage(flat: FlatState, pool: BufferPool, context: JobContext) -> Capture:
+    with young_collections_only():
+        return Capture.staged(flat, pool, context)
+
+
+def _on_the_loop() -> JobContext:
+    """Return the context of work that is small enough for the loop's own thread."""
+    return JobContext(yields=False)
+
+
+def _cancel_again() -> None:
+    """Deliver a cancellation once more, at the task's next await, unless whoever asked for it takes it back before.
+
+    An `asyncio.timeout` around nothing but the save is over by then, and so may be the task.
+    """
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - it was cancelled
+    requests = task.cancelling()
+
+    def deliver() -> None:
+        if task.cancelling() >= requests:
+            task.uncancel()
+            task.cancel()
+
+    task.get_loop().call_soon(deliver)
+
+
+async def _wait_through_cancellation(tracker: SaveTracker) -> None:
+    while not tracker.is_done:
+        try:
+            await tracker.wait()
+        except asyncio.CancelledError:
+            continue

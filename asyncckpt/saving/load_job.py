@@ -1,0 +1,267 @@
+"""The job that reads a checkpoint, in a worker thread, to its end.
+
+1. Everything is verified before it is used: the manifest by its own digest, then the blocks that hold the index, then
+   those of the arrays while they are filled. Only a lazy load leaves the arrays' blocks to whoever touches them.
+2. A template is checked against the index before the first byte of an array is read.
+3. The directory is opened once. If another process swapped or deleted the checkpoint meanwhile, it is tried again, as
+   often as that happens: what is said of a checkpoint is said of one that was there from beginning to end.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint
+from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing, step_of
+from asyncckpt.disk.listing import locate
+from asyncckpt.disk.names import MANIFEST_NAME, TRAINING_INFO_NAME
+from asyncckpt.documents import parse_training_info
+from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
+from asyncckpt.formats.array_targets import fresh_array, map_arrays, targets_in_runs
+from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.saving.catalog import LoadedCheckpoint
+from asyncckpt.state.build import Builder
+from asyncckpt.state.index import Index, Segment, decode_index, find_contents
+from asyncckpt.state.selection import Selection
+from asyncckpt.state.walk import ABSENT, Survey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.runtime.context import JobContext
+    from asyncckpt.runtime.pacing import Pacer
+
+
+ResultT = TypeVar("ResultT")
+
+
+class LoadRequest(NamedTuple):
+    """What is wanted of a checkpoint."""
+
+    template: object = ABSENT
+    in_place: bool = False
+    select: str | Iterable[str] | None = None
+    lazy: bool = False
+
+
+class Loaded(NamedTuple):
+    """What came of it."""
+
+    checkpoint: LoadedCheckpoint
+    unknown_types: dict[str, str]
+    """Names of types that came back as plain data, each with the path of its first object."""
+    staged_nbytes: int = 0
+    """Memory that a copy of the state would take, in bytes: its arrays lie on the same boundaries in a file. 0 if only
+    parts of it were loaded."""
+
+
+def load_checkpoint(root: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
+    """Load one checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: There is none for this step.
+        CorruptCheckpointError: It is damaged.
+        UnsupportedFormatError: A later release wrote it.
+        StateMismatchError: The template does not fit.
+        CheckpointKeyError: Nothing is selected.
+        Stopped: The job was asked to stop.
+    """
+    return _with_retry(partial(_find, root, step), step, lambda path: _load(path, step, request, context))
+
+
+def load_directory(path: Path, request: LoadRequest, context: JobContext) -> Loaded:
+    """Load the checkpoint that a directory is, wherever it lies and whatever it is called.
+
+    Raises:
+        CheckpointNotFoundError: It is none.
+        CheckpointError: As `load_checkpoint`.
+    """
+    path = Path(os.path.realpath(path))
+    step = step_of(path)
+    if step is None:
+        raise _no_checkpoint(path)
+
+    def find() -> Path:
+        if step_of(path) is None:
+            raise _no_checkpoint(path)
+        return path
+
+    return _with_retry(find, step, lambda found: _load(found, step, request, context))
+
+
+def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
+    if path.is_file():
+        reason = describe_checkpoint(path.parent) or "it is a file, and the directory of a checkpoint is needed"
+    elif not path.exists():
+        reason = describe_missing(path)
+    else:
+        reason = f"there is no {MANIFEST_NAME} in it{describe_absence(path)}"
+    return CheckpointNotFoundError(f"{path} is no checkpoint: {reason}")
+
+
+def verify_checkpoint(root: Path, step: int, context: JobContext) -> None:
+    """Read every file of a checkpoint and verify every bit of it, the structure of its index included.
+
+    Raises:
+        CheckpointNotFoundError: There is none for this step.
+        CorruptCheckpointError: It is damaged.
+        Stopped: The job was asked to stop.
+    """
+
+    def verify(path: Path) -> None:
+        with open_checkpoint(path, step) as reader:
+            for name in reader.manifest.files:
+                reader.verify(name, context)
+            if reader.manifest.index is not None:
+                index, _ = _read_index(reader, context.pacer)
+                Builder(index, context.pacer).survey()
+
+    _with_retry(partial(_find, root, step), step, verify)
+
+
+def _find(root: Path, step: int) -> Path:
+    path = locate(root, step)
+    if path is None:
+        message = f"step {step} is not committed in {root}{describe_absence(root, step)}"
+        raise CheckpointNotFoundError(message, step=step)
+    return path
+
+
+def _with_retry(find: Callable[[], Path], step: int, action: Callable[[Path], ResultT]) -> ResultT:
+    """Do something with a checkpoint; `find` returns its directory, or raises CheckpointNotFoundError."""
+    while True:
+        path = find()
+        before = _identity(path)
+        if before is None:
+            continue
+        try:
+            return action(path)
+        except (FileNotFoundError, CorruptCheckpointError) as error:
+            if _identity(find()) == before:
+                if isinstance(error, FileNotFoundError):
+                    raise CheckpointNotFoundError(f"step {step} is gone from {path.parent}", step=step) from error
+                if error.step is None:
+                    raise CorruptCheckpointError(f"step {step}: {error}", step=step) from error
+                raise
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """Tell one directory from the next, which may get the inode of one that was deleted; None if it is gone."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
+def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
+    pacer = context.pacer
+    with open_checkpoint(path, step) as reader, young_collections_only():
+        files = reader.manifest.files
+        info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
+        place = reader.manifest.index
+        if place is None:
+            message = (
+                f"step {step} holds files of the caller's own ({', '.join(files)}) and no state: open them below {path}"
+            )
+            raise CheckpointError(message)
+        index, segments = _read_index(reader, pacer)
+        builder = Builder(
+            index,
+            pacer,
+            template=request.template,
+            in_place=request.in_place,
+            selection=None if request.select is None else Selection.parse(request.select),
+        )
+        with LeafError.naming(step):
+            if builder.is_plain:
+                contents = find_contents(index.chunks, pacer) if request.lazy else set()
+                survey = Survey(arrays=set(range(len(index.arrays))), contents=contents)
+            else:
+                survey = builder.survey()
+            arrays = _read_arrays(reader, _Contents(index, segments, survey), request, context)
+            state = builder.build(arrays)
+    checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
+    is_whole = request.select is None and not request.lazy
+    return Loaded(
+        checkpoint=checkpoint,
+        unknown_types=builder.unknown_types,
+        staged_nbytes=files[place.file].nbytes - place.nbytes if is_whole else 0,
+    )
+
+
+def _read_info(reader: CheckpointReader) -> dict[str, Any]:
+    try:
+        return parse_training_info(reader.read_small(TRAINING_INFO_NAME))
+    except ValueError as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise reader.corrupt(TRAINING_INFO_NAME, f"cannot be read: {error}") from error
+
+
+def _read_index(reader: CheckpointReader, pacer: Pacer) -> tuple[Index, list[Segment]]:
+    place = reader.manifest.index
+    assert place is not None  # noqa: S101 - both callers have looked
+    data = reader.read_range(place.file, place.offset, place.nbytes)
+    return decode_index(data, file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
+
+
+class _Contents(NamedTuple):
+    """What an index says, and what of it is wanted."""
+
+    decoded: Index
+    segments: list[Segment]
+    survey: Survey
+
+
+def _read_arrays(
+    reader: CheckpointReader, contents: _Contents, request: LoadRequest, context: JobContext
+) -> dict[int, NDArray[Any]]:
+    """Fill the arrays that are needed, or map them."""
+    index, segments, survey = contents
+    assert reader.manifest.index is not None  # noqa: S101 - as above
+    with reader.open(reader.manifest.index.file) as file:
+        mapped = survey.arrays - survey.contents if request.lazy else set()
+        arrays = map_arrays(file.map(), index, segments, mapped) if mapped else {}
+        read = survey.arrays - mapped
+        for batch in context.pacer.batches(read):
+            for number in batch:
+                if number in survey.destinations:
+                    arrays[number] = survey.destinations[number][0]
+                elif not 0 < index.arrays[number].nbytes < PAGE_NBYTES:
+                    arrays[number] = fresh_array(index.arrays[number])
+        targets = targets_in_runs(index, segments, read, arrays, context.pacer) if read else []
+        is_whole = request.select is None and not request.lazy
+        begun: list[tuple[int, int]] = []
+        try:
+            file.read(targets, context, is_whole=is_whole, on_begin=lambda low, high: begun.append((low, high)))
+        except CorruptCheckpointError as error:
+            error.overwritten = _touched(segments, survey, begun)
+            if error.overwritten:
+                error.add_note(f"arrays overwritten by then: {', '.join(error.overwritten)}")
+            raise
+        for places in survey.destinations.values():
+            for other in places[1:]:
+                np.copyto(other, places[0])
+        return arrays
+
+
+def _touched(segments: list[Segment], survey: Survey, begun: list[tuple[int, int]]) -> tuple[str, ...]:
+    """Return the paths of the template's arrays that lie in the ranges which were being read."""
+    ends = [segment.offset + segment.nbytes for segment in segments]
+    touched = set()
+    for low, high in begun:
+        for segment in segments[bisect_left(ends, low + 1) :]:
+            if segment.offset >= high:
+                break
+            touched.add(segment.array)
+    return tuple(sorted(survey.paths[number] for number in touched if number in survey.destinations))
