@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import descriptors_below
+from helpers.support import descriptors_below
 
 from asyncckpt.disk import lock as lock_module
 from asyncckpt.disk.lock import acquire_file_lock, acquire_lock

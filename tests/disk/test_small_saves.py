@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support import FORMATS, save_to
+from helpers.support import FORMATS, save_to
 
 from asyncckpt.testing import FaultyDisk
 
@@ -56,7 +56,7 @@ def test_each_system_call_is_needed(tmp_path: Path, form: str) -> None:
 import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
-from support import save_to
+from helpers.support import save_to
 root = Path({str(tmp_path)!r})
 for step in range(3):
     if step == 2: os.path.exists("/begin")

@@ -10,9 +10,9 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from helpers.strategies import states
+from helpers.support import FORMATS, Color, Fixed, Params, Point, assert_same, canonical, save_to, verify
 from hypothesis import given, settings
-from strategies import states
-from support import FORMATS, Color, Fixed, Params, Point, assert_same, canonical, save_to, verify
 
 from asyncckpt.disk import manifest
 from asyncckpt.formats import msgpack as stream

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from support import canonical, load_from, verify
+from helpers.support import canonical, load_from, verify
 
 import asyncckpt
 from asyncckpt import _load_checkpoint_history

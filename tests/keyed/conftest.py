@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from kinds import FILES, KINDS, Place
+from helpers.kinds import FILES, KINDS, Place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

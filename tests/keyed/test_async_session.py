@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import Gate, turns
-from kinds import Place
-from support import own_threads
+from helpers.gates import Gate, turns
+from helpers.kinds import Place
+from helpers.support import own_threads
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import assert_same, held_by
+from helpers.support import assert_same, held_by
 
 import asyncckpt
 from asyncckpt.keyed import async_session

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 import pytest
-from kinds import Place
-from support import assert_same, canonical, descriptors_below
+from helpers.kinds import Place
+from helpers.support import assert_same, canonical, descriptors_below
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk

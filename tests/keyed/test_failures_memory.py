@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from leftovers import Traced, are_gone, failure_of, no_collections
+from helpers.leftovers import Traced, are_gone, failure_of, no_collections
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from kinds import Place
+    from helpers.kinds import Place
 
 MANY = dict.fromkeys(map(str, range(300)), 1)
 """More names than the index holds of one value: what is there is only known once the value was read."""

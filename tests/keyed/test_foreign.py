@@ -12,9 +12,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from helpers.support import assert_same, peak_nbytes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from support import assert_same, peak_nbytes
 
 import asyncckpt
 from asyncckpt.disk.ops import DiskOps

@@ -14,11 +14,11 @@ import h5py
 import msgpack
 import numpy as np
 import pytest
-import strategies
-from hdf5_stores import WORK, opened, put, read
+from helpers import strategies
+from helpers.hdf5_stores import WORK, opened, put, read
+from helpers.support import Params, assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import Params, assert_same
 
 import asyncckpt
 from asyncckpt.errors import (

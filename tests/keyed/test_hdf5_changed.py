@@ -8,8 +8,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from hdf5_stores import WORK, opened, put, read
-from support import assert_same, save_to
+from helpers.hdf5_stores import WORK, opened, put, read
+from helpers.support import assert_same, save_to
 
 import asyncckpt
 from asyncckpt.errors import (

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
-from hdf5_stores import WORK, opened, put, read
-from support import assert_same
+from helpers.hdf5_stores import WORK, opened, put, read
+from helpers.support import assert_same
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointError

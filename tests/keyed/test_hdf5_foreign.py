@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
-from hdf5_stores import WORK, opened, put, read
-from support import assert_same, save_to
+from helpers.hdf5_stores import WORK, opened, put, read
+from helpers.support import assert_same, save_to
 
 from asyncckpt.errors import CheckpointError, UntrustedFileError
 from asyncckpt.keyed.hdf5 import object_reader

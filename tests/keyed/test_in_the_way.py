@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from kinds import FILES, Place
+from helpers.kinds import FILES, Place
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from helpers.kinds import EXTENSIONS, KINDS, Place
+from helpers.strategies import states, texts
+from helpers.support import Color, Fixed, Params, Point, assert_same
 from hypothesis import given, settings
-from kinds import EXTENSIONS, KINDS, Place
-from strategies import states, texts
-from support import Color, Fixed, Params, Point, assert_same
 
 import asyncckpt
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
-from support import assert_same
+from helpers.support import assert_same
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk

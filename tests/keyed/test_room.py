@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from kinds import Place
+    from helpers.kinds import Place
 
 MIB = 1 << 20
 CODES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import Gate
-from kinds import FILES, KINDS, Place
+from helpers.gates import Gate
+from helpers.kinds import FILES, KINDS, Place
 
 import asyncckpt
 from asyncckpt import CheckpointerUsageError, FileLockedError

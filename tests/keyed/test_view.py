@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import Gate
-from support import assert_same, descriptors_below, own_threads
+from helpers.gates import Gate
+from helpers.support import assert_same, descriptors_below, own_threads
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
-    from kinds import Place
+    from helpers.kinds import Place
 
 
 async def contents(place: Place) -> dict[str, Any]:

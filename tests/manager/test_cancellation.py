@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import numpy as np
 import pytest
-from gates import Gate, HeldPool, gone, hold, turns
+from helpers.gates import Gate, HeldPool, gone, hold, turns
 
 import asyncckpt
 from asyncckpt import CheckpointManager

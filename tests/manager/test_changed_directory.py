@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import FORMATS
+from helpers.support import FORMATS
 
 from asyncckpt import CheckpointManager, SaveFailedError
 

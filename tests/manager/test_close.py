@@ -17,8 +17,8 @@ import anyio
 import numpy as np
 import pytest
 import uvloop
-from gates import Gate, HeldPool, hold, turns
-from support import descriptors_below, own_threads
+from helpers.gates import Gate, HeldPool, hold, turns
+from helpers.support import descriptors_below, own_threads
 
 from asyncckpt import (
     CheckpointManager,

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
-from gates import Gate, hold
+from helpers.gates import Gate, hold
 
 import asyncckpt
 from asyncckpt.saving import directory as listing

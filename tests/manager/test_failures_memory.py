@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import Gate, hold, turns
-from leftovers import Traced, are_gone, failure_of, no_collections
+from helpers.gates import Gate, hold, turns
+from helpers.leftovers import Traced, are_gone, failure_of, no_collections
 
 from asyncckpt import (
     CheckpointManager,

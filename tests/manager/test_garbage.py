@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from support import FORMATS
+from helpers.support import FORMATS
 
 from asyncckpt import CheckpointManager
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import hold, poke, turns
+from helpers.gates import hold, poke, turns
 
 from asyncckpt import CheckpointManager, SaveFailedError, SaveHandle
 from asyncckpt.saving.tracking import TRANSITIONS, SaveState, SaveTracker

@@ -13,8 +13,8 @@ import msgpack
 import numpy as np
 import pytest
 import xxhash
-from gates import Gate, hold, turns
-from support import FORMATS, assert_same, canonical, descriptors_below, load_from, save_to, verify
+from helpers.gates import Gate, hold, turns
+from helpers.support import FORMATS, assert_same, canonical, descriptors_below, load_from, save_to, verify
 
 from asyncckpt import (
     CheckpointManager,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
-from gates import hold
+from helpers.gates import hold
 
 import asyncckpt
 import asyncckpt.manager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import hold
+from helpers.gates import hold
 
 from asyncckpt import (
     CheckpointManager,

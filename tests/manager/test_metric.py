@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import FORMATS
+from helpers.support import FORMATS
 
 import asyncckpt
 from asyncckpt import CheckpointManager, CheckpointWarning, MetricMissingError

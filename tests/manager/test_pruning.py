@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from gates import hold, turns
+from helpers.gates import hold, turns
 
 from asyncckpt import CheckpointManager
 from asyncckpt.saving.pruning import MAX_WAITING

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import FORMATS, Color, Fixed, Params, Point, assert_same, canonical, load_from, peak_nbytes, save_to
+from helpers.support import (
+    FORMATS,
+    Color,
+    Fixed,
+    Params,
+    Point,
+    assert_same,
+    canonical,
+    load_from,
+    peak_nbytes,
+    save_to,
+)
 
 from asyncckpt import (
     CheckpointManager,

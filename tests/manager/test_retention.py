@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import hold
+from helpers.gates import hold
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk

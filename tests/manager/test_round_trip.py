@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.strategies import DTYPES, LAYOUTS, keys, make_array, states
+from helpers.support import FORMATS, assert_same, canonical, load_from, round_trip, save_to
 from hypothesis import given, settings
-from strategies import DTYPES, LAYOUTS, keys, make_array, states
-from support import FORMATS, assert_same, canonical, load_from, round_trip, save_to
 
 import asyncckpt
 from asyncckpt import CheckpointManager

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import yaml
-from gates import HeldPool, gone, hold, poke
+from helpers.gates import HeldPool, gone, hold, poke
 
 import asyncckpt
 import asyncckpt.runtime.memory

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import uvloop
-from gates import hold
+from helpers.gates import hold
 
 import asyncckpt
 from asyncckpt.saving import sigterm

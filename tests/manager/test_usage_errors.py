@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import numpy as np
 import pytest
 import trio
-from gates import hold
-from support import own_threads
+from helpers.gates import hold
+from helpers.support import own_threads
 
 import asyncckpt
 from asyncckpt import (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from gates import Gate, hold
+from helpers.gates import Gate, hold
 
 from asyncckpt import CheckpointManager
 from asyncckpt.runtime import buffers

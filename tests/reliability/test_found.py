@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from gates import hold
-from kinds import FILES, Place
+from helpers.gates import hold
+from helpers.kinds import FILES, Place
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk

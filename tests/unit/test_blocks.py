@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import xxhash
+from helpers.support import FORMATS, assert_same, load_from, save_to, verify
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FORMATS, assert_same, load_from, save_to, verify
 
 from asyncckpt import CorruptCheckpointError
 from asyncckpt.disk import read_blocks, write_blocks

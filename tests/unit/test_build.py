@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import FORMATS, Color, Fixed, Params, Point, assert_same, load_from, round_trip, save_to
+from helpers.support import FORMATS, Color, Fixed, Params, Point, assert_same, load_from, round_trip, save_to
 
 from asyncckpt import CorruptCheckpointError, StateMismatchError
 from asyncckpt.runtime.pacing import Pacer

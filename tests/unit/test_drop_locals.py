@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from leftovers import no_collections
+from helpers.leftovers import no_collections
 
 from asyncckpt.runtime.tracebacks import drop_locals
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 import pytest
-from kinds import FILES, Place
+from helpers.kinds import FILES, Place
 
 import asyncckpt
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pytest
+from helpers.support import FORMATS, Level, assert_same, canonical, load_from, round_trip, save_to
 from hypothesis import given
 from hypothesis import strategies as st
-from support import FORMATS, Level, assert_same, canonical, load_from, round_trip, save_to
 
 from asyncckpt import (
     Checkpointer,

@@ -21,10 +21,10 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.support import span_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from support import span_bytes
 
 from asyncckpt.disk.plan import Span
 from asyncckpt.formats import key_names as names

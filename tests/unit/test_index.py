@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 import pytest
+from helpers.strategies import DTYPES
+from helpers.support import describe_dtype
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES
-from support import describe_dtype
 
 from asyncckpt import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.runtime.pacing import CHUNK_ELEMENTS, Pacer, StopFlag, Stopped

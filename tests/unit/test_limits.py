@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import round_trip, save_to
+from helpers.support import round_trip, save_to
 
 from asyncckpt import UnsupportedLeafError
 from asyncckpt.state.tree import MAX_KEY_DEPTH

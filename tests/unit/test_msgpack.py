@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 import numpy as np
 import pytest
+from helpers.support import assert_same, load_from, save_to, span_bytes
 from hypothesis import given
 from hypothesis import strategies as st
-from support import assert_same, load_from, save_to, span_bytes
 
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.plan import FilePlan, Span

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import assert_same, load_fully, save_to
+from helpers.support import assert_same, load_fully, save_to
 
 from asyncckpt.disk import read_blocks
 from asyncckpt.disk.checkpoint import CheckpointFile

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from support import FORMATS, Params, Point, assert_same, load_from, save_to
+from helpers.support import FORMATS, Params, Point, assert_same, load_from, save_to
 
 from asyncckpt import CheckpointKeyError
 from asyncckpt.state.selection import Selection

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.strategies import DTYPES, LAYOUTS, make_array
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES, LAYOUTS, make_array
 
 from asyncckpt.state.strided import flat_bytes, gather, scatter
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
-from support import FORMATS, Point, assert_same, load_from, round_trip, save_to
+from helpers.support import FORMATS, Point, assert_same, load_from, round_trip, save_to
 
 from asyncckpt import CheckpointError, StateChangedError, UnsupportedLeafError, register_type
 from asyncckpt.runtime.pacing import CHUNK_ELEMENTS, Pacer

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
-from support import (
+from helpers.support import (
     FORMATS,
     Color,
     Fixed,

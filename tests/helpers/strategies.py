@@ -13,7 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
-from support import Color, Fixed, Level, Mark, Noted, Params, Point
+
+from helpers.support import Color, Fixed, Level, Mark, Noted, Params, Point
 
 ML_DTYPES = [
     np.dtype(getattr(ml_dtypes, name))
