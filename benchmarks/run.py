@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from benchmarks.scale import Scale
     from benchmarks.store import Results, Session
-    from benchmarks.workloads import KeyLock, Workload
+    from benchmarks.workloads import Turn, Workload
 
 RESULTS: Final = Path(__file__).parent / "results"
 _PACKAGES: Final = (*dict.fromkeys(entry.package for entry in SYSTEMS.values()), "msgpack", "xxhash", "jax")
@@ -74,7 +74,7 @@ class Run:
                 self.results.write(workload.name, self.out)
         return 0
 
-    def _measure_system(self, workload: Workload, turn: KeyLock, session: Session) -> None:
+    def _measure_system(self, workload: Workload, turn: Turn, session: Session) -> None:
         """Measure in a fresh process, and add what it wrote to the samples."""
         print(f"{workload.name}: {turn.system}, process {turn.number + 1} ", end="", flush=True)
         start = time.perf_counter()

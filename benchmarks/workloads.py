@@ -32,7 +32,7 @@ _INT_NBYTES: Final = 40
 """An int of a list: the object and the place in the list."""
 
 
-class KeyLock(NamedTuple):
+class Turn(NamedTuple):
     """One process."""
 
     system: str
@@ -70,14 +70,14 @@ class Workload:
         turns = [(FLOORS, name) if self.floors and name in OURS else (name,) for name in chosen]
         return tuple(name for turn in turns for name in turn)
 
-    def turns(self, scale: Scale, rounds: int | None = None) -> Iterator[KeyLock]:
+    def turns(self, scale: Scale, rounds: int | None = None) -> Iterator[Turn]:
         """Give every system its turn in every round; each round starts with another one."""
         for number in range(rounds or min(scale.rounds, self.rounds or scale.rounds)):
             names = self.systems_at(scale)
             if rounds is None and number >= self.peer_rounds:
                 names = tuple(name for name in names if name not in PEERS)
             turns = [
-                KeyLock(name, number * names.count(name) + names[:index].count(name))
+                Turn(name, number * names.count(name) + names[:index].count(name))
                 for index, name in enumerate(names)
             ]
             first = number % len(turns)

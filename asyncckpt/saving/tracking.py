@@ -30,7 +30,7 @@ class SaveState(StrEnum):
     """Where a save stands."""
 
     QUEUED = "queued"
-    """CapturedValue, waiting for its turn."""
+    """Captured, waiting for its turn."""
     WRITING = "writing"
     COMMITTED = "committed"
     """Durable, and listed."""

@@ -27,7 +27,7 @@ async def contents(place: Place) -> dict[str, Any]:
 
 
 async def test_the_example_of_the_issue(place: Place) -> None:
-    """CapturedValue on the spot or off the loop, stored in order, and there for the blocking twin."""
+    """Captured on the spot or off the loop, stored in order, and there for the blocking twin."""
     grid = np.arange(1 << 20, dtype=float)
     value = [np.ones((1000, 5, 5)), np.array(0), np.array(0)]
     async with place.open() as chk:

@@ -562,7 +562,7 @@ async def test_a_forsaken_finalize_that_fails_warns(tmp_path: Path) -> None:
 
 
 async def test_a_pending_step_of_another_writer_is_left_alone(tmp_path: Path) -> None:
-    """FileLifecycle a second manager while the first is writing clears nothing of the first's."""
+    """Opening a second manager while the first is writing clears nothing of the first's."""
     disk = FaultyDisk()
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
         with hold(disk, "sync", "") as gate:

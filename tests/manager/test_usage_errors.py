@@ -165,7 +165,7 @@ def test_making_one_touches_nothing(tmp_path: Path) -> None:
 
 
 async def test_the_directory_is_made_by_the_first_save(tmp_path: Path) -> None:
-    """FileLifecycle a manager, listing and loading make no directory; the first save makes it, with its ancestors."""
+    """Opening a manager, listing and loading make no directory; the first save makes it, with its ancestors."""
     path = tmp_path / "a/b/c"
     async with CheckpointManager(path) as manager:
         assert manager.steps() == []

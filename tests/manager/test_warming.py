@@ -89,7 +89,7 @@ async def test_a_second_save_finds_its_memory_ready_beside_the_first(tmp_path: P
 
 
 async def test_the_budget_bounds_it(tmp_path: Path) -> None:
-    """CapturedValue states and ready memory together stay within it."""
+    """Captured states and ready memory together stay within it."""
     disk = FaultyDisk()
     async with CheckpointManager(
         tmp_path, max_staged_nbytes=NBYTES + LARGE_NBYTES + SMALL_NBYTES, disk=disk
