@@ -33,13 +33,14 @@ from asyncckpt.errors import (
     UntrustedFileError,
 )
 from asyncckpt.manager import CheckpointManager, ManagerStatistics
-from asyncckpt.saving.catalog import CheckpointRecord, LoadedCheckpoint
+from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.manual import _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
 from asyncckpt.saving.sigterm import leave_on_sigterm
 from asyncckpt.saving.tracking import SaveProgress, SaveState, SaveTimings
 from asyncckpt.state.types import register_type
+from asyncckpt.storage.base import CheckpointRecord
 
 if typing.TYPE_CHECKING:
     from asyncckpt.checkpointer import (

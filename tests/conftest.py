@@ -54,6 +54,7 @@ import asyncckpt.keyed.memory
 import asyncckpt.keyed.npz
 import asyncckpt.keyed.npz_file
 import asyncckpt.keyed.stored_value
+import asyncckpt.storage.local.records
 import asyncckpt.testing
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ _BLOCKING_MODULES = (
     asyncckpt.keyed.stored_value,
     asyncckpt.keyed.file_object,
     asyncckpt.keyed.appender,
+    asyncckpt.storage.local.records,
     asyncckpt.testing,
 )
 # What these modules lend to the loop's thread: memory only.

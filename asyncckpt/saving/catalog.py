@@ -10,39 +10,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.retention import BestChoice, Candidate, Ranking, RetentionPolicy, metric_of
+from asyncckpt.storage.base import CheckpointRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.saving.metric import PolicyRequest
-
-Identity: TypeAlias = "tuple[int, int]"
-"""The inode of a directory, and when an entry of it last changed, in nanoseconds."""
-NO_IDENTITY: Final[Identity] = (0, 0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRecord:
-    """A committed checkpoint."""
-
-    step: int
-    directory: str
-    """The path of its directory; as a str, because to make thousands of Paths takes a fifth of opening a manager."""
-    training_info: dict[str, Any] = field(default_factory=dict)
-    """What was passed with it; numpy scalars have become numbers."""
-    identity: Identity = field(default=NO_IDENTITY, repr=False, compare=False)
-    """Tells its directory from an earlier or later one of the same name; NO_IDENTITY where that cannot be told."""
-
-    @property
-    def path(self) -> Path:
-        """Its directory."""
-        return Path(self.directory)
+    from asyncckpt.storage.base import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,9 +21,10 @@ from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import ConfigError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.saving.catalog import CheckpointRecord, Listed
-from asyncckpt.saving.directory import arrange_listed, identity_of, read_record, say_if_gone, scan_root
+from asyncckpt.saving.directory import arrange_listed
 from asyncckpt.saving.metric import metric_to_store
+from asyncckpt.storage.base import CheckpointRecord
+from asyncckpt.storage.local.records import identity_of, read_record, say_if_gone, scan_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from asyncckpt.disk.removal import Leftover
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.saving.catalog import Listed
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Capture
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError, LeafError, ManagerUsageError
-from asyncckpt.saving import directory
 from asyncckpt.saving.admission import encode_documents
 from asyncckpt.saving.session import Session
 from asyncckpt.saving.steps import check_step
+from asyncckpt.storage.local.records import read_records
 
 if TYPE_CHECKING:
     import os
@@ -168,4 +168,4 @@ def _load_checkpoint_history(
     checkpoint_dir: str | os.PathLike[str],
 ) -> list[tuple[int, Path, dict[str, Any]]]:
     """List the committed checkpoints of a directory as (step, path, training_info), by ascending step. Blocks."""
-    return [(record.step, record.path, record.training_info) for record in directory.read_records(Path(checkpoint_dir))]
+    return [(record.step, record.path, record.training_info) for record in read_records(Path(checkpoint_dir))]

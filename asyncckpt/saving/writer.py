@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from asyncckpt.disk.lock import DirectoryLock
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.jobs import Jobs
-    from asyncckpt.saving.catalog import Catalog, CheckpointRecord
+    from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.state.capture import Capture
+    from asyncckpt.storage.base import CheckpointRecord
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")

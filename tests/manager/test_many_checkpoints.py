@@ -10,7 +10,7 @@ import pytest
 
 import asyncckpt
 from asyncckpt.saving import catalog, retention
-from asyncckpt.saving import directory as listing
+from asyncckpt.storage.local import records as listing
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ import pytest
 import asyncckpt
 from asyncckpt.disk.names import Kind, name_of
 from asyncckpt.disk.room import explain
-from asyncckpt.saving.catalog import Catalog, CheckpointRecord
+from asyncckpt.saving.catalog import Catalog
 from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.testing import FaultyDisk
 
@@ -302,7 +302,7 @@ def test_what_a_save_would_displace_leaves_the_catalog_as_it_was() -> None:
     policy = RetentionPolicy(metric_name="m", keep_top_k=1)
     catalog = Catalog(policy)
     for step, metric in ((1, 5.0), (2, 9.0), (3, 1.0), (4, 2.0)):
-        catalog.add(CheckpointRecord(step=step, directory=f"step_{step}", training_info={"m": metric}))
+        catalog.add(asyncckpt.CheckpointRecord(step=step, directory=f"step_{step}", training_info={"m": metric}))
     catalog.mark_corrupt(4)
     before = (catalog.best(), catalog.surplus(exclude_latest=True, protect=(), committed=None), catalog.steps())
     assert catalog.surplus_after(5, {"m": 10.0}, protect=()) == [1]

@@ -1,0 +1,1 @@
+"""Checkpoints in a directory of the local file system."""
