@@ -77,8 +77,7 @@ class Workload:
             if rounds is None and number >= self.peer_rounds:
                 names = tuple(name for name in names if name not in PEERS)
             turns = [
-                Turn(name, number * names.count(name) + names[:index].count(name))
-                for index, name in enumerate(names)
+                Turn(name, number * names.count(name) + names[:index].count(name)) for index, name in enumerate(names)
             ]
             first = number % len(turns)
             yield from turns[first:] + turns[:first]
