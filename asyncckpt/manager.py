@@ -14,7 +14,7 @@ from asyncckpt.saving.load_job import LoadRequest
 from asyncckpt.saving.manual import ManualCheckpoints, _load_checkpoint_history  # noqa: F401 - offered here, too
 from asyncckpt.saving.session import raise_failures
 from asyncckpt.saving.steps import Choice, check_step, check_which
-from asyncckpt.state.walk import ABSENT
+from asyncckpt.state.decode_walk import ABSENT
 
 if TYPE_CHECKING:
     import os

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
 from asyncckpt.disk.read_blocks import Target
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_array
 from asyncckpt.runtime.pacing import BATCH_OBJECTS
-from asyncckpt.state.strided import flat_bytes, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

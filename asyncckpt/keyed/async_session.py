@@ -21,9 +21,9 @@ from asyncckpt.keyed.values import CapturedValue, PackedValue, capture_live_flat
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import StopFlag
+from asyncckpt.state.encode import flatten
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
 from asyncckpt.state.selection import join_path
-from asyncckpt.state.tree import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable

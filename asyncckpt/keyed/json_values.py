@@ -5,7 +5,7 @@
    JSON of the key.
 2. What is written has no line breaks.
 3. What is read is made at once where that can be, and costs little more than `json` takes for the text. Objects,
-   scalars, sets and keys that are no str are left to `Builder`, which believes nothing.
+   scalars, sets and keys that are no str are left to `Decoder`, which believes nothing.
 4. What is nested deeper than `MAX_DEPTH` is written as a tree in binary chunks, and refused when it is read.
 """
 
@@ -325,7 +325,7 @@ class _Decoder:
     def __init__(self, pacer: Pacer) -> None:
         self._pacer = pacer
         self._arrays: dict[Any, NDArray[Any]] = {}
-        self._made: dict[int, Any] = {}  # what the builder puts into its place as it does with arrays, by number
+        self._made: dict[int, Any] = {}  # what the decoder puts into its place as it does with arrays, by number
 
     def run(self, text: str) -> Found:
         try:

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgpack
 import numpy as np
 
+from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import CheckpointWarning
 from asyncckpt.keyed.base import Found
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
-from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import Capture, StagedSnapshot
+from asyncckpt.state.decode import Decoder
+from asyncckpt.state.encode import flatten
 from asyncckpt.state.flat import FlatState
-from asyncckpt.state.strided import flat_bytes, scatter
-from asyncckpt.state.tree import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -145,8 +145,8 @@ def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pace
         CheckpointError: An object could not be made from its state.
     """
     with young_collections_only():
-        builder = Builder(index, pacer)
-        return Found(builder.build(arrays), builder.unknown_types)
+        decoder = Decoder(index, pacer)
+        return Found(decoder.decode(arrays), decoder.unknown_types)
 
 
 def build_captured(captured: CapturedValue, pacer: Pacer) -> Found:

@@ -25,8 +25,8 @@ from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.tracking import SaveState, SaveTracker
 from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import Capture, staged_nbytes
+from asyncckpt.state.encode import flatten
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
-from asyncckpt.state.tree import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -27,10 +27,10 @@ from asyncckpt.formats.array_targets import fresh_array, map_arrays, targets_in_
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.saving.catalog import LoadedCheckpoint
-from asyncckpt.state.build import Builder
+from asyncckpt.state.decode import Decoder
+from asyncckpt.state.decode_walk import ABSENT, LoadPlan
 from asyncckpt.state.index import Index, Segment, decode_index, find_contents
 from asyncckpt.state.selection import Selection
-from asyncckpt.state.walk import ABSENT, Survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -123,7 +123,7 @@ def verify_checkpoint(root: Path, step: int, context: JobContext) -> None:
                 reader.verify(name, context)
             if reader.manifest.index is not None:
                 index, _ = _read_index(reader, context.pacer)
-                Builder(index, context.pacer).survey()
+                Decoder(index, context.pacer).plan()
 
     _with_retry(partial(_find, root, step), step, verify)
 
@@ -175,7 +175,7 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
             )
             raise CheckpointError(message)
         index, segments = _read_index(reader, pacer)
-        builder = Builder(
+        decoder = Decoder(
             index,
             pacer,
             template=request.template,
@@ -183,18 +183,18 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
             selection=None if request.select is None else Selection.parse(request.select),
         )
         with LeafError.naming(step):
-            if builder.is_plain:
+            if decoder.is_plain:
                 contents = find_contents(index.chunks, pacer) if request.lazy else set()
-                survey = Survey(arrays=set(range(len(index.arrays))), contents=contents)
+                plan = LoadPlan(arrays=set(range(len(index.arrays))), contents=contents)
             else:
-                survey = builder.survey()
-            arrays = _read_arrays(reader, _Contents(index, segments, survey), request, context)
-            state = builder.build(arrays)
+                plan = decoder.plan()
+            arrays = _read_arrays(reader, _Contents(index, segments, plan), request, context)
+            state = decoder.decode(arrays)
     checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
     is_whole = request.select is None and not request.lazy
     return Loaded(
         checkpoint=checkpoint,
-        unknown_types=builder.unknown_types,
+        unknown_types=decoder.unknown_types,
         staged_nbytes=files[place.file].nbytes - place.nbytes if is_whole else 0,
     )
 
@@ -220,23 +220,23 @@ class _Contents(NamedTuple):
 
     decoded: Index
     segments: list[Segment]
-    survey: Survey
+    plan: LoadPlan
 
 
 def _read_arrays(
     reader: CheckpointReader, contents: _Contents, request: LoadRequest, context: JobContext
 ) -> dict[int, NDArray[Any]]:
     """Fill the arrays that are needed, or map them."""
-    index, segments, survey = contents
+    index, segments, plan = contents
     assert reader.manifest.index is not None  # noqa: S101 - as above
     with reader.open(reader.manifest.index.file) as file:
-        mapped = survey.arrays - survey.contents if request.lazy else set()
+        mapped = plan.arrays - plan.contents if request.lazy else set()
         arrays = map_arrays(file.map(), index, segments, mapped) if mapped else {}
-        read = survey.arrays - mapped
+        read = plan.arrays - mapped
         for batch in context.pacer.batches(read):
             for number in batch:
-                if number in survey.destinations:
-                    arrays[number] = survey.destinations[number][0]
+                if number in plan.destinations:
+                    arrays[number] = plan.destinations[number][0]
                 elif not 0 < index.arrays[number].nbytes < PAGE_NBYTES:
                     arrays[number] = fresh_array(index.arrays[number])
         targets = targets_in_runs(index, segments, read, arrays, context.pacer) if read else []
@@ -245,17 +245,17 @@ def _read_arrays(
         try:
             file.read(targets, context, is_whole=is_whole, on_begin=lambda low, high: begun.append((low, high)))
         except CorruptCheckpointError as error:
-            error.overwritten = _touched(segments, survey, begun)
+            error.overwritten = _touched(segments, plan, begun)
             if error.overwritten:
                 error.add_note(f"arrays overwritten by then: {', '.join(error.overwritten)}")
             raise
-        for places in survey.destinations.values():
+        for places in plan.destinations.values():
             for other in places[1:]:
                 np.copyto(other, places[0])
         return arrays
 
 
-def _touched(segments: list[Segment], survey: Survey, begun: list[tuple[int, int]]) -> tuple[str, ...]:
+def _touched(segments: list[Segment], plan: LoadPlan, begun: list[tuple[int, int]]) -> tuple[str, ...]:
     """Return the paths of the template's arrays that lie in the ranges which were being read."""
     ends = [segment.offset + segment.nbytes for segment in segments]
     touched = set()
@@ -264,4 +264,4 @@ def _touched(segments: list[Segment], survey: Survey, begun: list[tuple[int, int
             if segment.offset >= high:
                 break
             touched.add(segment.array)
-    return tuple(sorted(survey.paths[number] for number in touched if number in survey.destinations))
+    return tuple(sorted(plan.paths[number] for number in touched if number in plan.destinations))

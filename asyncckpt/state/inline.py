@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.state.leaf_nodes import TooLargeError
-from asyncckpt.state.tree import flatten
+from asyncckpt.state.encode import flatten
+from asyncckpt.state.encode_leaves import TooLargeError
 
 if TYPE_CHECKING:
     from asyncckpt.state.flat import FlatState

@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from asyncckpt.disk import manifest
 from asyncckpt.formats import msgpack as stream
 from asyncckpt.runtime.memory import PAGE_NBYTES
-from asyncckpt.state import index, leaf_nodes, packed, types
-from asyncckpt.state import tree as trees
+from asyncckpt.state import encode, encode_leaves, index, packed, types
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 BLOCKS = {found[1]: found[2] for found in re.finditer(r"```python\n# (\w+)\n(.*?)```", PAGE, re.DOTALL)}
@@ -159,11 +158,11 @@ def test_the_numbers_are_the_codes() -> None:
     assert f"`block_nbytes` | {manifest.DIGEST_BLOCK_NBYTES}:" in PAGE
     assert f"({stream.EXTENT_NBYTES} bytes)" in PAGE
     assert f"a whole page of {PAGE_NBYTES} bytes" in PAGE
-    assert f"more than {leaf_nodes.INLINE_LEAF_NBYTES} bytes or characters" in PAGE
-    assert f"runs of {trees._NUMBERS_MIN} or more" in PAGE
+    assert f"more than {encode_leaves.INLINE_LEAF_NBYTES} bytes or characters" in PAGE
+    assert f"runs of {encode._NUMBERS_MIN} or more" in PAGE
     assert f"at most {packed.MAX_ROW} in one" in PAGE
     assert f"in at most {index._MAX_DTYPE_NBYTES} bytes" in PAGE
-    assert f"at most {trees.MAX_KEY_DEPTH} deep" in PAGE
+    assert f"at most {encode.MAX_KEY_DEPTH} deep" in PAGE
     assert f"`asyncckpt` | {index.FORMAT_VERSION}," in PAGE
     assert f"`format_version` | {manifest.FORMAT_VERSION} |" in PAGE
     assert re.search(r"on disk, version (\d+)", PAGE)[1] == str(index.FORMAT_VERSION)  # type: ignore[index]

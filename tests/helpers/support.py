@@ -27,7 +27,7 @@ from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving import commit
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
 from asyncckpt.state.capture import Capture
-from asyncckpt.state.tree import flatten
+from asyncckpt.state.encode import flatten
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ from asyncckpt.keyed.values import PackedValue, condense, expand
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
-from asyncckpt.state.tree import flatten
+from asyncckpt.state.encode import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -27,7 +27,7 @@ from asyncckpt import (
 from asyncckpt.disk import read_blocks
 from asyncckpt.disk.manifest import decode_manifest, digest_bytes
 from asyncckpt.saving import load_job
-from asyncckpt.state.build import Builder
+from asyncckpt.state.decode import Decoder
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -492,8 +492,8 @@ def test_a_lazy_load_of_everything_walks_the_tree_once(tmp_path: Path, monkeypat
     state = {"a": np.arange(2000), "s": "s" * 9000, "b": b"b" * 9000, "n": list(range(9000)), "t": (1.5,) * 9000}
     save_to(tmp_path, 1, state)
     walks = []
-    walk = Builder._walk
-    monkeypatch.setattr(Builder, "_walk", lambda builder: walks.append(builder) or walk(builder))
+    walk = Decoder._walk
+    monkeypatch.setattr(Decoder, "_walk", lambda decoder: walks.append(decoder) or walk(decoder))
     assert_same(load_from(tmp_path, 1, lazy=True), state)
     assert len(walks) == 1
 

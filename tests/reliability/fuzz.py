@@ -60,15 +60,15 @@ def read_index(data: bytes, folder: Path) -> None:  # noqa: ARG001 - it needs no
     """Decode an index, walk its tree, and make what it says, from arrays of zeros."""
     from asyncckpt.errors import CheckpointError
     from asyncckpt.runtime.pacing import Pacer
-    from asyncckpt.state.build import Builder
+    from asyncckpt.state.decode import Decoder
     from asyncckpt.state.index import decode_index
 
     try:
         index, _ = decode_index(memoryview(data), file_nbytes=1 << 16, pacer=Pacer(yields=False))
-        builder = Builder(index, Pacer(yields=False))
-        builder.survey()
+        decoder = Decoder(index, Pacer(yields=False))
+        decoder.plan()
         arrays = {number: np.zeros(meta.shape, meta.dtype) for number, meta in enumerate(index.arrays)}
-        touch(builder.build(arrays))
+        touch(decoder.decode(arrays))
     except CheckpointError:
         return
 
@@ -251,7 +251,7 @@ def _search_guided(target: str, seconds: int, seed: str) -> int:
         import asyncckpt.keyed.json_file
         import asyncckpt.keyed.log.store
         import asyncckpt.keyed.npz
-        import asyncckpt.state.build  # noqa: F401 - imported for the readers
+        import asyncckpt.state.decode  # noqa: F401 - imported for the readers
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         for number, data in enumerate(corpus(target)):
             (Path(folder) / str(number)).write_bytes(data)

@@ -12,7 +12,7 @@ from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state.capture import LiveSnapshot, Snapshot, StagedSnapshot
-from asyncckpt.state.tree import flatten
+from asyncckpt.state.encode import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,10 +27,10 @@ from asyncckpt import (
 )
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
-from asyncckpt.state.build import Builder
+from asyncckpt.state.decode import Decoder
 from asyncckpt.state.dtypes import is_kept
+from asyncckpt.state.encode import flatten
 from asyncckpt.state.index import Index
-from asyncckpt.state.tree import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -483,17 +483,17 @@ def test_any_change_of_fields(  # noqa: PLR0913, PLR0917 - hypothesis passes the
     given_defaults = dict.fromkeys(after[len(after) - defaults :] if defaults else (), "default")
     changed = release(" ".join(after), kinds, **given_defaults)
     template = {} if way == "load" else {"template": changed(*[held.get(name, 0) for name in after])}
-    builder = Builder(flat.index(), Pacer(), in_place=way == "restore", **template)
+    decoder = Decoder(flat.index(), Pacer(), in_place=way == "restore", **template)
     lost = [name for name in before if name not in after]
     gained = [name for name in after if name not in held and name not in given_defaults]
     if lost or gained:
         with pytest.raises(StateMismatchError) as caught:
-            builder.survey()
-            builder.build({})
+            decoder.plan()
+            decoder.decode({})
         assert all(repr(name) in str(caught.value) for name in lost + gained)
         return
-    builder.survey()
-    found = builder.build({})
+    decoder.plan()
+    found = decoder.decode({})
     expected = {name: held.get(name, "default") for name in after} | (held if kinds == "dataclass" else {})
     assert type(found) is changed
     assert (found._asdict() if kinds == "namedtuple" else vars(found)) == expected
@@ -529,9 +529,9 @@ def nodes_of_an_old_namedtuple(*items: Any) -> list[Any]:
 
 def build_old(nodes: list[Any], **wanted: Any) -> Any:
     """Build a state of the first release."""
-    builder = Builder(Index(chunks=[ix.pack_chunk(nodes)], arrays=()), Pacer(), **wanted)
-    builder.survey()
-    return builder.build({})
+    decoder = Decoder(Index(chunks=[ix.pack_chunk(nodes)], arrays=()), Pacer(), **wanted)
+    decoder.plan()
+    return decoder.decode({})
 
 
 def test_old_namedtuples_are_matched_by_position() -> None:

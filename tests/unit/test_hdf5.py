@@ -33,7 +33,7 @@ from asyncckpt.formats.hdf5 import structures as hb
 from asyncckpt.runtime.pacing import Pacer, StopFlag, Stopped
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.state.tree import flatten
+from asyncckpt.state.encode import flatten
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 from helpers.support import round_trip, save_to
 
 from asyncckpt import UnsupportedLeafError
-from asyncckpt.state.tree import MAX_KEY_DEPTH
+from asyncckpt.state.encode import MAX_KEY_DEPTH
 
 if TYPE_CHECKING:
     from pathlib import Path

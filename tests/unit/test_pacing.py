@@ -20,9 +20,9 @@ from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer, StopFlag, Stopped
 from asyncckpt.saving import load_job
 from asyncckpt.state import index as ix
-from asyncckpt.state.build import Builder
 from asyncckpt.state.capture import StagedSnapshot, staged_nbytes
-from asyncckpt.state.tree import flatten
+from asyncckpt.state.decode import Decoder
+from asyncckpt.state.encode import flatten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,7 +65,7 @@ def test_no_stretch_of_flattening_or_building_is_long(name: str) -> None:
     assert pacer.count >= nodes // BATCH_OBJECTS
 
     pacer = Counting()
-    built = Builder(flat.index(), pacer).build(dict(enumerate(flat.sources)))
+    built = Decoder(flat.index(), pacer).decode(dict(enumerate(flat.sources)))
     assert pacer.count >= nodes // BATCH_OBJECTS
     assert_same(built, state)
 

@@ -12,7 +12,7 @@ from helpers.strategies import DTYPES, LAYOUTS, make_array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncckpt.state.strided import flat_bytes, gather, scatter
+from asyncckpt.arrays.strided import flat_bytes, gather, scatter
 
 
 def raw_bytes(array: np.ndarray) -> np.ndarray:

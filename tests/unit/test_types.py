@@ -38,7 +38,7 @@ from asyncckpt import (
     register_type,
 )
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.state.tree import flatten
+from asyncckpt.state.encode import flatten
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from xxhash import xxh3_128
 
+from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.disk.plan import FilePlan, PlanEntry, Span, align
 from asyncckpt.formats.hdf5.layout import Mirror
 from asyncckpt.formats.hdf5.metadata import MetadataFile
 from asyncckpt.keyed.hdf5.catalog import Place, Region, link_name
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state import index as ix
-from asyncckpt.state.strided import flat_bytes, scatter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

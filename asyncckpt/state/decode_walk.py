@@ -1,4 +1,4 @@
-"""A walk over the nodes of a state: where it stands, what it has found, and the errors that name its place."""
+"""A walk over the nodes of a state: its position, what it has found so far, and errors that name the path."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from asyncckpt.errors import CorruptCheckpointError, StateMismatchError
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import Maker
+from asyncckpt.state.encode import MAX_KEY_DEPTH
 from asyncckpt.state.selection import join_path
-from asyncckpt.state.tree import MAX_KEY_DEPTH
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,17 +35,17 @@ HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
 
 
 @dataclass(slots=True, eq=False)
-class Survey:
-    """What a walk found that will be needed."""
+class LoadPlan:
+    """What a load needs, found by a walk over the nodes."""
 
     arrays: set[int] = field(default_factory=set)
     """Numbers of the arrays that are needed."""
     contents: set[int] = field(default_factory=set)
     """Those of them that leaves are made from: long bytes, strings and runs of numbers."""
     destinations: dict[int, list[NDArray[Any]]] = field(default_factory=dict)
-    """Where a template's own arrays are to be filled: by number, each place."""
+    """The arrays of the template that are to be filled, by number: several where the template shares one array."""
     paths: dict[int, str] = field(default_factory=dict)
-    """Where each of those arrays stands first."""
+    """The path at which each array occurs first."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,12 +66,12 @@ class Frame:
     reduction: Reduction | None = None
     target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
     form: str | None = None  # what an object's state says of itself
-    missing: int = 0  # contents of leaves that a survey has met, and not had, before the object
+    missing: int = 0  # contents of leaves that a plan has met, and not had, before the object
     owner: Frame | None = None  # the object that a container is the plain state of
 
 
-class Place(NamedTuple):
-    """What is known of the place of a node."""
+class NodeContext(NamedTuple):
+    """What is known of a node before it is read."""
 
     template: Any
     selection: Selection | None
@@ -87,8 +87,8 @@ class Walk:
         self._pacer = pacer
         self._in_place = in_place
         self._selection = selection
-        self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while surveying
-        self._survey = Survey()
+        self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while planning
+        self._plan = LoadPlan()
         self._filled: dict[int, tuple[int, NDArray[Any], str]] = {}  # a template's arrays: with what, and where
         self._taken: set[int] = set()  # arrays that leaves were made from in this walk
         self._frames: list[Frame] = []

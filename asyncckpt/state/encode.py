@@ -14,8 +14,8 @@ import numpy as np
 
 from asyncckpt.errors import StateChangedError, UnsupportedLeafError
 from asyncckpt.state import index as ix
+from asyncckpt.state.encode_leaves import CONTAINER_CODES, SHORT_TEXT, Frame, LeafEncoder, TooLargeError, advice
 from asyncckpt.state.families import ORDERED_DICT
-from asyncckpt.state.leaf_nodes import CONTAINER_CODES, SHORT_TEXT, Frame, LeafWriter, TooLargeError, advice
 from asyncckpt.state.reduction import Form, Reduction
 from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction
 
@@ -49,10 +49,10 @@ def flatten(
         StateChangedError: A container changed during the walk.
         TooLargeError: A limit was passed.
     """
-    return _Flattener(root, pacer, max_nodes, max_nbytes).run(state)
+    return _Encoder(root, pacer, max_nodes, max_nbytes).run(state)
 
 
-class _Flattener(LeafWriter):
+class _Encoder(LeafEncoder):
     def run(self, state: object) -> FlatState:
         self._enter(state)
         while self._stack:

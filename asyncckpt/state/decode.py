@@ -1,9 +1,9 @@
 """From nodes and arrays to a state: new objects, objects shaped by a template, or a template filled in place.
 
-1. One walk over the nodes serves all three, and the check before them: `survey` walks without making anything and
-   returns the arrays that are needed; `build` walks again with their contents.
+1. One walk over the nodes serves all three, and the check before them: `plan` walks without making anything and
+   returns the arrays that are needed; `decode` walks again with their contents.
 2. With a template, containers come back as the template's, and every leaf must have its type, dtype and shape. A
-   template is only changed by `build`, after `survey` has found nothing wrong.
+   template is only changed by `decode`, after `plan` has found nothing wrong.
 3. Nothing in the nodes is believed: a wrong count, a duplicate key, an unknown code is a `CorruptCheckpointError`. So
    are keys made to be slow: nested so deep that hashing them would overflow a stack, or all of one hash.
 """
@@ -17,17 +17,28 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
+from asyncckpt.arrays.overlap import find_overlap
 from asyncckpt.errors import CheckpointError, StateMismatchError, brief, nearest
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, TYPES
+from asyncckpt.state.decode_leaves import LeafDecoder
+from asyncckpt.state.decode_objects import fields_of
+from asyncckpt.state.decode_walk import (
+    ABSENT,
+    END,
+    FULL,
+    HASHED,
+    Frame,
+    LoadPlan,
+    NodeContext,
+    damaged,
+    text_of,
+    type_name,
+)
 from asyncckpt.state.families import ORDERED_DICT, ORDERED_ITEMS
-from asyncckpt.state.leaves import LeafReader
-from asyncckpt.state.objects import fields_of
 from asyncckpt.state.reduction import Attribute, Form, read_form
 from asyncckpt.state.selection import Selection
-from asyncckpt.state.targets import find_overlap
 from asyncckpt.state.types import find_reduction, named_reduction
-from asyncckpt.state.walk import ABSENT, END, FULL, HASHED, Frame, Place, Survey, damaged, text_of, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,7 +58,7 @@ _FAMILY: Final[dict[int, tuple[type, ...]]] = {
 }
 
 
-class Builder(LeafReader):
+class Decoder(LeafDecoder):
     """Reads the nodes of one state."""
 
     def __init__(
@@ -76,7 +87,7 @@ class Builder(LeafReader):
         """Whether the state is wanted whole and without a template, so that all arrays are needed."""
         return self._template is ABSENT and self._selection is None
 
-    def survey(self) -> Survey:
+    def plan(self) -> LoadPlan:
         """Check the nodes against the template and the selection, and find the arrays they need.
 
         Raises:
@@ -85,7 +96,7 @@ class Builder(LeafReader):
             CheckpointKeyError: Nothing is selected.
         """
         self._arrays = None
-        self._survey = Survey()
+        self._plan = LoadPlan()
         self._filled = {}
         self._walk()
         if not self._found_any:
@@ -94,10 +105,10 @@ class Builder(LeafReader):
         if overlap is not None:
             other, path = overlap
             raise StateMismatchError(path, "sharing", f"memory that {other} has, too", "an array of its own")
-        return self._survey
+        return self._plan
 
-    def build(self, arrays: Mapping[int, NDArray[Any]]) -> Any:
-        """Make the state, or fill the template, from the contents of the arrays that `survey` named."""
+    def decode(self, arrays: Mapping[int, NDArray[Any]]) -> Any:
+        """Make the state, or fill the template, from the contents of the arrays that `plan` named."""
         self._arrays = arrays
         self.unknown_types = {}
         return self._walk()
@@ -142,39 +153,39 @@ class Builder(LeafReader):
                 return _OPEN
         return self._enter(node)
 
-    def _place(self) -> Place:
-        """Return what is known of the place of the next node."""
+    def _context(self) -> NodeContext:
+        """Return what is known of the next node."""
         if not self._frames:
-            return Place(self._template, self._selection, self._arrays is not None)
+            return NodeContext(self._template, self._selection, self._arrays is not None)
         frame = self._frames[-1]
         if frame.awaits_key:
-            return Place(ABSENT, None, is_made=True)
+            return NodeContext(ABSENT, None, is_made=True)
         if frame.code == ix.OBJECT:
-            return Place(frame.template, frame.selection, frame.is_made)
+            return NodeContext(frame.template, frame.selection, frame.is_made)
         selection = frame.selection
         if selection is not None:
             # The elements of a set have no paths.
             is_set = frame.code in {ix.SET, ix.FROZENSET} and not selection.is_whole
             selection = Selection.parse(()) if is_set else selection.below(frame.key)
-        return Place(_child_of(frame.template, frame.key), selection, frame.is_made)
+        return NodeContext(_child_of(frame.template, frame.key), selection, frame.is_made)
 
     def _enter(self, node: ix.Node) -> Any:
         """Read a node: return its value, or `_OPEN` when its children are to come."""
-        place = self._place()
-        if place.selection is not None and place.selection.is_whole:
+        context = self._context()
+        if context.selection is not None and context.selection.is_whole:
             self._found_any = True  # an empty container, too, is something
         if type(node) is not msgpack.ExtType:
-            return self._leaf(node, place.template, place.selection)
+            return self._leaf(node, context.template, context.selection)
         code = node.code
         if code == ix.OBJECT:
-            return self._open_object(text_of(ix.argument_of(node)), place)
+            return self._open_object(text_of(ix.argument_of(node)), context)
         if code in ix.CONTAINERS:
             argument = ix.argument_of(node)
             count, maxlen = argument if code == ix.DEQUE else (argument, None)
             if type(count) is not int or count < 0:
                 damaged(f"a container of {brief(repr(count))} children")
-            return self._open_container(code, count, maxlen, place)
-        return self._leaf_ext(node, place.template, place.selection)
+            return self._open_container(code, count, maxlen, context)
+        return self._leaf_ext(node, context.template, context.selection)
 
     def _put(self, value: Any) -> Any:
         """Hand a value to its container: return the container if that was the last one, else `_OPEN`."""
@@ -201,8 +212,8 @@ class Builder(LeafReader):
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
-    def _open_container(self, code: int, count: int, maxlen: int | None, place: Place) -> Any:
-        template, selection, is_made = place
+    def _open_container(self, code: int, count: int, maxlen: int | None, context: NodeContext) -> Any:
+        template, selection, is_made = context
         if template is not ABSENT:
             reduction = find_reduction(template)
             if reduction is not None and reduction.fields is not None:
@@ -225,8 +236,8 @@ class Builder(LeafReader):
         self._push(frame)
         return self._close() if count == 0 else _OPEN
 
-    def _open_object(self, name: str, place: Place) -> Any:
-        template, selection, is_made = place
+    def _open_object(self, name: str, context: NodeContext) -> Any:
+        template, selection, is_made = context
         if self._frames and self._frames[-1].code == ix.OBJECT and (form := read_form(name)) is not None:
             self._open_form(self._frames[-1], name, *form)
             return _OPEN
@@ -236,12 +247,12 @@ class Builder(LeafReader):
             reduction, child = self._wanted(template, name, reduction)
         elif reduction is None and is_made:
             self._note_unknown(name)
-        # Where its state says whether it fits, that is made even while surveying.
+        # Where its state says whether it fits, that is made even while planning.
         is_asked = self._arrays is None and template is not ABSENT and reduction is not None and reduction.differs
         frame = Frame(
             ix.OBJECT, 1, [], child, selection, is_made or bool(is_asked), reduction=reduction, target=template
         )
-        frame.missing = len(self._survey.contents)
+        frame.missing = len(self._plan.contents)
         self._push(frame)
         return _OPEN
 
@@ -285,7 +296,7 @@ class Builder(LeafReader):
         if frame.form is not None and reduction.takes_forms:
             state = Form(frame.form, state)
         if self._arrays is None and frame.target is not ABSENT:
-            is_known = frame.missing == len(self._survey.contents)
+            is_known = frame.missing == len(self._plan.contents)
             with self._fitting():
                 difference = reduction.differs(frame.target, state) if reduction.differs and is_known else None
             if difference is not None:

@@ -1,4 +1,4 @@
-"""Reading objects: which reduction makes one, whether what was saved fits, and the object itself."""
+"""Decode objects: find the reduction, check that the saved state fits it, and make or update the object."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.errors import CheckpointError, StateMismatchError, UnsupportedLeafError, brief
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES
+from asyncckpt.state.decode_walk import ABSENT, Frame, Walk, damaged, type_name
 from asyncckpt.state.families import ORDERED_DICT, ORDERED_ITEMS
 from asyncckpt.state.reduction import (
     NAMEDTUPLE,
@@ -21,9 +23,7 @@ from asyncckpt.state.reduction import (
     read_form,
     type_name_of,
 )
-from asyncckpt.state.targets import overlaps_itself
 from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction, named_reduction
-from asyncckpt.state.walk import ABSENT, Frame, Walk, damaged, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +34,8 @@ _MAX_UNKNOWN_TYPES: Final = 64
 """Types that a warning names."""
 
 
-class ObjectReader(Walk):
-    """Makes the object at the place where a walk stands, or puts a state into the template's."""
+class ObjectDecoder(Walk):
+    """Makes the object that a walk has come to, or updates that of the template."""
 
     def _wanted(self, template: Any, name: str, saved: Reduction | None) -> tuple[Reduction | None, Any]:
         """Return what makes an object like the template from one saved as `name`, and the template of its state."""

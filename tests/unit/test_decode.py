@@ -13,7 +13,7 @@ from helpers.support import FORMATS, Color, Fixed, Params, Point, assert_same, l
 from asyncckpt import CorruptCheckpointError, StateMismatchError
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
-from asyncckpt.state.build import Builder
+from asyncckpt.state.decode import Decoder
 from asyncckpt.state.index import ArrayMeta, Index
 
 if TYPE_CHECKING:
@@ -251,9 +251,9 @@ def test_two_numpy_names_of_one_type_fit(tmp_path: Path) -> None:
 
 def build(nodes: list[Any], arrays: tuple[ArrayMeta, ...] = (), data: Any = None) -> Any:
     """Build a state from nodes."""
-    builder = Builder(Index(chunks=[ix.pack_chunk(nodes)], arrays=arrays), Pacer())
-    builder.survey()
-    return builder.build(data or {})
+    decoder = Decoder(Index(chunks=[ix.pack_chunk(nodes)], arrays=arrays), Pacer())
+    decoder.plan()
+    return decoder.decode(data or {})
 
 
 def object_of(name: str, *nodes: Any) -> list[Any]:
@@ -316,7 +316,7 @@ def test_impossible_pieces_are_corruption() -> None:
     """So are chunks that are not arrays of nodes."""
     for chunk in (b"", b"\x01", b"\x92\x01", b"\xc1", b"\x81\x01\x02", b"\xdd\xff\xff\xff\xff", b"\x91" * 2000):
         with pytest.raises(CorruptCheckpointError, match="damaged"):
-            Builder(Index(chunks=[chunk], arrays=()), Pacer()).survey()
+            Decoder(Index(chunks=[chunk], arrays=()), Pacer()).plan()
 
 
 def test_long_leaves_must_be_made_of_bytes() -> None:

@@ -62,7 +62,7 @@ class Frame:
     has_keys: bool = True  # an object's plain state stands at the object's own path
 
 
-class LeafWriter:
+class LeafEncoder:
     """Adds the nodes of leaves, at the place where a walk over a state stands."""
 
     def __init__(self, root: str, pacer: Pacer, max_nodes: int | None, max_nbytes: int | None) -> None:
@@ -300,12 +300,12 @@ class LeafWriter:
         return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), data.tobytes()))
 
 
-_LEAF_ADDERS: Final[dict[type, Callable[[LeafWriter, Any], bool]]] = {
-    int: LeafWriter._add_int,  # noqa: SLF001 - the class's own table
-    str: LeafWriter._add_string,  # noqa: SLF001
-    bytes: LeafWriter._add_bytes,  # noqa: SLF001
-    np.memmap: LeafWriter._add_array,  # noqa: SLF001
-    complex: LeafWriter._add_complex,  # noqa: SLF001
+_LEAF_ADDERS: Final[dict[type, Callable[[LeafEncoder, Any], bool]]] = {
+    int: LeafEncoder._add_int,  # noqa: SLF001 - the class's own table
+    str: LeafEncoder._add_string,  # noqa: SLF001
+    bytes: LeafEncoder._add_bytes,  # noqa: SLF001
+    np.memmap: LeafEncoder._add_array,  # noqa: SLF001
+    complex: LeafEncoder._add_complex,  # noqa: SLF001
 }
 
 

@@ -1,7 +1,7 @@
-"""Reading leaves: each node's arguments become a value, checked against what the template has in its place.
+"""Decode leaves: the arguments of a node become a value, which is checked against the template.
 
 1. Nothing in a node is believed: what cannot be is a `CorruptCheckpointError`.
-2. While surveying there are no contents yet: arrays are noted as needed, and leaves made from them are empty.
+2. While planning there are no contents yet: arrays are noted as needed, and leaves made from them are empty.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from asyncckpt.errors import (
 from asyncckpt.runtime.pacing import CHUNK_ELEMENTS
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import SEQUENCES
+from asyncckpt.state.decode_objects import ObjectDecoder
+from asyncckpt.state.decode_walk import ABSENT, ARRAYS, END, FULL, Frame, damaged, text_of, type_name
 from asyncckpt.state.dtypes import dtype_from_plain
-from asyncckpt.state.objects import ObjectReader
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.types import find_reduction
-from asyncckpt.state.walk import ABSENT, ARRAYS, END, FULL, Frame, damaged, text_of, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from asyncckpt.state.selection import Selection
 
 
-class LeafReader(ObjectReader):
-    """Reads the leaf at the place where a walk over the nodes stands."""
+class LeafDecoder(ObjectDecoder):
+    """Reads the leaf that a walk has come to."""
 
     def _add_leaves(
         self, frame: Frame, node: ix.Node, nodes: Iterator[ix.Node], arrays: Mapping[int, NDArray[Any]]
@@ -111,10 +111,10 @@ class LeafReader(ObjectReader):
 
     def _array_numbers(self, argument: Any, template: Any) -> Any:
         kind, number = argument
-        meta = self._take(number)
+        meta = self._require_once(number)
         _number_dtype(meta.dtype.str)
         if self._arrays is None:
-            self._survey.contents.add(number)
+            self._plan.contents.add(number)
             return self._numbers(kind, np.empty(meta.shape, meta.dtype), template)
         return self._numbers(kind, self._arrays[number], template)
 
@@ -123,38 +123,38 @@ class LeafReader(ObjectReader):
             damaged(f"array {reprlib.repr(number)} of {len(self._index.arrays)}")
         return self._index.arrays[number]
 
-    def _need(self, number: Any) -> ix.ArrayMeta:
+    def _require(self, number: Any) -> ix.ArrayMeta:
         meta = self._meta(number)
         if self._arrays is None:
-            self._survey.arrays.add(number)
+            self._plan.arrays.add(number)
         return meta
 
-    def _take(self, number: Any) -> ix.ArrayMeta:
+    def _require_once(self, number: Any) -> ix.ArrayMeta:
         """Need an array that one leaf is made from: a copy of it. Two leaves of one array would be two copies."""
-        meta = self._need(number)
+        meta = self._require(number)
         if number in self._taken:
             damaged(f"array {number} is the contents of two leaves")
         self._taken.add(number)
         return meta
 
     def _contents(self, number: Any) -> NDArray[Any]:
-        """Return the bytes of a long leaf; none of them while surveying."""
-        meta = self._take(number)
+        """Return the bytes of a long leaf; none of them while planning."""
+        meta = self._require_once(number)
         if meta.dtype != np.uint8:
             damaged(f"array {number} should hold bytes")
         if self._arrays is None:
-            self._survey.contents.add(number)
+            self._plan.contents.add(number)
             return np.empty(0, np.uint8)
         return self._arrays[number]
 
     def _array(self, number: Any, template: Any) -> Any:
-        meta = self._need(number)
+        meta = self._require(number)
         if self._arrays is not None:
             return template if self._in_place and template is not ABSENT else self._arrays[number]
         if template is ABSENT:
             return None
         path = self._path()
-        self._survey.paths.setdefault(number, path)
+        self._plan.paths.setdefault(number, path)
         is_array = hasattr(template, "dtype") and hasattr(template, "shape") and not isinstance(template, np.generic)
         if not is_array or (isinstance(template, np.ndarray) and type(template) not in ARRAYS):
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
@@ -171,8 +171,8 @@ class LeafReader(ObjectReader):
         if not isinstance(template, np.ndarray):
             self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
         self._claim_memory(number, template, path)
-        self._survey.destinations.setdefault(number, []).append(template)
-        self._survey.paths.setdefault(number, path)
+        self._plan.destinations.setdefault(number, []).append(template)
+        self._plan.paths.setdefault(number, path)
 
     def _scalar(self, argument: Any, template: Any) -> Any:
         name, data = argument
@@ -236,8 +236,8 @@ class LeafReader(ObjectReader):
                 damaged("a run of numbers of several dimensions")
             positions = selection.positions(meta.shape[0])
             if positions:
-                self._take(number)
-                self._survey.contents.add(number)
+                self._require_once(number)
+                self._plan.contents.add(number)
             data = self._arrays[number] if positions and self._arrays is not None else np.zeros(meta.shape, meta.dtype)
         if not positions:
             return ABSENT

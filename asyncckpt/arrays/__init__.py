@@ -1,0 +1,1 @@
+"""Arrays as sources and targets of bytes."""
