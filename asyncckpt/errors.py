@@ -6,14 +6,20 @@ attributes. Errors that have a natural builtin parent inherit from it too, so th
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+import os
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 
 _BRIEF_LENGTH = 500
+_INNER_FILES: Final = (os.path.join(os.path.dirname(__file__), ""), contextlib.__file__)  # noqa: PTH118, PTH120 - a str
+_RUNNERS: Final = ("asyncio", "concurrent", "threading")
 
 
 def brief(value: object) -> str:
@@ -257,3 +263,17 @@ class SaveFailedError(CheckpointError):
 
 class CheckpointWarning(UserWarning):
     """Something deserves attention but lost nothing: a fallback, a failed prune, an unregistered type."""
+
+
+def warn(message: str, category: type[Warning] = CheckpointWarning, *, source: object = None) -> None:
+    """Issue a warning that names the line of the program that called the library.
+
+    This is the innermost frame outside of this package and contextlib. A background task or a thread of the library has
+    no such frame; its warnings name the library's line.
+    """
+    frame, depth = inspect.currentframe(), 0
+    while frame is not None and frame.f_code.co_filename.startswith(_INNER_FILES):
+        frame, depth = frame.f_back, depth + 1
+    is_program = frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in _RUNNERS
+    del frame  # if warnings are errors, the traceback would hold the caller's frame in a cycle
+    warnings.warn(message, category, stacklevel=depth + 1 if is_program else 2, source=source)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncckpt.config import is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.errors import CheckpointNotFoundError, CheckpointWarning, LeafError
+from asyncckpt.errors import CheckpointNotFoundError, LeafError
 from asyncckpt.saving.admission import SaveRequest
 from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.load_job import LoadRequest
@@ -338,11 +337,7 @@ class CheckpointManager(ManualCheckpoints):
         Of equals the higher step wins. Checkpoints without the metric are left out, with a warning; if none has it, the
         latest is returned, with another.
         """
-        self._here()
-        choice = self._catalog.best()
-        for message in choice.warnings:
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
-        return choice.step
+        return self._here().loader.chosen("best")
 
     async def refresh(self) -> None:
         """List the directory again, for what other processes have done: which steps they have saved, or deleted.

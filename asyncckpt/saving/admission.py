@@ -11,13 +11,12 @@
 from __future__ import annotations
 
 import asyncio
-import warnings
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import encode_training_info, normalize_training_info, run_config_bytes
-from asyncckpt.errors import CheckpointWarning, QueueFullError, StepExistsError
+from asyncckpt.errors import QueueFullError, StepExistsError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
@@ -67,11 +66,9 @@ class _Mode(Enum):
 
 
 def encode_documents(
-    step: int, training_info: Mapping[str, object] | None, run_config: object, metric: MetricWatch, *, callers: int
+    step: int, training_info: Mapping[str, object] | None, run_config: object, metric: MetricWatch
 ) -> dict[str, bytes]:
     """Encode the small files of a checkpoint, and warn if it lacks the metric.
-
-    The warning names the line that lies `callers` functions of ours above.
 
     Raises:
         UnsupportedLeafError: A value cannot be written; names its path.
@@ -82,7 +79,7 @@ def encode_documents(
     if run_config is not None:
         documents[CONFIG_NAME] = run_config_bytes(run_config)
     if (lack := metric.check(step, plain)) is not None:
-        warnings.warn(lack, CheckpointWarning, stacklevel=callers + 2)
+        warn(lack)
     return documents
 
 
@@ -130,7 +127,7 @@ class Admission:
     async def save(self, request: SaveRequest) -> SaveHandle:
         """Take a save in; see `CheckpointManager.save`."""
         tracker = SaveTracker(step := request.step)
-        documents = encode_documents(step, request.training_info, request.run_config, self._metric, callers=2)
+        documents = encode_documents(step, request.training_info, request.run_config, self._metric)
         latest = self.reserve(step, overwrite=request.overwrite)
         if self._is_streaming and self._settings.overflow == "skip":
             self._writer.free_step(step)
@@ -156,7 +153,7 @@ class Admission:
     def save_nowait(self, request: SaveRequest) -> SaveHandle:
         """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
         tracker = SaveTracker(step := request.step)
-        documents = encode_documents(step, request.training_info, request.run_config, self._metric, callers=2)
+        documents = encode_documents(step, request.training_info, request.run_config, self._metric)
         flat = flatten_inline(request.state)
         if flat is None:
             message = (
@@ -283,7 +280,7 @@ class Admission:
                 f'step {step} is saved below the latest, step {latest}, which `load("latest")` goes on returning: if'
                 " this run starts again from an earlier step, remove the later ones with `delete`"
             )
-            warnings.warn(message, CheckpointWarning, stacklevel=4)
+            warn(message)
 
 
 def _flatten_in_thread(state: object, context: JobContext) -> FlatState:

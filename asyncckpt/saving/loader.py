@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from asyncckpt.disk.diagnosis import describe_absence
 from asyncckpt.disk.read_blocks import READERS
-from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning, CorruptCheckpointError
+from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, warn
 from asyncckpt.saving import directory
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
 
@@ -49,24 +48,21 @@ class Loader:
         self.on_loaded: Callable[[int], None] = lambda _: None
         """Called with the memory that a copy of a loaded state would take, in bytes."""
 
-    async def refresh(self, *, callers: int = 1) -> None:
-        """List the directory again; a warning names the line that lies `callers` functions of ours above."""
+    async def refresh(self) -> None:
+        """List the directory again."""
         while True:
             changes = self._catalog.changes
             listed = await self._jobs.run(directory.list_again, self._root, self._request, self._catalog.records())
             if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
                 for remark in self._catalog.replace(listed):
-                    warnings.warn(f"{self._root}: {remark}", CheckpointWarning, stacklevel=callers + 2)
+                    warn(f"{self._root}: {remark}")
                 return
 
-    async def choose(self, which: Choice, *, callers: int = 1) -> int | None:
-        """Return the latest or best step; for a reader beside another process, as the directory is now.
-
-        A warning names the line that lies `callers` functions of ours above.
-        """
+    async def choose(self, which: Choice) -> int | None:
+        """Return the latest or best step, or None; a read-only manager lists the directory first."""
         if self._settings.read_only:
-            await self.refresh(callers=callers + 1)
-        return self._chosen(which, callers=callers + 1)
+            await self.refresh()
+        return self.chosen(which)
 
     async def load_step(self, step: int, request: LoadRequest) -> LoadedCheckpoint:
         """Load this step and no other.
@@ -108,22 +104,22 @@ class Loader:
         """
         has_listed = False
         overwritten: set[str] = set()
-        while (step := await self.choose(which, callers=3)) is not None:
+        while (step := await self.choose(which)) is not None:
             try:
                 return await self.load_step(step, request)
             except CheckpointNotFoundError:
                 if has_listed and not self._settings.read_only:
                     raise
-                await self.refresh(callers=3)
+                await self.refresh()
                 has_listed = True
             except CorruptCheckpointError as error:
                 overwritten.update(error.overwritten)
                 error.overwritten = tuple(sorted(overwritten))
-                instead = self._chosen(which, callers=3)
+                instead = self.chosen(which)
                 if instead is None or not self._settings.fallback:
                     raise
                 message = f"falling back from step {step} to step {instead}: {error}"
-                warnings.warn(message, CheckpointWarning, stacklevel=4)
+                warn(message)
             except CheckpointError as error:
                 if overwritten:  # by a checkpoint tried before, whatever this error says of its own
                     error.add_note(f"arrays overwritten by then: {', '.join(sorted(overwritten))}")
@@ -147,12 +143,13 @@ class Loader:
         """Read every file of a checkpoint and verify every bit of it."""
         await self._reading(step, verify_checkpoint, self._root, step)
 
-    def _chosen(self, which: Choice, *, callers: int) -> int | None:
+    def chosen(self, which: Choice) -> int | None:
+        """Return the latest or best step of those that are listed, or None; an odd choice of the best warns."""
         if which == "latest":
             return self._catalog.latest()
         choice = self._catalog.best()
         for message in choice.warnings:
-            warnings.warn(message, CheckpointWarning, stacklevel=callers + 2)
+            warn(message)
         return choice.step
 
     async def _reading(self, step: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
@@ -174,4 +171,4 @@ def _warn_of_plain_data(loaded: Loaded) -> None:
             f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data: use"
             " asyncckpt.register_type, or give a template with like="
         )
-        warnings.warn(message, CheckpointWarning, stacklevel=5)
+        warn(message)

@@ -44,16 +44,11 @@ class ManualCheckpoints(Session):
             ManagerUsageError: The manager is disabled.
             OSError: The disk failed.
         """
-        return await self._begin(step, training_info, run_config, callers=2)
-
-    async def _begin(
-        self, step: int, training_info: Mapping[str, object] | None, run_config: object, *, callers: int
-    ) -> Path:
         here = self._here(writes=True)
         step = check_step(step)
         self._check_enabled()
         with LeafError.naming(step):
-            documents = encode_documents(step, training_info, run_config, here.metric, callers=callers)
+            documents = encode_documents(step, training_info, run_config, here.metric)
         return await here.pending.begin(step, documents)
 
     async def finalize_checkpoint(self, path: str | os.PathLike[str]) -> None:
@@ -105,7 +100,7 @@ class ManualCheckpoints(Session):
         Raises:
             CheckpointError: As `init_tmp_checkpoint` and `finalize_checkpoint`.
         """
-        path = await self._begin(step, training_info, run_config, callers=3)  # this and contextlib's
+        path = await self.init_tmp_checkpoint(step, training_info, run_config)
         try:
             yield path
         except BaseException as error:

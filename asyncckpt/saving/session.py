@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn, Self
 
-from asyncckpt.errors import CheckpointWarning, ManagerClosedError, ManagerUsageError, ReadOnlyError
+from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.idle import IdleTimer
@@ -56,7 +55,7 @@ class Session:
         self._closing: asyncio.Task[None] | None = None
         reason = policy.why_nothing_is_pruned()
         if reason is not None and settings.enabled and not settings.read_only:
-            warnings.warn(f"{self._root}: {reason}", CheckpointWarning, stacklevel=3)
+            warn(f"{self._root}: {reason}")
         self._is_entered = False  # last: what could not be made is not to be entered either
 
     def __repr__(self) -> str:
@@ -84,7 +83,7 @@ class Session:
         try:
             listed = await jobs.run(_list, self._ops, self._settings, self._request)
             for remark in self._catalog.replace(listed):
-                warnings.warn(f"{self._root}: {remark}", CheckpointWarning, stacklevel=2)
+                warn(f"{self._root}: {remark}")
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
@@ -160,11 +159,11 @@ class Session:
             return
         if not getattr(self, "_is_entered", True) and self._settings.enabled:
             message = f"{self!r} was never entered, so it saved and loaded nothing: use it in `async with`"
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            warn(message)
         here = self._open
         if here is not None and self._closing is None:
             message = f"{self!r} was never closed: use `async with`, or await aclose()"
-            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+            warn(message, ResourceWarning, source=self)
             if not here.loop.is_closed():
                 here.loop.call_soon_threadsafe(here.writer.close)
 

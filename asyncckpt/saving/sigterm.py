@@ -21,11 +21,10 @@ import os
 import signal
 import socket
 import threading
-import warnings
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from asyncckpt.errors import CheckpointWarning, ManagerUsageError
+from asyncckpt.errors import ManagerUsageError, warn
 from asyncckpt.runtime import deadline
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class _Leaving:
             message = (
                 f"time ran out {self._deadline} s after the signal, or a second one came: the last save may be missing"
             )
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            warn(message)
 
 
 class _Listener:

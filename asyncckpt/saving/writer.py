@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import warnings
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -24,7 +23,7 @@ from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.disk.room import NoRoomError
 from asyncckpt.disk.write_blocks import BLOCK_NBYTES
 from asyncckpt.documents import parse_training_info
-from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError
+from asyncckpt.errors import CheckpointError, CheckpointWarning, ManagerClosedError, warn
 from asyncckpt.runtime.deadline import ShutdownDeadline
 from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.runtime.tracebacks import drop_locals
@@ -446,6 +445,6 @@ class Writer:
 
     def _warn(self, message: str) -> None:
         try:
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            warn(message)
         except CheckpointWarning as error:  # warnings are errors here, and this task must live
             self._loop.call_exception_handler({"message": message, "exception": error})

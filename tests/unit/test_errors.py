@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +45,13 @@ def test_an_error_comes_back_as_it_was(error: Any) -> None:
         assert str(found) == str(error)
         assert found.args == error.args
         assert vars(found) == vars(error)
+
+
+def test_a_warning_names_the_line_of_the_program(tmp_path: Path) -> None:
+    """However many functions of the library and of contextlib lie between; in a thread of its own, the library's."""
+    with pytest.warns(asyncckpt.CheckpointWarning) as warned, ExitStack() as stack:
+        stack.callback(asyncckpt.CheckpointManager, tmp_path, keep_every=1)
+    assert {each.filename for each in warned} == {__file__}
+    with pytest.warns(asyncckpt.CheckpointWarning) as warned, ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncckpt.CheckpointManager, tmp_path, keep_every=1).result()
+    assert Path(warned[0].filename).name == "session.py"
