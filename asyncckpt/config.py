@@ -1,8 +1,9 @@
-"""What a manager can be told: the options, their types, their defaults and their check.
+"""The options of a manager: their types, defaults and checks.
 
-1. `Settings` is the one list of options: each field carries its default and its check. The two TypedDicts repeat the
-   names and types for type checkers, who need them spelled out; a test holds the three together.
-2. `resolve_settings` is pure: it looks at values, never at the disk, and reports every problem at once.
+1. `Settings` is the one list of options; each field carries its default and its check. The two TypedDicts repeat the
+   names and types for type checkers. `CheckpointingConfig` describes the options, and docs/reference/options.md repeats
+   its text. Tests keep them all equal.
+2. `resolve_settings` is pure: it looks at values, never at the disk, and reports all problems at once.
 """
 
 # No `from __future__ import annotations` here: TypedDict would not see NotRequired, and tools that read the keys at run
@@ -28,41 +29,47 @@ Overflow = Literal["wait", "skip", "replace"]
 """What a save does when the budget of captured bytes or the queue is full."""
 
 DEFAULT_MAX_STAGED_NBYTES: Final = 2 * 1024**3
-"""Bytes that captured states may hold until they are on disk, unless told otherwise: 2 GiB."""
+"""The default budget for captured states, in bytes: 2 GiB."""
 
 DEFAULT_GRACE: Final = 30.0
-"""Seconds that a cancelled manager may take to write what was captured, unless told otherwise."""
+"""The default number of seconds that a cancelled manager may take to write what was captured."""
 
 
 class CheckpointingConfig(TypedDict):
-    """One mapping that configures a manager, as it would stand in a training script's configuration file.
+    """A mapping that configures a `CheckpointManager`, such as a section of a training script's configuration file.
 
-    Type checkers ask for the keys that are not marked as optional. At run time only ``checkpoint_dir`` must be present:
-    any other key may be left out and takes the default given here.
+    Type checkers require the keys that are not marked as optional. At run time only ``checkpoint_dir`` is required.
 
     Keys:
-        enabled: False writes nothing, and every save's handle says that it was skipped. Default True.
-        checkpoint_dir: The directory that holds the checkpoints; ``~`` is not expanded. A relative one is of the
-            working directory in which the manager is made.
-        metric_name: The key in ``training_info`` of the number that ranks checkpoints. Default None: the one that the
-            directory was saved with; the step ranks where there is none.
-        higher_is_better: Whether the best checkpoint has the greatest metric, or the smallest. Default True, or what
-            the directory was saved with.
-        metric_required: Whether a save without the metric is an error; it needs ``metric_name``. Default False: the
-            first one is warned of.
-        save_period: An int >= 1; ``should_save`` says yes to its multiples. Default None: to every step.
-        keep_top_k: An int >= 0; how many of the best periodic checkpoints stay. Default None: no such limit.
-        keep_latest_k: An int >= 0; how many of the most recent checkpoints stay. Default None: no such rule.
-        keep_every: An int >= 1; checkpoints at its multiples stay. Default None: no such rule.
-        keep_periodic: Whether all multiples of ``save_period`` stay where there is no ``keep_top_k``. Default True.
-        format: "msgpack" (default) or "hdf5".
-        overflow: "wait" (default), "skip" or "replace", for saves that meet a full budget or queue.
-        max_staged_nbytes: An int >= 1; bytes that captured states may hold until they are on disk. Default 2 GiB.
-        min_free_nbytes: An int >= 0; bytes that the disk must have free before a checkpoint is written. Default None:
-            as many as that checkpoint takes. 0: the disk is not looked at before.
-        grace: Seconds >= 0, inf allowed, that a cancelled manager may take to write what was captured. Default 30.
-        fallback: Whether "latest" and "best" fall back to the next intact checkpoint. Default True.
-        read_only: True reads beside another process that writes: no lock, no recovery, no saving. Default False.
+        enabled: Whether anything is written. If False, every save returns a handle that says "skipped". Default: True.
+        checkpoint_dir: The directory that holds the checkpoints. ``~`` is not expanded. A relative path is resolved
+            against the working directory in which the manager is made.
+        metric_name: The key in ``training_info`` of the number that ranks checkpoints. If None, the metric that the
+            directory was saved with ranks them, or the step if there is none. Default: None.
+        higher_is_better: Whether the best checkpoint has the greatest metric, or the smallest. If not given, what the
+            directory was saved with. Default: True.
+        metric_required: Whether a save without the metric is an error instead of a warning. Needs ``metric_name``.
+            Default: False.
+        save_period: ``should_save(step)`` returns True for multiples of this int >= 1. If None, for every step.
+            Default: None.
+        keep_top_k: How many of the best periodic checkpoints to keep, an int >= 0. If None, there is no such limit.
+            Default: None.
+        keep_latest_k: How many of the most recent checkpoints to keep, an int >= 0. If None, there is no such rule.
+            Default: None.
+        keep_every: Keep the checkpoints at multiples of this int >= 1. If None, there is no such rule. Default: None.
+        keep_periodic: Whether to keep all multiples of ``save_period`` if ``keep_top_k`` is None. Default: True.
+        format: The format of new checkpoints, "msgpack" or "hdf5". A directory may hold both, and loading goes by what
+            is there. Default: "msgpack".
+        overflow: What a save does when the budget, or the queue of 64 saves, is full: "wait", "skip" (the new save) or
+            "replace" (saves that are not being written yet). Default: "wait".
+        max_staged_nbytes: The budget: how many bytes captured states may take until they are on disk, an int >= 1.
+            Default: 2 GiB.
+        min_free_nbytes: How many bytes the disk must have free before a checkpoint is written, an int >= 0. If None, as
+            many as the checkpoint takes. If 0, the disk is not checked beforehand. Default: None.
+        grace: How many seconds (>= 0, inf allowed) a cancelled manager (Ctrl-C) may take to write what was captured. A
+            normal exit has no limit. Default: 30.0.
+        fallback: Whether loading "latest" or "best" falls back to the next intact checkpoint. Default: True.
+        read_only: Whether to read beside another process that writes: no lock, no recovery, no saving. Default: False.
     """
 
     enabled: bool
@@ -85,7 +92,7 @@ class CheckpointingConfig(TypedDict):
 
 
 class CheckpointingOptions(TypedDict, total=False):
-    """The keywords that go with a directory: the keys of `CheckpointingConfig` but ``checkpoint_dir``, all optional."""
+    """The options that may be given as keywords: the keys of `CheckpointingConfig` except ``checkpoint_dir``."""
 
     enabled: bool
     metric_name: str | None
@@ -106,7 +113,7 @@ class CheckpointingOptions(TypedDict, total=False):
 
 
 class _Check(NamedTuple):
-    """What an option accepts, in words, and the function that turns an accepted value into the setting."""
+    """The check of an option's value: what it accepts, in words, and a function that converts what is accepted."""
 
     expected: str
     parse: Callable[[object], object]
@@ -131,7 +138,7 @@ def _parse_path(value: object) -> Path:
 def _parse_str(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError
-    return str.__str__(value)  # the plain str, also of a subclass
+    return str.__str__(value)  # a plain str, even from a subclass
 
 
 def _parse_seconds(value: object) -> float:
@@ -147,7 +154,7 @@ def _whole(least: int) -> _Check:
     def parse(value: object) -> int:
         if isinstance(value, bool):
             raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]  # raises the TypeError that is wanted
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value that is not an int
         if number < least:
             raise ValueError
         return number
@@ -182,9 +189,9 @@ _SECONDS: Final = _Check(expected="a number of seconds >= 0", parse=_parse_secon
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """The checked options of one manager; `CheckpointingConfig` says what each of them means.
+    """The checked options of one manager, as `resolve_settings` returns them; `CheckpointingConfig` describes each.
 
-    Made by `resolve_settings`; a Settings made directly is not checked.
+    A `Settings` that is constructed directly is not checked.
     """
 
     checkpoint_dir: Path = field(metadata={"check": _PATH})
@@ -213,26 +220,26 @@ def resolve_settings(
     directory_or_config: str | os.PathLike[str] | Mapping[str, object],
     options: Mapping[str, object],
 ) -> Settings:
-    """Check what a manager was given and fill in the defaults.
+    """Check a manager's arguments and fill in the defaults.
 
     Args:
-        directory_or_config: The checkpoint directory, or one mapping with the keys of `CheckpointingConfig`.
-        options: The keywords that came with it; empty where a mapping was given.
+        directory_or_config: The checkpoint directory, or a mapping with the keys of `CheckpointingConfig`.
+        options: The options given as keywords; empty if a mapping was given.
 
     Returns:
-        The settings, with plain Python values: numpy's integers, floats and bools are accepted and converted.
+        The settings, as plain Python values: numpy integers, floats and bools are accepted and converted.
 
     Raises:
-        ConfigError: A key is unknown, a value is not what its key accepts, a mapping lacks ``checkpoint_dir``, a metric
-            is required and has no name, or the directory or the options were given twice. The message lists every
-            problem, and the known keys.
+        ConfigError: A key is unknown, a value is not accepted, a mapping lacks ``checkpoint_dir``, a metric is required
+            but has no name, or the directory or the options were given twice. The message lists every problem, and the
+            known keys.
     """
     given: dict[str, object]
     if isinstance(directory_or_config, Mapping):
         if options:
             raise ConfigError(
-                "the options were given twice, as a configuration mapping and as the keywords "
-                f"{_listed(options)}: put them all into the one or the other"
+                "the options were given twice, in a configuration mapping and as the keywords "
+                f"{_listed(options)}: put them all in one or the other"
             )
         given = dict(directory_or_config)
     elif "checkpoint_dir" in options:
@@ -252,7 +259,7 @@ def resolve_settings(
         except (ValueError, TypeError, OverflowError):
             problems.append(f"{name}: expected {check.expected}, found {_found(given[name])}")
     if values.get("metric_required") and given.get("metric_name") is None:
-        problems.append("metric_required: needs metric_name, the key of the metric that each save must have")
+        problems.append("metric_required: needs metric_name, the key of the metric that every save must have")
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise ConfigError(f"the checkpointing options are not valid:{lines}\nKnown keys: {', '.join(_CHECKS)}")
@@ -262,7 +269,7 @@ def resolve_settings(
 def is_given(
     name: str, directory_or_config: str | os.PathLike[str] | Mapping[str, object], options: Mapping[str, object]
 ) -> bool:
-    """Whether an option was given, be it with its default; the arguments are those of `resolve_settings`."""
+    """Return whether an option was given explicitly; the arguments are those of `resolve_settings`."""
     return name in (directory_or_config if isinstance(directory_or_config, Mapping) else options)
 
 

@@ -55,31 +55,8 @@ class CheckpointManager(ManualCheckpoints):
     Args:
         directory: The checkpoint directory, or one `CheckpointingConfig` mapping with all options.
         disk: What changes the disk; another one lets tests inject faults.
-        **options: The options of `CheckpointingConfig` by keyword:
-
-            ========================  ==========  ===============================================================
-            option                    default     meaning
-            ========================  ==========  ===============================================================
-            ``enabled``               True        False: nothing is written, every handle says "skipped"
-            ``metric_name``           None        key in ``training_info`` of the number that ranks checkpoints;
-                                                  None: the one that the directory was saved with
-            ``higher_is_better``      True        whether the best has the greatest metric, or the smallest; if not
-                                                  given: what the directory was saved with
-            ``metric_required``       False       whether a save without the metric is an error
-            ``save_period``           None        ``should_save`` says yes to its multiples; None: to every step
-            ``keep_top_k``            None        how many of the best periodic checkpoints stay; None: all
-            ``keep_latest_k``         None        how many of the most recent stay besides
-            ``keep_every``            None        its multiples stay besides
-            ``keep_periodic``         True        whether all periodic ones stay where there is no ``keep_top_k``
-            ``format``                "msgpack"   or "hdf5"
-            ``overflow``              "wait"      or "skip" or "replace": what a save does when there is no room
-            ``max_staged_nbytes``     2 GiB       memory for captured states, in bytes
-            ``min_free_nbytes``       None        bytes that the disk must have free before a checkpoint is written;
-                                                  None: as many as that checkpoint takes
-            ``grace``                 30.0        seconds that a cancelled manager may take to write the rest
-            ``fallback``              True        "latest" and "best" fall back to the next intact checkpoint
-            ``read_only``             False       read beside another process that writes: no lock, no saving
-            ========================  ==========  ===============================================================
+        **options: The options, by keyword: any keys of `CheckpointingConfig`, which describes each, except
+            ``checkpoint_dir``.
 
     Raises:
         ConfigError: An option is unknown or ill-typed; all problems are named.

@@ -1,7 +1,7 @@
-"""docs/performance.md shows the results that are kept: its tables stand between marks and are written by this module.
+"""Write the tables of measured results into docs/performance.md and README.md.
 
-A block begins with `<!-- measured: NAME -->` and ends with `<!-- end -->`. NAME is a workload, or one of `machine` and
-`goals`. The rest of the page is text, and has no figures of a run.
+A table lies between `<!-- measured: NAME -->` and `<!-- end -->`. NAME is a workload, or `machine`, `goals` or
+`summary`. The rest of a page is text, and quotes no figures of a run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from benchmarks.workloads import WORKLOADS
 if TYPE_CHECKING:
     from benchmarks.store import Results
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "performance.md"
+_ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = (_ROOT / "docs" / "performance.md", _ROOT / "README.md")
 BLOCK: Final = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->\n)", re.DOTALL)
 
 
 def fill(page: str, results: Results) -> str:
-    """Return the page with every block as `results` have it."""
+    """Return the page with every table made from `results`."""
     return BLOCK.sub(lambda found: found[1] + "\n" + _block(found[2], results) + "\n" + found[3], page)
 
 
@@ -31,6 +32,8 @@ def _block(name: str, results: Results) -> str:
         lines = list(report.machine(results))
     elif name == "goals":
         lines = list(report.missed(results))
+    elif name == "summary":
+        lines = list(report.summary(results))
     else:
         workload = next(each for each in WORKLOADS if each.name == name)
         lines = [f"**{workload.title_at(SCALES[results.scale])}**", ""]

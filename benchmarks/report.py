@@ -28,6 +28,8 @@ virtual machine gets memory that was free for some seconds from its host again, 
 of 1 ms is called on the same loop between the call and durability, *durable* from the call until every file and
 directory is synced. *Warm* files lie in the page cache, *cold* ones do not."""
 
+_SUMMARY: Final = ("blocked", "stall_max", "durable", "load_warm")
+_SUMMARY_SYSTEMS: Final = (*OURS, "torch_checkpointing", "torch DCP", "Orbax", "safetensors", "torch.save")
 _GOAL_HEAD: Final = ("workload", "system", "measure", "measured", "against", "ratio", "goal", "")
 
 
@@ -87,6 +89,25 @@ def missed(results: Results) -> Iterator[str]:
     yield f"{_count(verdicts)} goals are met. Those that are not:"
     yield ""
     yield from _table(_GOAL_HEAD, (_goal_row(verdict, scale) for verdict in verdicts if verdict.is_met is False))
+
+
+def summary(results: Results) -> Iterator[str]:
+    """Compare the systems that a newcomer would choose from, in one workload, by medians."""
+    samples = results.samples
+    yield from _table(
+        ("", *(measures.title(name) for name in _SUMMARY)),
+        (
+            (_bold(system), *_medians(samples, system))
+            for system in _SUMMARY_SYSTEMS
+            if system in samples.systems("arrays")
+        ),
+    )
+
+
+def _medians(samples: Samples, system: str) -> Iterator[str]:
+    for name in _SUMMARY:
+        found = samples.spread("arrays", system, name)
+        yield "" if found is None else measures.number(name, found.median)
 
 
 def _verdicts(samples: Samples) -> list[Verdict]:

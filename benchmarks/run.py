@@ -115,8 +115,9 @@ def main() -> None:
     for path in (out / "table.md", *write_plots(results.samples, SCALES[results.scale], out)):
         print(path)
     if out.resolve() == RESULTS:
-        page.PAGE.write_text(page.fill(page.PAGE.read_text(), results))
-        print(page.PAGE)
+        for path in page.PAGES:
+            path.write_text(page.fill(path.read_text(), results))
+            print(path)
 
 
 def _parse() -> argparse.Namespace:

@@ -212,7 +212,7 @@ def test_typed_dicts_and_settings_agree() -> None:
         "save_period",
         "keep_top_k",
     }
-    assert re.findall(r"^ +(\w+): ", CheckpointingConfig.__doc__ or "", re.MULTILINE) == [
+    assert re.findall(r"^ {8}(\w+): ", CheckpointingConfig.__doc__ or "", re.MULTILINE) == [
         "enabled",
         *KEYS[:1],
         *KEYS[2:],
