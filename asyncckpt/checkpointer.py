@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, ConfigError
 from asyncckpt.keyed.engine import Key, format_keys, parse_key
-from asyncckpt.keyed.key_locks import KeyLock
 from asyncckpt.keyed.lifecycle import FileLifecycle, one_thread
 from asyncckpt.keyed.memory import MemoryStore, NullStore
 from asyncckpt.keyed.values import receive
@@ -296,24 +296,35 @@ class Checkpointer(FileLifecycle, MutableMapping[Any, Any]):
             CheckpointerUsageError: `generator` is asynchronous: that takes `async with`. Or generators wait for each
                 other's keys, or one for its own.
         """
-        path = parse_key(key)
         self.check_blocking()
         asynchronous = f"{generator!r} is a coroutine function: use `async with`, whose cached_eval awaits it"
         if inspect.iscoroutinefunction(generator):
             raise CheckpointerUsageError(asynchronous)
-        with self._lock:
-            turn = self._turns.setdefault(path, KeyLock(path))
-        with turn.needed(), turn.lock, turn.taken(), self:
-            self.check_allowed_key(key)
-            value = self.get(key, _MISSING)
-            if value is _MISSING or (condition is not None and not condition(value)):
-                value = generator(*args, **(kwargs or {}))
-                if inspect.isawaitable(value):  # of a partial or a lambda, say
-                    if inspect.iscoroutine(value):
-                        value.close()
-                    raise CheckpointerUsageError(asynchronous)
-                self.save_parameter(key, value)
-            return value
+        path = self.rules.path(key, self._known_keys)
+        while True:
+            evaluation, is_new = self._evaluations.join(path)
+            if is_new:
+                break
+            try:
+                with evaluation.waiting():
+                    result = evaluation.result.result()
+            except CancelledError:
+                continue
+            value = self.get(key, result)
+            if condition is None or condition(value):
+                return value
+        with self._evaluations.computing(path, evaluation):
+            with self:
+                value = self.get(key, _MISSING)
+                if value is _MISSING or (condition is not None and not condition(value)):
+                    value = generator(*args, **(kwargs or {}))
+                    if inspect.isawaitable(value):  # of a partial or a lambda, say
+                        if inspect.iscoroutine(value):
+                            value.close()
+                        raise CheckpointerUsageError(asynchronous)
+                    self.save_parameter(key, value)
+            evaluation.result.set_result(value)
+        return value
 
     def __eq__(self, other: object) -> bool:
         """Tell whether it is the same object; to compare contents would read both files."""

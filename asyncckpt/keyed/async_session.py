@@ -14,12 +14,11 @@ import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, QueueFullError
-from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.engine import missing
+from asyncckpt.keyed.evaluations import Evaluations
 from asyncckpt.keyed.store_jobs import StoreJobs
-from asyncckpt.keyed.values import CapturedValue, PackedValue, capture_live_flat, receive
+from asyncckpt.keyed.values import CapturedValue, Found, PackedValue, capture_live_flat, receive
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.state.encode import flatten
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.key_index import KeyIndex
-    from asyncckpt.keyed.view import Evaluation
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.flat import FlatState
 
@@ -52,7 +50,7 @@ class Session:
         self._intake = asyncio.Lock()  # large values, captured one at a time
         self._depth = 0
         self._yielded_at = time.perf_counter()
-        self.evaluations: dict[Path, Evaluation] = {}
+        self.evaluations = Evaluations(self._loop.create_future)
         self.is_over = False
 
     # --- opening and closing ------------------------------------------------------------------------------------------

@@ -14,23 +14,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.context import JobContext
-
-
-class Found(NamedTuple):
-    """A value that was read."""
-
-    value: Any
-    """Fresh objects, which nobody else has."""
-    unknown_types: Mapping[str, str]
-    """Names of types that came back as plain data, each with the path of its first object."""
 
 
 class Store(ABC):

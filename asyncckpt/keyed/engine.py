@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias
 
 from asyncckpt.disk.room import explain, spell
 from asyncckpt.errors import CheckpointError, CheckpointKeyError
-from asyncckpt.keyed.base import Found
-from asyncckpt.keyed.values import build_captured, refer
+from asyncckpt.keyed.values import Found, build_captured, refer
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:

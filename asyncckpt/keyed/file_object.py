@@ -17,14 +17,14 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.disk.room import explaining, spell
 from asyncckpt.errors import ConfigError
-from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.base import Store
 from asyncckpt.keyed.location import FileLocation
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asyncckpt.keyed.location import Rewrite
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.context import JobContext
 
 _CHUNK_NBYTES: Final = 1 << 20

@@ -18,7 +18,7 @@ from xxhash import xxh3_64_intdigest
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed.appender import Appender
-from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.base import Store
 from asyncckpt.keyed.json_values import LONG, decode_key, decode_value, decoders, encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.runtime.collector import young_collections_only
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.context import JobContext
 
 Entry: TypeAlias = tuple[str, int | None, bytes]

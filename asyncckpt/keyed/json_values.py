@@ -22,8 +22,7 @@ import msgpack
 import numpy as np
 
 from asyncckpt.errors import CorruptCheckpointError
-from asyncckpt.keyed.base import Found
-from asyncckpt.keyed.values import build_value, runs_of
+from asyncckpt.keyed.values import Found, build_value, runs_of
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix

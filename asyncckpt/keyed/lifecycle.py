@@ -13,15 +13,16 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
-from weakref import WeakValueDictionary
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointerUsageError, ConfigError
 from asyncckpt.keyed.async_session import Session
 from asyncckpt.keyed.engine import Engine, Key, KeyRules, Serializer
+from asyncckpt.keyed.evaluations import Evaluations
 from asyncckpt.keyed.file_object import FileObjectStore, check_stream
 from asyncckpt.keyed.location import FileLocation
 from asyncckpt.keyed.view import AsyncCheckpointer
@@ -31,12 +32,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncckpt.keyed.base import Store
-    from asyncckpt.keyed.engine import Path as KeyPath
-    from asyncckpt.keyed.key_locks import KeyLock
     from asyncckpt.keyed.location import Rewrite
 
 DEFAULT_STAGED_NBYTES: Final = 2 << 30
-_OF_THIS_PROCESS: Final = frozenset(("_lock", "_turns", "_depth", "_mode", "_engine", "_session", "_process"))
+_OF_THIS_PROCESS: Final = frozenset(("_lock", "_evaluations", "_depth", "_mode", "_engine", "_session", "_process"))
 
 
 class FileLifecycle(ABC):
@@ -73,7 +72,7 @@ class FileLifecycle(ABC):
     def _settle(self) -> None:
         """Begin as one that is closed."""
         self._lock = threading.RLock()
-        self._turns: WeakValueDictionary[KeyPath, KeyLock] = WeakValueDictionary()
+        self._evaluations = Evaluations[Future[Any]](Future)
         self._depth = 0
         self._mode: Literal["blocking", "async"] | None = None
         self._engine: Engine | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from asyncckpt.keyed.base import Found, Store
-from asyncckpt.keyed.values import build_captured, plain_names, refer
+from asyncckpt.keyed.base import Store
+from asyncckpt.keyed.values import Found, build_captured, plain_names, refer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping

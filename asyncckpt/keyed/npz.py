@@ -20,9 +20,9 @@ import numpy as np
 from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, UntrustedFileError
 from asyncckpt.formats import key_names as names
-from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.base import Store
 from asyncckpt.keyed.npz_file import SUFFIX, NpzFile, check_expansion, damaged, npy_header, told
-from asyncckpt.keyed.values import build_value, flat_names, nested_names, runs_of
+from asyncckpt.keyed.values import Found, build_value, flat_names, nested_names, runs_of
 from asyncckpt.state import index as ix
 from asyncckpt.state.packed import TEXT_ERRORS
 

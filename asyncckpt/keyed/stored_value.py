@@ -9,7 +9,7 @@ import numpy as np
 
 from asyncckpt.disk.read_blocks import Run, Target, read_run
 from asyncckpt.formats.array_targets import targets_of
-from asyncckpt.keyed.values import build_value
+from asyncckpt.keyed.values import Found, build_value
 from asyncckpt.state.index import decode_index
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.disk.manifest import FileRecord
-    from asyncckpt.keyed.base import Found
     from asyncckpt.runtime.context import JobContext
 
 

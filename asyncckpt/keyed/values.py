@@ -10,14 +10,13 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 import numpy as np
 
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import CheckpointWarning
-from asyncckpt.keyed.base import Found
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
@@ -36,6 +35,16 @@ if TYPE_CHECKING:
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"
 """The keys of a dict, each with the names of its value; None for what is not a dict; False if that is not known."""
+
+
+class Found(NamedTuple):
+    """A value that was read."""
+
+    value: Any
+    """New objects, which nothing else refers to."""
+    unknown_types: Mapping[str, str]
+    """Names of types that came back as plain data, each with the path of its first object."""
+
 
 _MAX_NAMES: Final = 256
 _MAX_DEPTH: Final = 32

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.engine import parse_key
-from asyncckpt.keyed.key_locks import KeyLock
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
@@ -219,37 +218,25 @@ class AsyncCheckpointer:
         """
         path = self._path(key)
         evaluations = self._session.evaluations
-        while (running := evaluations.get(path)) is not None:
-            with running.turn.needed():
-                await asyncio.wait((running.result,))
-            if not running.result.cancelled():
-                value = await self.get(key, running.result.result())
+        while True:
+            evaluation, is_new = evaluations.join(path)
+            if is_new:
+                break
+            with evaluation.waiting():
+                await asyncio.wait((evaluation.result,))
+            if not evaluation.result.cancelled():
+                value = await self.get(key, evaluation.result.result())
                 if condition is None or condition(value):
                     return value
-        mine: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        turn = KeyLock(path)
-        evaluations[path] = Evaluation(mine, turn)
-        try:
-            with turn.needed(), turn.taken():
-                value = await self.get(key, _MISSING)
-                if value is _MISSING or (condition is not None and not condition(value)):
-                    value = generator(*args, **(kwargs or {}))
-                    if inspect.isawaitable(value):
-                        value = await value
-                    await self.save_parameter(key, value)
-            mine.set_result(value)
-            return value
-        finally:
-            del evaluations[path]
-            mine.cancel()  # unless it has its result: whoever waits tries by itself
-
-
-class Evaluation(NamedTuple):
-    """A value that is being computed, or loaded to see whether it will do."""
-
-    result: asyncio.Future[Any]
-    """Cancelled if nothing came of it."""
-    turn: KeyLock
+        with evaluations.computing(path, evaluation):
+            value = await self.get(key, _MISSING)
+            if value is _MISSING or (condition is not None and not condition(value)):
+                value = generator(*args, **(kwargs or {}))
+                if inspect.isawaitable(value):
+                    value = await value
+                await self.save_parameter(key, value)
+            evaluation.result.set_result(value)
+        return value
 
 
 class AwaitableList(list[ItemT], Generic[ItemT]):

@@ -252,7 +252,7 @@ async def test_cached_eval_in_its_own_generator(place: Place) -> None:
         async def generator(key: str) -> int:
             return await chk.cached_eval(key, lambda: 5)
 
-        with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' takes 'k'"):
+        with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' waits for 'k'"):
             await asyncio.wait_for(chk.cached_eval("k", generator, args=("k",)), 60)
         assert await chk.cached_eval("k", generator, args=("other",)) == 5
 

@@ -539,7 +539,7 @@ def test_cached_eval(place: Place) -> None:
 def test_cached_evals_that_wait_for_each_other(place: Place) -> None:
     """One for itself, or threads for each other."""
     with place.open() as chk:
-        with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' takes 'k'"):
+        with pytest.raises(asyncckpt.CheckpointerUsageError, match="'k' waits for 'k'"):
             chk.cached_eval("k", lambda: chk.cached_eval("k", int))
         together = threading.Barrier(2)
         first = {"a", "b"}

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Final
 from xxhash import xxh3_128_digest
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, Linked, Place, decode_catalog, find_slots, link_name, naming
 from asyncckpt.keyed.hdf5.data_file import DataFile
 from asyncckpt.keyed.hdf5.foreign_file import HDF5_ERRORS, ForeignFile
 from asyncckpt.keyed.hdf5.object_reader import PARTIAL, Reading, entry_names, key_of, link_of
 from asyncckpt.keyed.hdf5.root_group import CATALOG_NAME, DIGEST_NAME
-from asyncckpt.keyed.values import build_value
+from asyncckpt.keyed.values import Found, build_value
 from asyncckpt.libhdf5 import h5py
 
 if TYPE_CHECKING:

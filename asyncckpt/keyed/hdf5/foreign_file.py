@@ -16,12 +16,11 @@ import numpy as np
 
 from asyncckpt.disk.write_blocks import Part, write_all
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.keyed.base import Found
 from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, Linked, link_name
 from asyncckpt.keyed.hdf5.object_reader import Reading, names_in
 from asyncckpt.keyed.hdf5.region import Value
 from asyncckpt.keyed.hdf5.root_group import SIGNATURE
-from asyncckpt.keyed.values import refer
+from asyncckpt.keyed.values import Found, refer
 from asyncckpt.libhdf5 import h5o, h5py
 
 if TYPE_CHECKING:

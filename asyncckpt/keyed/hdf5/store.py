@@ -17,7 +17,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
-from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.base import Store
 from asyncckpt.keyed.hdf5.catalog import Linked, naming
 from asyncckpt.keyed.hdf5.data_file import DataFile, ForeignFileError
 from asyncckpt.keyed.hdf5.region import SMALL_NBYTES, Value
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.hdf5.foreign_file import ForeignFile
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.context import JobContext
 
 _ALL_HELD_NBYTES: Final = 16 << 20

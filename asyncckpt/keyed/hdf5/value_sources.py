@@ -14,9 +14,8 @@ from asyncckpt.keyed.values import build_value, condense, expand, runs_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from asyncckpt.keyed.base import Found
     from asyncckpt.keyed.hdf5.catalog import Place
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.pacing import Pacer
 
     Bytes = NDArray[np.uint8]

@@ -23,7 +23,7 @@ from asyncckpt.disk.write_blocks import Content, write_content_at
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
 from asyncckpt.formats.msgpack import FORMAT
 from asyncckpt.keyed.appender import Appender
-from asyncckpt.keyed.base import Found, Store
+from asyncckpt.keyed.base import Store
 from asyncckpt.keyed.log import records
 from asyncckpt.keyed.stored_value import Place, read_stored_value
 from asyncckpt.runtime.memory import PAGE_NBYTES
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.context import JobContext
 
 ALIGNED_MIN_NBYTES: Final = 64 << 10
