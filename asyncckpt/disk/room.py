@@ -26,6 +26,7 @@ _WAYS_OUT: Final = {
     errno.EFBIG: "a file may not become so large here: raise the limit (ulimit -f), or use another file system",
 }
 """What to do, by the errno of what a file system answers for lack of room."""
+_UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 class NoRoomError(OSError):
@@ -95,8 +96,11 @@ def explaining(path: Path, needed: Callable[[], str], advice: str = "") -> Itera
 
 
 def spell(nbytes: int) -> str:
-    """Return a number of bytes in words."""
-    return f"{nbytes} bytes ({nbytes / (1 << 20):.1f} MiB)"
+    """Return a number of bytes as text, with the largest unit that fits: 5368709120 bytes (5.0 GiB)."""
+    for unit, size in _UNITS:
+        if nbytes >= size:
+            return f"{nbytes} bytes ({nbytes / size:.1f} {unit})"
+    return f"{nbytes} bytes"
 
 
 def _left(path: Path) -> str:

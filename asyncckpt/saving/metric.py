@@ -117,7 +117,7 @@ def _lack(name: str, info: Mapping[str, object]) -> str:
     close = nearest(name, islice(info, _COMPARED_KEYS), likeness=_LIKENESS)
     return (
         f"there is no metric {metric} in training_info, whose keys are {_listed(info)}"
-        f"{f'; did you mean {_shown(close[0])}?' if close else ''}"
+        f"{f' (did you mean {_shown(close[0])}?)' if close else ''}"
     )
 
 

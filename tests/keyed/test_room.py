@@ -37,7 +37,7 @@ def check_told(error: OSError, path: Path, code: int, least: int) -> None:
     assert error.errno == code
     assert error.filename == str(path)
     assert os.strerror(code) in text
-    needed, free = map(int, re.findall(r"(\d+) bytes \(", text))
+    needed, free = map(int, re.findall(r"(\d+) bytes\b", text))
     assert needed >= least
     assert 0 <= free <= 8 * MIB
     assert "what was saved before is intact" in text

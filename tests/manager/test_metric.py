@@ -214,7 +214,7 @@ async def test_finalizing_without_the_metric_warns(tmp_path: Path) -> None:
     async with CheckpointManager(tmp_path, metric_name="loss") as manager:
         path = await manager.init_tmp_checkpoint(1, {"loss": 1})
         await asyncio.to_thread((path / "training_info.json").write_text, '{"los": 1}')
-        with pytest.warns(CheckpointWarning, match=r"step 1: there is no metric 'loss' .* did you mean 'los'"):
+        with pytest.warns(CheckpointWarning, match=r"step 1: there is no metric 'loss' .* \(did you mean 'los'"):
             await manager.finalize_checkpoint(path)
         assert manager.steps() == [1]
 

@@ -60,7 +60,7 @@ async def fail_to_save(manager: asyncckpt.CheckpointManager, step: int, nbytes: 
 
 def numbers_in(error: OSError) -> list[int]:
     """Return the numbers of bytes that a message names, in their order."""
-    return [int(number) for number in re.findall(r"(\d+) bytes \(", str(error))]
+    return [int(number) for number in re.findall(r"(\d+) bytes\b", str(error))]
 
 
 async def check_intact(manager: asyncckpt.CheckpointManager, *steps: int) -> None:
