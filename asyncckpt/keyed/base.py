@@ -1,27 +1,29 @@
-"""What a store is: the file of a `Checkpointer`, opened, whatever its kind.
+"""The interface of a store: an open keyed file of any kind.
 
-1. A store is a mapping of str keys to captured values. Keys keep the order in which they came; a replaced key keeps its
-   place.
-2. Changes are staged, one by one, and committed, all together. What is staged may be on the disk, but means nothing
-   there: whoever opens the file finds the last commit.
-3. A store is used by one thread at a time, never by a loop's. It changes the disk through the `DiskOps` of its
-   `FileLocation`, and takes the file's lock before it does so for the first time; reading takes none.
-4. A failed `put` leaves the store as it was. After a failed `commit` the changes are still staged, and `commit` may be
-   called again; it never syncs the same file a second time after a failure, but writes a new one.
+1. A store maps str keys to captured values. Keys keep the order in which they were added; a replaced key keeps its
+   position.
+2. Changes are staged one by one and committed together. Staged changes may already be on the disk, but have no effect
+   there: opening the file shows the last commit.
+3. A store is used by one thread at a time, never by an event loop's thread. It changes the disk through the `DiskOps`
+   of its `FileLocation`, and locks the file before its first change. Reading takes no lock.
+4. A failed `put` leaves the store unchanged. After a failed `commit` the changes are still staged, and `commit` may be
+   called again. After a failed sync it writes a new file: the same file is never synced again.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from asyncckpt.keyed.location import FileLocation
     from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.context import JobContext
+
+ContentT = TypeVar("ContentT")
 
 
 class Store(ABC):
@@ -34,16 +36,6 @@ class Store(ABC):
 
     keeps: ClassVar[bool] = True
     """Whether what is put is there afterwards."""
-
-    @contextmanager
-    def _rollback_on_failure(self) -> Iterator[None]:
-        """While the file is read again: if that fails, the store stays what it was."""
-        before = dict(vars(self))
-        try:
-            yield
-        except BaseException:
-            vars(self).update(before)
-            raise
 
     def begin(self, work: JobContext) -> None:  # noqa: B027 - a store without a file has no writers
         """Become the file's writer, as the first change does; `entries` are then what the last writer left.
@@ -94,3 +86,37 @@ class Store(ABC):
     @abstractmethod
     def close(self) -> None:
         """Drop what is staged, close the file, and give the lock back."""
+
+
+class FileStore(Store, Generic[ContentT]):
+    """A store in a file, which is read when the store is opened, and again if another writer has changed it since."""
+
+    def __init__(self, location: FileLocation, work: JobContext) -> None:
+        """Open and read the file; without one, there are no keys.
+
+        Raises:
+            CorruptCheckpointError: It is damaged, or of another kind.
+            UnsupportedFormatError: A later release wrote it.
+            OSError: It cannot be read.
+        """
+        self._location = location
+        self._use(self._load(work))
+
+    @abstractmethod
+    def _load(self, work: JobContext) -> ContentT:
+        """Open and read the file. The store itself does not change, so a failure leaves it as it was."""
+
+    @abstractmethod
+    def _use(self, content: ContentT) -> None:
+        """Replace the content of the store, and close the files that it had open."""
+
+    def _open_to_write(self) -> None:
+        """Prepare the file for changes; called with the lock held."""
+
+    def begin(self, work: JobContext) -> None:
+        """Lock the file; read it again if it has changed since it was opened; prepare it for changes."""
+        if self._location.is_locked:
+            return
+        self._location.acquire(lambda: self._use(self._load(work)))
+        with self._location.released_on_failure():
+            self._open_to_write()

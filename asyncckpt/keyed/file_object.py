@@ -82,7 +82,7 @@ class FileObjectStore(Store):
             if self._path.stat().st_size == 0:
                 self._path.unlink()
             name = str(getattr(stream, "name", stream))
-            self._location = FileLocation(self._path, _Unsynced(), name, rewrite=rewrite, can_keep=False)
+            self._location = FileLocation(self._path, _Unsynced(), name, rewrite=rewrite, can_back_up=False)
             self._inner = make(self._location)
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)

@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import IO, TYPE_CHECKING, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64_intdigest
 
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed.appender import Appender
-from asyncckpt.keyed.base import Store
+from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.json_values import LONG, decode_key, decode_value, decoders, encode_key, encode_value
 from asyncckpt.keyed.values import plain_names
 from asyncckpt.runtime.collector import young_collections_only
@@ -45,27 +45,27 @@ _BLANKS: Final = re.compile(r"[ \t\r\n]*+")
 _SKIM: Final = decoders(len, parse_int=len, parse_float=len)  # to find where values end; makes little
 
 
-class JSONStore(Store):
+class _Content(NamedTuple):
+    """What a file holds."""
+
+    file: IO[bytes] | None
+    entries: dict[str, Names]
+    places: dict[str, tuple[int, int, int]]
+    """Where the text of a value lies, and its digest."""
+    staged: dict[str, bytes]
+    """Texts that are not in the file."""
+
+
+class JSONStore(FileStore[_Content]):
     """An open JSON file."""
 
-    def __init__(self, location: FileLocation, work: JobContext) -> None:
-        """Open it.
+    _file: IO[bytes] | None = None
+    _is_changed = False
 
-        Raises:
-            CorruptCheckpointError: It is no JSON object.
-            UnsupportedFormatError: It is too large for a file in another layout.
-            OSError: It cannot be read.
-        """
-        self._location = location
-        self._file: IO[bytes] | None = None
-        self._is_changed = False
-        self._forget()
-        self._load(work)
-
-    def _forget(self) -> None:
-        self._entries: dict[str, Names] = {}
-        self._places: dict[str, tuple[int, int, int]] = {}  # where the text of a value lies, and its digest
-        self._staged: dict[str, bytes] = {}  # texts that are not in the file
+    def _use(self, content: _Content) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._file, self._entries, self._places, self._staged = content
 
     @property
     def entries(self) -> Mapping[str, Names]:
@@ -135,23 +135,8 @@ class JSONStore(Store):
     def close(self) -> None:
         """See `Store`."""
         discard(self._staged, Pacer())
-        if self._file is not None:
-            self._file.close()
-        self._file = None
-        self._forget()
+        self._use(_Content(None, {}, {}, {}))
         self._location.release()
-
-    def begin(self, work: JobContext) -> None:
-        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-
-        def read_again() -> None:
-            before = self._file
-            with self._rollback_on_failure():
-                self._load(work)
-            if before is not None:
-                before.close()
-
-        self._location.become_writer(read_again)
 
     def _text(self, key: str) -> bytes:
         """Return the text of a value.
@@ -171,54 +156,55 @@ class JSONStore(Store):
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, work: JobContext) -> None:
-        self._forget()
+    def _load(self, work: JobContext) -> _Content:
         fd = self._location.open()
-        self._file = None if fd is None else _file_of(fd)
-        if self._file is None:
-            return
+        if fd is None:
+            return _Content(None, {}, {}, {})
+        file = _file_of(fd)
         try:
             with young_collections_only():
-                if self._file.seek(0, os.SEEK_END):  # else somebody has made it in advance
-                    self._fill(self._file, work)
+                if file.seek(0, os.SEEK_END):
+                    return self._read(file, work)
+                return _Content(file, {}, {}, {})  # somebody has made it in advance
         except BaseException as error:
-            self._file.close()
-            self._file = None
+            file.close()
             if isinstance(error, (ValueError, RecursionError)):
                 raise self._corrupt(f"it is not a JSON object in UTF-8: {error!r:.500}") from error
             if isinstance(error, CorruptCheckpointError):
                 raise self._corrupt(str(error)) from error
             raise
 
-    def _fill(self, file: IO[bytes], work: JobContext) -> None:
+    def _read(self, file: IO[bytes], work: JobContext) -> _Content:
         reasons = []
         for entries in (_of_lines(file), _of_text(file, self._location), _of_lines(file, is_damaged=True)):
             try:
-                self._forget()
-                self._add(entries, work)
+                return _content(file, entries, work)
             except (ValueError, RecursionError, CheckpointError) as error:
                 reasons.append(error)
-            else:
-                return
         raise reasons[1]
-
-    def _add(self, entries: Iterator[Entry], work: JobContext) -> None:
-        left = _NAMED_NBYTES
-        for key, low, text in entries:
-            if key in self._entries:
-                message = f"the key {key!r} stands twice"
-                raise ValueError(message)
-            if low is None:
-                self._staged[key] = text
-            else:
-                self._places[key] = low, len(text), xxh3_64_intdigest(text)
-            is_looked_into = len(text) <= left
-            self._entries[key] = _names(text, work) if is_looked_into else False
-            left -= len(text) if is_looked_into else 0
-            work.pacer.pause()
 
     def _corrupt(self, reason: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._location.name}: {reason}", file=self._location.name)
+
+
+def _content(file: IO[bytes], found: Iterator[Entry], work: JobContext) -> _Content:
+    entries: dict[str, Names] = {}
+    places: dict[str, tuple[int, int, int]] = {}
+    staged: dict[str, bytes] = {}
+    left = _NAMED_NBYTES
+    for key, low, text in found:
+        if key in entries:
+            message = f"the key {key!r} stands twice"
+            raise ValueError(message)
+        if low is None:
+            staged[key] = text
+        else:
+            places[key] = low, len(text), xxh3_64_intdigest(text)
+        is_looked_into = len(text) <= left
+        entries[key] = _names(text, work) if is_looked_into else False
+        left -= len(text) if is_looked_into else 0
+        work.pacer.pause()
+    return _Content(file, entries, places, staged)
 
 
 def _file_of(fd: int) -> IO[bytes]:

@@ -20,7 +20,7 @@ import numpy as np
 from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, UntrustedFileError
 from asyncckpt.formats import key_names as names
-from asyncckpt.keyed.base import Store
+from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.npz_file import SUFFIX, NpzFile, check_expansion, damaged, npy_header, told
 from asyncckpt.keyed.values import Found, build_value, flat_names, nested_names, runs_of
 from asyncckpt.state import index as ix
@@ -55,27 +55,33 @@ class _Item(NamedTuple):
     names: Names
 
 
-class NumPyStore(Store):
+class _Content(NamedTuple):
+    """What a file holds."""
+
+    file: NpzFile | None
+    items: dict[str, _Item]
+
+
+class NumPyStore(FileStore[_Content]):
     """An open zip file of arrays."""
 
     def __init__(self, location: FileLocation, work: JobContext, *, trusted: bool) -> None:
-        """Open it and read its directory.
-
-        Raises:
-            CorruptCheckpointError: It is damaged, or no such file.
-            OSError: It cannot be read.
-        """
-        self._location = location
+        """See `FileStore`; `trusted` allows for arrays that are very much larger than in the file."""
         self._is_trusted = trusted
-        self._load(work)
+        self._files: set[NpzFile] = set()  # that are open: the last commit's, the temporary file, and those that failed
+        super().__init__(location, work)
 
-    def _forget(self) -> None:
+    def _use(self, content: _Content) -> None:
         self._items: dict[str, _Item] = {}
         self._entries: dict[str, Names] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
-        self._files: set[NpzFile] = set()  # that are open: the last commit's, the temporary file, and those that failed
         self._temporary: NpzFile | None = None
+        for key, item in content.items.items():
+            self._set(key, item)
         self._is_changed = False
+        before, self._files = self._files, set() if content.file is None else {content.file}
+        for file in before:
+            file.close_file()
 
     @property
     def entries(self) -> Mapping[str, Names]:
@@ -152,49 +158,37 @@ class NumPyStore(Store):
 
     def close(self) -> None:
         """See `Store`."""
-        self._items = {}
-        self._leave_temporary()
-        self._forget()
+        if self._temporary is not None:
+            self._location.discard_temporary()
+        self._use(_Content(None, {}))
         self._location.release()
-
-    def begin(self, work: JobContext) -> None:
-        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-
-        def read_again() -> None:
-            before = self._files
-            with self._rollback_on_failure():
-                self._load(work)
-            for file in before:
-                file.close_file()
-
-        self._location.become_writer(read_again)
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, work: JobContext) -> None:
-        self._forget()
+    def _load(self, work: JobContext) -> _Content:
         fd = self._location.open()
         if fd is None:
-            return
+            return _Content(None, {})
         with self._telling():
             with told("it is not a zip file, or is damaged"):
                 file = NpzFile(fd, self._location.ops)
             try:
-                self._read_directory(file, work.pacer)
+                return _Content(file, self._read_directory(file, work.pacer))
             except BaseException:
                 file.close_file()
                 raise
-        self._files, self._is_changed = {file}, False
 
-    def _read_directory(self, file: NpzFile, pacer: Pacer) -> None:
+    def _read_directory(self, file: NpzFile, pacer: Pacer) -> dict[str, _Item]:
+        items: dict[str, _Item] = {}
         by_name = file.by_name()
         for key, of, tree, listed in self._rows(file, by_name, pacer):
-            if key in self._items:
+            if key in items:
                 damaged(f"the key {key!r} stands twice")
             if lacking := [name for name in listed if name not in by_name]:
                 damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
             members = tuple([by_name.pop(name) for name in dict.fromkeys(listed)])
-            self._set(key, _Item(file, members, tree, nested_names(of)))
+            items[key] = _Item(file, members, tree, nested_names(of))
+        return items
 
     def _rows(self, file: NpzFile, by_name: dict[str, ZipInfo], pacer: Pacer) -> Iterator[_Row]:
         """Yield what our directory says and, when its members are gone from `by_name`, each other member as a key."""

@@ -312,8 +312,8 @@ BUGS = (
         (
             (
                 "keyed/location.py",
-                "        self._is_name_durable = False\n        self._rewrite",
-                "        self._is_name_durable = True\n        self._rewrite",
+                "        self._is_entry_synced = False\n        self._rewrite",
+                "        self._is_entry_synced = True\n        self._rewrite",
             ),
         ),
         (("fault", "keyed-msgpack/create/1"),),

@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
-from asyncckpt.keyed.base import Store
+from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.hdf5.catalog import Linked, naming
 from asyncckpt.keyed.hdf5.data_file import DataFile, ForeignFileError
 from asyncckpt.keyed.hdf5.region import SMALL_NBYTES, Value
@@ -40,7 +40,15 @@ _SLACK_NBYTES: Final = 1 << 20
 _PROMISED_SLACK_NBYTES: Final = 7 << 19  # the promise is 4 MiB
 
 
-class HDF5Store(Store):
+class _Content(NamedTuple):
+    """What a file holds."""
+
+    main: DataFile | None
+    foreign: ForeignFile | None
+    sources: Mapping[str, Source]
+
+
+class HDF5Store(FileStore[_Content]):
     """An open HDF5 keyed file."""
 
     def __init__(self, location: FileLocation, work: JobContext, *, trusted: bool) -> None:
@@ -52,48 +60,54 @@ class HDF5Store(Store):
             UnsupportedFormatError: A later release wrote it.
             OSError: It cannot be read.
         """
-        self._location = location
         self._trusted = trusted
         self._files: list[DataFile] = []
+        self._foreign: ForeignFile | None = None
         self._fresh: DataFile | None = None
-        self._is_writing = False
         self._is_dirty = False
         self._is_tainted = False
         self._obstacle: Exception | None = None  # why it could not be written anew
         self._small_until = 0  # after a writing anew that failed: how large the file becomes until it is tried again
-        self._open(work)
+        super().__init__(location, work)
 
-    def _open(self, work: JobContext) -> None:
-        self._main: DataFile | None = None
-        self._foreign: ForeignFile | None = None
+    def _use(self, content: _Content) -> None:
+        files, foreign = self._files, self._foreign
+        self._main, self._foreign, sources = content
+        self._files = [] if self._main is None else [self._main]
         self._sources: dict[str, Source] = {}
         self._entries: dict[str, Names] = {}
         self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
+        for key, source in sources.items():
+            self._set(key, source)
+        _close(files, foreign)
+
+    def _load(self, work: JobContext) -> _Content:
         fd = self._location.open()
         if fd is None:
-            return
+            return _Content(None, None, {})
         try:
             if os.fstat(fd).st_size == 0:  # as a temporary file begins
                 os.close(fd)
-                return
-            self._main = DataFile.open(self._location.name, fd, work.pacer)
+                return _Content(None, None, {})
+            main = DataFile.open(self._location.name, fd, work.pacer)
         except ForeignFileError as error:
             try:
-                self._open_foreign(str(error), fd, work)
+                return self._open_foreign(str(error), fd, work)
             finally:
                 os.close(fd)
-            return
         except BaseException:
             os.close(fd)
             raise
-        self._files.append(self._main)
         try:
-            self._foreign = self._open_linked(self._main)
+            foreign = self._open_linked(main)
         except BaseException:
-            self._close_files()
+            main.close()
             raise
-        for key, place in self._main.places.items():
-            self._set(key, Foreign(place.nbytes) if isinstance(place, Linked) else Placed(self._main, place))
+        sources: dict[str, Source] = {
+            key: Foreign(place.nbytes) if isinstance(place, Linked) else Placed(main, place)
+            for key, place in main.places.items()
+        }
+        return _Content(main, foreign, sources)
 
     def _open_linked(self, file: DataFile) -> ForeignFile | None:
         """Open what reads the objects of other programs in a file of ours, if there are any."""
@@ -112,7 +126,7 @@ class HDF5Store(Store):
             )
             raise UntrustedFileError(message)
 
-    def _open_foreign(self, reason: str, fd: int, work: JobContext) -> None:
+    def _open_foreign(self, reason: str, fd: int, work: JobContext) -> _Content:
         from asyncckpt.keyed.hdf5.changed_file import ChangedFile
         from asyncckpt.keyed.hdf5.foreign_file import ForeignFile, check_signature
 
@@ -131,9 +145,7 @@ class HDF5Store(Store):
                 "the attributes of its root group, references between its objects, and, of what libhdf5 cannot copy as"
                 " it is, the attributes and the compression"
             )
-        self._foreign = file
-        for key in keys:
-            self._set(key, Foreign(0))
+        return _Content(None, file, {key: Foreign(0) for key in keys})
 
     @property
     def entries(self) -> Mapping[str, Names]:
@@ -234,39 +246,24 @@ class HDF5Store(Store):
         main, fresh, self._fresh = self._main, self._fresh, None
         if fresh is not None:
             self._location.discard_temporary()
-        elif main is not None and self._is_writing and not self._is_tainted:
+        elif main is not None and self._location.is_locked and not self._is_tainted:
             with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
                 main.settle(self._location.ops)
         self._close_files()
         discard(self._sources, Pacer())
         self._location.release()
-        self._is_writing = False
 
     # --- staging ------------------------------------------------------------------------------------------------------
 
-    def begin(self, work: JobContext) -> None:
-        """Become the writer, of the file as it is now; see `Store.begin`."""
-        if self._is_writing:
-            return
-
-        def read_again() -> None:
-            files, foreign = self._files, self._foreign
-            with self._rollback_on_failure():
-                self._files = []
-                self._open(work)
-            _close(files, foreign)
-
-        self._location.become_writer(read_again)
+    def _open_to_write(self) -> None:
         if self._main is not None:
-            with self._location.released_on_failure():
-                self._main.reopen(os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC))
-                self._main.recover(self._location.ops)
-        self._is_writing = True
+            self._main.reopen(os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC))
+            self._main.recover(self._location.ops)
 
     def _target(self, work: JobContext, key: str | None = None, nbytes: int = 0) -> DataFile:
         """Return the file that is written to, when `nbytes` more for `key` are."""
         if self._fresh is None:
-            if self._main is not None and not self._location.leads_to(self._main.fd):
+            if self._main is not None and not self._location.is_same_file(self._main.fd):
                 self._is_tainted = True  # it was removed or replaced: what is appended would be nobody's
             if self._main is not None and not self._is_tainted and not self._outgrows(self._main, key, nbytes):
                 return self._main
@@ -401,7 +398,7 @@ class HDF5Store(Store):
         }
         if target is self._main:
             with self._tainting():
-                self._location.settle_name()
+                self._location.sync_entry()
         try:
             target.commit(self._location.ops, places, work.pacer)
         except BaseException:
@@ -419,7 +416,7 @@ class HDF5Store(Store):
                     self._taint()
                 raise
             with self._tainting():
-                self._location.settle_name()
+                self._location.sync_entry()
             self._main, self._fresh, self._obstacle, self._small_until = target, None, None, 0
             self._is_tainted = False
             self._close_files(but=target)

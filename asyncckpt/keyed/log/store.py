@@ -23,7 +23,7 @@ from asyncckpt.disk.write_blocks import Content, write_content_at
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
 from asyncckpt.formats.msgpack import FORMAT
 from asyncckpt.keyed.appender import Appender
-from asyncckpt.keyed.base import Store
+from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.log import records
 from asyncckpt.keyed.stored_value import Place, read_stored_value
 from asyncckpt.runtime.memory import PAGE_NBYTES
@@ -44,35 +44,27 @@ _COPY_NBYTES: Final = 4 << 20
 _MAX_KEY_NBYTES: Final = 1 << 16
 
 
-class MsgpackStore(Store):
+class MsgpackStore(FileStore[tuple[int, records.Log] | None]):
     """An open log."""
 
-    def __init__(self, location: FileLocation, work: JobContext) -> None:
-        """Open it and read the records' heads.
+    _fd: int | None = None
 
-        Raises:
-            CorruptCheckpointError: It is damaged, or no such file.
-            UnsupportedFormatError: A later release wrote it.
-            OSError: It cannot be read.
-        """
-        self._location = location
-        self._fd: int | None = None
-        self._forget()
-        self._load(work)
-
-    def _forget(self) -> None:
+    def _use(self, content: tuple[int, records.Log] | None) -> None:
+        before = self._fd
+        self._fd, log = (None, records.Log(b"")) if content is None else content
+        self._file_id, self._commit, self._end, self._has_tail = log.file_id, log.commit, log.end, log.has_tail
         self._live: dict[str, records.Record] = {}
         self._entries: dict[str, Names] = {}
         self._live_nbytes = 0
-        self._commit = b""
-        self._end = 0
-        self._file_id = b""
+        for key, record in log.live.items():
+            self._set(key, record)
         self._staged: set[str] = set()
         self._is_changed = False
-        self._is_published = False
+        self._is_published = content is not None
         self._is_suspect = False  # whether something on the way to the disk has failed, so that a new file is needed
-        self._has_tail = False
         self._can_write = False  # whether the descriptor is for writing, too
+        if before is not None:
+            os.close(before)
 
     @property
     def entries(self) -> Mapping[str, Names]:
@@ -119,7 +111,7 @@ class MsgpackStore(Store):
             return
         limit = self._live_nbytes + self._live_nbytes // 2 + _SLACK_NBYTES
         is_large = self._end > limit
-        if self._is_published and not self._location.leads_to(self._descriptor()):
+        if self._is_published and not self._location.is_same_file(self._descriptor()):
             self._is_suspect = True  # the file was removed or replaced: what is appended would be nobody's
         if is_large or self._is_suspect:
             try:
@@ -137,22 +129,18 @@ class MsgpackStore(Store):
 
     def close(self) -> None:
         """See `Store`."""
-        fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
-            if not self._is_published:
-                self._location.discard_temporary()
+        if self._fd is not None and not self._is_published:
+            self._location.discard_temporary()
         discard(self._live, Pacer())
-        self._forget()
+        self._use(None)
         self._location.release()
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, work: JobContext) -> None:
-        self._forget()
+    def _load(self, work: JobContext) -> tuple[int, records.Log] | None:
         fd = self._location.open()
         if fd is None:
-            return
+            return None
         try:
             log = records.scan(fd, self._location.name, work.pacer)
         except BaseException:
@@ -160,28 +148,8 @@ class MsgpackStore(Store):
             raise
         if log is None:  # an empty file, which somebody has made in advance
             os.close(fd)
-            return
-        self._fd = fd
-        self._is_published = True
-        self._file_id, self._has_tail = log.file_id, log.has_tail
-        self._commit, self._end = log.commit, log.end
-        for key, record in log.live.items():
-            self._set(key, record)
-
-    def begin(self, work: JobContext) -> None:
-        """Become the writer; what another has written since the file was opened is read first. See `Store.begin`."""
-
-        def read_again() -> None:
-            before = self._fd
-            with self._rollback_on_failure():
-                self._fd = None
-                self._load(work)
-            if before is not None:
-                os.close(before)
-
-        self._location.become_writer(read_again)
-        with self._location.released_on_failure():
-            self._open_to_write()
+            return None
+        return fd, log
 
     def _open_to_write(self) -> None:
         if self._fd is None:
@@ -240,7 +208,7 @@ class MsgpackStore(Store):
         fd = self._cut()
         if self._is_published:
             with self._suspect_on_failure():
-                self._location.settle_name()
+                self._location.sync_entry()
             self._sync(fd)  # or the commit could reach the disk before what it stands for
         self._has_tail = True
         record = self._write_small(fd, records.commit_head(self._file_id, self._end))
@@ -257,7 +225,7 @@ class MsgpackStore(Store):
             self._is_suspect |= not self._is_published  # else the old file is what it was
             raise
         with self._suspect_on_failure():
-            self._location.settle_name()
+            self._location.sync_entry()
         self._is_suspect = False
         self._is_published = True
 
