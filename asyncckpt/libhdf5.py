@@ -1,7 +1,8 @@
-"""h5py, imported here and nowhere else, so that it can be used first in an exit handler.
+"""Import h5py; every other module imports it from here, so that it may be used for the first time in an exit handler.
 
-h5py undoes its conversions of Python objects in an exit handler of its own. One that is registered while exit handlers
-run is never called, and libhdf5 then crashes as the process ends.
+h5py unregisters its conversions of Python objects in an exit handler. A handler that is registered while exit handlers
+run is never called, and libhdf5 would then crash when the process ends. In that case `run_at_exit` unregisters the
+conversions.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import h5py
 from h5py import h5d, h5l, h5o, h5t
 
-from asyncckpt.runtime.exiting import before_the_end, is_exiting
+from asyncckpt.runtime.exiting import is_exiting, run_at_exit
 
 if is_exiting():
-    before_the_end(h5py._conv.unregister_converters)  # noqa: SLF001 - what h5py's own handler calls
+    run_at_exit(h5py._conv.unregister_converters)  # noqa: SLF001 - what h5py's own handler calls
 
 __all__ = ["h5d", "h5l", "h5o", "h5py", "h5t"]

@@ -20,10 +20,9 @@ from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.key_index import KeyIndex
 from asyncckpt.keyed.pending_writes import Outcome, Refusals, WriteQueue
 from asyncckpt.keyed.values import CapturedValue, PackedValue, capture
-from asyncckpt.runtime.buffers import BufferPool
+from asyncckpt.runtime.buffers import BufferPool, PoolTrimmer
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
-from asyncckpt.runtime.idle import IdleTimer
 from asyncckpt.runtime.jobs import Jobs
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ class StoreJobs:
         self.refusals = Refusals(place)
         self.pool = BufferPool()
         self.engine: Engine | None = None
-        self.idle: IdleTimer | None = None
+        self.idle: PoolTrimmer | None = None
         self._opened: Engine | None = None  # set in a thread, whoever is cancelled meanwhile
         self._turn = asyncio.Lock()
         self._drainer: asyncio.Task[None] | None = None
@@ -71,7 +70,7 @@ class StoreJobs:
         """Open the store and make the index."""
         await self._jobs.run(self._open)
         self.engine = self._opened
-        self.idle = IdleTimer(self.pool, self._jobs)
+        self.idle = PoolTrimmer(self.pool, self._jobs)
         self._settle(Outcome(found=self._found), None)
 
     def _open(self) -> None:

@@ -1,1 +1,1 @@
-"""The loop, threads, memory and the garbage collector: what blocking jobs run on, and nothing of checkpoints."""
+"""Support for blocking jobs beside an event loop: threads, pacing, memory, the garbage collector. No checkpoints."""

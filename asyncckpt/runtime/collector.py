@@ -1,9 +1,11 @@
-"""Python's garbage collector beside a job that makes or walks many objects.
+"""Keep Python's garbage collector from stalling the program while a job makes or walks many objects.
 
-1. A collection of the oldest generation walks the whole heap, holding the GIL. What a job makes must not bring one
-   about: neither while it runs, nor afterwards.
-2. The young generations are collected as ever, in fractions of a millisecond: the program's garbage must go meanwhile.
-3. What lasts becomes old before a walk over it takes long (`YoungReferences`).
+1. A collection of the oldest generation walks the whole heap while it holds the GIL. The objects that a job makes must
+   not trigger one, neither during the job nor afterwards.
+2. The young generations are collected as usual, in fractions of a millisecond, so that the program's garbage is freed.
+3. Objects that last are moved to an older generation before walking them takes long (`YoungReferences`).
+
+How the generations and their thresholds work: https://docs.python.org/3/library/gc.html#gc.set_threshold.
 """
 
 from __future__ import annotations
@@ -21,26 +23,26 @@ _YOUNG: Final = 0
 _MIDDLE: Final = 1
 _OLDEST: Final = 2
 _MAX_POSTPONED: Final = 1000
-"""Collections of the middle generation, of 7,000 new objects each, after which the oldest is collected all the same:
-jobs may follow each other without a gap, and the program's garbage must not grow without end."""
+"""Collections of the middle generation (7,000 new objects each) after which the oldest one is collected nevertheless,
+because jobs may follow each other without a gap, and the program's garbage must not grow without bound."""
 _MAX_COUNT: Final = 64
-"""Beyond so many, what jobs have added to a count is a small part of it, and is left there."""
+"""The greatest count that is set back when the last job ends; jobs have contributed little to a greater one."""
 _MANY_REFERENCES: Final = 1 << 16  # walked in less than a millisecond
 
-_lock = threading.RLock()  # a collection may call anything
-_jobs: dict[int, int] = {}  # how many each thread is within
-_before = (0, 0, 0)  # the thresholds before the first of them
-_meanwhile = (0, 0, 0)
-_progress = 0  # how many objects the program has made since the last collection of the oldest generation
-_rest = 0  # those of them that the collector's counts are too coarse for
+_lock = threading.RLock()  # re-entrant, because a collection may run any code
+_jobs: dict[int, int] = {}  # by thread, how many `young_collections_only` blocks it is in
+_before = (0, 0, 0)  # the thresholds before the first block
+_meanwhile = (0, 0, 0)  # the thresholds set while there are any
+_progress = 0  # how many objects the program itself has made since the last collection of the oldest generation
+_rest = 0  # those of them that the collector's counts are too coarse to express
 
 
 @contextmanager
 def young_collections_only() -> Iterator[None]:
-    """Put off collections of the oldest generation.
+    """Postpone collections of the oldest generation.
 
-    Re-entrant, from any threads. When the last one leaves, what was set before holds again, and the program is as near
-    to its next collection of the oldest generation as its own objects have brought it.
+    Blocks may be nested, in any threads. When the last one ends, the thresholds from before are restored, and the
+    collector's counts are set as if only the program's own objects had been made.
     """
     _enter()
     try:
@@ -50,7 +52,7 @@ def young_collections_only() -> Iterator[None]:
 
 
 class YoungReferences:
-    """Counts what a job puts into containers that last, and has them become old before a walk over them takes long."""
+    """Counts the references that a job puts into lasting containers, and collects them before that takes long."""
 
     __slots__ = ("_count",)
 
@@ -58,7 +60,7 @@ class YoungReferences:
         self._count = 0
 
     def add(self, count: int) -> None:
-        """Tell of a container that was made, and of how many references it has or will have."""
+        """Report a new container that has, or will have, `count` references."""
         self._count += count
         if self._count >= _MANY_REFERENCES:
             self._count = 0
@@ -74,7 +76,8 @@ def _enter() -> None:
             young, middle, old = gc.get_count()
             per_young, per_middle = _per_collection()
             _progress = young + middle * per_young + old * per_middle + _rest
-            is_due = old > _before[_OLDEST]  # the program has brought it about, and may never come to it between jobs
+            # If the program's own objects have made a collection due, let it happen: there may be no gap between jobs.
+            is_due = old > _before[_OLDEST]
             _meanwhile = _before if is_due else (*_before[:_OLDEST], old + _MAX_POSTPONED)
             gc.set_threshold(*_meanwhile)
             gc.callbacks.append(_note)
@@ -97,17 +100,17 @@ def _leave() -> None:
         if not old < gc.get_count()[_OLDEST] <= _MAX_COUNT:
             return
         middle, _rest = divmod(rest, per_young)
-    _set_counts(middle, old)  # without the lock: a collection may call anything, also what waits for who wants it
+    _set_counts(middle, old)  # without the lock: a collection may run any code, which may wait for another thread
 
 
 def _restore() -> None:
     gc.callbacks.remove(_note)
-    if gc.get_threshold() == _meanwhile:  # else the program has set others, which hold
+    if gc.get_threshold() == _meanwhile:  # else the program has set its own meanwhile
         gc.set_threshold(*_before)
 
 
 def _after_fork() -> None:
-    """In a child there are no jobs of other threads, nor anybody to give their lock back."""
+    """Reset the state in a forked child, which has only one thread; another thread may have held the lock."""
     global _lock  # noqa: PLW0603 - as above
     _lock = threading.RLock()
     thread = threading.get_ident()
@@ -123,13 +126,13 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _per_collection() -> tuple[int, int]:
-    """Return after how many objects the youngest generation is collected, and the middle one."""
+    """Return after how many new objects the youngest generation is collected, and after how many the middle one."""
     young, middle, _ = _before
     return young + 1, (young + 1) * (middle + 2)
 
 
 def _note(phase: str, info: dict[str, int]) -> None:
-    """Count a collection that is not a job's: it runs in the thread whose object was one too many."""
+    """Count the program's collections; a collection runs in the thread whose new object triggered it."""
     global _progress  # noqa: PLW0603 - as above
     if phase == "start" and info["generation"] == _OLDEST:
         _progress = 0
@@ -138,15 +141,15 @@ def _note(phase: str, info: dict[str, int]) -> None:
 
 
 def _set_counts(middle: int, old: int) -> None:
-    """Set how near the middle and the oldest generation are to their next collection: so many of those below them.
+    """Set the collector's counts of the middle and the oldest generation.
 
-    Where the program itself has frozen objects (`gc.freeze`), nothing is done: they would be thawed.
+    If the program has frozen objects (`gc.freeze`), nothing is done, because this would unfreeze them.
     """
     if gc.get_freeze_count() == 0:
         gc.collect(_MIDDLE)  # so that the program's young garbage does not become old
-        gc.freeze()  # this alone sets the counts to 0, and
+        gc.freeze()  # only this sets the counts to 0
         gc.unfreeze()
-        for _ in range(old):  # each collection adds to the next generation's
+        for _ in range(old):  # each collection increments the count of the next generation
             gc.collect(_MIDDLE)
         for _ in range(middle):
             gc.collect(_YOUNG)

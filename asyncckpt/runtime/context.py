@@ -1,7 +1,7 @@
-"""The context of a job: a plain function that runs in one thread, with what it may use there.
+"""The context of a job: its stop flag, its pacer, and other threads that may help it.
 
-A job may ask for help; whichever thread is free helps, and the job never depends on help arriving, so jobs cannot wait
-for each other.
+A job runs in one thread. Other threads help it if they are free; it never depends on their help, so jobs cannot
+deadlock waiting for each other.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ ItemT = TypeVar("ItemT")
 
 
 class JobContext:
-    """What a job may use: threads that help it, a flag that ends it early, and the pacer of its Python work.
+    """What a job may use while it runs.
 
     Attributes:
-        stop: Ends the job early.
-        pacer: The pacer of the job. There is one, because a job of many short parts must pause between them, too.
+        stop: Asks the job to stop early.
+        pacer: Pauses the job's Python work. All parts of a job share one pacer, so that many short parts are paused
+            between, too.
     """
 
     __slots__ = ("_executor", "_helpers", "pacer", "stop")
@@ -40,10 +41,10 @@ class JobContext:
         """Make the context of one job.
 
         Args:
-            executor: Where helping threads come from. Without one the calling thread works alone.
-            helpers: At most so many threads help.
-            stop: Ends the job early; by default nothing does.
-            yields: Whether the pacer gives the GIL away. JobContext on the loop's own thread, which is small, does not.
+            executor: Provides the helping threads. If None, the calling thread works alone.
+            helpers: The greatest number of helping threads.
+            stop: Asks the job to stop early. If None, the job has a flag of its own.
+            yields: Whether the pacer releases the GIL. Work on the loop's own thread, which is small, does not.
         """
         self._executor = executor
         self._helpers = helpers if executor is not None else 0
@@ -51,27 +52,27 @@ class JobContext:
         self.pacer = Pacer(self.stop, yields=yields)
 
     def run(self, work: Callable[[ItemT], None], items: Iterable[ItemT], *, threads: int | None = None) -> None:
-        """Call `work(item)` for each item and return when all calls have ended.
+        """Call `work(item)` for each item, in several threads, and return when all calls have ended.
 
-        The calling thread and those that help claim the items one at a time and in order. A helper that has not begun
-        when the items are used up is withdrawn, so a full executor slows a job down and never blocks it.
+        The calling thread and its helpers claim the items one at a time, in order. A helper that has not started when
+        no items are left is cancelled, so a full executor slows a job down but never blocks it.
 
         Args:
             work: Called from several threads.
-            items: Claimed by one thread at a time.
-            threads: At most so many work at the same time; None for as many as there are.
+            items: Iterated by one thread at a time.
+            threads: The greatest number of threads that work at the same time. If None, all helpers do.
 
         Raises:
-            Stopped: `stop` was set; items not yet claimed were left out.
+            Stopped: `stop` was set; items not yet claimed were skipped.
             BaseException: The first exception of a call; no item is claimed after it.
         """
-        # Nobody is woken for nothing: with a single item the helper would only take the GIL away.
+        # A helper without an item to work on would only compete for the GIL.
         helpers = min(self._helpers, length_hint(items, _MANY) - 1, (threads or _MANY) - 1)
         source = iter(items)
         claim = threading.Lock()
         failures: list[BaseException] = []
 
-        def labour() -> None:
+        def work_on_items() -> None:
             try:
                 while not failures:
                     self.stop.check()
@@ -86,20 +87,22 @@ class JobContext:
         helping = []
         if self._executor is not None:
             try:
-                helping = [self._executor.submit(labour) for _ in range(helpers)]
-            except RuntimeError:  # the executor is shutting down: this thread works alone
+                helping = [self._executor.submit(work_on_items) for _ in range(helpers)]
+            except RuntimeError:  # the executor is shutting down, so this thread works alone
                 helping = []
-        labour()
+        work_on_items()
         wait([future for future in helping if not future.cancel()])
         try:
             if failures:
                 raise failures[0]
         finally:
-            failures.clear()  # in a cycle with this frame, they would keep the memory of the job until a collection
-            work, items, source = _no_work, (), iter(())  # an executor may know `labour` for longer
+            # A failure refers to this frame, and a cycle would keep the job's memory until a garbage collection. The
+            # executor may keep `work_on_items`, and so these variables, for longer.
+            failures.clear()
+            work, items, source = _no_work, (), iter(())
 
     def uninterruptible(self) -> JobContext:
-        """Return the context of a part of the job that must be done to its end."""
+        """Return a context for a part of the job that must not be stopped."""
         return JobContext(self._executor, helpers=self._helpers, yields=self.pacer.yields)
 
 

@@ -1,10 +1,10 @@
-"""The end of the interpreter, where a program may still save from an `atexit` handler.
+"""Support for saving from an `atexit` handler, when the interpreter is shutting down.
 
-1. When exit handlers run, Python has ended its thread pools and starts no new threads in them
-   (https://docs.python.org/3/library/atexit.html). What would go to a thread runs in the calling one.
-2. A library that is first imported there registers its own exit handlers too late for them to be called. What must be
-   undone before the interpreter goes is undone by the handler of this module, which is registered with the first import
-   of asyncckpt, and so runs after those that a program registers later; or else at once.
+1. While exit handlers run, Python has already shut down its thread pools and starts no new threads in them
+   (https://docs.python.org/3/library/atexit.html). Jobs then run in the calling thread.
+2. A library that is first imported by an exit handler registers its own handlers too late: they are never called. This
+   module registers one handler when asyncckpt is first imported. It runs after those that the program registers later,
+   and runs the actions passed to `run_at_exit`.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ Params = ParamSpec("Params")
 
 
 def is_exiting() -> bool:
-    """Return whether the interpreter is running its exit handlers, or is beyond them."""
+    """Return whether the interpreter is running its exit handlers, or has run them."""
     return not threading.main_thread().is_alive()
 
 
-def before_the_end(action: Callable[[], object]) -> None:
-    """Call `action` after the program's own exit handlers, or now if that moment has passed."""
-    if _can_wait:
+def run_at_exit(action: Callable[[], object]) -> None:
+    """Call `action` after the program's own exit handlers, or now if they have already run."""
+    if _accepts_actions:
         _actions.append(action)
     else:
         action()
 
 
-class Threads(ThreadPoolExecutor):
-    """A thread pool that works in the calling thread once the interpreter is exiting."""
+class ExitSafeThreadPool(ThreadPoolExecutor):
+    """A thread pool that runs its work in the calling thread once the interpreter is exiting."""
 
     def submit(self, fn: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs) -> Future[ResultT]:
-        """Run `fn` in a thread; at exit run it here, and return when it has ended."""
+        """Run `fn` in a thread; at exit, run it in this thread before returning."""
         try:
             return super().submit(fn, *args, **kwargs)
         except RuntimeError:
@@ -47,18 +47,18 @@ class Threads(ThreadPoolExecutor):
         future: Future[ResultT] = Future()
         try:
             future.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - it is for those who look at the future
+        except BaseException as error:  # noqa: BLE001 - raised by the future's result
             future.set_exception(error)
         return future
 
 
-def _end() -> None:
-    global _can_wait  # noqa: PLW0603 - there is one interpreter
-    _can_wait = False
+def _run_actions() -> None:
+    global _accepts_actions  # noqa: PLW0603 - there is one interpreter
+    _accepts_actions = False
     while _actions:
         _actions.pop()()
 
 
 _actions: Final[list[Callable[[], Any]]] = []
-_can_wait = not is_exiting()
-atexit.register(_end)
+_accepts_actions = not is_exiting()
+atexit.register(_run_actions)

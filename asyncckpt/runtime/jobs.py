@@ -1,14 +1,15 @@
-"""Threads, awaited.
+"""Run blocking jobs in threads, and await each one to its end.
 
-1. A job is one plain function in one thread of the manager's own small executor. Whoever awaits it waits for its end: a
-   cancellation asks the job to stop, is held back until it has, and is raised then. So no thread uses anybody's
-   memory, files or lock after the await is over. What a job that failed had in its hands is freed in its thread: on
-   the loop's, that would take time, too.
-2. A loop that is always busy with Python would starve the jobs: each time one needs the GIL it waits for the
-   interpreter's switch interval, or longer. So while a job runs, a callback on the loop gives the GIL away: about once
-   a millisecond while somebody awaits the job, half as often for the writer's, because each time costs the loop about
-   50 microseconds. A loop that sleeps gives the GIL away by itself, and to wake it takes time from those who copy: the
-   less of the time its thread has had a core, the more seldom the callback comes.
+1. A job is a plain function that runs in one thread of a small executor. Awaiting it waits until it has ended: a
+   cancellation asks the job to stop, is held back until it has stopped, and is raised then. So once the await is over,
+   no thread uses the caller's memory, files or locks.
+2. What a failed job held in its variables is freed in the job's thread, because freeing large objects takes time that
+   the loop does not have.
+3. A loop that is always busy running Python would starve the jobs: each time a job needs the GIL, it would wait for at
+   least the interpreter's switch interval. So while a job runs, a callback on the loop releases the GIL periodically:
+   more often for a job that is awaited than for one in the background, because each release costs the loop a little.
+   A loop that sleeps releases the GIL by itself, and waking it takes time from threads that copy; so the less CPU time
+   the loop's thread has used, the less often the callback runs.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.errors import ManagerClosedError
 from asyncckpt.runtime.context import JobContext
-from asyncckpt.runtime.exiting import Threads
+from asyncckpt.runtime.exiting import ExitSafeThreadPool
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.runtime.tracebacks import drop_locals
 
@@ -38,18 +39,18 @@ _THREADS: Final = 6
 _YIELD_INTERVAL: Final = 0.001
 _BACKGROUND_YIELD_INTERVAL: Final = 0.002
 _POLL_INTERVAL: Final = 0.001
-_IDLE_YIELD_INTERVAL: Final = 0.005  # the interpreter's own switch interval
+_IDLE_YIELD_INTERVAL: Final = 0.005  # the interpreter's default switch interval
 _BUSY_SHARE: Final = 0.5  # of a core
-_YIELD_SECONDS: Final = 1e-6  # long enough to be a real sleep: the system then runs the thread that waits for the GIL
+_YIELD_SECONDS: Final = 1e-6  # enough for a real sleep, in which the system runs the thread that waits for the GIL
 
 
 class Jobs:
-    """The threads of one manager. Used on the loop's thread only."""
+    """The worker threads of one manager or keyed file. Use it on the loop's thread only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._threads = threads = list[threading.Thread]()  # the threads keep the list, and must not keep `self`
-        self._executor = Threads(
+        self._threads = threads = list[threading.Thread]()  # the threads refer to this list, and not to `self`
+        self._executor = ExitSafeThreadPool(
             _THREADS,
             thread_name_prefix="asyncckpt",
             initializer=lambda: threads.append(threading.current_thread()),
@@ -63,15 +64,15 @@ class Jobs:
 
     @property
     def executor(self) -> ThreadPoolExecutor:
-        """The threads themselves, for libraries that take an executor."""
+        """The executor, for libraries that take one."""
         return self._executor
 
     def context(self, helpers: int = 1, *, stop: StopFlag | None = None) -> JobContext:
-        """Return the context of a job that at most so many other threads help, and that `stop` ends early."""
+        """Return a job's context: up to `helpers` other threads may help it, and `stop` ends it early."""
         return JobContext(self._executor, helpers=helpers, stop=stop)
 
     async def run(self, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs) -> ResultT:
-        """Run a job to its end. Cancelling does not shorten it: it is raised afterwards, and the result is lost."""
+        """Run a job to its end. A cancellation does not stop it; it is raised afterwards, and the result is lost."""
         return await self.run_stoppable(None, job, *args, **kwargs)
 
     async def run_in_context(
@@ -82,9 +83,10 @@ class Jobs:
         *args: object,
         discard: Callable[[ResultT], object] | None = None,
     ) -> ResultT:
-        """Run `job(*args, context)` to its end, which a cancellation hastens; at most `helpers` other threads help.
+        """Run `job(*args, context)` to its end; up to `helpers` other threads may help.
 
-        A cancellation that comes when the job has its result already loses it: `discard` is called with it.
+        A cancellation asks the job to stop and is raised when it has. If the job returns a result nevertheless, the
+        result is passed to `discard`.
 
         Raises:
             ManagerClosedError: The threads have been ended.
@@ -100,15 +102,16 @@ class Jobs:
         *args: Params.args,
         **kwargs: Params.kwargs,
     ) -> ResultT:
-        """Run a job to its end, which a cancellation hastens.
+        """Run `job(*args, **kwargs)` to its end.
 
         Args:
-            on_cancel: A flag, set when the awaiting task is cancelled; the cancellation is raised when the job has
-                ended. Or a function, called instead, after which the cancellation counts as dealt with; such a job
-                can be given up.
-            job: The function, and
-            args: its arguments, and
-            kwargs: its keyword arguments.
+            on_cancel: What to do when the awaiting task is cancelled. A flag is set, and the cancellation is raised
+                when the job has ended. A function is called with the cancellation, which is then considered handled;
+                such a job runs in the background and can be given up. None does nothing but raise the cancellation
+                when the job has ended.
+            job: The function to run in a thread.
+            args: Its arguments.
+            kwargs: Its keyword arguments.
 
         Raises:
             ManagerClosedError: The threads have been ended, or this job was given up.
@@ -154,23 +157,24 @@ class Jobs:
                 self._running.discard(future)
         try:
             if waiter.cancelled():
-                raise ManagerClosedError("a thread is stuck in a system call, and its work was given up")
+                raise ManagerClosedError("a thread is stuck in a system call, so its work was abandoned")
             if cancelled is not None:
-                # Its exception is looked at, so that it is not reported as never retrieved.
+                # `exception()` also marks the exception as retrieved, so that asyncio does not report it.
                 if waiter.exception() is None and discard is not None:
                     discard(waiter.result())
-                raise cancelled.with_traceback(None)  # without the frames of `asyncio.wait`, which hold the result
+                raise cancelled.with_traceback(None)  # the frames of `asyncio.wait` hold the result
             return waiter.result()
         finally:
-            # Whatever is raised leads to this frame, and through it to the caller's state: it must not lead back.
+            # An exception refers to this frame. If the frame referred back, the cycle would keep the caller's state
+            # alive until a garbage collection.
             del waiter, future, cancelled
 
     def spawn(self, job: Callable[..., object], /, *args: object) -> Future[Any] | None:
-        """Run a job that nobody waits for; return None, and do nothing, once the threads are being ended."""
+        """Start a job without waiting for it; if the threads are being ended, do nothing and return None."""
         return None if self._is_closed else self._executor.submit(job, *args)
 
     def when_idle(self, action: Callable[[], None]) -> None:
-        """Call `action` when every job has ended: at once, or from the thread of the last one."""
+        """Call `action` when every job has ended: now if none is running, else in the thread of the last one."""
         left = {future for future in self._running if not future.done()}
         if not left:
             action()
@@ -188,13 +192,13 @@ class Jobs:
             future.add_done_callback(ended)
 
     def give_up(self) -> None:
-        """Let go of the background jobs, whose threads do not end: whoever awaits them goes on without."""
+        """Stop waiting for the background jobs, whose threads are stuck: awaiting them raises ManagerClosedError."""
         self._is_given_up = True
         for waiter in list(self._background):
             waiter.cancel()
 
     async def close(self, *, is_stuck: bool) -> None:
-        """Wait for the jobs and end the threads, whoever cancels; with `is_stuck`, leave them to themselves."""
+        """Wait for the jobs and end the threads, ignoring cancellations; if `is_stuck`, do not wait for the jobs."""
         self._is_closed = True
         self._executor.shutdown(wait=False, cancel_futures=is_stuck)
         while not is_stuck and any(thread.is_alive() for thread in self._threads):
@@ -203,7 +207,7 @@ class Jobs:
 
     def _start_yielding(self) -> None:
         if self._yielding is None:
-            self._is_loop_busy()  # from now on
+            self._is_loop_busy()  # starts the measurement
             self._yield_delay = self._yield_interval
             self._yielding = self._loop.call_later(self._yield_delay, self._yield)
 
@@ -218,7 +222,7 @@ class Jobs:
             select.select((), (), (), _YIELD_SECONDS)
 
     def _is_loop_busy(self) -> bool:
-        """Return whether the loop's thread has had a core for most of the time since the last call."""
+        """Return whether the loop's thread has used a core for most of the time since the last call."""
         now, used = time.perf_counter(), time.thread_time()
         is_busy = used - self._loop_used > (now - self._yielded_at) * _BUSY_SHARE
         self._yielded_at, self._loop_used = now, used
@@ -235,5 +239,5 @@ def _run(job: Callable[..., ResultT], args: tuple[Any, ...], kwargs: dict[str, A
         return job(*args, **kwargs)
     except BaseException as error:
         drop_locals(error)
-        del job, args, kwargs  # of this frame, which is running still
+        del job, args, kwargs  # `drop_locals` cannot clear this frame, which is still running
         raise

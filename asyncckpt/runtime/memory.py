@@ -1,4 +1,4 @@
-"""Memory that direct I/O can take, and what the system knows about memory."""
+"""Page-aligned memory for direct I/O, mapped files, and hints to the kernel about memory."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PAGE_NBYTES: Final = 4096
-"""Direct I/O moves whole pages of this size, from and to multiples of it."""
+"""Direct I/O moves whole pages of this size, between addresses and offsets that are multiples of it."""
 SMALL_BOUNDARY: Final = 64
-"""Arrays smaller than a page lie on multiples of this, so that those in a row can be moved together."""
+"""Arrays smaller than a page begin at multiples of this, so that consecutive ones can be copied together."""
 
 _PROT_NONE: Final = 0
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
-_MAP_FIXED: Final = 0x10  # Linux and macOS alike; `mmap` does not name it
+_MAP_FIXED: Final = 0x10  # the same on Linux and macOS; the module `mmap` lacks it
 
-# `mmap` names but the first of them, of Linux 2.6.38, 4.14 and 5.14.
+# From Linux 2.6.38, 4.14 and 5.14; the module `mmap` has only the first. See madvise(2).
 _MADV_HUGEPAGE: Final = 14
 _MADV_WIPEONFORK: Final = 18
 _MADV_POPULATE_WRITE: Final = 23
 
 
 def aligned_buffer(nbytes: int) -> NDArray[np.uint8]:
-    """Return fresh page-aligned memory, in huge pages where there are any, of which forked children get empty pages.
+    """Return fresh page-aligned memory, in huge pages if possible, that forked children see as zeros.
 
-    With MADV_DONTFORK they would get nothing, in whose place the system may put something else; and that is gone when
-    the child drops the buffer.
+    MADV_DONTFORK would leave a hole in the child's address space. The child might map something else there, and would
+    unmap that when it frees the buffer.
     """
     return _fresh(nbytes, _MADV_HUGEPAGE, _MADV_WIPEONFORK)
 
 
 def aligned_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return a fresh array in page-aligned memory, in huge pages where there are any."""
+    """Return a fresh array in page-aligned memory, in huge pages if possible."""
     return _fresh(math.prod(shape) * dtype.itemsize, _MADV_HUGEPAGE).view(dtype).reshape(shape)
 
 
 def _fresh(nbytes: int, *advices: int) -> NDArray[np.uint8]:
     mapping = Mapping(nbytes)
     for advice in advices:
-        libc().madvise(mapping.address, nbytes, advice)  # a hint, not a need
+        libc().madvise(mapping.address, nbytes, advice)  # a hint that may fail
     return mapping.array()
 
 
 class Mapping:
-    """A range of addresses, until the last array that shows it is gone.
+    """A range of mapped memory that lives as long as the arrays that show it.
 
-    `mmap.mmap` would hold the GIL while the system looks for addresses, and while it takes the memory back.
+    `mmap.mmap` is not used because it holds the GIL while the kernel maps and unmaps the memory.
     """
 
     def __init__(self, nbytes: int, *, is_reserved: bool = False) -> None:
-        """Map fresh memory of zeros; or, reserved, addresses that nobody may use until `overlay` puts files there.
+        """Map fresh memory of zeros, or only reserve addresses for `overlay` to map files to.
 
         Raises:
             OSError: The system refuses.
-            OverflowError: No system has so many addresses.
+            OverflowError: `nbytes` exceeds the address space.
         """
-        if nbytes > sys.maxsize:  # or ctypes would cut it off
-            message = f"{nbytes} bytes are more than there are addresses"
+        if nbytes > sys.maxsize:  # ctypes would truncate it
+            message = f"cannot map {nbytes} bytes: that exceeds the address space"
             raise OverflowError(message)
         protection = _PROT_NONE if is_reserved else mmap.PROT_READ | mmap.PROT_WRITE
-        # Private: shared memory comes from the page cache, one small page at a time.
+        # Private, because shared memory comes from the page cache, in small pages.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self._unmap = libc().munmap  # at the interpreter's end the module may be gone before the last array
+        self._unmap = libc().munmap  # at interpreter exit, the module may be gone before the last array
         self._nbytes = nbytes
         self._is_reserved = is_reserved
         self.address = _map(None, max(nbytes, 1), protection, flags, -1, 0)
 
     def overlay(self, start: int, nbytes: int, fd: int, offset: int) -> None:
-        """Put a run of a file, read-only, in the place of `nbytes` bytes from `start` on; whole pages.
+        """Map `nbytes` of a file from `offset` on, read-only, over the bytes from `start` on; both in whole pages.
 
         Raises:
             OSError: The system refuses.
@@ -84,16 +84,16 @@ class Mapping:
         _map(self.address + start, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
 
     def array(self) -> NDArray[np.uint8]:
-        """Return the bytes, which keep the mapping alive."""
+        """Return the memory as an array of bytes, which keeps the mapping alive."""
         return np.asarray(self)
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
-        """What numpy makes an array of."""
+        """The memory, as numpy's array interface describes it."""
         return {"version": 3, "typestr": "|u1", "shape": (self._nbytes,), "data": (self.address, self._is_reserved)}
 
     def __del__(self) -> None:
-        """Unmap: no array refers to the memory any more."""
+        """Unmap the memory, which no array refers to any more."""
         if hasattr(self, "address"):
             self._unmap(self.address, max(self._nbytes, 1))
 
@@ -109,9 +109,9 @@ def _map(  # noqa: PLR0913, PLR0917 - the system call's own arguments
 
 
 def populate(memory: NDArray[np.uint8]) -> None:
-    """Have the system find all pages of memory, as if it were written to, without changing what it holds.
+    """Ask the kernel to provide all pages of `memory`, as if it were written to, without changing its contents.
 
-    Other threads may read and write it meanwhile. Where the system cannot, nothing happens: it is a hint.
+    Other threads may read and write the memory meanwhile. If the kernel cannot do this, nothing happens.
     """
     address = memory.ctypes.data
     before = address % PAGE_NBYTES
@@ -120,7 +120,7 @@ def populate(memory: NDArray[np.uint8]) -> None:
 
 @cache
 def libc() -> Any:
-    """Return the C library, for calls that Python does not offer, or not without holding the GIL."""
+    """Return the C library, for calls that Python lacks or makes while holding the GIL."""
     library = ctypes.CDLL(None, use_errno=True)
     address, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     library.mmap.restype = address

@@ -1,9 +1,9 @@
-"""Pacing of work in threads, so that the loop's thread gets the GIL and a job can be stopped.
+"""Pacing of Python work in threads, so that the loop's thread gets the GIL and a job can be stopped.
 
-1. Python work in a thread goes in chunks of at most about a millisecond (`Pacer`), and the loop's thread gets the GIL
-   between them. Objects that are handled one by one are looked at `BATCH_OBJECTS` at a time, and what one call into C
-   does, which nothing interrupts, is at most `CHUNK_ELEMENTS` elements.
-2. A job looks at its `StopFlag` between chunks and ends within one of them.
+1. Python work in a thread is divided into chunks of about a millisecond (`Pacer`), and the loop's thread gets the GIL
+   between them. Objects that are handled one by one come in batches of `BATCH_OBJECTS`; a single call into C, which
+   cannot be interrupted, handles at most `CHUNK_ELEMENTS` elements.
+2. A job checks its `StopFlag` between chunks, so it stops within one chunk.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 ItemT = TypeVar("ItemT")
 
 CHUNK_SECONDS: Final = 0.001
-BATCH_OBJECTS: Final = 256  # handled by Python code between two looks at the clock
+BATCH_OBJECTS: Final = 256  # handled by Python code between two checks of the clock
 CHUNK_ELEMENTS: Final = 4096  # handled by one call into C
 _HANDOVER_SECONDS: Final = 5e-5
-"""About the time in which another thread wakes up. After a shorter sleep this thread often takes the GIL back first."""
+"""About as long as another thread takes to wake. After a shorter sleep, this thread often gets the GIL back first."""
 
 
-class Stopped(Exception):  # noqa: N818 - a signal between our own functions, never an error that a user sees
-    """The job was asked to stop, and did."""
+class Stopped(Exception):  # noqa: N818 - internal control flow, never an error that a user sees
+    """The job stopped because it was asked to."""
 
 
 class StopFlag:
-    """Asks a running job to stop. Set from any thread; read by the job between chunks."""
+    """Asks a running job to stop. Any thread may set it; the job checks it between chunks."""
 
     __slots__ = ("_is_set",)
 
@@ -52,18 +52,18 @@ class StopFlag:
 
 
 class Pacer:
-    """Gives the GIL away between chunks of Python work, and ends the work when it is asked to stop."""
+    """Releases the GIL between chunks of Python work, and raises `Stopped` if the work should stop."""
 
     __slots__ = ("_next", "_stop", "yields")
 
     def __init__(self, stop: StopFlag | None = None, *, yields: bool = True) -> None:
-        """`yields=False` is for work on the loop's own thread, which is small by construction."""
+        """Make a pacer; `yields=False` is for work on the loop's own thread, which is small by construction."""
         self._stop = stop
         self.yields = yields
         self._next = time.perf_counter() + CHUNK_SECONDS
 
     def pause(self) -> None:
-        """Call between chunks of work."""
+        """Check the stop flag, and sleep briefly if the current chunk has lasted long enough."""
         if self._stop is not None:
             self._stop.check()
         if self.yields and time.perf_counter() >= self._next:
@@ -71,7 +71,7 @@ class Pacer:
             self._next = time.perf_counter() + CHUNK_SECONDS
 
     def batches(self, items: Iterable[ItemT], size: int = BATCH_OBJECTS) -> Iterator[list[ItemT]]:
-        """Cut items into lists of at most `size`, and pause after each."""
+        """Yield the items in lists of at most `size`, and pause after each list."""
         source = iter(items)
         while batch := list(islice(source, size)):
             yield batch
@@ -79,7 +79,7 @@ class Pacer:
 
 
 def discard(items: dict[Any, Any], pacer: Pacer) -> None:
-    """Empty a dict of many objects that nobody else has: to drop them all in one call would hold the GIL for long."""
+    """Empty a large dict in batches; freeing all of its objects in one call would hold the GIL for too long."""
     for batch in pacer.batches(list(items)):
         for key in batch:
             del items[key]

@@ -1,8 +1,9 @@
-"""Errors without the memory of the work that failed.
+"""Free the memory that a failed job's error would keep alive.
 
-A traceback refers to the frames that the error came through, and they to whatever the work had in its variables. So an
-error that leaves its thread, or is kept for later, has those variables cleared first; and no frame refers back to an
-error that came through it, which would keep all that until a garbage collection.
+A traceback refers to the frames that the error passed through, and these refer to the job's variables, which may be
+large arrays. So before an error leaves its thread, or is kept for later, the variables in its frames are cleared. For
+the same reason no frame may refer back to an error that passed through it: the cycle would last until a garbage
+collection.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from types import FrameType
 
-_MAY_GO_ON: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+_RESUMABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 def drop_locals(error: BaseException) -> None:
-    """Let go of what the functions had in their hands that an error, or one that led to it, came through.
+    """Clear the local variables of all frames that an error and its causes refer to, callers included.
 
-    So had their callers, which a frame refers to. The memory is freed here, and not when the error is. The traceback
-    still names every function and line; only the coroutines that it begins with, which awaited the rest, are taken off.
-    What a closure has closed over stays: work with much memory in its hands is a method, or a `functools.partial`.
+    The memory is freed here, in this thread. The traceback still names every function and line, except for the
+    coroutines at its beginning, which awaited the rest and are cut off. Variables that a closure refers to are not
+    cleared: a job that holds much memory must be a method or a `functools.partial`, not a closure.
     """
     while (outer := error.__traceback__) is not None and outer.tb_frame.f_code.co_flags & inspect.CO_COROUTINE:
         error.__traceback__ = outer.tb_next
@@ -37,12 +38,12 @@ def drop_locals(error: BaseException) -> None:
         errors += (each.__cause__, each.__context__)
         if isinstance(each, BaseExceptionGroup):
             errors += each.exceptions
-        for place, _ in traceback.walk_tb(each.__traceback__):
-            frame: FrameType | None = place
+        for innermost, _ in traceback.walk_tb(each.__traceback__):
+            frame: FrameType | None = innermost
             while frame is not None and frame not in seen:
                 seen.add(frame)
-                # To clear a coroutine or a generator that only waits would close it, and an error may be an old one.
-                if not frame.f_code.co_flags & _MAY_GO_ON:
-                    with suppress(RuntimeError):  # it is still running
+                # Clearing a suspended coroutine or generator would close it, and it may still be in use.
+                if not frame.f_code.co_flags & _RESUMABLE:
+                    with suppress(RuntimeError):  # the frame is still running
                         frame.clear()
                 frame = frame.f_back

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from asyncckpt.config import Settings
-    from asyncckpt.runtime.buffers import BufferPool
+    from asyncckpt.runtime.buffers import BufferPool, PoolWarmer
     from asyncckpt.runtime.jobs import Jobs
-    from asyncckpt.runtime.warming import PoolWarmer
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.state.flat import FlatState

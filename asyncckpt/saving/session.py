@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, NoReturn, Self
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError, warn
 from asyncckpt.formats.base import find_format
-from asyncckpt.runtime.buffers import BufferPool
-from asyncckpt.runtime.idle import IdleTimer
+from asyncckpt.runtime.buffers import BufferPool, PoolTrimmer, PoolWarmer
 from asyncckpt.runtime.jobs import Jobs
-from asyncckpt.runtime.warming import PoolWarmer
 from asyncckpt.saving import commit
 from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
@@ -206,7 +204,7 @@ class OpenSession:
         self.intake = Admission(settings, self.writer, jobs, catalog, pool, self.metric, self.warmer)
         self.loader = Loader(settings, request, self.writer, jobs, catalog)
         self.loader.on_loaded = self.warm
-        self.idle = IdleTimer(pool, jobs)
+        self.idle = PoolTrimmer(pool, jobs)
         self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog, self.metric)
 
     def warm(self, nbytes: int) -> None:
