@@ -115,20 +115,33 @@ async def test_a_directory_that_is_replaced(tmp_path: Path) -> None:
 # --- not to be written ------------------------------------------------------------------------------------------------
 
 
+READ_ONLY = r"Read-only file system \(nothing can be saved.*read_only=True"
+
+
+@pytest.fixture
+def disk(tmp_path: Path, mount: Callable[..., Path]) -> Callable[[str], Path]:
+    """Return a function that mounts a directory of checkpoints on a disk of its own, or mounts it again: rw or ro."""
+    root = mount(tmp_path, "-t", "tmpfs", "tmpfs") / "runs"
+
+    def remount(mode: str) -> Path:
+        if not root.is_mount():
+            root.mkdir(exist_ok=True)
+            mount(root, "--bind", root)
+        return mount(root, "-o", f"remount,{mode},bind")
+
+    return remount
+
+
 @pytest.mark.parametrize("form", FORMATS)
-async def test_a_read_only_file_system(tmp_path: Path, mount: Callable[..., Path], form: Any) -> None:
+async def test_a_read_only_file_system(disk: Callable[[str], Path], form: Any) -> None:
     """A manager loads from one, and its first save says that read_only=True is for that."""
-    disk = mount(tmp_path, "-t", "tmpfs", "tmpfs")
-    root = disk / "runs"
+    root = disk("rw")
     async with CheckpointManager(root, format=form) as manager:
         await save(manager, 1)
-    mount(root, "--bind", root)
-    mount(root, "-o", "remount,ro,bind")
+    disk("ro")
     async with CheckpointManager(root, format=form) as manager:
         for use in (manager.save(2, {"a": np.ones(9)}), manager.delete(1), manager.init_tmp_checkpoint(2)):
-            with pytest.raises(
-                OSError, match=r"Read-only file system \(nothing can be saved.*read_only=True"
-            ) as caught:
+            with pytest.raises(OSError, match=READ_ONLY) as caught:
                 await use
             assert caught.value.errno == errno.EROFS
             assert str(root) in str(caught.value)
@@ -143,16 +156,13 @@ async def test_a_read_only_file_system(tmp_path: Path, mount: Callable[..., Path
 
 
 @pytest.mark.parametrize("form", FORMATS)
-async def test_a_file_system_that_becomes_read_only(tmp_path: Path, mount: Callable[..., Path], form: Any) -> None:
+async def test_a_file_system_that_becomes_read_only(disk: Callable[[str], Path], form: Any) -> None:
     """A save that meets it later fails with the same words, and the next one works when it may be written again."""
-    disk = mount(tmp_path, "-t", "tmpfs", "tmpfs")
-    root = disk / "runs"
-    async with CheckpointManager(root, format=form) as manager:
+    async with CheckpointManager(disk("rw"), format=form) as manager:
         await save(manager, 1)
-        mount(root, "--bind", root)
-        mount(root, "-o", "remount,ro,bind")
-        with pytest.raises(SaveFailedError, match=r"Read-only file system \(nothing can be saved.*read_only=True"):
+        disk("ro")
+        with pytest.raises(SaveFailedError, match=READ_ONLY):
             await save(manager, 2)
-        mount(root, "-o", "remount,rw,bind")
+        disk("rw")
         await save(manager, 2)
         assert manager.steps() == [1, 2]

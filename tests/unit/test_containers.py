@@ -6,26 +6,12 @@ from collections import OrderedDict, deque
 from typing import Any
 
 import pytest
+from helpers.pacers import CountingPacer
 
 from asyncckpt.runtime.pacing import CHUNK_ELEMENTS, Pacer
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES, SETS, Maker
 
 SIZES = (0, 1, CHUNK_ELEMENTS, CHUNK_ELEMENTS + 1, 5 * CHUNK_ELEMENTS + 3)
-
-
-class _CountingPacer(Pacer):
-    """Counts its pauses."""
-
-    __slots__ = ("pauses",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pauses = 0
-
-    def pause(self) -> None:
-        """See `Pacer`."""
-        self.pauses += 1
-        super().pause()
 
 
 def _items(type_: Any, count: int) -> list[Any]:
@@ -64,14 +50,14 @@ def test_the_length_of_a_deque() -> None:
 @pytest.mark.parametrize("type_", [deque, dict, OrderedDict, set])
 def test_many_items_are_put_in_pieces(type_: Any) -> None:
     """And their list is dropped in chunks, too: neither is one long call."""
-    pacer = _CountingPacer()
+    pacer = CountingPacer()
     items = _items(type_, 10 * CHUNK_ELEMENTS)
     Maker(pacer).make(type_, items)
-    assert pacer.pauses >= 19
+    assert pacer.count >= 19
     assert len(items) <= CHUNK_ELEMENTS
-    pacer.pauses = 0
+    pacer.count = 0
     Maker(pacer).put_into(type_(), _items(type_, 10 * CHUNK_ELEMENTS))
-    assert pacer.pauses >= 19
+    assert pacer.count >= 19
 
 
 def test_a_list_is_the_list_of_its_items() -> None:

@@ -21,6 +21,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers.pacers import CountingPacer, StopLater
 from helpers.support import span_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from asyncckpt.disk.plan import Span
 from asyncckpt.formats import key_names as names
 from asyncckpt.formats.hdf5 import layout
 from asyncckpt.formats.hdf5 import structures as hb
-from asyncckpt.runtime.pacing import Pacer, StopFlag, Stopped
+from asyncckpt.runtime.pacing import Pacer, Stopped
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_from_plain
 from asyncckpt.state.encode import flatten
@@ -798,43 +799,12 @@ def test_plans_can_be_made_in_several_threads() -> None:
         ]
 
 
-class CountingPacer(Pacer):
-    """Counts how often it is paused."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def pause(self) -> None:
-        """Count, and pause."""
-        self.count += 1
-        super().pause()
-
-
 @pytest.mark.parametrize("count", [100, 2 * layout.MAX_ENTRIES])
 def test_every_array_is_a_pause(count: int) -> None:
     """The GIL can be given away at every array and at every write of HDF5's, in containers of any size."""
     pacer = CountingPacer()
     layout.FORMAT.plan(wide_index(count, (8,)), pacer)
     assert pacer.count >= 2 * count
-
-
-class StopLater(StopFlag):
-    """Stops when it was looked at so many times."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, left: int) -> None:
-        super().__init__()
-        self.left = left
-
-    def check(self) -> None:
-        """Raise once the looks are used up."""
-        self.left -= 1
-        if self.left < 0:
-            raise Stopped
 
 
 def test_a_plan_can_be_stopped_anywhere() -> None:

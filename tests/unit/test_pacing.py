@@ -1,4 +1,4 @@
-"""JobContext over thousands of small things goes in chunks, and between two of them the loop can have the GIL."""
+"""Work over thousands of small things goes in chunks, and between two of them the loop can have the GIL."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from helpers.pacers import CountingPacer, StopLater
 from helpers.support import assert_same, load_fully, save_to
 
 from asyncckpt.disk import read_blocks
@@ -17,7 +18,7 @@ from asyncckpt.formats import msgpack
 from asyncckpt.runtime import pacing
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.context import JobContext
-from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer, StopFlag, Stopped
+from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer, Stopped
 from asyncckpt.saving import load_job
 from asyncckpt.state import index as ix
 from asyncckpt.state.capture import StagedSnapshot, staged_nbytes
@@ -30,20 +31,6 @@ if TYPE_CHECKING:
 
 
 COUNT = 3000
-
-
-class Counting(Pacer):
-    """Counts its pauses."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        super().__init__(yields=False)
-        self.count = 0
-
-    def pause(self) -> None:
-        """Count."""
-        self.count += 1
 
 
 STATES: dict[str, Callable[[], Any]] = {
@@ -59,12 +46,12 @@ STATES: dict[str, Callable[[], Any]] = {
 def test_no_stretch_of_flattening_or_building_is_long(name: str) -> None:
     """At most `BATCH_OBJECTS` nodes, and what encodes them, lie between two pauses, whatever holds the nodes."""
     state = STATES[name]()
-    pacer = Counting()
+    pacer = CountingPacer()
     flat = flatten(state, pacer=pacer)
     nodes = sum(1 for _ in ix.read_nodes(flat.chunks, Pacer()))
     assert pacer.count >= nodes // BATCH_OBJECTS
 
-    pacer = Counting()
+    pacer = CountingPacer()
     built = Decoder(flat.index(), pacer).decode(dict(enumerate(flat.sources)))
     assert pacer.count >= nodes // BATCH_OBJECTS
     assert_same(built, state)
@@ -73,30 +60,14 @@ def test_no_stretch_of_flattening_or_building_is_long(name: str) -> None:
 def test_no_stretch_of_planning_is_long() -> None:
     """A plan of thousands of arrays, and the index that it holds, are made and read in chunks too."""
     flat = flatten(STATES["one dict of arrays"](), pacer=Pacer())
-    pacer = Counting()
+    pacer = CountingPacer()
     staged_nbytes(flat, pacer)
     assert pacer.count >= COUNT // BATCH_OBJECTS
     plan = msgpack.FORMAT.plan(flat.index(), pacer)
     data = b"".join(chunk.source for chunk in plan.entries if isinstance(chunk.source, bytes))
-    pacer = Counting()
+    pacer = CountingPacer()
     ix.decode_index(memoryview(data)[plan.index_offset :][: plan.index_nbytes], file_nbytes=plan.nbytes, pacer=pacer)
     assert pacer.count >= 3 * (COUNT // BATCH_OBJECTS)  # the arrays' rows, the segments, and what they add up to
-
-
-class StopLater(StopFlag):
-    """Stops when it was looked at so many times."""
-
-    __slots__ = ("left",)
-
-    def __init__(self, left: int) -> None:
-        super().__init__()
-        self.left = left
-
-    def check(self) -> None:
-        """Raise once the looks are used up."""
-        self.left -= 1
-        if self.left < 0:
-            raise Stopped
 
 
 def test_small_arrays_are_copied_in_pieces_by_one_thread() -> None:
