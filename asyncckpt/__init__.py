@@ -32,10 +32,9 @@ from asyncckpt.errors import (
     UnsupportedLeafError,
     UntrustedFileError,
 )
-from asyncckpt.manager import CheckpointManager, ManagerStatistics
+from asyncckpt.manager import CheckpointManager, ManagerStatistics, _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.saving.handle import SaveHandle
-from asyncckpt.saving.manual import _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
 from asyncckpt.saving.sigterm import leave_on_sigterm
 from asyncckpt.saving.tracking import SaveProgress, SaveState, SaveTimings

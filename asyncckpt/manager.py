@@ -1,24 +1,27 @@
-"""The door that everyone uses."""
+"""CheckpointManager."""
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from asyncckpt.config import is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.errors import CheckpointNotFoundError, LeafError
-from asyncckpt.saving.admission import SaveRequest
+from asyncckpt.errors import CheckpointNotFoundError, LeafError, ManagerUsageError
+from asyncckpt.saving.admission import SaveRequest, encode_documents
 from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.load_job import LoadRequest
-from asyncckpt.saving.manual import ManualCheckpoints, _load_checkpoint_history  # noqa: F401 - offered here, too
-from asyncckpt.saving.session import raise_failures
+from asyncckpt.saving.session import Session
 from asyncckpt.saving.steps import Choice, check_step, check_which
 from asyncckpt.state.decode_walk import ABSENT
+from asyncckpt.storage.local.records import read_records
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
-    from typing import Unpack
+    from collections.abc import AsyncIterator, Iterable, Mapping
+    from types import TracebackType
+    from typing import NoReturn, Self, Unpack
 
     from asyncckpt.config import CheckpointingConfig, CheckpointingOptions
     from asyncckpt.saving.catalog import LoadedCheckpoint
@@ -39,7 +42,7 @@ class ManagerStatistics(NamedTuple):
     """What checkpoints that were deleted, pruned or overwritten still take on the disk, in bytes."""
 
 
-class CheckpointManager(ManualCheckpoints):
+class CheckpointManager:
     """Saves and loads checkpoints in a directory without stopping the event loop.
 
     Use it as an async context manager, from one asyncio loop::
@@ -72,11 +75,55 @@ class CheckpointManager(ManualCheckpoints):
         disk: DiskOps | None = None,
         **options: Unpack[CheckpointingOptions],
     ) -> None:
-        super().__init__(
+        self._session = Session(
             resolve_settings(directory, options),
             disk or DiskOps(),
             is_direction_given=is_given("higher_is_better", directory, options),
+            kind=type(self).__name__,
         )
+        self._settings = self._session.settings
+
+    def __repr__(self) -> str:
+        """Show the directory."""
+        return repr(self._session)
+
+    # --- opening and closing ------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """List what is committed, and start the background writer.
+
+        Raises:
+            ManagerUsageError: The manager was entered before, or this task is not run by asyncio.
+            ConfigError: The directory is not a directory of checkpoints, but a checkpoint.
+            NotADirectoryError: There is a file in the directory's place.
+            PermissionError: The directory cannot be read.
+        """
+        await self._session.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Write what was captured, and stop; the class says how long that may take."""
+        await self._session.close(error)
+
+    async def aclose(self) -> None:
+        """Write what was captured, and stop. Any task of the loop may call this, more than once: all of them wait.
+
+        Raises:
+            SaveFailedError: A save failed, and no caller had received the error; several come as an ExceptionGroup.
+        """
+        await self._session.close(None)
+
+    if not TYPE_CHECKING:  # a type checker refuses `with` by itself
+
+        def __enter__(self) -> NoReturn:
+            """Say that this takes ``async with``."""
+            message = f"{self!r} was entered by `with`: use `async with`, inside an `async def`"
+            raise ManagerUsageError(message)
+
+        def __exit__(self, *_: object) -> None:
+            """Do nothing: `with` looks for it before it calls `__enter__`."""
 
     # --- saving -------------------------------------------------------------------------------------------------------
 
@@ -131,13 +178,13 @@ class CheckpointManager(ManualCheckpoints):
             OSError: The directory cannot be made or written.
             ReadOnlyError: The manager is read-only.
         """
-        here = self._here(writes=True)
+        here = self._session.use(writes=True)
         step = check_step(step)
         if not self._settings.enabled:
             return SaveHandle.skipped(step)
-        raise_failures(here.writer.unreceived_failures())
+        here.queue.failures.raise_any()
         with LeafError.naming(step):
-            return await here.intake.save(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
+            return await here.admission.save(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
 
     def save_nowait(  # noqa: PLR0913 - as `save`
         self,
@@ -156,13 +203,13 @@ class CheckpointManager(ManualCheckpoints):
             QueueFullError: `save` would wait.
             CheckpointError: As `save`. That the directory cannot be written is the handle's to say.
         """
-        here = self._here(writes=True)
+        here = self._session.use(writes=True)
         step = check_step(step)
         if not self._settings.enabled:
             return SaveHandle.skipped(step)
-        raise_failures(here.writer.unreceived_failures())
+        here.queue.failures.raise_any()
         with LeafError.naming(step):
-            return here.intake.save_nowait(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
+            return here.admission.save_nowait(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
 
     async def prewarm(self, state: object) -> None:
         """Make the memory ready that a save of `state` will need, so that the first save is as quick as later ones.
@@ -174,9 +221,9 @@ class CheckpointManager(ManualCheckpoints):
             UnsupportedLeafError: A leaf cannot be saved.
             StateChangedError: A container changed meanwhile.
         """
-        here = self._here(writes=True)
+        here = self._session.use(writes=True)
         if self._settings.enabled:
-            await here.intake.prewarm(state)
+            await here.admission.prewarm(state)
 
     async def flush(self) -> None:
         """Wait until everything queued so far is done, saves and deletes.
@@ -184,9 +231,9 @@ class CheckpointManager(ManualCheckpoints):
         Raises:
             SaveFailedError: A save failed and nobody had received it; several come as an ExceptionGroup.
         """
-        here = self._here()
-        await here.writer.perform(_nothing)
-        raise_failures(here.writer.unreceived_failures())
+        here = self._session.use()
+        await here.queue.perform(_nothing)
+        here.queue.failures.raise_any()
 
     async def delete(self, step: int) -> None:
         """Delete a checkpoint, after everything queued so far. When this returns, it is committed no more, for good.
@@ -200,20 +247,20 @@ class CheckpointManager(ManualCheckpoints):
             OSError: The disk failed, or does not let the checkpoint go: the message says whose it is, or which file
                 system is in the way. It is committed still.
         """
-        here = self._here(writes=True)
+        here = self._session.use(writes=True)
         step = check_step(step)
         self._check_enabled()
 
         async def action() -> None:
-            await here.writer.take_directory()
-            is_committed = self._catalog.get(step) is not None
-            await here.writer.retirement.retire([step])
-            await here.writer.retirement.finish_if_short()
+            await here.owner.take_in_writer()
+            is_committed = here.catalog.get(step) is not None
+            await here.pruner.retire([step])
+            await here.pruner.finish_if_short()
             if not is_committed:
-                message = f"step {step} is not committed in {self._root}"
+                message = f"step {step} is not committed in {self._settings.checkpoint_dir}"
                 raise CheckpointNotFoundError(message, step=step)
 
-        await here.writer.perform(action)
+        await here.queue.perform(action)
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
@@ -252,7 +299,7 @@ class CheckpointManager(ManualCheckpoints):
         try:
             return await self._load(step, request)
         except CheckpointNotFoundError:
-            if missing_ok and step not in self._here().writer.in_flight:
+            if missing_ok and step not in self._session.use().steps.in_flight:
                 return None
             raise
 
@@ -281,7 +328,7 @@ class CheckpointManager(ManualCheckpoints):
         return await self._load(step, LoadRequest(template=into, in_place=True))
 
     async def _load(self, step: Which, request: LoadRequest) -> LoadedCheckpoint:
-        loader = self._here().loader
+        loader = self._session.use().loader
         which = check_which(step)
         if isinstance(which, str):
             return await loader.load_choice(which, request)
@@ -296,17 +343,15 @@ class CheckpointManager(ManualCheckpoints):
             CorruptCheckpointError: It is damaged; it counts neither as latest nor as best from now on.
             CheckpointNotFoundError: It is not committed.
         """
-        await self._here().loader.verify(check_step(step))
+        await self._session.use().loader.verify(check_step(step))
 
     def steps(self) -> list[int]:
         """Return the committed steps, ascending, corrupt ones included. No I/O."""
-        self._here()
-        return self._catalog.steps()
+        return self._session.use().catalog.steps()
 
     def latest_step(self) -> int | None:
         """Return the newest committed step that is not known to be corrupt, or None. No I/O."""
-        self._here()
-        return self._catalog.latest()
+        return self._session.use().catalog.latest()
 
     def best_step(self) -> int | None:
         """Return the committed step with the best metric, or None. No I/O.
@@ -314,22 +359,149 @@ class CheckpointManager(ManualCheckpoints):
         Of equals the higher step wins. Checkpoints without the metric are left out, with a warning; if none has it, the
         latest is returned, with another.
         """
-        return self._here().loader.chosen("best")
+        return self._session.use().loader.chosen("best")
 
     async def refresh(self) -> None:
         """List the directory again, for what other processes have done: which steps they have saved, or deleted.
 
         The files of a committed step are not read again, for nobody changes them.
         """
-        await self._here().loader.refresh()
+        await self._session.use().loader.refresh()
 
     def statistics(self) -> ManagerStatistics:
         """Return what the manager is doing."""
-        writer = self._here(is_closing=True).writer
+        here = self._session.use(is_closing=True)
         return ManagerStatistics(
-            writer.waiting_saves, writer.staged_nbytes, self._catalog.latest(), writer.retirement.nbytes
+            here.queue.waiting_saves, here.queue.staged_nbytes, here.catalog.latest(), here.pruner.nbytes
         )
+
+    # --- for programs that write their own files ----------------------------------------------------------------------
+
+    async def init_tmp_checkpoint(
+        self, step: int, training_info: Mapping[str, object] | None = None, run_config: object = None
+    ) -> Path:
+        """Make a pending directory for a step, for the caller to put files into.
+
+        Args:
+            step: The step.
+            training_info: Written to ``training_info.json``; numpy scalars and 0-d arrays, torch ones too, become
+            numbers.
+            run_config: Written to ``config.yaml`` if given.
+
+        Returns:
+            The directory, ``tmp_step_{step}``. A stale one was cleared first; where that cannot be done, or the name
+            is taken by something else, a number follows.
+
+        Raises:
+            StepExistsError: A save of this step is in flight.
+            UnsupportedLeafError: A value cannot be written.
+            MetricMissingError: `training_info` lacks the metric, and ``metric_required`` is set; nothing was written.
+            ManagerUsageError: The manager is disabled.
+            OSError: The disk failed.
+        """
+        here = self._session.use(writes=True)
+        step = check_step(step)
+        self._check_enabled()
+        with LeafError.naming(step):
+            documents = encode_documents(step, training_info, run_config, here.metric)
+        return await here.pending.begin(step, documents)
+
+    async def finalize_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Commit a pending directory: manifest, sync, rename to ``step_{step}``, sync, then `remove_old_checkpoints`.
+
+        It runs in the writer's order. An existing ``step_{step}`` is replaced.
+
+        Args:
+            path: What `init_tmp_checkpoint` returned. Below it there may be files and directories, nothing else.
+
+        Raises:
+            ValueError: The path is not a pending directory of this manager.
+            MetricMissingError: Its training_info.json lacks the metric, and ``metric_required`` is set. The directory
+                stays, and may be finalized again.
+            CheckpointError: It holds a symbolic link or a special file.
+            OSError: The disk failed. The step is not listed.
+        """
+        here = self._session.use(writes=True)
+        self._check_enabled()
+        await here.pending.commit(Path(path))
+
+    async def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002 - a given name
+        """Apply the retention policy, after everything queued so far.
+
+        When this returns, what the policy gives up is committed no more. Its files are deleted beside the program, and
+        before this returns if they hold more than half as much as the disk has left: ``statistics().trash_nbytes``. A
+        step that cannot be removed stays, and a warning names what is in the way.
+
+        Args:
+            exclude_latest: Whether the newest checkpoint stays whatever the policy says.
+        """
+        here = self._session.use(writes=True)
+        if not self._settings.enabled:
+            return
+
+        async def action() -> None:
+            await here.owner.take_in_writer()
+            await here.pruner.prune(exclude_latest=exclude_latest)
+            await here.pruner.finish_if_short()
+
+        await here.queue.perform(action)
+
+    @asynccontextmanager
+    async def checkpoint(
+        self, step: int, training_info: Mapping[str, object] | None = None, run_config: object = None
+    ) -> AsyncIterator[Path]:
+        """Make a pending directory, and commit it when the block is left; an exception inside discards it.
+
+        Raises:
+            CheckpointError: As `init_tmp_checkpoint` and `finalize_checkpoint`.
+        """
+        path = await self.init_tmp_checkpoint(step, training_info, run_config)
+        try:
+            yield path
+        except BaseException as error:
+            await self._session.use(is_closing=True).pending.discard(path, error)
+            raise
+        await self.finalize_checkpoint(path)
+
+    async def get_best_checkpoint_path(self) -> str | None:
+        """Return the directory of the best checkpoint, or None if there is none; see `best_step`."""
+        here = self._session.use()
+        return here.catalog.path_of(await here.loader.choose("best"))
+
+    async def get_latest_checkpoint_path(self) -> str | None:
+        """Return the directory of the latest checkpoint, or None if there is none."""
+        here = self._session.use()
+        return here.catalog.path_of(await here.loader.choose("latest"))
+
+    async def load_training_info(self, path: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
+        """Read a checkpoint's ``training_info.json``, without verifying it.
+
+        Args:
+            path: The checkpoint's directory; the latest one by default.
+
+        Returns:
+            The mapping, or None if `path` is None and there is no checkpoint.
+
+        Raises:
+            CheckpointNotFoundError: There is no such file.
+            CorruptCheckpointError: It is not JSON.
+        """
+        here = self._session.use()
+        found = path if path is not None else await self.get_latest_checkpoint_path()
+        return None if found is None else await here.loader.read_training_info(Path(found))
+
+    def _check_enabled(self) -> None:
+        if not self._settings.enabled:
+            message = f"{self!r} is disabled (enabled=False) and writes nothing: leave it out"
+            raise ManagerUsageError(message)
 
 
 async def _nothing() -> None:
     """Keep a place in the queue."""
+
+
+def _load_checkpoint_history(
+    checkpoint_dir: str | os.PathLike[str],
+) -> list[tuple[int, Path, dict[str, Any]]]:
+    """List the committed checkpoints of a directory as (step, path, training_info), by ascending step. Blocks."""
+    return [(record.step, record.path, record.training_info) for record in read_records(Path(checkpoint_dir))]

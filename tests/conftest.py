@@ -124,7 +124,7 @@ _HARMLESS = {
 
 
 _LOOPS = ["asyncio", "uvloop"]
-_ON_BOTH = {"test_cancellation.py", "test_close.py", "test_leaving.py", "test_pacing.py", "test_session.py"}
+_ON_BOTH = {"test_cancellation.py", "test_close.py", "test_sigterm.py", "test_pacing.py", "test_async_session.py"}
 """Files of tests in which the loops may differ: signals, cancellation, timers and the end."""
 
 

@@ -1,11 +1,11 @@
-"""From a call of `save` to a place in the queue.
+"""Admission of saves: from a call of `save` to a place in the queue.
 
 1. A step is reserved when `save` is called, and free again if `save` raises.
-2. Saves are taken in one at a time, in the order of the calls, so that at most one state is encoded beyond the budget.
+2. Saves are admitted one at a time, in the order of the calls, so that at most one state is encoded beyond the budget.
 3. A cancellation counts until the state is captured; then the save is queued and returned without another await. If it
-   counts, nothing is queued, and no thread looks at the caller's arrays any more when it is raised.
-4. A small state is captured on the spot: a thread hop would cost more than the copy.
-5. A state beyond the budget is queued uncaptured, in its turn, and copied block by block while it is written.
+   counts, nothing is queued, and no thread reads the caller's arrays any more when it is raised.
+4. A small state is captured at once, on the loop's thread: a thread hop would cost more than the copy.
+5. A state beyond the budget is queued before it is captured, and copied block by block while it is written.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.saving.handle import SaveHandle
+from asyncckpt.saving.queue import MAX_WAITING_SAVES, QueuedSave
 from asyncckpt.saving.tracking import SaveState, SaveTracker
-from asyncckpt.saving.writer import MAX_WAITING_SAVES, QueuedSave, Writer
 from asyncckpt.state.capture import Capture, staged_nbytes
 from asyncckpt.state.encode import flatten
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
@@ -32,16 +32,17 @@ if TYPE_CHECKING:
 
     from asyncckpt.config import Settings
     from asyncckpt.runtime.buffers import BufferPool, PoolWarmer
-    from asyncckpt.runtime.jobs import Jobs
-    from asyncckpt.saving.catalog import Catalog
+    from asyncckpt.saving.environment import Environment
     from asyncckpt.saving.metric import MetricWatch
+    from asyncckpt.saving.ownership import DirectoryOwner
+    from asyncckpt.saving.queue import SaveQueue
     from asyncckpt.state.flat import FlatState
 
 _NO_TRAINING_INFO: Final = encode_training_info({})
 
 
 class SaveRequest(NamedTuple):
-    """What a caller wants saved; see `CheckpointManager.save`."""
+    """The arguments of a save; see `CheckpointManager.save`."""
 
     step: int
     state: object
@@ -83,26 +84,21 @@ def encode_documents(
 
 
 class Admission:
-    """Takes saves in. Used on the loop's thread only."""
+    """Captures states and queues them. Used on the loop's thread only."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
-        self,
-        settings: Settings,
-        writer: Writer,
-        jobs: Jobs,
-        catalog: Catalog,
-        pool: BufferPool,
-        metric: MetricWatch,
-        warmer: PoolWarmer,
+    def __init__(
+        self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, metric: MetricWatch, warmer: PoolWarmer
     ) -> None:
-        self._settings = settings
+        self._settings = env.settings
+        self._jobs = env.jobs
+        self._catalog = env.catalog
+        self._pool = env.pool
+        self._steps = env.steps
+        self._queue = queue
+        self._owner = owner
         self._metric = metric
-        self._writer = writer
-        self._jobs = jobs
-        self._catalog = catalog
-        self._pool = pool
-        self._turn = asyncio.Lock()
         self._warmer = warmer
+        self._lock = asyncio.Lock()  # held by the save that is being admitted
         self._is_streaming = False
         self._has_staged = False
 
@@ -113,29 +109,29 @@ class Admission:
             StepExistsError: It is committed or in flight, and may not be overwritten; or its pending directory is being
                 filled by a caller.
         """
-        if step in self._writer.begun:
+        if step in self._steps.filling:
             message = f"step {step} has a pending directory that is being filled: finalize_checkpoint() it first"
             raise StepExistsError(message, step=step)
-        if not overwrite and step in self._writer.in_flight:
+        if not overwrite and step in self._steps.in_flight:
             message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
             raise StepExistsError(message, step=step)
         self._check_absent(step, overwrite=overwrite)
-        self._writer.reserve_step(step)
-        return max(self._writer.in_flight)
+        self._steps.reserve(step)
+        return max(self._steps.in_flight)
 
     async def save(self, request: SaveRequest) -> SaveHandle:
-        """Take a save in; see `CheckpointManager.save`."""
+        """Admit a save; see `CheckpointManager.save`."""
         tracker = SaveTracker(step := request.step)
         documents = encode_documents(step, request.training_info, request.run_config, self._metric)
         latest = self.reserve(step, overwrite=request.overwrite)
         if self._is_streaming and self._settings.overflow == "skip":
-            self._writer.free_step(step)
+            self._steps.free(step)
             return SaveHandle.skipped(step)
         item = None
         try:
-            async with self._turn:
-                self._writer.check_open()
-                await self._writer.take_directory()
+            async with self._lock:
+                self._queue.check_open()
+                await self._owner.take()
                 self._check_absent(step, overwrite=request.overwrite)
                 self._warn_if_below(step, latest)
                 item = await self._capture(tracker, request.state, documents, frozen=request.frozen)
@@ -143,14 +139,14 @@ class Admission:
                     await self._stream(item)
         finally:
             if item is None:
-                self._writer.free_step(step)
+                self._steps.free(step)
         if item is None:
             return SaveHandle.skipped(step)
         tracker.time("blocked")
         return SaveHandle(tracker)
 
     def save_nowait(self, request: SaveRequest) -> SaveHandle:
-        """Take a small save in without awaiting; see `CheckpointManager.save_nowait`."""
+        """Admit a small save without awaiting; see `CheckpointManager.save_nowait`."""
         tracker = SaveTracker(step := request.step)
         documents = encode_documents(step, request.training_info, request.run_config, self._metric)
         flat = flatten_inline(request.state)
@@ -163,39 +159,39 @@ class Admission:
         try:
             self._warn_if_below(step, latest)
             if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):
-                self._writer.free_step(step)
+                self._steps.free(step)
                 return SaveHandle.skipped(step)
             if request.frozen:
                 capture = Capture.live(flat, is_frozen=True)
             else:
                 capture = Capture.staged(flat, None, _on_the_loop())
-            self._queue(tracker, capture, documents)
+            self._enqueue(tracker, capture, documents)
         except BaseException:
-            self._writer.free_step(step)
+            self._steps.free(step)
             raise
         tracker.time("blocked")
         return SaveHandle(tracker)
 
     async def prewarm(self, state: object) -> None:
-        """Make ready what the first save of such a state would have to make; see `CheckpointManager.prewarm`."""
+        """Allocate the memory that a save of such a state needs; see `CheckpointManager.prewarm`."""
         await self._jobs.run_in_context(1, _prewarm, state, self._settings, self._pool)
 
     def _make_room(self, step: int, nbytes: int) -> bool:
         """Make room without waiting; return whether the save may go on, or is to be skipped."""
-        if not self._turn.locked():
-            if not self._writer.has_room(nbytes) and self._settings.overflow == "replace":
-                self._writer.replace_waiting()
-            if self._writer.has_room(nbytes):
+        if not self._lock.locked():
+            if not self._queue.has_room(nbytes) and self._settings.overflow == "replace":
+                self._queue.replace_waiting()
+            if self._queue.has_room(nbytes):
                 return True
         if self._settings.overflow == "skip":
             return False
-        message = f"step {step}: the queue or its budget is full, or a save is being taken in: use await save()"
+        message = f"step {step}: the queue or its budget is full, or a save is being admitted: use await save()"
         raise QueueFullError(message)
 
     # --- steps of a save ----------------------------------------------------------------------------------------------
 
     def _check_absent(self, step: int, *, overwrite: bool) -> None:
-        """Refuse a committed step; asked again when the directory was taken over, which may have held it."""
+        """Refuse a committed step; asked again when the directory has been taken, because it may hold the step."""
         if not overwrite and step in self._catalog:
             message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
             raise StepExistsError(message, step=step)
@@ -204,7 +200,7 @@ class Admission:
         self, tracker: SaveTracker, state: object, documents: Mapping[str, bytes], *, frozen: bool
     ) -> QueuedSave | None:
         """Wait for room, copy the state and queue it; None if it is to be skipped."""
-        if self._settings.overflow == "skip" and self._writer.waiting_saves >= MAX_WAITING_SAVES:
+        if self._settings.overflow == "skip" and self._queue.waiting_saves >= MAX_WAITING_SAVES:
             return None
         flat = flatten_inline(state)
         mode = _Mode.STAGED if flat is None else _Mode.INLINE
@@ -217,12 +213,12 @@ class Admission:
         elif nbytes > budget:
             mode = _Mode.STREAMED
         needed = flat.encoded_nbytes if mode is _Mode.STREAMED else nbytes
-        if not self._writer.has_room(needed):
+        if not self._queue.has_room(needed):
             if self._settings.overflow == "skip" and nbytes <= budget:
                 return None
             if self._settings.overflow == "replace" and nbytes <= budget:
-                self._writer.replace_waiting()
-            await self._writer.wait_for_room(needed)
+                self._queue.replace_waiting()
+            await self._queue.wait_for_room(needed)
         if mode is _Mode.STAGED:
             self._warmer.stop()
             capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
@@ -230,31 +226,31 @@ class Admission:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
             capture = Capture.live(flat, is_frozen=frozen)
-        item = self._queue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
+        item = self._enqueue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
         self._warm_once(mode, capture.nbytes)
         return item
 
     def _warm_once(self, mode: _Mode, nbytes: int) -> None:
-        """Make memory ready when the first state has been staged, for one that comes while that is being written."""
+        """Once a first state has been staged, make memory ready for the next, which may come while it is written."""
         if mode is _Mode.STAGED and not self._has_staged:
             self._has_staged = True
             self._warmer.warm(nbytes)
 
-    def _queue(
+    def _enqueue(
         self, tracker: SaveTracker, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False
     ) -> QueuedSave:
         try:
-            self._writer.check_open()
+            self._queue.check_open()
         except BaseException:
             capture.give_back()
             raise
         tracker.captured_nbytes = capture.nbytes
         item = QueuedSave(tracker=tracker, capture=capture, documents=documents, streams=streams)
-        self._writer.enqueue(item)
+        self._queue.add(item)
         return item
 
     async def _stream(self, item: QueuedSave) -> None:
-        """Wait until the writer has copied the last block of a state that the budget does not hold."""
+        """Wait until the writer has copied the last block of a streaming save."""
         tracker = item.tracker
         self._is_streaming = True
         try:
@@ -262,7 +258,7 @@ class Admission:
                 await item.captured.wait()
         except asyncio.CancelledError:
             if not item.captured.is_set():
-                self._writer.withdraw(item)
+                self._queue.withdraw(item)
                 await _wait_through_cancellation(tracker)
             if not item.captured.is_set() or tracker.state not in (SaveState.WRITING, SaveState.COMMITTED):
                 raise
@@ -305,12 +301,12 @@ def _stage(flat: FlatState, pool: BufferPool, context: JobContext) -> Capture:
 
 
 def _on_the_loop() -> JobContext:
-    """Return the context of work that is small enough for the loop's own thread."""
+    """Return the context of work that is small enough for the loop's thread."""
     return JobContext(yields=False)
 
 
 def _cancel_again() -> None:
-    """Deliver a cancellation once more, at the task's next await, unless whoever asked for it takes it back before.
+    """Deliver a cancellation once more, at the task's next await, unless it is withdrawn before.
 
     An `asyncio.timeout` around nothing but the save is over by then, and so may be the task.
     """

@@ -69,7 +69,6 @@ class Catalog:
         self._corrupt: dict[int, Identity] = {}
         self._standings = Ranking(policy)  # of the intact ones
         self._begun: set[int] = set()
-        self._remarks: set[str] = set()
         self.changes = 0
         """Counts additions and removals, so that a listing that they have overtaken can be made anew."""
 
@@ -82,15 +81,12 @@ class Catalog:
         """The policy that the directory and the manager's options have led to."""
         return self._standings.policy
 
-    def replace(self, listed: Listed) -> list[str]:
-        """Hold these instead of what was held, but for steps that were begun.
+    def replace(self, listed: Listed) -> None:
+        """Hold what was listed, without the steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
-
-        Returns:
-            What is to be warned of, and has not been returned before.
         """
-        self._records, self._standings, remarks = listed
+        self._records, self._standings, _ = listed
         for step in self._begun & self._records.keys():
             del self._records[step]
         self._corrupt = {
@@ -99,13 +95,6 @@ class Catalog:
             if step in self._records and self._records[step].identity == identity
         }
         self._standings.remove(self._begun | self._corrupt.keys())
-        return self.news(remarks)
-
-    def news(self, remarks: Iterable[str]) -> list[str]:
-        """Return those remarks on the directory that have not been returned before."""
-        news = [remark for remark in dict.fromkeys(remarks) if remark not in self._remarks]
-        self._remarks.update(news)
-        return news
 
     def add(self, record: CheckpointRecord) -> None:
         """Add a checkpoint that has just been committed."""
@@ -148,6 +137,11 @@ class Catalog:
     def get(self, step: int) -> CheckpointRecord | None:
         """Return a step's record, corrupt or not."""
         return self._records.get(step)
+
+    def path_of(self, step: int | None) -> str | None:
+        """Return the path of a step's directory; None if there is no step, or no record of it."""
+        record = None if step is None else self._records.get(step)
+        return None if record is None else record.directory
 
     def steps(self) -> list[int]:
         """Return all committed steps, ascending."""

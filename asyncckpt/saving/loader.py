@@ -1,17 +1,19 @@
-"""From a call of `load` to a checkpoint: which one, and what stands in for it.
+"""Loads: the choice of a checkpoint, and the fallback where it is damaged.
 
 1. A step that is being read is not pruned by this process.
-2. A checkpoint found corrupt is noted in the catalog, so that it is neither the latest nor the best any more.
-3. Another process may prune what was chosen before it is read: then the directory is listed again, and the choice made
-   anew.
+2. A checkpoint found corrupt is marked in the catalog, so that it is neither the latest nor the best any more.
+3. Another process may prune the chosen checkpoint before it is read: then the directory is listed again, and the choice
+   is repeated.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.disk.diagnosis import describe_absence
+from asyncckpt.disk.names import TRAINING_INFO_NAME
 from asyncckpt.disk.read_blocks import READERS
+from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, warn
 from asyncckpt.saving import directory
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
@@ -20,12 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from asyncckpt.config import Settings
-    from asyncckpt.runtime.jobs import Jobs
-    from asyncckpt.saving.catalog import Catalog, LoadedCheckpoint
-    from asyncckpt.saving.metric import PolicyRequest
+    from asyncckpt.saving.catalog import LoadedCheckpoint
+    from asyncckpt.saving.environment import Environment
     from asyncckpt.saving.steps import Choice
-    from asyncckpt.saving.writer import Writer
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
@@ -36,26 +35,27 @@ _HELPERS: Final = READERS - 1
 class Loader:
     """Reads checkpoints. Used on the loop's thread only."""
 
-    def __init__(
-        self, settings: Settings, request: PolicyRequest, writer: Writer, jobs: Jobs, catalog: Catalog
-    ) -> None:
-        self._settings = settings
-        self._request = request
-        self._root = settings.checkpoint_dir
-        self._writer = writer
-        self._jobs = jobs
-        self._catalog = catalog
-        self.on_loaded: Callable[[int], None] = lambda _: None
-        """Called with the memory that a copy of a loaded state would take, in bytes."""
+    def __init__(self, env: Environment, on_loaded: Callable[[int], None]) -> None:
+        """Load for a manager; `on_loaded` is called with the size of a copy of each loaded state, in bytes."""
+        self._settings = env.settings
+        self._policy_request = env.policy_request
+        self._root = env.root
+        self._jobs = env.jobs
+        self._catalog = env.catalog
+        self._steps = env.steps
+        self._warnings = env.warnings
+        self._on_loaded = on_loaded
 
     async def refresh(self) -> None:
         """List the directory again."""
         while True:
             changes = self._catalog.changes
-            listed = await self._jobs.run(directory.list_again, self._root, self._request, self._catalog.records())
+            listed = await self._jobs.run(
+                directory.list_again, self._root, self._policy_request, self._catalog.records()
+            )
             if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
-                for remark in self._catalog.replace(listed):
-                    warn(f"{self._root}: {remark}")
+                self._catalog.replace(listed)
+                self._warnings.issue(listed.remarks)
                 return
 
     async def choose(self, which: Choice) -> int | None:
@@ -75,32 +75,32 @@ class Loader:
             self._check_not_begun(step)
             loaded = await self._reading(step, load_checkpoint, self._root, step, request)
         except CheckpointNotFoundError as error:
-            if step in self._writer.in_flight:
+            if step in self._steps.in_flight:
                 message = f"step {step} is not committed yet: await its handle first"
                 raise CheckpointNotFoundError(message, step=step) from error
             raise
         _warn_of_plain_data(loaded)
-        self.on_loaded(loaded.staged_nbytes)
+        self._on_loaded(loaded.staged_nbytes)
         return loaded.checkpoint
 
     async def load_path(self, path: Path, request: LoadRequest) -> LoadedCheckpoint:
-        """Load the checkpoint that a directory is, of this manager's or not.
+        """Load the checkpoint in this directory, whether or not it is of this manager.
 
         Raises:
-            CheckpointNotFoundError: It is none.
+            CheckpointNotFoundError: There is none.
             CorruptCheckpointError: It is damaged.
         """
         loaded = await self._jobs.run_in_context(_HELPERS, load_directory, path, request)
         _warn_of_plain_data(loaded)
-        self.on_loaded(loaded.staged_nbytes)
+        self._on_loaded(loaded.staged_nbytes)
         return loaded.checkpoint
 
     async def load_choice(self, which: Choice, request: LoadRequest) -> LoadedCheckpoint:
-        """Load the latest or the best, or what stands in for it.
+        """Load the latest or the best, or the next one where that is damaged.
 
         Raises:
             CheckpointNotFoundError: There is no checkpoint.
-            CorruptCheckpointError: It is damaged, and nothing stands in.
+            CorruptCheckpointError: It is damaged, and so are the others, or ``fallback`` is off.
         """
         has_listed = False
         overwritten: set[str] = set()
@@ -135,12 +135,12 @@ class Loader:
         raise CheckpointNotFoundError(f"there is no checkpoint in {self._root}{found}")
 
     def _check_not_begun(self, step: int) -> None:
-        """Refuse a step that has its name on the disk, maybe, and is not durable."""
+        """Refuse a step that may have its name on the disk already, and is not durable."""
         if self._catalog.is_begun(step):
             raise CheckpointNotFoundError(f"step {step} is not committed in {self._root}", step=step)
 
     async def verify(self, step: int) -> None:
-        """Read every file of a checkpoint and verify every bit of it."""
+        """Verify every file of a checkpoint; see `CheckpointManager.verify`."""
         await self._reading(step, verify_checkpoint, self._root, step)
 
     def chosen(self, which: Choice) -> int | None:
@@ -152,17 +152,31 @@ class Loader:
             warn(message)
         return choice.step
 
-    async def _reading(self, step: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
-        self._writer.loading[step] += 1
+    async def read_training_info(self, directory: Path) -> dict[str, Any]:
+        """Read a checkpoint's training_info without verifying it; see `CheckpointManager.load_training_info`."""
+        import aiofiles  # with its own imports, as costly as all of this package's
+
+        file_path = directory / TRAINING_INFO_NAME
         try:
-            return await self._jobs.run_in_context(_HELPERS, job, *args)
-        except CorruptCheckpointError:
-            self._catalog.mark_corrupt(step)
-            raise
-        finally:
-            self._writer.loading[step] -= 1
-            if not self._writer.loading[step]:
-                del self._writer.loading[step]
+            file = await aiofiles.open(file_path, "rb", executor=self._jobs.executor)
+            try:
+                return parse_training_info(await file.read())
+            finally:
+                await file.close()  # as a context manager it would be closed in the loop's own threads
+        except FileNotFoundError as error:
+            message = f"{file_path} does not exist"
+            raise CheckpointNotFoundError(message) from error
+        except ValueError as error:
+            message = f"{file_path}: {error}"
+            raise CorruptCheckpointError(message, file=TRAINING_INFO_NAME) from error
+
+    async def _reading(self, step: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
+        with self._steps.reading(step):
+            try:
+                return await self._jobs.run_in_context(_HELPERS, job, *args)
+            except CorruptCheckpointError:
+                self._catalog.mark_corrupt(step)
+                raise
 
 
 def _warn_of_plain_data(loaded: Loaded) -> None:

@@ -1,18 +1,17 @@
-"""Checkpoints that go: chosen, taken away durably, and deleted while nobody waits for the disk.
+"""Pruning and deletion of checkpoints, in the background.
 
-1. A victim loses its name, durably, in the writer's order (it is retired); its files are deleted later (swept), beside
-   whatever the writer does.
-2. While a save is on its way, from its call to its end, no file is begun to be unlinked: unlinking a large one takes as
-   long as writing it, and slows down who writes meanwhile. A save that comes in the middle of an unlink is not held up:
-   it goes on beside.
-3. What waits is bounded, or back-to-back saves would fill the disk: while more than `MAX_WAITING` retired checkpoints
-   wait, or while they hold more than half as much as the disk has left, the writer takes no save.
-4. A save that finds no room waits until all of them are gone. Then that goes which retention will give up for it, but
-   only if this makes enough room; the latest and the best stay until the save is committed.
-5. Closing deletes what is left, unless time runs out. What cannot be deleted is out of everybody's way: a warning names
+1. A checkpoint to be deleted is retired first: it loses its name, durably, in the writer's order. Its files are deleted
+   (swept) later, beside the writer.
+2. While a step is in flight no new file is unlinked: unlinking a large file takes as long as writing it, and slows down
+   the save beside it. A save that comes in the middle of an unlink does not wait for it.
+3. What waits to be swept is bounded, or back-to-back saves would fill the disk: while more than `MAX_WAITING` retired
+   checkpoints wait, or while they hold more than half as much as the disk has left, the writer takes no save.
+4. A save that finds too little room waits until all of them are gone. Then what retention gives up for this save is
+   deleted, but only if that makes enough room; the latest and the best stay until the save is committed.
+5. Closing deletes what is left, unless time runs out. What cannot be deleted is in the way of nothing: a warning names
    it, and the next start tries again.
-6. A checkpoint that cannot be retired is named once, keeps no other, and is tried again: one of them whenever others
-   are pruned after a commit, in turn, and all of them in any other prune.
+6. A checkpoint that cannot be retired is named once, does not stop the others, and is tried again: one of them, in
+   rotation, whenever others are pruned after a commit, and all of them in any other prune.
 """
 
 from __future__ import annotations
@@ -21,36 +20,20 @@ import asyncio
 import contextvars
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from asyncckpt.disk import removal, room
 from asyncckpt.disk.listing import missing
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
+from asyncckpt.saving.directory_warnings import warn_in_background
 
 if TYPE_CHECKING:
-    from collections import Counter
-    from collections.abc import Awaitable, Callable, Collection, Iterable
+    from collections.abc import Collection, Iterable
 
-    from asyncckpt.config import Settings
-    from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.runtime.deadline import ShutdownDeadline
-    from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.commit import Retired, Trash
-
-ResultT = TypeVar("ResultT")
-Params = ParamSpec("Params")
-
-
-class Change(Protocol):
-    """`Writer.change`."""
-
-    def __call__(
-        self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
-    ) -> Awaitable[ResultT]:
-        """Run a job that changes the directory."""
-        ...
-
+    from asyncckpt.saving.environment import Environment
+    from asyncckpt.saving.ownership import DirectoryOwner
 
 MAX_WAITING: Final = 4
 """Retired checkpoints that may wait to be deleted while saves are on their way."""
@@ -59,37 +42,27 @@ MAX_WAITING: Final = 4
 class Pruner:
     """Applies the retention policy. Used on the loop's thread only."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it works with
-        self,
-        settings: Settings,
-        ops: DiskOps,
-        grace: ShutdownDeadline,
-        catalog: Catalog,
-        loading: Counter[int],
-        warn: Callable[[str], None],
-        remark: Callable[[Iterable[str]], None],
-        change: Change,
-    ) -> None:
-        self._root = settings.checkpoint_dir
-        self._ops = ops
-        self._grace = grace
-        self._catalog = catalog
-        self._loading = loading
-        self._warn = warn
-        self._remark = remark
-        self._change = change
+    def __init__(self, env: Environment, owner: DirectoryOwner) -> None:
+        self._root = env.root
+        self._ops = env.ops
+        self._deadline = env.deadline
+        self._catalog = env.catalog
+        self._steps = env.steps
+        self._warnings = env.warnings
+        self._owner = owner
         self._trash: list[Trash] = []
         self._left_nbytes = 0  # of what could not be deleted
-        self._stuck: list[int] = []  # steps that could not be pruned; who has waited longest comes first
+        self._stuck: list[int] = []  # steps that could not be pruned, in the order in which they are tried again
         self._stop = StopFlag()  # of the deletion that is under way
-        self._is_held = False
         self._is_urgent = False
         self.task: asyncio.Task[None] | None = None
         """Deletes, while there is something to delete and nothing forbids it."""
+        env.steps.on_busy = self._interrupt
+        env.steps.on_idle = self._go_on
 
     async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
         """Apply the retention policy."""
-        loading = {step for step, count in self._loading.items() if count}
+        loading = self._steps.loading.keys()
         surplus = self._catalog.surplus(exclude_latest=exclude_latest, protect=loading, committed=committed)
         again = [step for step in self._stuck if step in surplus]
         steps = [step for step in surplus if step not in again]
@@ -97,7 +70,7 @@ class Pruner:
             again = again[: bool(steps)]
         retired = await self._retire([*steps, *again], durably=False)
         self._stuck = [step for step in self._stuck if step not in again] + list(retired.refused)
-        self._remark(
+        self._warnings.issue_in_background(
             f"step {step} cannot be pruned: {each.path.name}: {each.reason}; it is tried again later"
             for step, each in retired.refused.items()
         )
@@ -107,23 +80,22 @@ class Pruner:
         try:
             await self.prune(committed=step)
         except Exception as error:  # noqa: BLE001 - the save itself is safe
-            self._warn(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
+            warn_in_background(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
 
     async def make_room(self, step: int, training_info: dict[str, Any], nbytes: int) -> None:
         """Delete what retention does not keep, for a save that so many bytes must be free for; a failure warns."""
-        loading = {step for step, count in self._loading.items() if count}
         try:
             await self.prune()
             await self.finish()
             stop = StopFlag()
-            with suppress(OSError):  # what stays has been told of before
-                await self._change(stop, removal.sweep_all, self._ops, self._root, stop)
-            surplus = self._catalog.surplus_after(step, training_info, protect=loading.union(self._stuck))
-            if await self._grace.run(StopFlag(), room.would_suffice, self._root, surplus, nbytes):
+            with suppress(OSError):  # what stays has been warned of before
+                await self._owner.change(stop, removal.sweep_all, self._ops, self._root, stop)
+            surplus = self._catalog.surplus_after(step, training_info, protect={*self._steps.loading, *self._stuck})
+            if await self._deadline.run(StopFlag(), room.would_suffice, self._root, surplus, nbytes):
                 await self.retire(surplus)
                 await self.finish()
         except Exception as error:  # noqa: BLE001 - whether there is room now, the save will see
-            self._warn(f"{self._root}: making room for step {step} failed: {error}")
+            warn_in_background(f"{self._root}: making room for step {step} failed: {error}")
 
     async def retire(self, steps: Collection[int]) -> None:
         """Take steps away: their names durably, then their files when there is time.
@@ -140,12 +112,12 @@ class Pruner:
             return commit.Retired((), {}, ())
         job = partial(commit.retire, durably=durably)
         try:
-            retired = await self._change(StopFlag(), job, self._ops, self._root, steps)
+            retired = await self._owner.change(StopFlag(), job, self._ops, self._root, steps)
         except OSError:
-            self._catalog.remove(await self._grace.run(StopFlag(), missing, self._root, steps))
+            self._catalog.remove(await self._deadline.run(StopFlag(), missing, self._root, steps))
             raise
         self._catalog.remove([step for step in steps if step not in retired.refused])
-        self._remark(retired.remarks)
+        self._warnings.issue_in_background(retired.remarks)
         self.sweep(retired.trash)
         return retired
 
@@ -154,18 +126,10 @@ class Pruner:
         self._trash += trash
         self._go_on()
 
+    def _interrupt(self) -> None:
+        self._stop.set()
+
     # --- beside the saves ---------------------------------------------------------------------------------------------
-
-    def hold(self) -> None:
-        """Begin no more files: a save is on its way."""
-        if not self._is_held:
-            self._is_held = True
-            self._stop.set()
-
-    def resume(self) -> None:
-        """Go on deleting: no save is on its way."""
-        self._is_held = False
-        self._go_on()
 
     @property
     def nbytes(self) -> int:
@@ -174,20 +138,20 @@ class Pruner:
 
     async def catch_up(self) -> None:
         """Wait until no more than what may wait is left; for the writer, before it takes a save."""
-        while self._is_held and self._allowance and not self._grace.is_over:
+        while self._steps.in_flight and self._allowance and not self._deadline.is_over:
             self._go_on()
-            await self._grace.wait_for(self._wait)
+            await self._deadline.wait_for(self._wait)
 
     async def finish(self) -> None:
-        """Wait until everything is deleted, or time has run out; for the writer, who needs the room, or closes."""
+        """Wait until everything is deleted, or time has run out; for the writer, when it needs the room or ends."""
         self._is_urgent = True
         self._go_on()
         while self.task is not None and not self.task.done():
-            await self._grace.wait_for(self._wait)
+            await self._deadline.wait_for(self._wait)
         self._is_urgent = False
 
     async def finish_if_short(self) -> None:
-        """Wait until everything is deleted, if it is much of what the disk has left; for who has freed space."""
+        """Wait until everything is deleted, if that is much of what the disk has left."""
         if self._surplus(len(self._trash)):
             await self.finish()
 
@@ -195,7 +159,7 @@ class Pruner:
     def _allowance(self) -> int:
         """How many retired checkpoints, the oldest first, may be deleted now."""
         count = len(self._trash)
-        if not self._is_held or self._is_urgent:
+        if not self._steps.in_flight or self._is_urgent:
             return count
         return self._surplus(MAX_WAITING)
 
@@ -213,19 +177,21 @@ class Pruner:
             await asyncio.wait((self.task,))
 
     def _go_on(self) -> None:
-        if self._allowance and not self._grace.is_over and (self.task is None or self.task.done()):
+        if self._allowance and not self._deadline.is_over and (self.task is None or self.task.done()):
             self.task = asyncio.Task(self._sweep(), loop=asyncio.get_running_loop(), context=contextvars.Context())
 
     async def _sweep(self) -> None:
-        while (count := self._allowance) and not self._grace.is_over:
+        while (count := self._allowance) and not self._deadline.is_over:
             trash = self._trash[:count]
             self._stop = stop = StopFlag()
             try:
-                swept = await self._change(stop, commit.sweep, self._ops, self._root, trash, stop)
+                swept = await self._owner.change(stop, commit.sweep, self._ops, self._root, trash, stop)
             except Exception as error:  # noqa: BLE001 - see 5
-                self._warn(f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again")
+                warn_in_background(
+                    f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again"
+                )
             else:
                 count = swept.done
                 self._left_nbytes += swept.left_nbytes
-                self._remark(swept.remarks)
+                self._warnings.issue_in_background(swept.remarks)
             del self._trash[:count]

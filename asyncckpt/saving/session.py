@@ -3,7 +3,6 @@
 1. Everything that a manager has while it is open is made when it is entered, and gone when it is closed: tasks,
    threads, lock.
 2. Every use is checked: it is open, on its own loop, in its own process.
-3. Nothing of ours wraps the body of `async with`: its exception comes out as it is.
 """
 
 from __future__ import annotations
@@ -12,161 +11,107 @@ import asyncio
 import os
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn, Self
+from typing import TYPE_CHECKING
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.buffers import BufferPool, PoolTrimmer, PoolWarmer
+from asyncckpt.runtime.deadline import ShutdownDeadline
 from asyncckpt.runtime.jobs import Jobs
 from asyncckpt.saving import commit
 from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
+from asyncckpt.saving.directory_warnings import DirectoryWarnings
+from asyncckpt.saving.environment import Environment
+from asyncckpt.saving.ledger import StepLedger
 from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
+from asyncckpt.saving.ownership import DirectoryOwner
 from asyncckpt.saving.pending_directories import PendingDirectories
+from asyncckpt.saving.pruning import Pruner
+from asyncckpt.saving.queue import SaveQueue
 from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.saving.writer import Writer
 from asyncckpt.state.inline import INLINE_NBYTES
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from asyncckpt.config import Settings
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.saving.catalog import Listed
 
 
 class Session:
-    """Opens and closes; `asyncckpt.CheckpointManager` adds what is done in between."""
+    """Opens a manager, checks each use of it, and closes it.
 
-    def __init__(self, settings: Settings, ops: DiskOps, *, is_direction_given: bool) -> None:
+    Args:
+        settings: The manager's options.
+        ops: What changes the disk.
+        is_direction_given: Whether ``higher_is_better`` was given.
+        kind: The name of the manager's class, for messages.
+    """
+
+    def __init__(self, settings: Settings, ops: DiskOps, *, is_direction_given: bool, kind: str) -> None:
         # The working directory may change until the manager is entered.
-        self._settings = settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())
+        self.settings = settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())
         policy = RetentionPolicy.from_settings(settings)
-        self._request = PolicyRequest(policy, is_direction_given)
-        self._root = settings.checkpoint_dir
+        self._policy_request = PolicyRequest(policy, is_direction_given)
+        self.pool = BufferPool()
         self._ops = ops
-        self._catalog = Catalog(policy)
-        self._pool = BufferPool()
-        self._process = os.getpid()
+        self._kind = kind
+        self._is_writer = settings.enabled and not settings.read_only
         self._open: OpenSession | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._is_entered = False
         reason = policy.why_nothing_is_pruned()
-        if reason is not None and settings.enabled and not settings.read_only:
-            warn(f"{self._root}: {reason}")
-        self._is_entered = False  # last: what could not be made is not to be entered either
+        if reason is not None and self._is_writer:
+            warn(f"{settings.checkpoint_dir}: {reason}")
+        self._process = os.getpid()  # last: `__del__` looks at it, and says nothing if the warning was an error
 
     def __repr__(self) -> str:
         """Show the directory."""
-        return f"<{type(self).__name__} {str(self._root)!r}>"
+        return f"<{self._kind} {str(self.settings.checkpoint_dir)!r}>"
 
-    async def __aenter__(self) -> Self:
-        """List what is committed, and start the background writer.
-
-        Raises:
-            ManagerUsageError: It was entered before, or another library than asyncio runs this task.
-            ConfigError: The directory is no directory of checkpoints, but one of them.
-            NotADirectoryError: There is a file in the directory's place.
-            PermissionError: The directory cannot be read.
-        """
+    async def open(self) -> None:
+        """List what is committed, and start the writer; see `CheckpointManager.__aenter__`."""
         was_entered, self._is_entered = self._is_entered, True
         _check_asyncio()
         if was_entered:
             is_open = self._open is not None and self._closing is None
             message = f"{self!r} {'is entered already' if is_open else 'was entered before'}: make a new one"
             raise ManagerClosedError(message)
+        settings = self.settings
+        root = settings.checkpoint_dir
         jobs = Jobs(asyncio.get_running_loop())
-        if self._settings.enabled and not self._settings.read_only:
-            jobs.spawn(find_format, self._settings.format)  # imports h5py, so that no save waits for it
+        if self._is_writer:
+            jobs.spawn(find_format, settings.format)  # imports h5py, so that no save waits for it
+        env = Environment(
+            settings=settings,
+            policy_request=self._policy_request,
+            ops=self._ops,
+            jobs=jobs,
+            deadline=ShutdownDeadline(jobs, settings.grace),
+            pool=self.pool,
+            catalog=Catalog(self._policy_request.policy),
+            steps=StepLedger(),
+            warnings=DirectoryWarnings(root),
+        )
         try:
-            listed = await jobs.run(_list, self._ops, self._settings, self._request)
-            for remark in self._catalog.replace(listed):
-                warn(f"{self._root}: {remark}")
+            listed = await jobs.run(
+                commit.list_directory,
+                self._ops,
+                root,
+                self._policy_request,
+                is_writer=self._is_writer,
+                must_exist=settings.read_only,
+            )
+            env.catalog.replace(listed)
+            env.warnings.issue(listed.remarks)
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
-        self._open = OpenSession(self._settings, self._request, self._ops, jobs, self._catalog, self._pool)
-        return self
+        self._open = OpenSession(env)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Write what was captured and stop; see the class for how long that may take."""
-        await self._close_and_report(error)
-
-    if not TYPE_CHECKING:  # a type checker refuses `with` by itself
-
-        def __enter__(self) -> NoReturn:
-            """Say that this takes ``async with``."""
-            message = f"{self!r} was entered by `with`: use `async with`, inside an `async def`"
-            raise ManagerUsageError(message)
-
-        def __exit__(self, *_: object) -> None:
-            """Do nothing: `with` looks for it before it calls `__enter__`."""
-
-    async def aclose(self) -> None:
-        """Write what was captured, and stop. May be called from any task of the loop, and more than once: all wait.
-
-        Raises:
-            SaveFailedError: A save failed and nobody had received it; several come as an ExceptionGroup.
-        """
-        await self._close_and_report(None)
-
-    async def _close_and_report(self, error: BaseException | None) -> None:
-        """Close; raise the failures that nobody has received, or note them on the exception that comes out instead."""
-        try:
-            await self._close(error)
-        except asyncio.CancelledError as cancelled:
-            self._note_failures(error or cancelled)
-            if error is None:
-                raise
-            return
-        if error is None:
-            raise_failures(self._here(is_closing=True).writer.unreceived_failures())
-        else:
-            self._note_failures(error)
-
-    def _note_failures(self, raised: BaseException) -> None:
-        for failure in self._here(is_closing=True).writer.unreceived_failures():
-            raised.add_note(f"asyncckpt: {failure}")
-
-    async def _close(self, error: BaseException | None) -> None:
-        here = self._here(is_closing=True)
-        here.writer.close()
-        if error is not None and not isinstance(error, Exception):
-            here.writer.grace.start_countdown(error)
-        if self._closing is None:
-            self._closing = asyncio.Task(here.close(), loop=here.loop)
-        cancelled: asyncio.CancelledError | None = None
-        while not self._closing.done():
-            try:
-                await asyncio.wait((self._closing,))
-            except asyncio.CancelledError as again:
-                cancelled = again
-                here.writer.grace.start_countdown(again)
-        try:
-            if cancelled is not None:
-                raise cancelled
-        finally:
-            del cancelled  # which leads to this frame, and so to the caller's state
-        self._closing.result()
-
-    def __del__(self) -> None:
-        """Warn when it was never entered, or entered and never closed."""
-        if getattr(self, "_process", None) != os.getpid():  # absent if __init__ raised
-            return
-        if not getattr(self, "_is_entered", True) and self._settings.enabled:
-            message = f"{self!r} was never entered, so it saved and loaded nothing: use it in `async with`"
-            warn(message)
-        here = self._open
-        if here is not None and self._closing is None:
-            message = f"{self!r} was never closed: use `async with`, or await aclose()"
-            warn(message, ResourceWarning, source=self)
-            if not here.loop.is_closed():
-                here.loop.call_soon_threadsafe(here.writer.close)
-
-    def _here(self, *, is_closing: bool = False, writes: bool = False) -> OpenSession:
-        """Check that the manager may be used here and now."""
+    def use(self, *, is_closing: bool = False, writes: bool = False) -> OpenSession:
+        """Check that the manager may be used here and now, and return what it has while it is open."""
         if self._open is None:
             message = f"{self!r} is not open: use it inside `async with`"
             raise ManagerUsageError(message)
@@ -175,64 +120,110 @@ class Session:
             raise ManagerUsageError(message)
         _check_asyncio(self._open.loop)
         if not is_closing:
-            self._open.writer.check_open()
-        if writes and self._settings.read_only:
+            self._open.queue.check_open()
+        if writes and self.settings.read_only:
             message = f"{self!r} was made with read_only=True: make one without it to save or delete"
             raise ReadOnlyError(message)
         return self._open
 
+    async def close(self, error: BaseException | None) -> None:
+        """Write what was captured, and stop; then raise the failures that no caller has received.
+
+        Args:
+            error: The exception that ends the manager's block: the failures are added to it as notes instead.
+        """
+        try:
+            await self._close(error)
+        except asyncio.CancelledError as cancelled:
+            self._note_failures(error or cancelled)
+            if error is None:
+                raise
+            return
+        if error is None:
+            self.use(is_closing=True).queue.failures.raise_any()
+        else:
+            self._note_failures(error)
+
+    def _note_failures(self, raised: BaseException) -> None:
+        for failure in self.use(is_closing=True).queue.failures.receive():
+            raised.add_note(f"asyncckpt: {failure}")
+
+    async def _close(self, error: BaseException | None) -> None:
+        here = self.use(is_closing=True)
+        here.queue.close()
+        if error is not None and not isinstance(error, Exception):
+            here.deadline.start_countdown(error)
+        if self._closing is None:
+            self._closing = asyncio.Task(here.close(), loop=here.loop)
+        cancelled: asyncio.CancelledError | None = None
+        while not self._closing.done():
+            try:
+                await asyncio.wait((self._closing,))
+            except asyncio.CancelledError as again:
+                cancelled = again
+                here.deadline.start_countdown(again)
+        try:
+            if cancelled is not None:
+                raise cancelled
+        finally:
+            del cancelled  # its traceback holds this frame, and so the caller's state
+        self._closing.result()
+
+    def __del__(self) -> None:
+        """Warn if the manager was never entered, or entered and never closed."""
+        if getattr(self, "_process", None) != os.getpid():
+            return
+        if not self._is_entered and self.settings.enabled:
+            warn(f"{self!r} was never entered, so it saved and loaded nothing: use it in `async with`")
+        here = self._open
+        if here is not None and self._closing is None:
+            warn(f"{self!r} was never closed: use `async with`, or await aclose()", ResourceWarning, source=self)
+            if not here.loop.is_closed():
+                here.loop.call_soon_threadsafe(here.queue.close)
+
 
 class OpenSession:
-    """What a manager has while it is open."""
+    """The parts of a manager that is open."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what it is made of
-        self,
-        settings: Settings,
-        request: PolicyRequest,
-        ops: DiskOps,
-        jobs: Jobs,
-        catalog: Catalog,
-        pool: BufferPool,
-    ) -> None:
+    def __init__(self, env: Environment) -> None:
+        settings = env.settings
+        self._is_writer = settings.enabled and not settings.read_only
+        self._max_staged_nbytes = settings.max_staged_nbytes
         self.loop = asyncio.get_running_loop()
-        self.jobs = jobs
-        self._settings = settings
-        self.metric = MetricWatch(catalog, settings.metric_name, is_required=settings.metric_required)
-        self.writer = Writer(settings, request, ops, jobs, catalog)
-        self.pool = pool
-        self.warmer = PoolWarmer(pool, jobs, settings.max_staged_nbytes)
-        self.intake = Admission(settings, self.writer, jobs, catalog, pool, self.metric, self.warmer)
-        self.loader = Loader(settings, request, self.writer, jobs, catalog)
-        self.loader.on_loaded = self.warm
-        self.idle = PoolTrimmer(pool, jobs)
-        self.pending = PendingDirectories(settings.checkpoint_dir, ops, self.writer, jobs, catalog, self.metric)
+        self.jobs = env.jobs
+        self.deadline = env.deadline
+        self.pool = env.pool
+        self.catalog = env.catalog
+        self.steps = env.steps
+        self.queue = SaveQueue(env)
+        self.owner = DirectoryOwner(env)
+        self.pruner = Pruner(env, self.owner)
+        self.writer = Writer(env, self.queue, self.owner, self.pruner)
+        self.metric = MetricWatch(env.catalog, settings.metric_name, is_required=settings.metric_required)
+        self.warmer = PoolWarmer(env.pool, env.jobs, settings.max_staged_nbytes)
+        self.admission = Admission(env, self.queue, self.owner, self.metric, self.warmer)
+        self.loader = Loader(env, self._warm)
+        self.pending = PendingDirectories(env, self.queue, self.owner, self.pruner, self.metric)
+        self.idle = PoolTrimmer(env.pool, env.jobs)
 
-    def warm(self, nbytes: int) -> None:
-        """Make memory ready for the first save of a state that was loaded, so large; for a writer.
+    def _warm(self, nbytes: int) -> None:
+        """Make memory ready for the first save of a state of this size that was loaded.
 
         A state that the budget does not hold is not copied as a whole.
         """
-        is_writer = self._settings.enabled and not self._settings.read_only
-        if is_writer and INLINE_NBYTES < nbytes <= self._settings.max_staged_nbytes:
+        if self._is_writer and INLINE_NBYTES < nbytes <= self._max_staged_nbytes:
             self.warmer.warm(nbytes)
 
     async def close(self) -> None:
-        """Wait for the writer, then end the threads, then let go of the lock."""
+        """Wait for the writer, then end the threads, then release the lock."""
         self.idle.stop()
         self.warmer.stop()
         is_stuck = await self.writer.wait_closed()
-        if not is_stuck:
-            await self.jobs.run_stoppable(
-                self.writer.grace.start_countdown, self.pool.close
-            )  # giving memory back takes its time
+        if not is_stuck:  # giving memory back takes a while
+            await self.jobs.run_stoppable(self.deadline.start_countdown, self.pool.close)
         await self.jobs.close(is_stuck=is_stuck)
-        self.writer.give_lock_back()
-
-
-def _list(ops: DiskOps, settings: Settings, request: PolicyRequest) -> Listed:
-    is_writer = settings.enabled and not settings.read_only
-    root = settings.checkpoint_dir
-    return commit.list_directory(ops, root, request, is_writer=is_writer, must_exist=settings.read_only)
+        self.deadline.forget()
+        self.owner.release()
 
 
 def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:
@@ -249,12 +240,3 @@ def _check_asyncio(expected: asyncio.AbstractEventLoop | None = None) -> None:
     if expected is not None and running is not expected:
         message = "the manager belongs to another event loop: use it on the loop that entered it"
         raise ManagerUsageError(message)
-
-
-def raise_failures(failures: list[Exception]) -> None:
-    """Raise a failure, or several as a group; nothing if there is none. A single one is not left in the list."""
-    if len(failures) == 1:
-        raise failures.pop()  # it leads to the frames that have the list: they must not lead back
-    if failures:
-        message = f"{len(failures)} saves failed"
-        raise ExceptionGroup(message, failures)

@@ -162,3 +162,33 @@ class SaveTracker:
         error = SaveFailedError(f"step {self.step} was not saved: {reason}", step=self.step)
         error.__cause__ = self._cause
         return error
+
+
+class UnreceivedFailures:
+    """The saves that have failed and whose error has not reached a caller yet."""
+
+    def __init__(self) -> None:
+        self._failed: list[SaveTracker] = []
+
+    def add(self, tracker: SaveTracker) -> None:
+        """Add a save that has failed."""
+        self._failed.append(tracker)
+
+    def receive(self) -> list[Exception]:
+        """Return the errors; each is returned once, here or by its save's handle."""
+        errors: list[Exception] = []
+        for tracker in self._failed:
+            if tracker.is_unreceived:
+                tracker.is_received = True
+                errors.append(tracker.error())
+        self._failed = [tracker for tracker in self._failed if not tracker.is_received]
+        return errors
+
+    def raise_any(self) -> None:
+        """Raise the error, or an ExceptionGroup of several; do nothing if there is none."""
+        errors = self.receive()
+        if len(errors) == 1:
+            raise errors.pop()  # its traceback refers to this frame, which must not refer to it
+        if errors:
+            message = f"{len(errors)} saves failed"
+            raise ExceptionGroup(message, errors)

@@ -13,7 +13,6 @@ from helpers.gates import Gate, HeldPool, gone, hold, turns
 
 import asyncckpt
 from asyncckpt import CheckpointManager
-from asyncckpt.saving.writer import Writer
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ async def assert_nothing_happened(manager: CheckpointManager, step: int, path: P
     """Check that a step is free, nothing is staged or pending, and that it can be saved."""
     await manager.flush()
     assert manager.steps() == []
-    assert step not in manager._here().writer.in_flight
+    assert step not in manager._session.use().steps.in_flight
     assert manager.statistics() == (0, 0, None, 0)
     assert list(path.glob("*step*")) == []
     with anyio.fail_after(30):
@@ -70,9 +69,9 @@ async def assert_nothing_happened(manager: CheckpointManager, step: int, path: P
 
 
 async def test_while_waiting_for_the_turn(tmp_path: Path) -> None:
-    """Cancelled behind another save that is being taken in."""
+    """Cancelled behind another save that is being admitted."""
     manager = CheckpointManager(tmp_path)
-    pool = manager._pool = HeldPool()
+    pool = manager._session.pool = HeldPool()
     async with manager:
         with Gate() as gate:
             pool.gate = gate
@@ -82,7 +81,7 @@ async def test_while_waiting_for_the_turn(tmp_path: Path) -> None:
             third = asyncio.create_task(manager.save(3, {"a": 1}))
             await turns(3)
             await interrupted(second)
-            assert 2 not in manager._here().writer.in_flight
+            assert 2 not in manager._session.use().steps.in_flight
         assert await (await first) is not None
         assert await (await third) is not None
         assert manager.steps() == [1, 3]
@@ -102,7 +101,7 @@ async def test_while_waiting_for_room(tmp_path: Path) -> None:
             await interrupted(second)
             assert manager.statistics() == (0, staged, None, 0)
             third = await manager.save(3, {})
-            assert 2 not in manager._here().writer.in_flight
+            assert 2 not in manager._session.use().steps.in_flight
         await asyncio.gather(first, third)
         assert manager.steps() == [1, 3]
 
@@ -134,7 +133,7 @@ async def test_while_flattening(tmp_path: Path) -> None:
 async def test_while_copying(tmp_path: Path) -> None:
     """Cancelled while a thread copies: the buffers go back to the pool, and nothing refers to the arrays any more."""
     manager = CheckpointManager(tmp_path)
-    pool = manager._pool = HeldPool()
+    pool = manager._session.pool = HeldPool()
     async with manager:
         with Gate() as gate:
             pool.gate = gate
@@ -192,7 +191,7 @@ async def test_at_any_moment(tmp_path: Path, budget: int, way: str) -> None:
     After it raised, no thread looks at the arrays: they are poisoned, and no poison is ever committed.
     """
     async with CheckpointManager(tmp_path, max_staged_nbytes=budget) as manager:
-        pool = manager._pool
+        pool = manager._session.pool
         expected = {}
         for step in range(40):
             array = np.full(MIB // 2, float(step))
@@ -203,7 +202,7 @@ async def test_at_any_moment(tmp_path: Path, budget: int, way: str) -> None:
             try:
                 handle = await task
             except (asyncio.CancelledError, TimeoutError):
-                assert step not in manager._here().writer.in_flight
+                assert step not in manager._session.use().steps.in_flight
                 array[:] = POISON
             else:
                 array[:] = POISON
@@ -234,23 +233,16 @@ class LateCancel:
     """Cancels a task between the capture of the last block and the return of `save`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, strike: Callable[[], object]) -> None:
-        request = Writer._request
+        loop = asyncio.get_running_loop()
 
-        def patched(writer: Writer, item: Any) -> Any:
-            found = request(writer, item)
-            loop = asyncio.get_running_loop()
+        def copied(progress: Any) -> None:
+            def set_and_strike() -> None:
+                progress._item.captured.set()
+                strike()
 
-            def copied() -> None:
-                def set_and_strike() -> None:
-                    item.captured.set()
-                    strike()
+            loop.call_soon_threadsafe(set_and_strike)
 
-                loop.call_soon_threadsafe(set_and_strike)
-
-            found.progress.copied = copied
-            return found
-
-        monkeypatch.setattr(Writer, "_request", patched)
+        monkeypatch.setattr("asyncckpt.saving.writer._Progress.copied", copied)
 
 
 async def test_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +317,7 @@ async def test_a_cancelled_load_stops_its_threads(tmp_path: Path) -> None:
             await turns(count)
             task.cancel()
             await asyncio.wait({task})
-            assert not manager._here().jobs._running
+            assert not manager._session.use().jobs._running
         loaded = await manager.load("latest")
         assert loaded is not None
 

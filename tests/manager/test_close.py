@@ -78,7 +78,7 @@ async def test_leaving_leaves_nothing_behind(tmp_path: Path) -> None:
             assert descriptors_below(tmp_path) != [], "the lock's, at least"
         assert own_threads() == []
         assert asyncio.all_tasks() == tasks
-        assert manager._pool.free_nbytes == 0
+        assert manager._session.pool.free_nbytes == 0
         assert descriptors_below(tmp_path) == []
     async with CheckpointManager(tmp_path) as second:
         await (await second.save(100, {}))
@@ -244,7 +244,7 @@ async def test_a_save_that_is_being_captured_when_closing_begins(tmp_path: Path,
     """It is refused, and never queued behind the writer's back."""
     disk = FaultyDisk()
     manager = CheckpointManager(tmp_path, disk=disk)
-    pool = manager._pool = HeldPool()
+    pool = manager._session.pool = HeldPool()
     async with manager:
         if stage == "directory":
             gate = hold(disk, "open_lock", "")
@@ -378,7 +378,7 @@ async def test_when_the_grace_is_over(tmp_path: Path, grace: float) -> None:
     with holder.gate:
         await holder.is_full.wait()
         holder.task.cancel()
-        while not holder.manager._open.writer.grace.is_over:
+        while not holder.manager._session._open.deadline.is_over:
             await asyncio.sleep(0)
         assert not holder.task.done(), "a thread is waited for"
     with pytest.raises(asyncio.CancelledError) as caught:
@@ -492,7 +492,7 @@ async def test_a_cancelled_closer_hastens_the_others(tmp_path: Path) -> None:
             tasks = [asyncio.create_task(manager.aclose()) for _ in range(2)]
             await turns(3)
             tasks[0].cancel()
-            while not manager._open.writer.grace.is_over:
+            while not manager._session._open.deadline.is_over:
                 await asyncio.sleep(0)
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(results[0], asyncio.CancelledError)

@@ -195,7 +195,7 @@ async def look(root: Path, **options: Any) -> dict[int, int]:
 
 async def version_of(manager: asyncckpt.CheckpointManager, step: int) -> int:
     """Load a step and check that it is what was saved under one of its versions; give that."""
-    path = manager._catalog.get(step).path  # where the catalog thinks it is
+    path = manager._session.use().catalog.get(step).path  # where the catalog thinks it is
     info = await manager.load_training_info(path)
     if await asyncio.to_thread((path / "mine").exists):
         await manager.verify(step)
@@ -556,7 +556,7 @@ async def test_a_forsaken_finalize_that_fails_warns(tmp_path: Path) -> None:
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        with pytest.warns(asyncckpt.CheckpointWarning, match="nobody waits for"):
+        with pytest.warns(asyncckpt.CheckpointWarning, match="whose caller was cancelled has failed"):
             await manager.flush()
         assert manager.steps() == []
 

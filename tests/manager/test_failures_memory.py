@@ -48,7 +48,7 @@ async def fail_unnoticed(manager: CheckpointManager, disk: FaultyDisk) -> None:
     """Let a save fail of which nobody hears."""
     disk.fail("write", errno.EIO)
     await manager.save(9, {"a": 1})
-    while manager._here().writer.in_flight:
+    while manager._session.use().steps.in_flight:
         await asyncio.sleep(0)
 
 
@@ -264,9 +264,9 @@ async def test_a_kept_handle_keeps_no_state(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(write_blocks, "aligned_buffer", traced_buffer)
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
-        pool = manager._pool
+        pool = manager._session.pool
         await (await manager.save(1, {"w": np.ones(40 * MIB, "u1")}))
-        await asyncio.wrap_future(manager._here().warmer.pending)  # type: ignore[arg-type] # there is one
+        await asyncio.wrap_future(manager._session.use().warmer.pending)  # type: ignore[arg-type] # there is one
         staged = pool.free_nbytes
         references.clear()
         state = {"w": np.ones(40 * MIB, "u1")}

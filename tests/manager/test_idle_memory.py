@@ -28,7 +28,7 @@ async def _wait_until_idle(here: Any) -> None:
 async def test_the_timer_gives_idle_buffers_back(tmp_path: Path) -> None:
     """Buffers that no save has used between two ticks are gone after the second; closing ends the timer."""
     async with CheckpointManager(tmp_path) as manager:
-        here = manager._here()
+        here = manager._session.use()
         await (await manager.save(1, {"x": np.zeros(3 << 20, np.uint8)}))
         await _wait_until_idle(here)
     assert here.idle.pending.cancelled()

@@ -171,13 +171,13 @@ async def test_staged_bytes_stay_within_the_budget(tmp_path: Path) -> None:
     budget = 9 * MIB
     seen: list[int] = []
     async with CheckpointManager(tmp_path, disk=disk, max_staged_nbytes=budget) as manager:
-        writer = manager._here().writer
-        disk.fail("write", lambda: seen.append(writer.staged_nbytes), lasting=True)
+        queue = manager._session.use().queue
+        disk.fail("write", lambda: seen.append(queue.staged_nbytes), lasting=True)
         tasks = [asyncio.create_task(manager.save(step, np.full(MIB // 2, float(step)))) for step in range(8)]
         await asyncio.gather(*await asyncio.gather(*tasks))
         assert max(seen) <= budget
         assert manager.statistics().staged_nbytes == 0
-        assert manager._pool.free_nbytes <= budget, "buffers are used again"
+        assert manager._session.pool.free_nbytes <= budget, "buffers are used again"
         assert manager.steps() == list(range(8))
 
 

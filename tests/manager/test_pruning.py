@@ -58,7 +58,7 @@ async def test_a_save_stops_a_deletion_after_the_file_that_is_being_unlinked(tmp
             with hold(disk, "rename", "tmp_step_2") as renaming:
                 save = await manager.save(2, STATE)
                 await renaming.reached()  # written, while the unlink still goes on
-                deleting = manager._here().writer.retirement.task
+                deleting = manager._session.use().pruner.task
                 assert deleting is not None
                 unlinking.open()
                 await deleting

@@ -288,10 +288,8 @@ async def test_a_step_that_is_being_loaded_stays(make_disk: MakeDisk) -> None:
     async with asyncckpt.CheckpointManager(root, keep_latest_k=2) as manager:
         for step in (1, 2):
             await save(manager, step, 2 * MIB)
-        loading = manager._here().writer.loading
-        loading[1] += 1
-        await fail_to_save(manager, 3, 2 * MIB)
-        loading[1] -= 1
+        with manager._session.use().steps.reading(1):
+            await fail_to_save(manager, 3, 2 * MIB)
         await check_intact(manager, 1, 2)
         await save(manager, 3, 2 * MIB)
         await check_intact(manager, 2, 3)

@@ -123,7 +123,7 @@ async def test_a_kept_handle_keeps_no_state(tmp_path: Path) -> None:
         await manager.flush()
         del array
         await gone(alive)
-        assert manager._pool.free_nbytes == 0
+        assert manager._session.pool.free_nbytes == 0
         assert handle.state == "committed"
 
 
@@ -374,9 +374,9 @@ async def test_save_nowait_refuses_large_states(tmp_path: Path) -> None:
 
 
 async def test_save_nowait_where_save_would_wait_for_its_turn(tmp_path: Path) -> None:
-    """While another save is being taken in, `save_nowait` raises QueueFullError, and its step stays free."""
+    """While another save is being admitted, `save_nowait` raises QueueFullError, and its step stays free."""
     manager = CheckpointManager(tmp_path)
-    pool = manager._pool = HeldPool()
+    pool = manager._session.pool = HeldPool()
     async with manager:
         await (await manager.save(0, {}))
         with hold(FaultyDisk()) as gate:
@@ -455,7 +455,7 @@ async def test_frozen_makes_no_copy(tmp_path: Path) -> None:
     for is_frozen in (False, True):
         disk = RecordingDisk()
         manager = CheckpointManager(tmp_path / str(is_frozen), disk=disk)
-        pool = manager._pool = HeldPool()
+        pool = manager._session.pool = HeldPool()
         async with manager:
             handle = await manager.save(1, {"a": array}, frozen=is_frozen)
             await handle
@@ -776,7 +776,7 @@ async def test_the_writer_has_an_empty_context(tmp_path: Path) -> None:
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
     variable.set(1)
     async with CheckpointManager(tmp_path) as manager:
-        writer = manager._here().writer.task
+        writer = manager._session.use().writer.task
         if sys.version_info >= (3, 12):
             assert variable not in writer.get_context()
         assert await (await manager.save(1, {})) is not None

@@ -249,7 +249,7 @@ def test_trash_of_another_user(shared: Path) -> None:
             await (await manager.save(step, {"a": step}))
         await manager.flush()
         assert manager.steps() == list(steps[-1:])
-        while manager._here().writer.retirement._trash:
+        while manager._session.use().pruner._trash:
             await asyncio.sleep(0)
         assert (manager.statistics().trash_nbytes > 0) == (steps[0] == 10)
 """

@@ -7,7 +7,7 @@ import errno
 import gc
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -124,32 +124,6 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, Any], named: l
             CheckpointManager(tmp_path, **options)
     for word in named:
         assert word in str(caught.value)
-
-
-def test_every_default_stands_in_the_docstring() -> None:
-    """The docstring's table has every option with its default."""
-    text = CheckpointManager.__doc__ or ""
-    for name in get_type_hints(CheckpointingConfig):
-        if name != "checkpoint_dir":
-            assert f"``{name}``" in text
-    for row in (
-        "``enabled``               True",
-        "``higher_is_better``      True",
-        "``metric_name``           None",
-        "``save_period``           None",
-        "``keep_top_k``            None",
-        "``keep_latest_k``         None",
-        "``keep_every``            None",
-        "``keep_periodic``         True",
-        "``metric_required``       False",
-        '``format``                "msgpack"',
-        '``overflow``              "wait"',
-        "``max_staged_nbytes``     2 GiB",
-        "``grace``                 30.0",
-        "``fallback``              True",
-        "``read_only``             False",
-    ):
-        assert row in text
 
 
 def test_making_one_touches_nothing(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ NBYTES = 23 * MIB
 
 async def warmed(manager: CheckpointManager) -> int:
     """Wait for the warming that was begun, and return how much memory is ready."""
-    here = manager._here()
+    here = manager._session.use()
     if here.warmer.pending is not None:
         await asyncio.wrap_future(here.warmer.pending)
     return here.pool.free_nbytes
@@ -83,9 +83,9 @@ async def test_a_second_save_finds_its_memory_ready_beside_the_first(tmp_path: P
     async with CheckpointManager(tmp_path) as manager:
         await (await manager.save(1, STATE))
         assert await warmed(manager) >= NBYTES
-        first = manager._here().warmer.pending
+        first = manager._session.use().warmer.pending
         await (await manager.save(2, STATE))
-        assert manager._here().warmer.pending is first
+        assert manager._session.use().warmer.pending is first
 
 
 async def test_the_budget_bounds_it(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ async def test_closing_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             await manager.load(1)
             await gate.reached()
             closing = asyncio.create_task(manager.aclose())
-            while not manager._open.warmer._stop.is_set:  # type: ignore[union-attr]
+            while not manager._session._open.warmer._stop.is_set:  # type: ignore[union-attr]
                 await asyncio.sleep(0)
             gate.open()
             await closing

@@ -47,7 +47,7 @@ expected = functools.lru_cache(64)(content)
 async def version_of(manager: asyncckpt.CheckpointManager, step: int, seed: int) -> int:
     """Load a step and compare every bit with what was saved; return its version, or -1."""
     try:
-        record = manager._catalog.get(step)
+        record = manager._session.use().catalog.get(step)
         if (record.path / "mine").exists():
             await manager.verify(step)
             version = int(record.training_info["version"])

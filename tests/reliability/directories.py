@@ -151,7 +151,7 @@ class DirectoryWorkload(Workload):
                 if manager.steps() != listed:
                     problem = f"readers saw the steps {listed} before recovery, and {manager.steps()} after it"
                 for step in manager.steps():
-                    digest = _digest(step, manager._catalog.get(step).path)
+                    digest = _digest(step, manager._session.use().catalog.get(step).path)
                     if digest not in known:
                         known[digest] = await version_of(manager, step, self.seed)
                     found[step] = known[digest]

@@ -90,7 +90,7 @@ BUGS = (
                 (
                     "            self._catalog.begin(tracker.step)\n"
                     "            most = self._settings.keep_latest_k\n"
-                    "            await self.retirement.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
+                    "            await self._pruner.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
                 ),
             ),
         ),
@@ -146,9 +146,9 @@ BUGS = (
             ),
             (
                 "saving/writer.py",
-                "                self._end(item, SaveState.COMMITTED, record=written.returned)\n",
+                "                self._queue.end(item, SaveState.COMMITTED, record=written.returned)\n",
                 (
-                    "                self._end(item, SaveState.COMMITTED, record=written.returned)\n"
+                    "                self._queue.end(item, SaveState.COMMITTED, record=written.returned)\n"
                     "                for _ in range(50):\n"
                     "                    await asyncio.sleep(0)\n"
                     "                pending = self._root / f'tmp_step_{tracker.step}'\n"
