@@ -1,6 +1,6 @@
-"""Checkpoints that never stop an asyncio loop.
+"""Checkpointing for asyncio programs that never blocks the event loop.
 
-See `CheckpointManager`, the door that everyone uses, and `Checkpointer`, one keyed file.
+`CheckpointManager` saves and loads checkpoints in a directory. `Checkpointer` keeps values under keys in one file.
 """
 
 import importlib
@@ -105,15 +105,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import Checkpointer and its kinds when they are asked for: who uses the manager alone starts sooner."""
+    """Import `Checkpointer` and its kinds on first use, so that programs without them start faster."""
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    room = "asyncckpt.keyed.view" if name == "AsyncCheckpointer" else "asyncckpt.checkpointer"
-    found = globals()[name] = getattr(importlib.import_module(room), name)
+    module = "asyncckpt.keyed.view" if name == "AsyncCheckpointer" else "asyncckpt.checkpointer"
+    found = globals()[name] = getattr(importlib.import_module(module), name)
     return found
 
 
 def __dir__() -> list[str]:
-    """Name what is public, imported or not."""
+    """Return all public names, whether imported yet or not."""
     return sorted({*globals(), *__all__})

@@ -1,7 +1,7 @@
-"""Which files this release can read: each says its format version and the features that a reader must know.
+"""Check that this release can read a file, by the file's format version and list of features.
 
-A release that adds what earlier readers would misread names it among the features of the files that use it, so that
-those readers refuse it by name. The version changes only where they could not even find the list.
+A release that adds something which earlier readers would misread adds its name to the features of the files that use
+it, so that those readers refuse such files by name. The version changes only if they could not find the list.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 def check_compatibility(
     what: str, version: object, features: object, *, reads: int, known: Collection[str] = ()
 ) -> None:
-    """Refuse a file that needs a later release, before anything else of it is interpreted.
+    """Refuse a file that needs a later release. Call this before interpreting anything else in the file.
 
     Args:
-        what: What is read, for the message: "step 7: the manifest".
-        version: The format version that it has.
-        features: The names of the features that it needs: a list or tuple of str.
-        reads: The only version that this release reads.
-        known: The features that this release knows.
+        what: The file, for the message, such as "step 7: the manifest".
+        version: The file's format version.
+        features: The names of the features that the file needs: a list or tuple of str.
+        reads: The version that this release reads.
+        known: The features that this release supports.
 
     Raises:
-        UnsupportedFormatError: The version is another one, or a feature is unknown.
-        ValueError: The features are not a list of names.
+        UnsupportedFormatError: The version differs from `reads`, or a feature is unknown.
+        ValueError: `features` is not a list of names.
     """
     if type(version) is not int or version != reads:
         found = reprlib.repr(version)

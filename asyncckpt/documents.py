@@ -1,10 +1,11 @@
-"""The two small documents of a checkpoint as bytes: ``training_info.json`` and ``config.yaml``.
+"""Encode and decode the two small documents of a checkpoint: ``training_info.json`` and ``config.yaml``.
 
-1. Pure: values in, bytes out, or the reverse; nothing here touches the disk.
-2. What is written reads back equal, with `json` and with PyYAML's ``safe_load`` (YAML 1.1) respectively, after the
-   conversions to plain values that the functions name. What cannot is refused with its path, never changed silently.
-3. Values are converted before they are written: the writers below see only None, bool, int, float, str, list and dict,
-   of exactly these types, without cycles and at most `MAX_DEPTH` deep.
+1. Pure functions: values in, bytes out, or the reverse. Nothing here touches the disk.
+2. A document reads back equal, with `json` and with PyYAML's ``safe_load`` (YAML 1.1) respectively, after the
+   conversions to plain values that the functions describe. What would not is refused with its path, never changed
+   silently.
+3. Values are first converted to plain ones: the writers below see only None, bool, int, float, str, list and dict, of
+   exactly these types, without cycles and at most `MAX_DEPTH` deep.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from asyncckpt.errors import UnsupportedLeafError
 
 MAX_DEPTH: Final = 100
-"""Containers within containers that a document may have; PyYAML gives up at a few hundred."""
+"""The greatest depth of nested containers in a document; PyYAML fails at a few hundred."""
 
 TRAINING_INFO: Final = "training_info"
 """The first part of a path in an error about a training_info."""
@@ -32,49 +33,50 @@ RUN_CONFIG: Final = "run_config"
 
 
 def normalize_training_info(info: Mapping[str, object]) -> dict[str, Any]:
-    """Copy a training_info deeply into plain values, so that later changes of the caller's are not seen.
+    """Return a deep copy of a training_info in plain values, which later changes by the caller do not affect.
 
     Args:
-        info: A mapping with str keys, of None, bool, int, float (NaN and infinities too), str, numbers with a shape
-            of () (numpy scalars, 0-d arrays of numpy, torch and JAX), and mappings, lists and tuples of these.
+        info: A mapping with str keys, of None, bool, int, float (including NaN and infinities), str, numbers with the
+            shape () (numpy scalars; 0-d arrays of numpy, torch and JAX), and mappings, lists and tuples of these.
 
     Returns:
-        The copy that `parse_training_info` gives back equal: numbers of other libraries as int, float or bool, mappings
-        as dict, tuples as list.
+        A copy equal to what `parse_training_info` will return: numbers of other libraries are int, float or bool,
+        mappings are dicts, tuples are lists.
 
     Raises:
-        UnsupportedLeafError: Something else is in it, such as an array with dimensions or a key that is no str, or it
-            contains itself or is nested more than 100 deep. The error names the path, like ``training_info/eval/loss``.
+        UnsupportedLeafError: `info` contains anything else, such as an array with dimensions or a key that is not a
+            str, contains itself, or is nested more than 100 deep. The error names the path, such as
+            "training_info/eval/loss".
     """
     return _TRAINING_INFO_RULES.copy(info, TRAINING_INFO)
 
 
 def training_info_bytes(info: Mapping[str, object]) -> bytes:
-    """Write a training_info as UTF-8 JSON that ends with a newline.
+    """Encode a training_info as UTF-8 JSON that ends with a newline.
 
-    NaN and infinities are written as Python's `json` does (``NaN``, ``Infinity``), which strict JSON lacks.
+    NaN and infinities are written as Python's `json` does (``NaN``, ``Infinity``), which is not strict JSON.
 
     Args:
-        info: What `normalize_training_info` accepts.
+        info: A mapping that `normalize_training_info` accepts.
 
     Raises:
-        UnsupportedLeafError: As `normalize_training_info`.
+        UnsupportedLeafError: As in `normalize_training_info`.
     """
     return encode_training_info(normalize_training_info(info))
 
 
 def encode_training_info(plain: Mapping[str, Any]) -> bytes:
-    """Write what `normalize_training_info` returned, as `training_info_bytes` does."""
+    """Encode the result of `normalize_training_info`, as `training_info_bytes` does."""
     text = json.dumps(plain, ensure_ascii=False, indent=2) + "\n"
-    # A lone surrogate has no UTF-8 form; backslashreplace writes it as \udXXX, which is JSON's own escape for it.
+    # A lone surrogate has no UTF-8 form; backslashreplace writes it as \udXXX, which is also JSON's escape for it.
     return text.encode("utf-8", "backslashreplace")
 
 
 def parse_training_info(data: bytes) -> dict[str, Any]:
-    """Read what `training_info_bytes` wrote.
+    """Decode what `training_info_bytes` encoded.
 
     Raises:
-        ValueError: The bytes are not UTF-8 JSON, or hold something other than an object.
+        ValueError: The bytes are not UTF-8 JSON, or not an object.
     """
     try:
         info = json.loads(data.decode("utf-8"))
@@ -86,16 +88,17 @@ def parse_training_info(data: bytes) -> dict[str, Any]:
 
 
 def run_config_bytes(config: object) -> bytes:
-    """Write a run's configuration as flow-style YAML 1.1 in UTF-8, with strings always in double quotes.
+    """Encode a run's configuration as flow-style YAML 1.1 in UTF-8, with strings always in double quotes.
 
     Args:
-        config: A mapping, a dataclass instance, or an object with ``model_dump()``; nested ones too. Inside may be
-            None, bool, int, float, str, numbers with a shape of () (they become plain numbers), Enums (their values),
-            paths (str), and lists and tuples of these (lists). Keys may be any of these but containers.
+        config: A mapping, a dataclass instance, or an object with ``model_dump()``. It may contain more of these, None,
+            bool, int, float, str, numbers with the shape () (written as plain numbers), Enums (as their values), paths
+            (as str), and lists and tuples (as lists). Keys may be any of these except containers.
 
     Raises:
-        UnsupportedLeafError: Something else is in it, two keys become equal (an Enum and its value), or it contains
-            itself or is nested more than 100 deep. The error names the path, as in ``run_config/optimizer/lr``.
+        UnsupportedLeafError: `config` contains anything else, two keys become equal (an Enum and its value), or it
+            contains itself or is nested more than 100 deep. The error names the path, such as
+            "run_config/optimizer/lr".
     """
     plain = _RUN_CONFIG_RULES.copy(config, RUN_CONFIG)
     return (_yaml(plain, "") + "\n").encode()
@@ -105,17 +108,17 @@ _Items: TypeAlias = list[tuple[object, object]]
 
 
 class _Rules(NamedTuple):
-    """The walk that copies a value into plain ones, and what one kind of document accepts on the way."""
+    """What one kind of document accepts, and the copying of a value into plain values by these rules."""
 
     unwrap: Callable[[object], object]
-    """Gives what stands for a value, such as an Enum's value; most values stand for themselves."""
+    """Returns the value to write instead, such as an Enum's value; for most values, the value itself."""
     items_of: Callable[[object], _Items | None]
-    """Gives the items of what becomes a dict, None for all else."""
+    """Returns the items of a value that becomes a dict, and None for any other value."""
     key_types: tuple[type, ...]
     key_advice: str
 
     def copy(self, value: object, name: str) -> dict[str, Any]:
-        """Give the plain copy of a whole document."""
+        """Return a plain copy of a whole document."""
         items = self.items_of(value)
         if items is None:
             raise UnsupportedLeafError(f"expected a mapping, found {_described(value)}", path=name)
@@ -141,10 +144,10 @@ class _Rules(NamedTuple):
         return plain
 
     def _key(self, key: object, path: tuple[str, ...]) -> object:
-        stand_in = self.unwrap(key)
-        if not isinstance(stand_in, self.key_types):
+        plain = self.unwrap(key)
+        if not isinstance(plain, self.key_types):
             raise _refused(path, f"cannot have the key {_described(key)}; {self.key_advice}")
-        return _leaf(stand_in, path)
+        return _leaf(plain, path)
 
     @staticmethod
     def _deeper(container: object, path: tuple[str, ...], above: tuple[int, ...]) -> tuple[int, ...]:
@@ -171,14 +174,14 @@ def _config_items(value: object) -> _Items | None:
 
 
 def _unwrap_number(value: object) -> object:
-    """Give the Python value of a number with a shape of (), whatever library it is of; others as they are."""
+    """Return a number with the shape (), of any library, as a Python number; return other values as they are."""
     if getattr(value, "shape", None) != () or (isinstance(value, np.generic | np.ndarray) and value.dtype.kind in "mM"):
-        return value  # a datetime64 would become an int and lose its meaning
+        return value  # item() would turn a datetime64 into an int
     item = getattr(value, "item", None)
     number = item() if callable(item) else value
-    if isinstance(number, np.floating):  # longdouble's item() is a longdouble
+    if isinstance(number, np.floating):  # a longdouble's item() is a longdouble
         return float(number)
-    return number if isinstance(number, int | float | str) else value  # a struct's item() is a tuple
+    return number if isinstance(number, int | float | str) else value  # a structured scalar's item() is a tuple
 
 
 def _unwrap_config(value: object) -> object:
@@ -193,7 +196,7 @@ _SURROGATE_PAIR: Final = "[\ud800-\udbff][\udc00-\udfff]"
 
 
 def _leaf(value: object, path: tuple[str, ...]) -> bool | float | str | None:
-    """Give a leaf as exactly a None, bool, int, float or str, also where it is of a subclass."""
+    """Return a leaf as a plain None, bool, int, float or str, even if it is of a subclass."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
@@ -206,7 +209,7 @@ def _leaf(value: object, path: tuple[str, ...]) -> bool | float | str | None:
         number = int.__int__(value)
         try:
             str(number)
-        except ValueError as error:  # Python reads and writes decimal numbers of a limited length only
+        except ValueError as error:  # Python limits the length of decimal numbers
             raise _refused(path, str(error)) from None
         return number
     raise _refused(path, f"cannot write {_described(value)}; allowed are numbers, str, bool, None, mappings and lists")
@@ -237,10 +240,10 @@ _RUN_CONFIG_RULES: Final = _Rules(
 
 
 _MAX_SIMPLE_KEY: Final = 1000
-"""Characters of a key that YAML reads without being told that a key comes; its limit is 1024."""
+"""The greatest length of a YAML key without the indicator "?", in characters; YAML's limit is 1024."""
 
-# Beside the quote, the backslash and the control characters: what YAML takes for a line break (NEL, LS, PS), for a byte
-# order mark, or for no character at all.
+# Besides the quote, the backslash and the control characters: what YAML treats as a line break (NEL, LS, PS), as a byte
+# order mark, or as not a character.
 _ESCAPED: Final = '[\x00-\x1f"\\\\\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]'
 _SHORT_ESCAPES: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\"}
 
@@ -274,7 +277,7 @@ def _yaml_float(number: float) -> str:
     if text in _YAML_SPECIAL_FLOATS:
         return _YAML_SPECIAL_FLOATS[text]
     mantissa, exponent, power = text.partition("e")
-    return mantissa + ("" if "." in mantissa else ".0") + exponent + power  # YAML 1.1 takes 1e-05 for a string
+    return mantissa + ("" if "." in mantissa else ".0") + exponent + power  # YAML 1.1 reads 1e-05 as a string
 
 
 _YAML_SPECIAL_FLOATS: Final = {"inf": ".inf", "-inf": "-.inf", "nan": ".nan"}

@@ -1,7 +1,7 @@
-"""Every public error and warning of asyncckpt.
+"""The errors and warnings of asyncckpt.
 
-Messages name the step, the leaf's path, what was expected, what was found and what to do; the same facts are
-attributes. Errors that have a natural builtin parent inherit from it too, so that ``except FileNotFoundError`` works.
+Messages name the step, the leaf's path, what was expected, what was found and what to do; attributes hold the same
+facts. An error that corresponds to a builtin one also inherits from it, so that ``except FileNotFoundError`` works.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _RUNNERS: Final = ("asyncio", "concurrent", "threading")
 
 
 def brief(value: object) -> str:
-    """Return a value's text, cut where nobody reads on; what stands in a file may be as long as the file."""
+    """Return a value as text of bounded length, for a message; text from a file may be as long as the file."""
     text = str(value)
     return text if len(text) <= _BRIEF_LENGTH else f"{text[:_BRIEF_LENGTH]}..."
 
 
 def nearest(word: str, known: Iterable[object], count: int = 1, *, likeness: float = 0.6) -> list[str]:
-    """Return which of the known texts a word is most like, whatever their case, the best first."""
+    """Return up to `count` known strings that are most similar to a word, ignoring case, the best first."""
     import difflib
 
     by_fold = {each.casefold(): each for each in known if isinstance(each, str)}
@@ -38,14 +38,14 @@ def nearest(word: str, known: Iterable[object], count: int = 1, *, likeness: flo
 
 
 class CheckpointError(Exception):
-    """Base of every error that asyncckpt raises. Errors can be copied, and pickled for another process."""
+    """Base class of all errors that asyncckpt defines. They can be copied and pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Say how to make it again: what its class is called with is not what exceptions keep."""
-        return _remade, (type(self), self.args, vars(self))
+        """Support `copy` and `pickle`: an exception does not keep the keyword arguments it was made with."""
+        return _recreate, (type(self), self.args, vars(self))
 
 
-def _remade(kind: type[CheckpointError], args: tuple[Any, ...], facts: dict[str, Any]) -> CheckpointError:
+def _recreate(kind: type[CheckpointError], args: tuple[Any, ...], facts: dict[str, Any]) -> CheckpointError:
     error = kind.__new__(kind, *args)
     error.args = args
     vars(error).update(facts)
@@ -53,15 +53,15 @@ def _remade(kind: type[CheckpointError], args: tuple[Any, ...], facts: dict[str,
 
 
 class ConfigError(CheckpointError, ValueError, TypeError):
-    """An option is unknown or ill-typed, or a file none that can be used; the message says what there could be."""
+    """An option, directory or file cannot be used as given; the message says what is accepted."""
 
 
 class ManagerUsageError(CheckpointError, RuntimeError):
-    """The manager was used where it cannot be: before ``async with``, from another loop or thread, after a fork."""
+    """A manager was used outside ``async with``, on another loop or thread, under trio, or after a fork."""
 
 
 class ManagerClosedError(ManagerUsageError):
-    """The manager is closing or closed: it accepts no new work."""
+    """The manager is closing or closed, and accepts no new work."""
 
 
 class ReadOnlyError(ManagerUsageError):
@@ -69,15 +69,15 @@ class ReadOnlyError(ManagerUsageError):
 
 
 class CheckpointerUsageError(CheckpointError, RuntimeError):
-    """A Checkpointer was used as it cannot be: blocking on a running loop, in both modes at once, after a fork."""
+    """A Checkpointer was used on a running loop without ``await``, in both modes at once, or after a fork."""
 
 
 class QueueFullError(CheckpointError):
-    """What cannot wait would have to: for room in the budget, in the queue, or behind another save."""
+    """A call that does not wait would have to: for room in the budget or the queue, or for another save."""
 
 
 class StepExistsError(CheckpointError, FileExistsError):
-    """The step is committed already, or a save of it is in flight, and ``overwrite`` was not given.
+    """The step is already committed, or being saved, and ``overwrite`` was not given.
 
     Attributes:
         step: The step.
@@ -89,10 +89,10 @@ class StepExistsError(CheckpointError, FileExistsError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """No committed checkpoint answers to what was asked for.
+    """There is no committed checkpoint like the one asked for.
 
     Attributes:
-        step: The step asked for; ``None`` where "latest" or "best" was asked of a directory without checkpoints.
+        step: The step asked for; None if "latest" or "best" was asked for and there is no checkpoint.
     """
 
     def __init__(self, message: str, *, step: int | None = None) -> None:
@@ -101,11 +101,11 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class CheckpointKeyError(CheckpointError, KeyError):
-    """A key or path is not among those there are.
+    """A key, path or pattern matches nothing that exists, or a key is not allowed.
 
     Attributes:
-        key: The key or path pattern asked for.
-        known: Those there are (at most the first few).
+        key: The key, path or pattern asked for.
+        known: The existing or allowed ones (at most the first few).
     """
 
     def __init__(self, message: str, *, key: object, known: Sequence[object] = ()) -> None:
@@ -114,15 +114,15 @@ class CheckpointKeyError(CheckpointError, KeyError):
         self.known = tuple(known)
 
     def __str__(self) -> str:
-        """Return the message; KeyError would show its repr."""
+        """Return the message; KeyError would return its repr."""
         return str(self.args[0])
 
 
 class LeafError(CheckpointError):
-    """Base of the errors about one place in a state.
+    """Base class of errors about one leaf of a state.
 
     Attributes:
-        path: The leaf's path, such as ``params/w1``; empty for the root.
+        path: The leaf's path, such as "params/w1"; empty for the root.
         step: The step being saved or loaded, if known.
     """
 
@@ -132,7 +132,7 @@ class LeafError(CheckpointError):
         self.step: int | None = None
 
     def name_step(self, step: int) -> None:
-        """Add the step to the message, once it is known."""
+        """Add the step to the message, unless it has one."""
         if self.step is None:
             self.step = step
             self.args = (f"step {step}: {self.args[0]}", *self.args[1:])
@@ -140,7 +140,7 @@ class LeafError(CheckpointError):
     @classmethod
     @contextmanager
     def naming(cls, step: int) -> Iterator[None]:
-        """Let errors of this kind that pass name the step."""
+        """Return a context manager that adds the step to errors of this class."""
         try:
             yield
         except cls as error:
@@ -149,12 +149,12 @@ class LeafError(CheckpointError):
 
 
 class MetricMissingError(CheckpointError, ValueError):
-    """With ``metric_required=True``, a checkpoint was to be saved without the metric; nothing was captured or written.
+    """The ``training_info`` of a save lacks the metric, and ``metric_required=True``; nothing was captured or written.
 
     Attributes:
         step: The step.
         metric_name: The metric's name.
-        known: The keys of its training_info (at most the first few).
+        known: The keys of the ``training_info`` (at most the first few).
     """
 
     def __init__(self, message: str, *, step: int, metric_name: str, known: Sequence[str] = ()) -> None:
@@ -165,11 +165,11 @@ class MetricMissingError(CheckpointError, ValueError):
 
 
 class StateMismatchError(LeafError, ValueError):
-    """The saved state does not fit the template given as ``like`` or ``into``, or the classes as they are now.
+    """The saved state does not match the template given as ``like`` or ``into``, or a class that has changed since.
 
     Attributes:
-        field: What differs: "type", "keys", "length", "dtype", "shape", "seed", "writability", "sharing", "update" (an
-            object that cannot be filled) or "class" (fields or members of a class, which has changed).
+        field: What differs: "type", "keys", "length", "dtype", "shape", "seed", "writability", "sharing", "update" (the
+            template's object cannot be filled) or "class" (the fields or members of a class).
         expected: What the template, or the class, has.
         found: What the checkpoint has.
     """
@@ -185,11 +185,11 @@ class StateMismatchError(LeafError, ValueError):
 
 
 class UnsupportedLeafError(LeafError, TypeError):
-    """A value cannot be saved, or not faithfully; nothing was written."""
+    """A value cannot be saved, or would not come back as it was; nothing was written."""
 
 
 class StateChangedError(LeafError, RuntimeError):
-    """A container changed while it was captured: some task modified the state before ``save`` returned."""
+    """A container changed while it was captured, because a task or thread modified it before ``save`` returned."""
 
 
 class DirectoryLockedError(CheckpointError):
@@ -197,7 +197,7 @@ class DirectoryLockedError(CheckpointError):
 
 
 class FileLockedError(CheckpointError):
-    """Another Checkpointer is writing to the file.
+    """Another Checkpointer holds the file's lock.
 
     Attributes:
         file: The file.
@@ -209,11 +209,11 @@ class FileLockedError(CheckpointError):
 
 
 class ReadOnlyFileError(CheckpointError):
-    """The file of a Checkpointer is another program's, or was changed by one: it is not written unasked.
+    """The file was written or changed by another program, and is not modified unless that was asked for.
 
     Attributes:
         file: The file.
-        losses: What a file that is written anew would lack; None where it is never written anew.
+        losses: What the file would lose if it were rewritten; None if it cannot be rewritten.
     """
 
     def __init__(self, message: str, *, file: str, losses: str | None = None) -> None:
@@ -223,12 +223,12 @@ class ReadOnlyFileError(CheckpointError):
 
 
 class CorruptCheckpointError(CheckpointError):
-    """What is on disk is not what was written: a digest, a size, a file or the structure is wrong.
+    """The data on the disk is not what was written: a digest, a size, a file or the structure is wrong.
 
     Attributes:
         step: The checkpoint's step, if known.
-        file: The name of the file, relative to the checkpoint's directory, if one is to blame.
-        overwritten: Paths of the arrays that a ``restore`` had begun to overwrite when it found out.
+        file: The damaged file, relative to the checkpoint's directory, if it is one file.
+        overwritten: The paths of the arrays that `restore` had begun to overwrite when it found the damage.
     """
 
     def __init__(self, message: str, *, step: int | None = None, file: str | None = None) -> None:
@@ -239,18 +239,18 @@ class CorruptCheckpointError(CheckpointError):
 
 
 class UntrustedFileError(CheckpointError):
-    """A file that only a parser of native code can read, which hostile bytes can mislead, was opened as if trusted.
+    """Reading the file needs ``trusted=True``, which says that you trust its origin.
 
-    ``trusted=True`` says that its origin is known.
+    Such a file needs a native parser, which hostile bytes can exploit, or may take far more memory than its size.
     """
 
 
 class UnsupportedFormatError(CheckpointError):
-    """A file was written by a later release, or needs a feature or package that is missing here; it is not damaged."""
+    """The file is not damaged, but needs a later release, a missing package, or a feature that does not exist."""
 
 
 class SaveFailedError(CheckpointError):
-    """A save failed after it was accepted; raised ``from`` the cause. Nothing of it is listed.
+    """A save failed after it was accepted; raised ``from`` the cause. The checkpoint is not listed.
 
     Attributes:
         step: The step that was being saved.
@@ -262,18 +262,18 @@ class SaveFailedError(CheckpointError):
 
 
 class CheckpointWarning(UserWarning):
-    """Something deserves attention but lost nothing: a fallback, a failed prune, an unregistered type."""
+    """Something needs attention, but nothing was lost: a fallback, a failed prune, an unregistered type."""
 
 
 def warn(message: str, category: type[Warning] = CheckpointWarning, *, source: object = None) -> None:
-    """Issue a warning that names the line of the program that called the library.
+    """Issue a warning that points to the program's line that called the library.
 
-    This is the innermost frame outside of this package and contextlib. A background task or a thread of the library has
-    no such frame; its warnings name the library's line.
+    That line is in the innermost frame outside this package and contextlib. In a background task or a thread of the
+    library there is no such frame, and the warning points to the library.
     """
     frame, depth = inspect.currentframe(), 0
     while frame is not None and frame.f_code.co_filename.startswith(_INNER_FILES):
         frame, depth = frame.f_back, depth + 1
     is_program = frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in _RUNNERS
-    del frame  # if warnings are errors, the traceback would hold the caller's frame in a cycle
+    del frame  # or, if warnings are errors, the traceback and the caller's frame would form a cycle
     warnings.warn(message, category, stacklevel=depth + 1 if is_program else 2, source=source)

@@ -1,4 +1,4 @@
-"""For tests of programs that save checkpoints: a disk that records what is done to it, and fails when told to.
+"""Test support for programs that save checkpoints: a disk that records all changes, and fails on request.
 
 disk = FaultyDisk()
 async with CheckpointManager(directory, disk=disk) as manager:
@@ -38,7 +38,7 @@ OPERATIONS: Final = (
     "unlink",
     "rmdir",
 )
-"""The names of all operations that change a disk."""
+"""The names of all operations that change the disk."""
 
 
 class Operation(NamedTuple):
@@ -47,11 +47,11 @@ class Operation(NamedTuple):
     name: str
     """One of `OPERATIONS`."""
     path: Path
-    """The file or directory; of a rename or a link, its old name."""
+    """The file or directory; for a rename or a link, the old name."""
     target: Path | None = None
-    """The new name."""
+    """The new name of a rename or a link, or the second name of an exchange."""
     nbytes: int | None = None
-    """The size of a write, or of a file that is cut off, in bytes."""
+    """How many bytes are written, or to how many the file is truncated."""
 
 
 @dataclass(slots=True)
@@ -64,10 +64,10 @@ class _Fault:
 
 
 class FaultyDisk(DiskOps):
-    """The real disk, recording every operation, and failing those that `fail` names.
+    """The real disk, with a record of every operation, and failures where `fail` asks for them.
 
     Attributes:
-        operations: What was asked for, in order, operations that failed included. Appended to from worker threads.
+        operations: All operations in order, including failed ones. Worker threads append to it.
     """
 
     def __init__(self) -> None:
@@ -85,24 +85,27 @@ class FaultyDisk(DiskOps):
         lasting: bool = False,
         path_part: str = "",
     ) -> None:
-        """Let an operation fail.
+        """Make an operation fail.
 
         Args:
-            operation: Its name, one of `OPERATIONS`; None stands for all of them.
-            error: The errno of the OSError to raise before anything is done, or a function to call instead, which may
-                raise, block, or kill the process; if it returns, the operation goes on.
+            operation: The name of the operation, one of `OPERATIONS`, or None for any operation.
+            error: The errno of the OSError that is raised before anything is done. Or a function that is called
+                instead, and may raise, block, or kill the process; if it returns, the operation is carried out.
             after: How many matching operations succeed first.
-            lasting: Whether all that match fail from then on, or just one.
-            path_part: Only operations whose path contains this match.
+            lasting: Whether all matching operations fail from then on, instead of just one.
+            path_part: Only operations whose path contains this string match.
+
+        Raises:
+            ValueError: `operation` is unknown.
         """
         if operation is not None and operation not in OPERATIONS:
-            message = f"{operation!r} is none of {', '.join(OPERATIONS)}"
+            message = f"unknown operation {operation!r}; known are {', '.join(OPERATIONS)}"
             raise ValueError(message)
         with self._lock:
             self._faults.append(_Fault(operation, error, after, lasting, path_part))
 
     def heal(self) -> None:
-        """Forget all faults."""
+        """Cancel all failures that `fail` has set up."""
         with self._lock:
             self._faults.clear()
 
@@ -128,18 +131,18 @@ class FaultyDisk(DiskOps):
         return super().open_lock(path)
 
     def write(self, fd: int, buffers: Sequence[bytes | NDArray[Any]], offset: int) -> int:
-        """Write."""
+        """Write to a file."""
         nbytes = sum(len(each) for each in buffers)
         self._do(Operation("write", self._path(fd), nbytes=nbytes))
         return super().write(fd, buffers, offset)
 
     def truncate(self, fd: int, nbytes: int) -> None:
-        """Cut a file off."""
+        """Truncate a file."""
         self._do(Operation("truncate", self._path(fd), nbytes=nbytes))
         super().truncate(fd, nbytes)
 
     def set_mode(self, fd: int, mode: int) -> None:
-        """Set permissions."""
+        """Set a file's permissions."""
         self._do(Operation("set_mode", self._path(fd)))
         super().set_mode(fd, mode)
 
@@ -154,7 +157,7 @@ class FaultyDisk(DiskOps):
         super().sync_directory(path)
 
     def rename(self, source: Path, target: Path) -> None:
-        """Rename."""
+        """Rename a file or directory."""
         self._do(Operation("rename", source, target))
         super().rename(source, target)
 
@@ -184,7 +187,7 @@ class FaultyDisk(DiskOps):
             if path is not None and os.path.samestat(path.stat(), os.fstat(fd)):
                 return path
         except FileNotFoundError:
-            pass  # the number is another file's by now
+            pass  # the descriptor belongs to another file by now
         return Path(f"/proc/self/fd/{fd}").readlink()
 
     def _do(self, operation: Operation) -> None:
