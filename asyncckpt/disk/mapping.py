@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from asyncckpt.runtime.memory import PAGE_NBYTES, Mapping, libc
+from asyncckpt.runtime.memory import Mapping, libc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,16 +34,12 @@ class MappedFile:
     def join(self, segments: Sequence[tuple[int, int]]) -> Bytes:
         """Return runs of the file, given as (offset, nbytes), as one run of memory.
 
-        They are mapped behind each other, which takes page boundaries: each must begin on one, and all but the last
-        fill whole pages.
+        They are mapped behind each other: each must begin on a page boundary, and all but the last must fill whole
+        pages.
 
         Raises:
-            ValueError: They do not lie so.
             OSError: The system refuses the mapping.
         """
-        if any(offset % PAGE_NBYTES for offset, _ in segments) or any(n % PAGE_NBYTES for _, n in segments[:-1]):
-            message = "segments of one array lie on no page boundaries"
-            raise ValueError(message)
         # The range is reserved first, so that no file falls on anybody else's memory.
         joined = Mapping(sum(nbytes for _, nbytes in segments), is_reserved=True)
         start = 0

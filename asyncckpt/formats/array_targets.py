@@ -12,21 +12,23 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from asyncckpt.arrays.strided import flat_bytes, scatter
+from asyncckpt.arrays.target import ArrayTarget, copy_into, memory_of, store_bytes
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
 from asyncckpt.disk.read_blocks import Target
-from asyncckpt.errors import CheckpointError, CorruptCheckpointError
+from asyncckpt.errors import CheckpointError
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_array
 from asyncckpt.runtime.pacing import BATCH_OBJECTS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.disk.mapping import MappedFile
     from asyncckpt.runtime.pacing import Pacer
-    from asyncckpt.state.index import ArrayMeta, Index, Segment
+    from asyncckpt.state.index import Index
+    from asyncckpt.state.segments import Segment
 
 _ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapping of their own would cost more
 
@@ -38,33 +40,30 @@ def fresh_array(meta: ArrayMeta) -> NDArray[Any]:
     return np.ndarray(meta.shape, meta.dtype)  # unlike np.empty, it leaves a dtype of no bytes ("<U0") as it is
 
 
-def targets_of(segments: list[Segment], arrays: dict[int, NDArray[Any]]) -> list[Target]:
+def targets_of(segments: Iterable[Segment], arrays: Mapping[int, ArrayTarget]) -> list[Target]:
     """Say where each segment of these arrays goes."""
-    memories = {number: flat_bytes(array) for number, array in arrays.items()}
-    filled = dict.fromkeys(arrays, 0)
+    memories = {number: memory_of(array) for number, array in arrays.items()}
     targets = []
-    for segment in segments:
-        if segment.array not in arrays:
+    for number, offset, nbytes, _, start in segments:
+        if number not in arrays:
             continue
-        start = filled[segment.array]
-        filled[segment.array] = start + segment.nbytes
-        memory = memories[segment.array]
+        memory = memories[number]
         if memory is not None:
-            targets.append(Target(segment.offset, segment.nbytes, memory[start : start + segment.nbytes]))
+            targets.append(Target(offset, nbytes, memory[start : start + nbytes]))
         else:
-            targets.append(Target(segment.offset, segment.nbytes, None, _scatterer(arrays[segment.array], start)))
+            targets.append(Target(offset, nbytes, None, partial(_store, arrays[number], start)))
     return targets
 
 
 def targets_in_runs(
-    index: Index, segments: list[Segment], wanted: set[int], arrays: dict[int, NDArray[Any]], pacer: Pacer
+    index: Index, segments: Sequence[Segment], wanted: set[int], arrays: dict[int, ArrayTarget], pacer: Pacer
 ) -> list[Target]:
     """Say where each segment of the wanted arrays goes, and make those that `arrays` lacks, the small ones, on the way.
 
     Small arrays that lie in one digest block are one target, which is handed out at once: none is cut in two.
     """
     targets: list[Target] = []
-    large: dict[int, NDArray[Any]] = {}
+    large: dict[int, ArrayTarget] = {}
     others: list[Segment] = []
     run: list[tuple[int, int, ArrayMeta]] = []
 
@@ -78,7 +77,7 @@ def targets_in_runs(
 
     for batch in pacer.batches(segments):
         for segment in batch:
-            number, offset, nbytes = segment
+            number, offset, nbytes, _, _ = segment
             if number not in wanted:
                 continue
             meta = index.arrays[number]
@@ -100,7 +99,7 @@ def targets_in_runs(
 
 def _store_run(
     run: Sequence[tuple[int, int, ArrayMeta]],
-    arrays: dict[int, NDArray[Any]],
+    arrays: dict[int, ArrayTarget],
     pacer: Pacer,
     position: int,
     data: NDArray[np.uint8],
@@ -110,44 +109,44 @@ def _store_run(
     for number, offset, meta in run:
         found: NDArray[Any] = np.ndarray(meta.shape, meta.dtype, data, offset - begin)
         if number in arrays:
-            np.copyto(arrays[number], found)
+            copy_into(arrays[number], found)
         else:
             arrays[number] = found.copy()
     pacer.pause()
 
 
-def _scatterer(array: NDArray[Any], start: int) -> Callable[[int, NDArray[np.uint8]], None]:
-    return lambda position, data: scatter(array, start + position, data)
+def _store(target: ArrayTarget, start: int, position: int, data: NDArray[np.uint8]) -> None:
+    store_bytes(target, start + position, data)
 
 
-def map_arrays(file: MappedFile, index: Index, segments: list[Segment], wanted: set[int]) -> dict[int, NDArray[Any]]:
-    """Return arrays in the memory of a mapped file.
+def map_arrays(
+    file: MappedFile, index: Index, segments: Sequence[Segment], wanted: set[int]
+) -> dict[int, NDArray[Any]]:
+    """Return the wanted arrays of one file, in its mapped memory, and those that have no bytes.
 
     Raises:
-        CorruptCheckpointError: The segments of an array do not fit together.
         CheckpointError: The system cannot map an array.
     """
     arrays: dict[int, NDArray[Any]] = {}
-    cut: dict[int, list[tuple[int, int]]] = {}
-    for number, offset, nbytes in segments:
+    cut: dict[int, list[tuple[int, int, int]]] = {}
+    for number, offset, nbytes, _, start in segments:
         meta = index.arrays[number]
         if number not in wanted:
             continue
         if nbytes == meta.nbytes:
             arrays[number] = np.ndarray(meta.shape, meta.dtype, file.memory, offset)
         else:
-            cut.setdefault(number, []).append((offset, nbytes))
+            cut.setdefault(number, []).append((start, offset, nbytes))
     for number, runs in cut.items():
         meta = index.arrays[number]
         try:
-            joined = file.join(runs)
-        except ValueError as error:
-            raise CorruptCheckpointError(f"the index is damaged: array {number}: {error}") from error
+            joined = file.join([(offset, nbytes) for _, offset, nbytes in sorted(runs)])
         except OSError as error:
             raise CheckpointError(f"array {number} cannot be mapped: {error}: load it without lazy") from error
         arrays[number] = joined.view(meta.dtype).reshape(meta.shape)
-    for number in wanted - arrays.keys():  # those without a byte
+    for number in wanted:
         meta = index.arrays[number]
-        arrays[number] = np.ndarray(meta.shape, meta.dtype)
-        arrays[number].flags.writeable = False
+        if meta.nbytes == 0:
+            arrays[number] = np.ndarray(meta.shape, meta.dtype)
+            arrays[number].flags.writeable = False
     return arrays

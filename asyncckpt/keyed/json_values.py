@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.keyed.values import Found, build_value, runs_of
 from asyncckpt.runtime.collector import young_collections_only
@@ -315,7 +316,7 @@ _MAX_BRACKETS: Final = 2 * MAX_DEPTH + 8  # in each other: a leaf in the innermo
 _NESTED: Final = frozenset({list, dict, _Tagged})
 _NODES: Final = frozenset({type(None), bool, float, str, bytes})
 _MADE_HERE: Final = frozenset({ix.LIST, ix.TUPLE, ix.DEQUE, ix.DICT, ix.ORDERED_DICT})
-_ANY: Final = ix.ArrayMeta(np.dtype(bool), ())
+_ANY: Final = ArrayMeta(np.dtype(bool), ())
 
 
 class _Decoder:
@@ -383,7 +384,7 @@ class _Decoder:
             return self._arrays[number]
         if found[TAG] == "tree" and not depth:
             arrays = {number: self._array(_unique(each)) for number, each in enumerate(found["arrays"])}
-            metas = [ix.ArrayMeta(array.dtype, array.shape) for array in arrays.values()]
+            metas = [ArrayMeta(array.dtype, array.shape) for array in arrays.values()]
             return build_value(ix.Index([_bytes([chunk]) for chunk in found["pieces"]], metas), arrays, self._pacer)
         if found[TAG] not in LEAVES:
             _damaged(f"{found[TAG]!r:.40} is nothing that this asyncckpt knows")
@@ -393,7 +394,7 @@ class _Decoder:
         shape, data = found["shape"], _expect(list, found["data"])
         if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape) or len(shape) > 64:  # noqa: PLR2004
             _damaged(f"an array of the shape {shape!r:.80}")
-        meta = ix.ArrayMeta(dtype_from_plain(found["dtype"]), tuple(shape))
+        meta = ArrayMeta(dtype_from_plain(found["dtype"]), tuple(shape))
         if meta.nbytes > sum(map(len, data)):  # before memory is taken for what is only claimed
             _damaged(f"an array of {meta.nbytes} bytes has less")
         array: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)

@@ -25,6 +25,7 @@ from asyncckpt.keyed.npz_file import SUFFIX, NpzFile, check_expansion, damaged, 
 from asyncckpt.keyed.values import Found, build_value, flat_names, nested_names, runs_of
 from asyncckpt.state import index as ix
 from asyncckpt.state.packed import TEXT_ERRORS
+from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.keyed.location import FileLocation
     from asyncckpt.keyed.values import CapturedValue, Names
     from asyncckpt.runtime.context import JobContext
@@ -271,7 +273,7 @@ class NumPyStore(FileStore[_Content]):
             self._owners.pop(info.filename, None)
 
 
-def _restored(array: Any, meta: ix.ArrayMeta) -> NDArray[Any]:
+def _restored(array: Any, meta: ArrayMeta) -> NDArray[Any]:
     """Return a member's array as the tree says it is."""
     found = (array.dtype, array.shape) if isinstance(array, np.ndarray) else None
     if found == (meta.dtype, meta.shape):
@@ -331,7 +333,7 @@ def _encode_tree(index: ix.Index, pacer: Pacer) -> bytes:
     """Return a tree, with its arrays laid out as if they lay behind each other."""
     sizes = [meta.nbytes for meta in index.arrays]
     places = enumerate(zip(accumulate(sizes, initial=0), sizes, strict=False))
-    segments = [ix.Segment(number, begin, nbytes) for number, (begin, nbytes) in places if nbytes]
+    segments = [Segment(number, begin, nbytes) for number, (begin, nbytes) in places if nbytes]
     return b"".join(ix.IndexEncoder(index, pacer).encode(segments))
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 import msgpack
 import numpy as np
 
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import CheckpointWarning
 from asyncckpt.runtime.collector import young_collections_only
@@ -105,7 +106,7 @@ def expand(condensed: tuple[Any, ...]) -> ix.Index:
     at = count
     while at < len(parts):
         dtype, behind = parts[at], at + 2 + parts[at + 1]
-        arrays.append(ix.ArrayMeta(dtype, tuple(parts[at + 2 : behind])))
+        arrays.append(ArrayMeta(dtype, tuple(parts[at + 2 : behind])))
         at = behind
     return ix.Index(parts[:count], arrays)
 

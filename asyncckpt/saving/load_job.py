@@ -10,12 +10,9 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-
-import numpy as np
 
 from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint
 from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing, step_of
@@ -23,22 +20,20 @@ from asyncckpt.disk.listing import locate
 from asyncckpt.disk.names import MANIFEST_NAME, TRAINING_INFO_NAME
 from asyncckpt.documents import parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
-from asyncckpt.formats.array_targets import fresh_array, map_arrays, targets_in_runs
+from asyncckpt.formats.array_reader import Contents, read_arrays
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.state.decode import Decoder
 from asyncckpt.state.decode_walk import ABSENT, LoadPlan
-from asyncckpt.state.index import Index, Segment, decode_index, find_contents
+from asyncckpt.state.index import Index, decode_index, find_contents
 from asyncckpt.state.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from numpy.typing import NDArray
-
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
+    from asyncckpt.state.segments import Segment
 
 
 ResultT = TypeVar("ResultT")
@@ -175,6 +170,7 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
             )
             raise CheckpointError(message)
         index, segments = _read_index(reader, pacer)
+        is_whole = request.select is None and not request.lazy
         decoder = Decoder(
             index,
             pacer,
@@ -184,14 +180,14 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
         )
         with LeafError.naming(step):
             if decoder.is_plain:
-                contents = find_contents(index.chunks, pacer) if request.lazy else set()
-                plan = LoadPlan(arrays=set(range(len(index.arrays))), contents=contents)
+                leaves = find_contents(index.chunks, pacer) if request.lazy else set()
+                plan = LoadPlan(arrays=index.whole_arrays, contents=leaves)
             else:
                 plan = decoder.plan()
-            arrays = _read_arrays(reader, _Contents(index, segments, plan), request, context)
+            contents = Contents(place.file, index, segments, plan)
+            arrays = read_arrays(reader, contents, context, lazy=request.lazy, is_whole=is_whole)
             state = decoder.decode(arrays)
     checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
-    is_whole = request.select is None and not request.lazy
     return Loaded(
         checkpoint=checkpoint,
         unknown_types=decoder.unknown_types,
@@ -212,56 +208,5 @@ def _read_index(reader: CheckpointReader, pacer: Pacer) -> tuple[Index, list[Seg
     place = reader.manifest.index
     assert place is not None  # noqa: S101 - both callers have looked
     data = reader.read_range(place.file, place.offset, place.nbytes)
-    return decode_index(data, file_nbytes=reader.manifest.files[place.file].nbytes, pacer=pacer)
-
-
-class _Contents(NamedTuple):
-    """What an index says, and what of it is wanted."""
-
-    decoded: Index
-    segments: list[Segment]
-    plan: LoadPlan
-
-
-def _read_arrays(
-    reader: CheckpointReader, contents: _Contents, request: LoadRequest, context: JobContext
-) -> dict[int, NDArray[Any]]:
-    """Fill the arrays that are needed, or map them."""
-    index, segments, plan = contents
-    assert reader.manifest.index is not None  # noqa: S101 - as above
-    with reader.open(reader.manifest.index.file) as file:
-        mapped = plan.arrays - plan.contents if request.lazy else set()
-        arrays = map_arrays(file.map(), index, segments, mapped) if mapped else {}
-        read = plan.arrays - mapped
-        for batch in context.pacer.batches(read):
-            for number in batch:
-                if number in plan.destinations:
-                    arrays[number] = plan.destinations[number][0]
-                elif not 0 < index.arrays[number].nbytes < PAGE_NBYTES:
-                    arrays[number] = fresh_array(index.arrays[number])
-        targets = targets_in_runs(index, segments, read, arrays, context.pacer) if read else []
-        is_whole = request.select is None and not request.lazy
-        begun: list[tuple[int, int]] = []
-        try:
-            file.read(targets, context, is_whole=is_whole, on_begin=lambda low, high: begun.append((low, high)))
-        except CorruptCheckpointError as error:
-            error.overwritten = _touched(segments, plan, begun)
-            if error.overwritten:
-                error.add_note(f"arrays overwritten by then: {', '.join(error.overwritten)}")
-            raise
-        for places in plan.destinations.values():
-            for other in places[1:]:
-                np.copyto(other, places[0])
-        return arrays
-
-
-def _touched(segments: list[Segment], plan: LoadPlan, begun: list[tuple[int, int]]) -> tuple[str, ...]:
-    """Return the paths of the template's arrays that lie in the ranges which were being read."""
-    ends = [segment.offset + segment.nbytes for segment in segments]
-    touched = set()
-    for low, high in begun:
-        for segment in segments[bisect_left(ends, low + 1) :]:
-            if segment.offset >= high:
-                break
-            touched.add(segment.array)
-    return tuple(sorted(plan.paths[number] for number in touched if number in plan.destinations))
+    sizes = {name: record.nbytes for name, record in reader.manifest.files.items()}
+    return decode_index(data, file_nbytes=sizes.pop(place.file), pacer=pacer, other_files=sizes)

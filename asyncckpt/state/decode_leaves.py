@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.state.selection import Selection
 
 
@@ -118,18 +119,20 @@ class LeafDecoder(ObjectDecoder):
             return self._numbers(kind, np.empty(meta.shape, meta.dtype), template)
         return self._numbers(kind, self._arrays[number], template)
 
-    def _meta(self, number: Any) -> ix.ArrayMeta:
+    def _meta(self, number: Any) -> ArrayMeta:
         if type(number) is not int or not 0 <= number < len(self._index.arrays):
             damaged(f"array {reprlib.repr(number)} of {len(self._index.arrays)}")
+        if number in self._index.boxes:
+            damaged(f"a leaf refers to array {number}, which is a part of another")
         return self._index.arrays[number]
 
-    def _require(self, number: Any) -> ix.ArrayMeta:
+    def _require(self, number: Any) -> ArrayMeta:
         meta = self._meta(number)
         if self._arrays is None:
             self._plan.arrays.add(number)
         return meta
 
-    def _require_once(self, number: Any) -> ix.ArrayMeta:
+    def _require_once(self, number: Any) -> ArrayMeta:
         """Need an array that one leaf is made from: a copy of it. Two leaves of one array would be two copies."""
         meta = self._require(number)
         if number in self._taken:

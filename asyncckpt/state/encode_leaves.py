@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 import numpy as np
 
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
@@ -78,8 +79,8 @@ class LeafEncoder:
         self._stack: list[Frame] = []
         self._open: set[int] = set()
         self._numbers: dict[int, int] = {}
-        self._metas: dict[tuple[int, tuple[int, ...]], ix.ArrayMeta] = {}  # by the dtype's id, which they keep alive
-        self._meta: ix.ArrayMeta | None = None  # of the array before this one, which is often like it
+        self._metas: dict[tuple[int, tuple[int, ...]], ArrayMeta] = {}  # by the dtype's id, which they keep alive
+        self._meta: ArrayMeta | None = None  # of the array before this one, which is often like it
         self._packed_numbers = 0
         self._kept: list[object] = []  # an id is only an identity while its object lives
 
@@ -225,7 +226,7 @@ class LeafEncoder:
     def _made_array(self, data: NDArray[Any]) -> int:
         """List an array of our own making, which nobody can change."""
         number = len(self._flat.arrays)
-        self._flat.arrays.append(ix.ArrayMeta(data.dtype, data.shape))
+        self._flat.arrays.append(ArrayMeta(data.dtype, data.shape))
         self._flat.sources.append(data)
         self._flat.stable.add(number)
         self._flat.encoded_nbytes += data.nbytes
@@ -259,7 +260,7 @@ class LeafEncoder:
         self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
         return True
 
-    def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ix.ArrayMeta:
+    def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ArrayMeta:
         """Describe the arrays of a dtype and shape, once for all of them, or refuse them."""
         if dtype.hasobject:
             message = (
@@ -269,7 +270,7 @@ class LeafEncoder:
             raise self._refuse(message)
         # Named here, so that a dtype which cannot be described is refused before anything is written.
         self._describable(dtype)
-        meta = self._metas[id(dtype), shape] = ix.ArrayMeta(dtype, shape)
+        meta = self._metas[id(dtype), shape] = ArrayMeta(dtype, shape)
         return meta
 
     def _describable(self, dtype: np.dtype[Any]) -> object:

@@ -11,13 +11,15 @@ from asyncckpt.state import index as ix
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.meta import ArrayMeta
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class FlatState:
     """A state as the nodes of its tree, encoded, and the arrays to be captured."""
 
     chunks: list[bytes] = field(default_factory=list)
-    arrays: list[ix.ArrayMeta] = field(default_factory=list)
+    arrays: list[ArrayMeta] = field(default_factory=list)
     """What the index says of each array; arrays of one dtype and shape share theirs."""
     sources: list[NDArray[Any]] = field(default_factory=list)
     """The arrays to be captured, until they have been."""

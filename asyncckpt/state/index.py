@@ -16,26 +16,35 @@ from __future__ import annotations
 import math
 import reprlib
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
-import numpy as np
 
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
-from asyncckpt.runtime.pacing import BATCH_OBJECTS, Pacer
+from asyncckpt.state.boxes import Box, decode_boxes, encode_boxes
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain, has_alias
 from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, make_ext, read_row
+from asyncckpt.state.segments import FILE, ROW, TABLE_ROWS, Segment, decode_segments, encode_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
+
+    from asyncckpt.runtime.pacing import Pacer
 
 FORMAT_VERSION: Final = 1
 ALIASES: Final = "aliases"  # among the dtypes is an alias
-FEATURES: Final = frozenset({ALIASES})
+FILES: Final = "files"  # segments lie in other files, too
+BOXES: Final = "boxes"  # arrays are parts of others
+FEATURES: Final = frozenset({ALIASES, FILES, BOXES})
 """Features that this reader knows; an index lists those it needs."""
+_SINGLE_FILE_FEATURES: Final = frozenset({ALIASES})
+"""Those known where an index describes one file that stands alone."""
 
 LIST: Final = 1  # n
 TUPLE: Final = 2  # n
@@ -58,8 +67,6 @@ CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED
 MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
 MADE_OF_ARRAYS: Final = frozenset({BYTES, STRING, NUMBERS_ARRAY})  # with an array's number as their last argument
 
-_SEGMENT: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
-_TABLE_ROWS: Final = 2048
 _BIN_HEADER_NBYTES: Final = 5  # a bin32
 _MAX_DIMENSIONS: Final = 64
 _MAX_NBYTES: Final = (1 << 63) - 1
@@ -147,31 +154,20 @@ def find_contents(chunks: Iterable[bytes], pacer: Pacer) -> set[int]:
     return found
 
 
-class ArrayMeta:
-    """What the index says of an array, its place aside. One stands for all arrays of a dtype and shape."""
-
-    __slots__ = ("dtype", "nbytes", "shape")
-
-    def __init__(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-        """Describe an array; `nbytes` is its size in C order."""
-        self.dtype: Final = dtype
-        self.shape: Final = shape
-        self.nbytes: Final = math.prod(shape) * dtype.itemsize
-
-
-class Segment(NamedTuple):
-    """A run of an array's bytes in the file; an array's segments follow each other in the order of its bytes."""
-
-    array: int
-    offset: int
-    nbytes: int
-
-
 class Index(NamedTuple):
     """The tree of a state, and the arrays it refers to."""
 
     chunks: Sequence[bytes]
     arrays: Sequence[ArrayMeta]
+    files: Sequence[str] = ()
+    """The names of the other files that hold arrays' bytes, besides the one that holds the index."""
+    boxes: Mapping[int, Box] = MappingProxyType({})
+    """Where arrays that are parts of others lie in them, by their numbers."""
+
+    @property
+    def whole_arrays(self) -> set[int]:
+        """The numbers of the arrays that nodes may refer to: all that are not parts of others."""
+        return set(range(len(self.arrays))) - self.boxes.keys()
 
     def encode(self, segments: Sequence[Segment] | NDArray[np.uint64], pacer: Pacer) -> list[bytes]:
         """Return the index as a list of chunks, which together are one msgpack map."""
@@ -186,30 +182,37 @@ class IndexEncoder:
         self._pack = msgpack.Packer(unicode_errors=TEXT_ERRORS)
         dtypes: list[object] = []
         tables = self._encode_arrays(index.arrays, dtypes)
-        features = [ALIASES] * any(map(has_alias, dtypes))
-        names: tuple[object, ...] = ("asyncckpt", FORMAT_VERSION, "features", features, "dtypes", dtypes)
-        self._chunks = [self._pack.pack_map_header(6) + b"".join(map(self._pack.pack, names))]
+        self._has_files = bool(index.files)
+        flags = {ALIASES: any(map(has_alias, dtypes)), FILES: self._has_files, BOXES: bool(index.boxes)}
+        names: list[object] = ["asyncckpt", FORMAT_VERSION, "features", [name for name in flags if flags[name]]]
+        names += ["dtypes", dtypes]
+        if self._has_files:
+            names += ["files", list(index.files)]
+        entries = 6 + 2 * self._has_files + bool(index.boxes)
+        self._chunks = [self._pack.pack_map_header(entries) + b"".join(map(self._pack.pack, names))]
         self._add_bins("tree", index.chunks)
         self._add_bins("arrays", tables)
+        if index.boxes:
+            self._add_bins("boxes", encode_boxes(index.boxes, pacer))
         self._nbytes = sum(map(len, self._chunks))
 
     def nbytes(self, segments: int) -> int:
         """Return the length of the index with so many segments, in bytes; where they lie does not matter."""
-        bins = -(-segments // _TABLE_ROWS)
-        header = len(self._pack.pack("segments")) + len(self._pack.pack_array_header(bins))
-        return self._nbytes + header + bins * _BIN_HEADER_NBYTES + segments * _SEGMENT.itemsize
+        bins = -(-segments // TABLE_ROWS)
+        tables = {"segments": ROW.itemsize} | ({"segment_files": FILE.itemsize} if self._has_files else {})
+        headers = sum(len(self._pack.pack(name)) + len(self._pack.pack_array_header(bins)) for name in tables)
+        return self._nbytes + headers + len(tables) * bins * _BIN_HEADER_NBYTES + segments * sum(tables.values())
 
     def encode(self, segments: Sequence[Segment] | NDArray[np.uint64]) -> list[bytes]:
         """Return the index as a list of chunks, which together are one msgpack map.
 
-        Segments may also be the rows of an array of shape (count, 3).
+        Segments may also be the rows of an array of shape (count, 3), or (count, 4) with the numbers of their files.
         """
-        places = []
-        for start in range(0, len(segments), _TABLE_ROWS):
-            places.append(np.asarray(segments[start : start + _TABLE_ROWS], "<u8").tobytes())
-            self._pacer.pause()
+        tables, files = encode_segments(segments, self._pacer, has_files=self._has_files)
         count = len(self._chunks)
-        self._add_bins("segments", places)
+        self._add_bins("segments", tables)
+        if self._has_files:
+            self._add_bins("segment_files", files)
         chunks, self._chunks = self._chunks, self._chunks[:count]
         return chunks
 
@@ -218,9 +221,9 @@ class IndexEncoder:
         known: dict[str, int] = {}
         rows: dict[int, tuple[int, ...]] = {}  # by the id of what says it, which many arrays share
         tables = []
-        for start in range(0, len(arrays), _TABLE_ROWS):
+        for start in range(0, len(arrays), TABLE_ROWS):
             table = []
-            for meta in arrays[start : start + _TABLE_ROWS]:
+            for meta in arrays[start : start + TABLE_ROWS]:
                 row = rows.get(id(meta))
                 if row is None:
                     plain = dtype_to_plain(meta.dtype)
@@ -242,44 +245,69 @@ class IndexEncoder:
             self._chunks.append(each)
 
 
-def decode_index(data: memoryview, *, file_nbytes: int, pacer: Pacer) -> tuple[Index, list[Segment]]:
+def decode_index(
+    data: memoryview, *, file_nbytes: int, pacer: Pacer, other_files: Mapping[str, int] | None = None
+) -> tuple[Index, list[Segment]]:
     """Decode an index and check what it claims.
 
-    The segments come back sorted by offset; they lie inside the file, do not overlap, and add up to their arrays.
+    The segments come back sorted by file and offset; they lie inside their files, do not overlap, and add up to their
+    arrays. Boxes tile the arrays that they are parts of.
 
     Args:
         data: The index's bytes.
         file_nbytes: Size of the file, in bytes.
         pacer: Paused between chunks.
+        other_files: The sizes of the files that the index may name besides, in bytes, by name. By default it describes
+            a file that stands alone: then it may have neither other files nor boxes.
 
     Raises:
         CorruptCheckpointError: It is damaged, or claims what cannot be.
         UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed.
     """
     try:
-        return _decode_index(data, file_nbytes, pacer)
+        return _decode_index(data, file_nbytes, other_files, pacer)
     except (ValueError, TypeError, KeyError, IndexError, OverflowError, RecursionError) as error:
         message = f"the index is damaged: {error}"
         raise CorruptCheckpointError(message) from error
     except msgpack.exceptions.UnpackException as error:
-        message = f"the index ends early or is damaged: {error!r}"
+        message = f"the index is truncated or damaged: {error!r}"
         raise CorruptCheckpointError(message) from error
 
 
-def _decode_index(data: memoryview, file_nbytes: int, pacer: Pacer) -> tuple[Index, list[Segment]]:
+def _decode_index(
+    data: memoryview, file_nbytes: int, other_files: Mapping[str, int] | None, pacer: Pacer
+) -> tuple[Index, list[Segment]]:
     stream = MsgpackStream(data, pacer)
     found: dict[str, Any] = {}
+    known = _SINGLE_FILE_FEATURES if other_files is None else FEATURES
     for _ in range(stream.read("read_map_header")):
         key = _expect(str, stream.read("unpack"), "a key")
         if key in found:
-            _refuse(f"the key {reprlib.repr(key)} stands twice")
+            _refuse(f"the key {reprlib.repr(key)} occurs twice")
         found[key] = _read_entry(stream, key)
-        _check_version(found)
+        # Before anything else is read: the version is the first key.
+        check_compatibility(
+            "the index", found.get("asyncckpt"), found.get("features", ()), reads=FORMAT_VERSION, known=known
+        )
     if "features" not in found:
-        _refuse("it does not say which features it needs")
+        _refuse("it does not list the features that it needs")
     arrays = _decode_arrays(found["arrays"], found["dtypes"], pacer)
-    segments = _decode_segments(found["segments"], arrays, file_nbytes, pacer)
-    return Index(chunks=found["tree"], arrays=arrays), segments
+    names = found["files"] if FILES in found["features"] else []
+    sizes = [file_nbytes, *(_size_of(name, other_files or {}) for name in names)]
+    if len(set(names)) != len(names):
+        _refuse("it names a file twice")
+    boxes = decode_boxes(found["boxes"], arrays, pacer) if BOXES in found["features"] else {}
+    wholes = {box.whole for box in boxes.values()}
+    array_sizes = [0 if number in wholes else meta.nbytes for number, meta in enumerate(arrays)]
+    segment_files = found["segment_files"] if names else None
+    segments = decode_segments(found["segments"], segment_files, array_sizes, sizes, pacer)
+    return Index(found["tree"], arrays, names, boxes), segments
+
+
+def _size_of(name: str, files: Mapping[str, int]) -> int:
+    if name not in files:
+        _refuse(f"it names the file {reprlib.repr(name)}, which the checkpoint does not have")
+    return files[name]
 
 
 def _read_entry(stream: MsgpackStream, key: str) -> Any:
@@ -293,14 +321,10 @@ def _read_entry(stream: MsgpackStream, key: str) -> Any:
     return [_expect(_ENTRIES[key], stream.read("unpack"), key) for _ in range(count)]
 
 
-_ENTRIES: Final = {"features": str, "dtypes": object, "tree": bytes, "arrays": bytes, "segments": bytes}
+_ENTRIES: Final = {"features": str, "dtypes": object, "files": str} | dict.fromkeys(
+    ("tree", "arrays", "boxes", "segments", "segment_files"), bytes
+)
 """What the lists in an index hold."""
-
-
-def _check_version(found: dict[str, Any]) -> None:
-    """Refuse what a later version wrote before anything else of it is read: the version is the first key."""
-    features = found.get("features", ())
-    check_compatibility("the index", found.get("asyncckpt"), features, reads=FORMAT_VERSION, known=FEATURES)
 
 
 def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pacer) -> list[ArrayMeta]:
@@ -334,35 +358,6 @@ def _array_dtype(plain: Any) -> np.dtype[Any]:
     if dtype.subdtype is not None:
         _refuse(f"an array of {dtype}: its dimensions stand in two places")
     return dtype
-
-
-def _decode_segments(chunks: list[bytes], arrays: list[ArrayMeta], file_nbytes: int, pacer: Pacer) -> list[Segment]:
-    table = np.frombuffer(b"".join(chunks), _SEGMENT)
-    table = table[np.argsort(table["offset"], kind="stable")]
-    pacer.pause()
-    array, offset, nbytes = (table[name] for name in ("array", "offset", "nbytes"))
-    size = np.uint64(file_nbytes)
-    is_wrong = (array >= len(arrays)) | (nbytes == 0) | (offset > size) | (nbytes > size - np.minimum(offset, size))
-    is_wrong[1:] |= offset[1:] < offset[:-1] + nbytes[:-1]  # sums beyond 64 bits are wrong before
-    if is_wrong.any():
-        number = int(is_wrong.argmax())
-        reason = f"at {offset[number]} with {nbytes[number]} bytes overlaps or leaves the file"
-        _refuse(f"a segment of array {array[number]} {reason}")
-    pacer.pause()
-    held = np.zeros(len(arrays), np.uint64)
-    np.add.at(held, array, nbytes)  # no sum goes beyond the file
-    pacer.pause()
-    numbers = enumerate(zip(arrays, held.tolist(), strict=True))
-    for batch in pacer.batches(numbers):
-        for number, (meta, found) in batch:
-            if meta.nbytes != found:
-                _refuse(f"array {number} of {meta.nbytes} bytes has segments of {found} bytes")
-    segments: list[Segment] = []
-    rows = np.stack((array, offset, nbytes), axis=1)
-    for start in range(0, len(rows), BATCH_OBJECTS):
-        segments += map(Segment._make, rows[start : start + BATCH_OBJECTS].tolist())
-        pacer.pause()
-    return segments
 
 
 def _expect(type_: type, value: object, what: str) -> Any:

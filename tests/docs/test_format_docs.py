@@ -141,7 +141,7 @@ def test_the_table_of_codes_is_the_codes() -> None:
     assert {name: int(code) for code, name in rows} == {
         name: code
         for name, code in names.items()
-        if name not in {"FORMAT_VERSION", "BATCH_OBJECTS"} and not name.startswith("_")
+        if name not in {"FORMAT_VERSION", "TABLE_ROWS"} and not name.startswith("_")
     }
 
 

@@ -18,6 +18,7 @@ import pytest
 from helpers.support import assert_same, held_by
 
 import asyncckpt
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.keyed import async_session
 from asyncckpt.keyed.json_values import LONG
 from asyncckpt.keyed.values import PackedValue, condense, expand
@@ -140,7 +141,7 @@ def test_a_released_condensed_value_holds_no_memory() -> None:
 
 def test_condensing_an_index() -> None:
     """Nothing of it is lost, whatever dtypes and shapes it has."""
-    metas = [ix.ArrayMeta(np.dtype("f8"), ()), ix.ArrayMeta(np.dtype([("x", "i4")]), (3, 0, 2))]
+    metas = [ArrayMeta(np.dtype("f8"), ()), ArrayMeta(np.dtype([("x", "i4")]), (3, 0, 2))]
     index = expand(condense(ix.Index([b"a", b"b"], metas)))
     assert list(index.chunks) == [b"a", b"b"]
     assert [(meta.dtype, meta.shape) for meta in index.arrays] == [(meta.dtype, meta.shape) for meta in metas]

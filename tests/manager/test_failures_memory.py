@@ -25,6 +25,7 @@ from asyncckpt import (
     UnsupportedLeafError,
 )
 from asyncckpt.disk import write_blocks
+from asyncckpt.formats import array_reader
 from asyncckpt.runtime.memory import aligned_array
 from asyncckpt.saving import load_job
 from asyncckpt.testing import FaultyDisk
@@ -233,7 +234,7 @@ async def test_a_fallback_holds_one_checkpoint_at_a_time(tmp_path: Path, monkeyp
         return load_checkpoint(*args)
 
     load_checkpoint = load_job.load_checkpoint
-    monkeypatch.setattr(load_job, "fresh_array", make)
+    monkeypatch.setattr(array_reader, "fresh_array", make)
     monkeypatch.setattr("asyncckpt.saving.loader.load_checkpoint", load)
     async with CheckpointManager(tmp_path) as manager:
         for step in (1, 2, 3):

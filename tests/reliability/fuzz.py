@@ -64,7 +64,7 @@ def read_index(data: bytes, folder: Path) -> None:  # noqa: ARG001 - it needs no
     from asyncckpt.state.index import decode_index
 
     try:
-        index, _ = decode_index(memoryview(data), file_nbytes=1 << 16, pacer=Pacer(yields=False))
+        index, _ = decode_index(memoryview(data), file_nbytes=1 << 16, pacer=Pacer(yields=False), other_files={"f": 1})
         decoder = Decoder(index, Pacer(yields=False))
         decoder.plan()
         arrays = {number: np.zeros(meta.shape, meta.dtype) for number, meta in enumerate(index.arrays)}

@@ -11,10 +11,11 @@ import pytest
 from helpers.support import FORMATS, Color, Fixed, Params, Point, assert_same, load_from, round_trip, save_to
 
 from asyncckpt import CorruptCheckpointError, StateMismatchError
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.decode import Decoder
-from asyncckpt.state.index import ArrayMeta, Index
+from asyncckpt.state.index import Index
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,6 +27,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.disk.plan import Span
 from asyncckpt.formats import key_names as names
 from asyncckpt.formats.hdf5 import layout
@@ -76,7 +77,7 @@ def filled(plan: FilePlan, arrays: list[bytes]) -> bytes:
     return bytes(made)
 
 
-def opened_nodes(nodes: list[Any], arrays: list[ix.ArrayMeta]) -> h5py.File:
+def opened_nodes(nodes: list[Any], arrays: list[ArrayMeta]) -> h5py.File:
     """Return the file that a tree becomes, its arrays filled with zeros."""
     plan = layout.FORMAT.plan(ix.Index(chunks=[ix.pack_chunk(nodes)], arrays=arrays), Pacer())
     return h5py.File(io.BytesIO(filled(plan, [bytes(meta.nbytes) for meta in arrays])))
@@ -93,7 +94,7 @@ def wide_index(count: int, shape: tuple[int, ...]) -> ix.Index:
     for number in range(count):
         nodes += [f"w{number}", ix.ext(ix.ARRAY, number)]
     chunks = [ix.pack_chunk(nodes[i : i + 10_000]) for i in range(0, len(nodes), 10_000)]
-    return ix.Index(chunks=chunks, arrays=[ix.ArrayMeta(np.dtype("<f4"), shape)] * count)
+    return ix.Index(chunks=chunks, arrays=[ArrayMeta(np.dtype("<f4"), shape)] * count)
 
 
 def address_of(item: h5py.HLObject) -> int:
@@ -557,7 +558,7 @@ def test_swapped_bfloat16_is_read_right() -> None:
     """A big-endian bfloat16 array is a big-endian float in the file."""
     array = np.array([1.5, -2.0, 3e30], ml_dtypes.bfloat16)
     swapped = array.byteswap().view(array.dtype.newbyteorder(">"))
-    with opened_nodes([ix.ext(ix.DICT, 1), "x", ix.ext(ix.ARRAY, 0)], [ix.ArrayMeta(swapped.dtype, (3,))]) as file:
+    with opened_nodes([ix.ext(ix.DICT, 1), "x", ix.ext(ix.ARRAY, 0)], [ArrayMeta(swapped.dtype, (3,))]) as file:
         type_id = file["x"].id.get_type()
         assert type_id.get_order() == h5py.h5t.ORDER_BE
         assert type_id.get_fields() == (15, 7, 8, 0, 7)
@@ -614,7 +615,7 @@ def test_tied_arrays_of_different_types_keep_their_own() -> None:
         *(ix.ext(ix.DICT, 4), "plain", ix.ext(ix.ARRAY, 0), "also", ix.ext(ix.ARRAY, 0)),
         *("typed", ix.ext(ix.OBJECT, "my.Type"), ix.ext(ix.ARRAY, 0), "bytes", ix.ext(ix.BYTES, 0)),
     ]
-    with opened_nodes(nodes, [ix.ArrayMeta(np.dtype("u1"), (5,))]) as file:
+    with opened_nodes(nodes, [ArrayMeta(np.dtype("u1"), (5,))]) as file:
         assert dict(file["typed"].attrs) == {KIND: "reference", TYPE: "my.Type"}
         assert dict(file["bytes"].attrs) == {KIND: "reference bytes"}
         assert address_of(file["typed/value"]) == address_of(file["plain"]) == address_of(file["also"])

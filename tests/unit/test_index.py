@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncckpt import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.runtime.pacing import CHUNK_ELEMENTS, Pacer, StopFlag, Stopped
 from asyncckpt.state import dtypes
 from asyncckpt.state.dtypes import dtype_from_plain, dtype_to_plain
@@ -23,15 +24,14 @@ from asyncckpt.state.index import (
     NUMBERS_ARRAY,
     STRING,
     TUPLE,
-    ArrayMeta,
     Index,
-    Segment,
     argument_of,
     decode_index,
     ext,
     find_contents,
     pack_chunk,
 )
+from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,6 +13,7 @@ from helpers.support import assert_same, load_from, save_to, span_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.disk.mapping import MappedFile
 from asyncckpt.disk.plan import FilePlan, Span
 from asyncckpt.formats import msgpack as form
@@ -20,7 +21,7 @@ from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving import commit
-from asyncckpt.state.index import ArrayMeta, Index, decode_index
+from asyncckpt.state.index import Index, decode_index
 
 if TYPE_CHECKING:
     from pathlib import Path

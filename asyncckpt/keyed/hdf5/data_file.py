@@ -43,7 +43,7 @@ from asyncckpt.keyed.hdf5.catalog import (
 from asyncckpt.keyed.hdf5.region import RegionPlan, Value, array_of, digest_runs
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import Pacer, discard
-from asyncckpt.state.index import Index, Segment, decode_index
+from asyncckpt.state.index import Index, decode_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.context import JobContext
+    from asyncckpt.state.segments import Segment
 
     Bytes = NDArray[np.uint8]
 

@@ -16,17 +16,19 @@ from asyncckpt.formats.hdf5.layout import Mirror
 from asyncckpt.formats.hdf5.metadata import MetadataFile
 from asyncckpt.keyed.hdf5.catalog import Place, Region, link_name
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
-from asyncckpt.state import index as ix
+from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.disk.manifest import FileRecord
     from asyncckpt.disk.write_blocks import ArrayBytes
     from asyncckpt.keyed.values import Names
     from asyncckpt.runtime.pacing import Pacer
+    from asyncckpt.state import index as ix
 
     Bytes = NDArray[np.uint8]
 
@@ -103,7 +105,7 @@ class RegionPlan:
                     continue
                 end = align(end, _boundary(meta.nbytes))
                 mirror.datasets[array].place = end
-                segments.append(ix.Segment(array, end, meta.nbytes))
+                segments.append(Segment(array, end, meta.nbytes))
                 begin = end if begin is None else begin
                 chunks.append(PlanEntry(end, meta.nbytes, Span(number + array, 0)))
                 end += meta.nbytes
@@ -165,7 +167,7 @@ def digest_runs(objects: bytes | memoryview, data: bytes | memoryview) -> bytes:
     return digest.digest()
 
 
-def array_of(meta: ix.ArrayMeta, source: ArrayBytes, number: int) -> NDArray[Any]:
+def array_of(meta: ArrayMeta, source: ArrayBytes, number: int) -> NDArray[Any]:
     """Return an array of a source, as a copy."""
     made: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
     memory = flat_bytes(made)

@@ -23,7 +23,8 @@ from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed.stored_value import Place
 from asyncckpt.keyed.values import flat_names, nested_names, runs_of
 from asyncckpt.runtime.memory import PAGE_NBYTES
-from asyncckpt.state.index import IndexEncoder, Segment
+from asyncckpt.state.index import IndexEncoder
+from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
     from asyncckpt.keyed.values import CapturedValue, Names

@@ -1,0 +1,161 @@
+"""Read the arrays that an index describes, from the files that hold their bytes.
+
+1. The bytes of an array may lie in several files; each file is opened once. The one that holds the index is verified
+   whole where all of the state is loaded, the others only where their bytes are wanted.
+2. An array that consists of boxes is made whole, and its parts are read to where they lie in it.
+3. A lazy load maps files. An array that consists of boxes, or of segments that cannot be mapped behind each other, is
+   read: those that lie in several files, or begin on no page.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from asyncckpt.arrays.target import ArrayTarget, copy_into, finished
+from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.formats.array_targets import fresh_array, map_arrays, targets_in_runs
+from asyncckpt.runtime.memory import PAGE_NBYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.disk.checkpoint import CheckpointReader
+    from asyncckpt.runtime.context import JobContext
+    from asyncckpt.state.decode_walk import LoadPlan
+    from asyncckpt.state.index import Index
+    from asyncckpt.state.segments import Segment
+
+
+class Contents(NamedTuple):
+    """A decoded index, and what is wanted of it."""
+
+    file_name: str
+    """The file that holds the index."""
+    decoded: Index
+    segments: Sequence[Segment]
+    """Sorted by file and offset."""
+    plan: LoadPlan
+
+
+def read_arrays(
+    reader: CheckpointReader, contents: Contents, context: JobContext, *, lazy: bool, is_whole: bool
+) -> dict[int, NDArray[Any]]:
+    """Read the arrays that are needed, or map them.
+
+    Args:
+        reader: Opens the files.
+        contents: What is needed.
+        context: The job's.
+        lazy: Whether to map the arrays that become leaves, instead of reading them.
+        is_whole: Whether to verify also the bytes of the file that are not needed.
+
+    Returns:
+        The arrays by their numbers; those of the template are filled.
+
+    Raises:
+        CorruptCheckpointError: Bytes are damaged; it names the template's arrays that may be overwritten.
+        Stopped: The job was asked to stop.
+    """
+    file_name, index, segments, plan = contents
+    mapped = _mappable(contents) if lazy else set()
+    arrays: dict[int, Any] = {}
+    read = _prepare(contents, plan.arrays - mapped, arrays, context)
+    by_file = {number: list(group) for number, group in groupby(segments, attrgetter("file"))} if index.files else {}
+    begun: list[tuple[int, int, int]] = []
+    for number, name in enumerate((file_name, *index.files)):
+        own = by_file.get(number, []) if index.files else segments
+        if number and not any(segment.array in read or segment.array in mapped for segment in own):
+            continue
+        with reader.open(name) as file:
+            if mapped:
+                arrays |= map_arrays(file.map(), index, own, mapped)
+            targets = targets_in_runs(index, own, read, arrays, context.pacer) if read else []
+            on_begin = partial(_note_begun, begun, number)
+            try:
+                file.read(targets, context, is_whole=is_whole and number == 0, on_begin=on_begin)
+            except CorruptCheckpointError as error:
+                error.overwritten = _overwritten(contents, begun)
+                if error.overwritten:
+                    error.add_note(f"arrays overwritten by then: {', '.join(error.overwritten)}")
+                raise
+    for number in index.boxes:
+        arrays.pop(number, None)
+    for number, places in plan.destinations.items():
+        filled = arrays[number]
+        for place in places:
+            if place is not filled:
+                copy_into(place, filled)
+        arrays[number] = next(finished(place) for place in places)
+    return arrays
+
+
+def _note_begun(begun: list[tuple[int, int, int]], file: int, low: int, high: int) -> None:
+    begun.append((file, low, high))
+
+
+def _mappable(contents: Contents) -> set[int]:
+    """Return the arrays that become leaves, and that are, or can be mapped as, one run of memory."""
+    _, index, segments, plan = contents
+    found = plan.arrays - plan.contents - {box.whole for box in index.boxes.values()}
+    files: dict[int, int] = {}
+    for number, offset, nbytes, file, start in segments:
+        missing = index.arrays[number].nbytes - nbytes
+        if missing:
+            is_cut = offset % PAGE_NBYTES or (nbytes % PAGE_NBYTES and start != missing)
+            if is_cut or files.setdefault(number, file) != file:
+                found.discard(number)
+    return found
+
+
+def _prepare(contents: Contents, needed: set[int], arrays: dict[int, Any], context: JobContext) -> set[int]:
+    """Make the memory that arrays are read into, but for small ones, which are made of the bytes when those have come.
+
+    Returns:
+        The numbers of the arrays to be read: in place of a whole, those of its parts.
+    """
+    _, index, _, plan = contents
+    wholes = {box.whole for box in index.boxes.values()}
+    for batch in context.pacer.batches(needed):
+        for number in batch:
+            meta = index.arrays[number]
+            if number in plan.destinations:
+                arrays[number] = _filled_first(plan.destinations[number], contents, number, has_boxes=number in wholes)
+            elif not 0 < meta.nbytes < PAGE_NBYTES or number in wholes:
+                arrays[number] = fresh_array(meta)
+    if not wholes:
+        return needed
+    parts = {part: box for part, box in index.boxes.items() if box.whole in needed}
+    for boxes in context.pacer.batches(parts.items()):
+        for part, box in boxes:
+            arrays[part] = arrays[box.whole][box.slices(index.arrays[part].shape)]
+    return needed - wholes | parts.keys()
+
+
+def _filled_first(places: Sequence[ArrayTarget], contents: Contents, number: int, *, has_boxes: bool) -> ArrayTarget:
+    """Return which of the template's arrays that share one is read into; the others are copies of that."""
+    for place in places:
+        if isinstance(place, np.ndarray):
+            return place
+    return fresh_array(contents.decoded.arrays[number]) if has_boxes or len(places) > 1 else places[0]
+
+
+def _overwritten(contents: Contents, begun: Sequence[tuple[int, int, int]]) -> tuple[str, ...]:
+    """Return the paths of the template's arrays that lie in the ranges which were being read."""
+    _, index, segments, plan = contents
+    ends = [(segment.file, segment.offset + segment.nbytes) for segment in segments]
+    touched = set()
+    for file, low, high in begun:
+        for segment in segments[bisect_left(ends, (file, low + 1)) :]:
+            if (segment.file, segment.offset) >= (file, high):
+                break
+            box = index.boxes.get(segment.array)
+            touched.add(segment.array if box is None else box.whole)
+    return tuple(sorted(plan.paths[number] for number in touched if number in plan.destinations))

@@ -1,0 +1,126 @@
+"""The table of an index that says where the bytes of its arrays lie.
+
+1. Segments lie within their files, overlap no other segment of the same file, and add up to their arrays.
+2. Where an index names several files, an array's bytes are its segments in the order of the table. Otherwise they are
+   in the order of their offsets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from asyncckpt.runtime.pacing import BATCH_OBJECTS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.runtime.pacing import Pacer
+
+TABLE_ROWS: Final = 2048
+ROW: Final = np.dtype([("array", "<u8"), ("offset", "<u8"), ("nbytes", "<u8")])
+FILE: Final = np.dtype("<u4")
+_MAX_NBYTES: Final = (1 << 63) - 1
+
+
+class Segment(NamedTuple):
+    """A run of an array's bytes in a file."""
+
+    array: int
+    offset: int
+    nbytes: int
+    file: int = 0
+    """The number of the file: 0 is the one that holds the index, and 1 the first of `Index.files`."""
+    start: int = 0
+    """The position of the segment in the bytes of its array. Not stored: an index that is decoded has it."""
+
+
+def encode_segments(
+    segments: Sequence[Segment] | NDArray[np.uint64], pacer: Pacer, *, has_files: bool
+) -> tuple[list[bytes], list[bytes]]:
+    """Return the tables of segments, and those of the numbers of their files where there are several."""
+    tables, files = [], []
+    for first in range(0, len(segments), TABLE_ROWS):
+        rows = np.asarray(segments[first : first + TABLE_ROWS], "<u8")
+        tables.append(rows[:, :3].tobytes())
+        if has_files:
+            files.append(rows[:, 3].astype(FILE).tobytes())
+        pacer.pause()
+    return tables, files
+
+
+def decode_segments(
+    tables: Sequence[bytes],
+    file_tables: Sequence[bytes] | None,
+    array_sizes: Sequence[int],
+    file_sizes: Sequence[int],
+    pacer: Pacer,
+) -> list[Segment]:
+    """Decode segments and check what they claim.
+
+    Args:
+        tables: The rows.
+        file_tables: The numbers of their files; None if there is one file.
+        array_sizes: How many bytes each array has in segments.
+        file_sizes: The size of each file, in bytes.
+        pacer: Paused between chunks.
+
+    Returns:
+        The segments, sorted by file and offset.
+
+    Raises:
+        ValueError: They break a rule.
+    """
+    if sum(file_sizes) > _MAX_NBYTES:
+        raise ValueError(f"files of {sum(file_sizes)} bytes")
+    table = np.frombuffer(b"".join(tables), ROW)
+    files = np.zeros(len(table), FILE) if file_tables is None else np.frombuffer(b"".join(file_tables), FILE)
+    if len(files) != len(table):
+        raise ValueError(f"{len(table)} segments have {len(files)} numbers of files")
+    if (files >= len(file_sizes)).any():
+        raise ValueError(f"a segment is in file {files.max()} of {len(file_sizes)}")
+    order = np.lexsort((table["offset"], files)) if file_tables else np.argsort(table["offset"], kind="stable")
+    table, files = table[order], files[order]
+    pacer.pause()
+    array, offset, nbytes = (table[name] for name in ROW.names or ())
+    size = np.array(file_sizes, np.uint64)[files]
+    is_wrong = (
+        (array >= len(array_sizes)) | (nbytes == 0) | (offset > size) | (nbytes > size - np.minimum(offset, size))
+    )
+    # Sums beyond 64 bits are wrong already.
+    is_wrong[1:] |= (offset[1:] < offset[:-1] + nbytes[:-1]) & (files[1:] == files[:-1])
+    if is_wrong.any():
+        number = int(is_wrong.argmax())
+        reason = f"at {offset[number]} with {nbytes[number]} bytes overlaps or leaves the file"
+        raise ValueError(f"a segment of array {array[number]} {reason}")
+    pacer.pause()
+    held = np.zeros(len(array_sizes), np.uint64)
+    np.add.at(held, array, nbytes)  # no sum exceeds the size of all files
+    pacer.pause()
+    for batch in pacer.batches(enumerate(zip(array_sizes, held.tolist(), strict=True))):
+        for number, (expected, found) in batch:
+            if expected != found:
+                raise ValueError(f"array {number} of {expected} bytes has segments of {found} bytes")
+    starts = _starts(array, nbytes, order if file_tables is not None else None)
+    pacer.pause()
+    rows = np.stack((array, offset, nbytes, files.astype(np.uint64), starts), axis=1)
+    segments: list[Segment] = []
+    for first in range(0, len(rows), BATCH_OBJECTS):
+        segments += map(Segment._make, rows[first : first + BATCH_OBJECTS].tolist())
+        pacer.pause()
+    return segments
+
+
+def _starts(
+    array: NDArray[np.uint64], nbytes: NDArray[np.uint64], positions: NDArray[np.intp] | None
+) -> NDArray[np.uint64]:
+    """Return where each segment begins in its array; `positions` are those in the table, if their order counts."""
+    by_array = np.argsort(array, kind="stable") if positions is None else np.lexsort((positions, array))
+    begins = np.cumsum(nbytes[by_array], dtype=np.uint64) - nbytes[by_array]
+    firsts = np.searchsorted(array[by_array], array[by_array])
+    starts = np.empty(len(array), np.uint64)
+    starts[by_array] = begins - begins[firsts]
+    return starts
