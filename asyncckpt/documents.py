@@ -22,6 +22,9 @@ import numpy as np
 
 from asyncckpt.errors import UnsupportedLeafError
 
+TRAINING_INFO_NAME: Final = "training_info.json"
+CONFIG_NAME: Final = "config.yaml"
+
 MAX_DEPTH: Final = 100
 """The greatest depth of nested containers in a document; PyYAML fails at a few hundred."""
 

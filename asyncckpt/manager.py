@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -15,7 +16,7 @@ from asyncckpt.saving.load_job import LoadRequest
 from asyncckpt.saving.session import Session
 from asyncckpt.saving.steps import Choice, check_step, check_which
 from asyncckpt.state.decode_walk import ABSENT
-from asyncckpt.storage.local.records import read_records
+from asyncckpt.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
     import os
@@ -77,7 +78,7 @@ class CheckpointManager:
     ) -> None:
         self._session = Session(
             resolve_settings(directory, options),
-            disk or DiskOps(),
+            partial(LocalStore, ops=disk or DiskOps()),
             is_direction_given=is_given("higher_is_better", directory, options),
             kind=type(self).__name__,
         )
@@ -504,4 +505,5 @@ def _load_checkpoint_history(
     checkpoint_dir: str | os.PathLike[str],
 ) -> list[tuple[int, Path, dict[str, Any]]]:
     """List the committed checkpoints of a directory as (step, path, training_info), by ascending step. Blocks."""
-    return [(record.step, record.path, record.training_info) for record in read_records(Path(checkpoint_dir))]
+    records = LocalStore(Path(checkpoint_dir), DiskOps()).list_checkpoints({}).records.values()
+    return [(record.step, record.path, record.training_info) for record in records]

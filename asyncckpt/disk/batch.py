@@ -50,6 +50,10 @@ class SyncBatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close the files."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the files; more than once does no harm."""
         fds, self._fds = self._fds, []
         for fd in fds:
             os.close(fd)

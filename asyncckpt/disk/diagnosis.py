@@ -12,9 +12,9 @@ import os
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.listing import scan
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
+from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.errors import nearest
 
 if TYPE_CHECKING:

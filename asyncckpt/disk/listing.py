@@ -12,14 +12,14 @@ from asyncckpt.disk.names import Kind, name_of, parse_name
 from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 _READ: Final = (Kind.SUCCESSOR, Kind.COMMITTED, Kind.SWAPPED, Kind.DELETED)
 """What readers go by: the first stands for the step, and the next one where there is none; a mark is none."""
 _STAT_BLOCK_NBYTES: Final = 512  # the unit of st_blocks
 
 
-class Listing(NamedTuple):
+class Scan(NamedTuple):
     """What there is in a checkpoint directory."""
 
     committed: dict[int, str]
@@ -38,7 +38,7 @@ class Names(NamedTuple):
     strangers: list[str]
 
 
-def scan(root: Path) -> Listing:
+def scan(root: Path) -> Scan:
     """List a checkpoint directory; one that does not exist is empty."""
     pacer = Pacer()
     found = names_in(root, pacer)
@@ -51,7 +51,7 @@ def scan(root: Path) -> Listing:
     committed: dict[int, str] = {}
     for steps in pacer.batches(sorted(names)):
         committed.update((step, names[step]) for step in steps)
-    return Listing(committed, has_leftovers, tuple(sorted(found.strangers)))
+    return Scan(committed, has_leftovers, tuple(sorted(found.strangers)))
 
 
 def locate(root: Path, step: int) -> Path | None:
@@ -90,11 +90,6 @@ def what_stands_at(path: Path) -> str:
     """Say of something that is not a checkpoint's directory, and has its name, what it is, and what to do."""
     what = "a symbolic link, which is not followed" if path.is_symlink() else "not a directory"
     return f"it is {what}, and is left as it is: remove it or give it another name"
-
-
-def missing(root: Path, steps: Iterable[int]) -> list[int]:
-    """Return those of the steps that are not committed."""
-    return [step for step in steps if locate(root, step) is None]
 
 
 def names_in(root: Path, pacer: Pacer) -> Names:

@@ -26,10 +26,7 @@ class Kind(StrEnum):
 _KINDS: Final = {kind.value: kind for kind in Kind}  # to call the class takes ten times as long
 
 LOCK_NAME: Final = ".lock"
-METRIC_NAME: Final = ".asyncckpt.json"
 MANIFEST_NAME: Final = "manifest.json"
-TRAINING_INFO_NAME: Final = "training_info.json"
-CONFIG_NAME: Final = "config.yaml"
 
 # A step in its one spelling. A number comes behind it where the name itself is taken by what cannot be deleted, or is
 # not deleted yet.

@@ -24,13 +24,12 @@ import contextlib
 import errno
 import os
 import stat
-import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
 
 from asyncckpt.disk.listing import locate, look, standing
-from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, IndexPlace, Manifest
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
 from asyncckpt.disk.obstacles import explain
 from asyncckpt.disk.removal import Leftover, check_place, clear, give_plain_name, settle, take_away, undo
@@ -38,10 +37,11 @@ from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
 
     from asyncckpt.disk.batch import SyncBatch
+    from asyncckpt.disk.manifest import Manifest
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.pacing import StopFlag
 
@@ -137,14 +137,7 @@ def stage(ops: DiskOps, root: Path, step: int) -> Staged:
     return Staged(path, leftovers)
 
 
-def seal(  # noqa: PLR0913, PLR0917 - what a manifest says, and where it goes
-    ops: DiskOps,
-    pending: Path,
-    step: int,
-    files: Mapping[str, FileRecord],
-    index: IndexPlace | None = None,
-    batch: SyncBatch | None = None,
-) -> Manifest:
+def seal(ops: DiskOps, pending: Path, manifest: Manifest, batch: SyncBatch | None = None) -> None:
     """Write the manifest of a pending directory, and make it, the files of a batch and all entries durable.
 
     What is not in the batch is durable already.
@@ -153,13 +146,11 @@ def seal(  # noqa: PLR0913, PLR0917 - what a manifest says, and where it goes
         UnsyncedError: The directory could not be synced.
         OSError: The manifest could not be written, or a file of the batch not be synced.
     """
-    manifest = Manifest(step=step, created=time.time(), files=files, index=index)
     write_bytes(ops, pending / MANIFEST_NAME, manifest.encode(), batch)
     if batch is not None:
         batch.sync()
     with _syncing():
         ops.sync_directory(pending)
-    return manifest
 
 
 def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> dict[str, FileRecord]:

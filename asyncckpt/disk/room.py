@@ -13,11 +13,8 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.listing import nbytes_of
-from asyncckpt.disk.names import Kind, name_of
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _WAYS_OUT: Final = {
@@ -29,13 +26,6 @@ _WAYS_OUT: Final = {
 _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
-class NoRoomError(OSError):
-    """The disk was looked at before anything was written, and has too little room."""
-
-    nbytes: int
-    """How much must be free, in bytes."""
-
-
 def free_nbytes(path: Path) -> int | None:
     """Return how much the disk of a path has left, in bytes; None where its file system does not say."""
     try:
@@ -43,25 +33,6 @@ def free_nbytes(path: Path) -> int | None:
     except OSError:  # if there is something wrong with the disk, whoever writes will say it better
         return None
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
-
-
-def check_room(path: Path, nbytes: int) -> None:
-    """Check that the disk of a path has room.
-
-    Raises:
-        NoRoomError: It has not.
-    """
-    free = free_nbytes(path)
-    if free is not None and free < nbytes:
-        error = NoRoomError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-        error.nbytes = nbytes
-        raise error
-
-
-def would_suffice(root: Path, steps: Iterable[int], nbytes: int) -> bool:
-    """Whether a checkpoint directory's disk has too little room now, and enough without these steps."""
-    free = free_nbytes(root) or 0
-    return free < nbytes <= free + sum(nbytes_of(root / name_of(Kind.COMMITTED, step)) for step in steps)
 
 
 def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.disk.checkpoint import CheckpointReader
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.decode_walk import LoadPlan
     from asyncckpt.state.index import Index
     from asyncckpt.state.segments import Segment
+    from asyncckpt.storage.base import CheckpointReader
 
 
 class Contents(NamedTuple):

@@ -14,8 +14,13 @@ import asyncio
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.disk.names import CONFIG_NAME, TRAINING_INFO_NAME
-from asyncckpt.documents import encode_training_info, normalize_training_info, run_config_bytes
+from asyncckpt.documents import (
+    CONFIG_NAME,
+    TRAINING_INFO_NAME,
+    encode_training_info,
+    normalize_training_info,
+    run_config_bytes,
+)
 from asyncckpt.errors import QueueFullError, StepExistsError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only

@@ -17,11 +17,11 @@ from asyncckpt.saving.retention import BestChoice, Candidate, Ranking, Retention
 from asyncckpt.storage.base import CheckpointRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable
 
-    from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.saving.metric import PolicyRequest
-    from asyncckpt.storage.base import Identity
+    from asyncckpt.saving.stored_metric import MetricFile
+    from asyncckpt.storage.base import Identity, Listing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,23 +42,21 @@ class Listed(NamedTuple):
     """What there is to warn of."""
 
 
-def arrange(
-    records: Sequence[CheckpointRecord], request: PolicyRequest, file: MetricFile, remarks: Iterable[str] = ()
-) -> Listed:
+def arrange(listing: Listing, request: PolicyRequest, file: MetricFile, remarks: Iterable[str] = ()) -> Listed:
     """Arrange what a listing found, by ascending step, for a catalog of a manager with this policy.
 
     For the thread that made the listing: with thousands of checkpoints it takes a while.
 
     Args:
-        records: What is committed.
+        listing: What is committed.
         request: What the manager was given.
-        file: What the directory says of the metric.
-        remarks: What there is to warn of, besides what the file leads to.
+        file: What the store says of the metric.
+        remarks: What there is to warn of, besides what the listing and the document lead to.
     """
     policy, found = request.resolve(file)
-    candidates = (_candidate(record, policy) for record in records)
+    candidates = (_candidate(record, policy) for record in listing.records.values())
     standings = Ranking(policy, candidates, Pacer())
-    return Listed({record.step: record for record in records}, standings, (*found, *remarks))
+    return Listed(listing.records, standings, (*found, *remarks, *listing.remarks))
 
 
 class Catalog:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.config import Settings
-    from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.runtime.deadline import ShutdownDeadline
     from asyncckpt.runtime.jobs import Jobs
@@ -17,15 +16,16 @@ if TYPE_CHECKING:
     from asyncckpt.saving.directory_warnings import DirectoryWarnings
     from asyncckpt.saving.ledger import StepLedger
     from asyncckpt.saving.metric import PolicyRequest
+    from asyncckpt.storage.base import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """The options, the disk, the threads, the memory and the state that all parts of one open manager share."""
+    """The options, the store, the threads, the memory and the state that all parts of one open manager share."""
 
     settings: Settings
     policy_request: PolicyRequest
-    ops: DiskOps
+    store: Store
     jobs: Jobs
     deadline: ShutdownDeadline
     pool: BufferPool

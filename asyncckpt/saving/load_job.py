@@ -3,23 +3,17 @@
 1. Everything is verified before it is used: the manifest by its own digest, then the blocks that hold the index, then
    those of the arrays while they are filled. Only a lazy load leaves the arrays' blocks to whoever touches them.
 2. A template is checked against the index before the first byte of an array is read.
-3. The directory is opened once. If another process swapped or deleted the checkpoint meanwhile, it is tried again, as
-   often as that happens: what is said of a checkpoint is said of one that was there from beginning to end.
+3. A checkpoint that is found damaged may have been replaced or deleted meanwhile by another process. Then it is opened
+   again, as often as that happens: an error is about a checkpoint that was there from beginning to end.
 """
 
 from __future__ import annotations
 
-import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from asyncckpt.disk.checkpoint import CheckpointReader, open_checkpoint
-from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing, step_of
-from asyncckpt.disk.listing import locate
-from asyncckpt.disk.names import MANIFEST_NAME, TRAINING_INFO_NAME
-from asyncckpt.documents import parse_training_info
-from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, LeafError
+from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError, LeafError
 from asyncckpt.formats.array_reader import Contents, read_arrays
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.saving.catalog import LoadedCheckpoint
@@ -30,10 +24,12 @@ from asyncckpt.state.selection import Selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.segments import Segment
+    from asyncckpt.storage.base import CheckpointReader, LocalDirectories, Store
 
 
 ResultT = TypeVar("ResultT")
@@ -59,7 +55,7 @@ class Loaded(NamedTuple):
     parts of it were loaded."""
 
 
-def load_checkpoint(root: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
+def load_checkpoint(store: Store, step: int, request: LoadRequest, context: JobContext) -> Loaded:
     """Load one checkpoint.
 
     Raises:
@@ -70,40 +66,20 @@ def load_checkpoint(root: Path, step: int, request: LoadRequest, context: JobCon
         CheckpointKeyError: Nothing is selected.
         Stopped: The job was asked to stop.
     """
-    return _with_retry(partial(_find, root, step), step, lambda path: _load(path, step, request, context))
+    return _reading(partial(store.open, step), partial(_load, request=request, context=context))
 
 
-def load_directory(path: Path, request: LoadRequest, context: JobContext) -> Loaded:
+def load_directory(directories: LocalDirectories, path: Path, request: LoadRequest, context: JobContext) -> Loaded:
     """Load the checkpoint that a directory is, wherever it lies and whatever it is called.
 
     Raises:
         CheckpointNotFoundError: It is none.
         CheckpointError: As `load_checkpoint`.
     """
-    path = Path(os.path.realpath(path))
-    step = step_of(path)
-    if step is None:
-        raise _no_checkpoint(path)
-
-    def find() -> Path:
-        if step_of(path) is None:
-            raise _no_checkpoint(path)
-        return path
-
-    return _with_retry(find, step, lambda found: _load(found, step, request, context))
+    return _reading(partial(directories.open, path), partial(_load, request=request, context=context))
 
 
-def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
-    if path.is_file():
-        reason = describe_checkpoint(path.parent) or "it is a file, and the directory of a checkpoint is needed"
-    elif not path.exists():
-        reason = describe_missing(path)
-    else:
-        reason = f"there is no {MANIFEST_NAME} in it{describe_absence(path)}"
-    return CheckpointNotFoundError(f"{path} is no checkpoint: {reason}")
-
-
-def verify_checkpoint(root: Path, step: int, context: JobContext) -> None:
+def verify_checkpoint(store: Store, step: int, context: JobContext) -> None:
     """Read every file of a checkpoint and verify every bit of it, the structure of its index included.
 
     Raises:
@@ -112,61 +88,41 @@ def verify_checkpoint(root: Path, step: int, context: JobContext) -> None:
         Stopped: The job was asked to stop.
     """
 
-    def verify(path: Path) -> None:
-        with open_checkpoint(path, step) as reader:
-            for name in reader.manifest.files:
-                reader.verify(name, context)
-            if reader.manifest.index is not None:
-                index, _ = _read_index(reader, context.pacer)
-                Decoder(index, context.pacer).plan()
+    def verify(reader: CheckpointReader) -> None:
+        for name in reader.manifest.files:
+            reader.verify(name, context)
+        if reader.manifest.index is not None:
+            index, _ = _read_index(reader, context.pacer)
+            Decoder(index, context.pacer).plan()
 
-    _with_retry(partial(_find, root, step), step, verify)
-
-
-def _find(root: Path, step: int) -> Path:
-    path = locate(root, step)
-    if path is None:
-        message = f"step {step} is not committed in {root}{describe_absence(root, step)}"
-        raise CheckpointNotFoundError(message, step=step)
-    return path
+    _reading(partial(store.open, step), verify)
 
 
-def _with_retry(find: Callable[[], Path], step: int, action: Callable[[Path], ResultT]) -> ResultT:
-    """Do something with a checkpoint; `find` returns its directory, or raises CheckpointNotFoundError."""
+def _reading(find: Callable[[], CheckpointReader], action: Callable[[CheckpointReader], ResultT]) -> ResultT:
+    """Do something with a checkpoint; `find` opens it."""
     while True:
-        path = find()
-        before = _identity(path)
-        if before is None:
-            continue
-        try:
-            return action(path)
-        except (FileNotFoundError, CorruptCheckpointError) as error:
-            if _identity(find()) == before:
-                if isinstance(error, FileNotFoundError):
-                    raise CheckpointNotFoundError(f"step {step} is gone from {path.parent}", step=step) from error
+        with find() as reader:
+            try:
+                return action(reader)
+            except CorruptCheckpointError as error:
+                if not reader.is_current():
+                    continue
                 if error.step is None:
+                    step = reader.manifest.step
                     raise CorruptCheckpointError(f"step {step}: {error}", step=step) from error
                 raise
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    """Tell one directory from the next, which may get the inode of one that was deleted; None if it is gone."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino, found.st_ctime_ns
-
-
-def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> Loaded:
-    pacer = context.pacer
-    with open_checkpoint(path, step) as reader, young_collections_only():
+def _load(reader: CheckpointReader, request: LoadRequest, context: JobContext) -> Loaded:
+    pacer, step = context.pacer, reader.manifest.step
+    with young_collections_only():
         files = reader.manifest.files
         info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
         place = reader.manifest.index
         if place is None:
             message = (
-                f"step {step} holds files of the caller's own ({', '.join(files)}) and no state: open them below {path}"
+                f"step {step} holds files of the caller's own ({', '.join(files)}) and no state: open them below"
+                f" {reader.location}"
             )
             raise CheckpointError(message)
         index, segments = _read_index(reader, pacer)
@@ -187,7 +143,7 @@ def _load(path: Path, step: int, request: LoadRequest, context: JobContext) -> L
             contents = Contents(place.file, index, segments, plan)
             arrays = read_arrays(reader, contents, context, lazy=request.lazy, is_whole=is_whole)
             state = decoder.decode(arrays)
-    checkpoint = LoadedCheckpoint(step=step, directory=str(path), training_info=info, state=state)
+    checkpoint = LoadedCheckpoint(step=step, directory=reader.location, training_info=info, state=state)
     return Loaded(
         checkpoint=checkpoint,
         unknown_types=decoder.unknown_types,

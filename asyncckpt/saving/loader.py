@@ -8,15 +8,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from asyncckpt.disk.diagnosis import describe_absence
-from asyncckpt.disk.names import TRAINING_INFO_NAME
-from asyncckpt.disk.read_blocks import READERS
-from asyncckpt.documents import parse_training_info
+from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, warn
-from asyncckpt.saving import directory
+from asyncckpt.saving import listing
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
+from asyncckpt.saving.pending_directories import local_directories
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
 
-_HELPERS: Final = READERS - 1
-
 
 class Loader:
     """Reads checkpoints. Used on the loop's thread only."""
@@ -40,6 +36,8 @@ class Loader:
         self._settings = env.settings
         self._policy_request = env.policy_request
         self._root = env.root
+        self._store = env.store
+        self._helpers = env.store.read_threads - 1
         self._jobs = env.jobs
         self._catalog = env.catalog
         self._steps = env.steps
@@ -51,7 +49,7 @@ class Loader:
         while True:
             changes = self._catalog.changes
             listed = await self._jobs.run(
-                directory.list_again, self._root, self._policy_request, self._catalog.records()
+                listing.list_again, self._store, self._policy_request, self._catalog.records()
             )
             if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
                 self._catalog.replace(listed)
@@ -73,7 +71,7 @@ class Loader:
         """
         try:
             self._check_not_begun(step)
-            loaded = await self._reading(step, load_checkpoint, self._root, step, request)
+            loaded = await self._reading(step, load_checkpoint, self._store, step, request)
         except CheckpointNotFoundError as error:
             if step in self._steps.in_flight:
                 message = f"step {step} is not committed yet: await its handle first"
@@ -90,7 +88,8 @@ class Loader:
             CheckpointNotFoundError: There is none.
             CorruptCheckpointError: It is damaged.
         """
-        loaded = await self._jobs.run_in_context(_HELPERS, load_directory, path, request)
+        directories = local_directories(self._store)
+        loaded = await self._jobs.run_in_context(self._helpers, load_directory, directories, path, request)
         _warn_of_plain_data(loaded)
         self._on_loaded(loaded.staged_nbytes)
         return loaded.checkpoint
@@ -131,7 +130,7 @@ class Loader:
                 " what is wrong with it"
             )
             raise CorruptCheckpointError(message, step=steps[-1])
-        found = await self._jobs.run(describe_absence, self._root)
+        found = await self._jobs.run(self._store.describe_absence)
         raise CheckpointNotFoundError(f"there is no checkpoint in {self._root}{found}")
 
     def _check_not_begun(self, step: int) -> None:
@@ -141,7 +140,7 @@ class Loader:
 
     async def verify(self, step: int) -> None:
         """Verify every file of a checkpoint; see `CheckpointManager.verify`."""
-        await self._reading(step, verify_checkpoint, self._root, step)
+        await self._reading(step, verify_checkpoint, self._store, step)
 
     def chosen(self, which: Choice) -> int | None:
         """Return the latest or best step of those that are listed, or None; an odd choice of the best warns."""
@@ -173,7 +172,7 @@ class Loader:
     async def _reading(self, step: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
         with self._steps.reading(step):
             try:
-                return await self._jobs.run_in_context(_HELPERS, job, *args)
+                return await self._jobs.run_in_context(self._helpers, job, *args)
             except CorruptCheckpointError:
                 self._catalog.mark_corrupt(step)
                 raise

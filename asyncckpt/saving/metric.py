@@ -14,17 +14,17 @@ from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.disk.metric_file import StoredMetric
-from asyncckpt.disk.names import METRIC_NAME
 from asyncckpt.errors import MetricMissingError, brief, nearest
 from asyncckpt.saving.retention import metric_of
+from asyncckpt.saving.stored_metric import StoredMetric
+from asyncckpt.storage.base import METRIC_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from asyncckpt.disk.metric_file import MetricFile
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.retention import RetentionPolicy
+    from asyncckpt.saving.stored_metric import MetricFile
 
 _SHOWN_KEYS: Final = 20
 _COMPARED_KEYS: Final = 1000

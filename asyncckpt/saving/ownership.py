@@ -1,6 +1,6 @@
-"""The right to change a checkpoint directory: the lock, and jobs that need it.
+"""The right to change a store, and jobs that need it.
 
-The first change takes the directory: it is made if it is missing, locked, recovered and listed.
+The first change takes the store; see `Store.take`. Then it is listed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ import asyncio
 import contextvars
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from asyncckpt.saving import commit
-from asyncckpt.saving.directory_warnings import warn_in_background
+from asyncckpt.saving.commit import change
+from asyncckpt.saving.listing import take_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from asyncckpt.disk.lock import DirectoryLock
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.saving.environment import Environment
 
@@ -24,12 +23,12 @@ Params = ParamSpec("Params")
 
 
 class DirectoryOwner:
-    """Takes a directory's lock, changes the directory under it, and gives it back. Used on the loop's thread only."""
+    """Takes a store, changes it, and gives it back. Used on the loop's thread only."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
-        self._root = env.root
-        self._lock: DirectoryLock | None = None
+        self._store = env.store
+        self._is_taken = False
         self.taking: asyncio.Task[None] | None = None
         """The attempt to take the directory that is under way."""
 
@@ -42,7 +41,7 @@ class DirectoryOwner:
             DirectoryLockedError: There is another writer.
             OSError: The directory cannot be made or written.
         """
-        while self._lock is None:
+        while not self._is_taken:
             taking = self._attempt()
             try:
                 await asyncio.wait((taking,))
@@ -57,7 +56,7 @@ class DirectoryOwner:
             DirectoryLockedError: There is another writer.
             OSError: The directory cannot be made or written.
         """
-        while self._lock is None:
+        while not self._is_taken:
             await self._env.deadline.wait_for(self.take)
 
     def _attempt(self) -> asyncio.Task[None]:
@@ -71,24 +70,14 @@ class DirectoryOwner:
     async def _take(self) -> None:
         env = self._env
         try:
-            lock, listed = await env.jobs.run_stoppable(
-                env.deadline.start_countdown,
-                commit.change,
-                self._root,
-                None,
-                commit.take_directory,
-                env.ops,
-                self._root,
-                env.policy_request,
-                env.catalog.records(),
+            listed = await env.jobs.run_stoppable(
+                env.deadline.start_countdown, take_store, self._store, env.policy_request, env.catalog.records()
             )
         finally:
             self.taking = None  # if it failed, its error is for the callers only
-        self._lock = lock
+        self._is_taken = True
         env.catalog.replace(listed)
         env.warnings.issue_in_background(listed.remarks)
-        if not lock.is_supported:
-            warn_in_background(f"{self._root} has no file locks: nothing keeps a second writer away")
 
     async def change(
         self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
@@ -98,7 +87,7 @@ class DirectoryOwner:
         Raises:
             FileNotFoundError: The directory was removed or replaced.
         """
-        return await self._env.deadline.run(stop, commit.change, self._root, self._lock, job, *args, **kwargs)
+        return await self._env.deadline.run(stop, change, self._store, job, *args, **kwargs)
 
     async def change_beside(
         self, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
@@ -108,10 +97,8 @@ class DirectoryOwner:
         Raises:
             FileNotFoundError: The directory was removed or replaced.
         """
-        return await self._env.jobs.run(commit.change, self._root, self._lock, job, *args, **kwargs)
+        return await self._env.jobs.run(change, self._store, job, *args, **kwargs)
 
     def release(self) -> None:
         """Give the directory back when the last job has ended; a thread that is stuck keeps it until then."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            self._env.jobs.when_idle(lock.release)
+        self._env.jobs.when_idle(self._store.release)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from asyncckpt.disk import removal
-from asyncckpt.disk.names import Kind, parse_name
-from asyncckpt.errors import StepExistsError
+from asyncckpt.errors import ManagerUsageError, StepExistsError
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
 from asyncckpt.saving.directory_warnings import warn_in_background
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
+    from asyncckpt.storage.base import LocalDirectories, PendingDirectory, Store
 
 
 class PendingDirectories:
@@ -29,8 +28,7 @@ class PendingDirectories:
     def __init__(
         self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner, metric: MetricWatch
     ) -> None:
-        self._root = env.root
-        self._ops = env.ops
+        self._store = env.store
         self._deadline = env.deadline
         self._catalog = env.catalog
         self._steps = env.steps
@@ -52,18 +50,16 @@ class PendingDirectories:
         self._steps.reserve(step)
         try:
             await self._owner.take()
-            made: list[Path] = []
+            made: list[PendingDirectory] = []
             try:
-                remarks = await self._owner.change_beside(
-                    commit.begin_pending, self._ops, self._root, step, documents, made
-                )
+                await self._owner.change_beside(_begin, local_directories(self._store), step, documents, made)
             except asyncio.CancelledError as error:  # the caller will never know its path
-                for path in made:
-                    await self.discard(path, error)
+                for pending in made:
+                    await self.discard(pending.path, error)
                 raise
-            self._warnings.issue_in_background(remarks)
+            self._warnings.issue_in_background(made[0].remarks)
             self._steps.filling.add(step)
-            return made[0]
+            return made[0].path
         finally:
             self._steps.free(step)
 
@@ -74,20 +70,17 @@ class PendingDirectories:
             ValueError: It is not a pending directory of this root.
             MetricMissingError: Its training_info lacks the metric that is required. It stays as it is.
         """
-        place = parse_name(path.name)
-        if place is None or place[0] is not Kind.PENDING:
-            message = f"{path} is not named {Kind.PENDING}N: use what init_tmp_checkpoint returned"
-            raise ValueError(message)
-        step = place[1]
+        directories = local_directories(self._store)
+        step = directories.parse_step(path)
 
         async def action() -> None:
             await self._owner.take_in_writer()
-            info = await self._deadline.run(StopFlag(), commit.read_pending_info, self._root / path.name)
+            info = await self._deadline.run(StopFlag(), commit.read_pending_info, directories, path)
             if info is not None and (lack := self._metric.check(step, info)) is not None:
                 warn_in_background(lack)
             self._catalog.begin(step)
             stop = StopFlag()
-            written = await self._owner.change(stop, commit.finalize, self._ops, self._root, path, step, stop)
+            written = await self._owner.change(stop, commit.finalize, directories, path, step, info or {}, stop)
             self._catalog.add(written.record)
             self._warnings.issue_in_background(written.remarks)
             self._pruner.sweep(written.trash)
@@ -105,11 +98,29 @@ class PendingDirectories:
 
     async def discard(self, path: Path, error: BaseException) -> None:
         """Delete a pending directory because of an error, to which an error of the disk is added as a note."""
+        directories = local_directories(self._store)
         try:
-            await self._owner.change_beside(removal.discard, self._ops, path)
+            await self._owner.change_beside(directories.discard, path)
         except OSError as second:
             error.add_note(f"{path.name} could not be removed: {second}")
         finally:
-            place = parse_name(path.name)
-            if place is not None:
-                self._steps.filling.discard(place[1])
+            self._steps.filling.discard(directories.parse_step(path))
+
+
+def local_directories(store: Store) -> LocalDirectories:
+    """Return the local directories of a store.
+
+    Raises:
+        ManagerUsageError: It has none.
+    """
+    if store.directories is None:
+        message = f"{store.location} has no local directories: use save() and load() with a step"
+        raise ManagerUsageError(message)
+    return store.directories
+
+
+def _begin(
+    directories: LocalDirectories, step: int, documents: Mapping[str, bytes], made: list[PendingDirectory]
+) -> None:
+    """Make a pending directory and note it, so that a caller who is cancelled can discard it."""
+    made.append(directories.begin(step, documents))

@@ -20,20 +20,20 @@ import asyncio
 import contextvars
 from contextlib import suppress
 from functools import partial
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncckpt.disk import removal, room
-from asyncckpt.disk.listing import missing
 from asyncckpt.runtime.pacing import StopFlag
-from asyncckpt.saving import commit
+from asyncckpt.saving.commit import would_suffice
 from asyncckpt.saving.directory_warnings import warn_in_background
+from asyncckpt.storage.base import Retired
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from asyncckpt.saving.commit import Retired, Trash
     from asyncckpt.saving.environment import Environment
     from asyncckpt.saving.ownership import DirectoryOwner
+    from asyncckpt.storage.base import Trash
 
 MAX_WAITING: Final = 4
 """Retired checkpoints that may wait to be deleted while saves are on their way."""
@@ -44,7 +44,7 @@ class Pruner:
 
     def __init__(self, env: Environment, owner: DirectoryOwner) -> None:
         self._root = env.root
-        self._ops = env.ops
+        self._store = env.store
         self._deadline = env.deadline
         self._catalog = env.catalog
         self._steps = env.steps
@@ -71,8 +71,8 @@ class Pruner:
         retired = await self._retire([*steps, *again], durably=False)
         self._stuck = [step for step in self._stuck if step not in again] + list(retired.refused)
         self._warnings.issue_in_background(
-            f"step {step} cannot be pruned: {each.path.name}: {each.reason}; it is tried again later"
-            for step, each in retired.refused.items()
+            f"step {step} cannot be pruned: {PurePath(error.filename).name}: {error.strerror}; it is tried again later"
+            for step, error in retired.refused.items()
         )
 
     async def prune_after(self, step: int) -> None:
@@ -89,9 +89,9 @@ class Pruner:
             await self.finish()
             stop = StopFlag()
             with suppress(OSError):  # what stays has been warned of before
-                await self._owner.change(stop, removal.sweep_all, self._ops, self._root, stop)
+                await self._owner.change(stop, self._store.sweep, None, stop)
             surplus = self._catalog.surplus_after(step, training_info, protect={*self._steps.loading, *self._stuck})
-            if await self._deadline.run(StopFlag(), room.would_suffice, self._root, surplus, nbytes):
+            if await self._deadline.run(StopFlag(), would_suffice, self._store, surplus, nbytes):
                 await self.retire(surplus)
                 await self.finish()
         except Exception as error:  # noqa: BLE001 - whether there is room now, the save will see
@@ -104,17 +104,16 @@ class Pruner:
             OSError: The disk failed, or would not let a step go; the others are gone.
         """
         retired = await self._retire(steps, durably=True)
-        for step, (path, code, reason) in retired.refused.items():
-            raise OSError(code, f"step {step} cannot be deleted: {reason}", str(path))
+        for step, error in retired.refused.items():
+            raise OSError(error.errno, f"step {step} cannot be deleted: {error.strerror}", error.filename)
 
     async def _retire(self, steps: Collection[int], *, durably: bool) -> Retired:
         if not steps:
-            return commit.Retired((), {}, ())
-        job = partial(commit.retire, durably=durably)
+            return Retired((), {}, ())
         try:
-            retired = await self._owner.change(StopFlag(), job, self._ops, self._root, steps)
+            retired = await self._owner.change(StopFlag(), partial(self._store.retire, durably=durably), steps)
         except OSError:
-            self._catalog.remove(await self._deadline.run(StopFlag(), missing, self._root, steps))
+            self._catalog.remove(await self._deadline.run(StopFlag(), self._store.missing, steps))
             raise
         self._catalog.remove([step for step in steps if step not in retired.refused])
         self._warnings.issue_in_background(retired.remarks)
@@ -185,7 +184,7 @@ class Pruner:
             trash = self._trash[:count]
             self._stop = stop = StopFlag()
             try:
-                swept = await self._owner.change(stop, commit.sweep, self._ops, self._root, trash, stop)
+                swept = await self._owner.change(stop, self._store.sweep, trash, stop)
             except Exception as error:  # noqa: BLE001 - see 5
                 warn_in_background(
                     f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again"

@@ -18,12 +18,12 @@ from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.buffers import BufferPool, PoolTrimmer, PoolWarmer
 from asyncckpt.runtime.deadline import ShutdownDeadline
 from asyncckpt.runtime.jobs import Jobs
-from asyncckpt.saving import commit
 from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
 from asyncckpt.saving.directory_warnings import DirectoryWarnings
 from asyncckpt.saving.environment import Environment
 from asyncckpt.saving.ledger import StepLedger
+from asyncckpt.saving.listing import enter_store
 from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
 from asyncckpt.saving.ownership import DirectoryOwner
@@ -35,8 +35,11 @@ from asyncckpt.saving.writer import Writer
 from asyncckpt.state.inline import INLINE_NBYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from asyncckpt.config import Settings
-    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.storage.base import Store
 
 
 class Session:
@@ -44,18 +47,20 @@ class Session:
 
     Args:
         settings: The manager's options.
-        ops: What changes the disk.
+        make_store: Makes the store of a checkpoint directory, which is given by its absolute path.
         is_direction_given: Whether ``higher_is_better`` was given.
         kind: The name of the manager's class, for messages.
     """
 
-    def __init__(self, settings: Settings, ops: DiskOps, *, is_direction_given: bool, kind: str) -> None:
+    def __init__(
+        self, settings: Settings, make_store: Callable[[Path], Store], *, is_direction_given: bool, kind: str
+    ) -> None:
         # The working directory may change until the manager is entered.
         self.settings = settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())
         policy = RetentionPolicy.from_settings(settings)
         self._policy_request = PolicyRequest(policy, is_direction_given)
         self.pool = BufferPool()
-        self._ops = ops
+        self._store = make_store(settings.checkpoint_dir)
         self._kind = kind
         self._is_writer = settings.enabled and not settings.read_only
         self._open: OpenSession | None = None
@@ -86,7 +91,7 @@ class Session:
         env = Environment(
             settings=settings,
             policy_request=self._policy_request,
-            ops=self._ops,
+            store=self._store,
             jobs=jobs,
             deadline=ShutdownDeadline(jobs, settings.grace),
             pool=self.pool,
@@ -96,9 +101,8 @@ class Session:
         )
         try:
             listed = await jobs.run(
-                commit.list_directory,
-                self._ops,
-                root,
+                enter_store,
+                self._store,
                 self._policy_request,
                 is_writer=self._is_writer,
                 must_exist=settings.read_only,

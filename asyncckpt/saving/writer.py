@@ -14,16 +14,15 @@ import asyncio
 import contextvars
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.names import TRAINING_INFO_NAME
-from asyncckpt.disk.room import NoRoomError
 from asyncckpt.disk.write_blocks import BLOCK_NBYTES
-from asyncckpt.documents import parse_training_info
+from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import ManagerClosedError
 from asyncckpt.runtime.pacing import Stopped
 from asyncckpt.runtime.tracebacks import drop_locals
 from asyncckpt.saving import commit
 from asyncckpt.saving.queue import Operation, QueuedSave
 from asyncckpt.saving.tracking import SaveState
+from asyncckpt.storage.base import NoRoomError
 
 if TYPE_CHECKING:
     from asyncckpt.saving.environment import Environment
@@ -59,7 +58,7 @@ class Writer:
 
     def __init__(self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner) -> None:
         self._settings = env.settings
-        self._ops = env.ops
+        self._store = env.store
         self._jobs = env.jobs
         self._deadline = env.deadline
         self._catalog = env.catalog
@@ -172,7 +171,6 @@ class Writer:
     async def _try_to_write(self, item: QueuedSave, *, is_last_try: bool) -> commit.Written:
         budget = self._settings.max_staged_nbytes
         request = commit.WriteRequest(
-            root=self._root,
             step=item.tracker.step,
             capture=item.capture,
             documents=item.documents,
@@ -183,4 +181,4 @@ class Writer:
             is_last_try=is_last_try,
         )
         context = self._jobs.context(_WRITE_THREADS - 1, stop=item.stop)
-        return await self._owner.change(item.stop, commit.write_checkpoint, self._ops, request, context)
+        return await self._owner.change(item.stop, commit.write_checkpoint, self._store, request, context)

@@ -1,14 +1,57 @@
-"""What a store of checkpoints is."""
+"""What a store of checkpoints is: the protocol between `saving/` and the place where checkpoints are kept.
+
+1. A step is committed, or it is not. Readers find a whole checkpoint or none, whatever fails and wherever a kill falls.
+2. An attempt is invisible until it is committed. Its bytes are durable before its manifest is, and the manifest, which
+   is written last, makes it the checkpoint of its step, in the place of one that was there.
+3. Steps are ints. A file of a checkpoint has a name relative to it, with slashes. Only `LocalDirectories`, which not
+   every store has, knows paths.
+4. Every call may block, so it is made in a worker thread; `Store.release` alone must not. Several threads may use a
+   store at the same time; an attempt and a reader belong to one job each.
+5. What a call cannot remove is no error: it is returned as remarks, which the manager warns of once each.
+
+`asyncckpt.testing.StorageContract` tests these promises of any store.
+"""
 
 from __future__ import annotations
 
+import errno
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
 
-Identity: TypeAlias = "tuple[int, int]"
-"""The inode of a directory, and when an entry of it last changed, in nanoseconds."""
-NO_IDENTITY: Final[Identity] = (0, 0)
+from asyncckpt.disk.read_blocks import Target
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError
+from asyncckpt.runtime.memory import aligned_buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from asyncckpt.disk.manifest import FileRecord, Manifest
+    from asyncckpt.disk.mapping import MappedFile
+    from asyncckpt.disk.write_blocks import Content
+    from asyncckpt.runtime.context import JobContext
+    from asyncckpt.runtime.pacing import StopFlag
+
+Identity: TypeAlias = Hashable
+"""Tells one checkpoint from another of the same step; None where that cannot be told."""
+
+METRIC_NAME: Final = ".asyncckpt.json"
+DOCUMENT_NAMES: Final = (METRIC_NAME,)
+"""The documents that a store may be asked for."""
+SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the system answers when it is short of descriptors or memory, which says nothing of what was to be read."""
+_SHOWN_NAME: Final = 255
+
+
+class NoRoomError(OSError):
+    """The store was asked before anything was written, and has too little room."""
+
+    nbytes: int
+    """How much must be free, in bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,10 +63,465 @@ class CheckpointRecord:
     """The path of its directory; as a str, because to make thousands of Paths takes a fifth of opening a manager."""
     training_info: dict[str, Any] = field(default_factory=dict)
     """What was passed with it; numpy scalars have become numbers."""
-    identity: Identity = field(default=NO_IDENTITY, repr=False, compare=False)
-    """Tells its directory from an earlier or later one of the same name; NO_IDENTITY where that cannot be told."""
+    identity: Identity = field(default=None, repr=False, compare=False)
+    """Tells it from an earlier or later checkpoint of the same step; None where that cannot be told."""
 
     @property
     def path(self) -> Path:
         """Its directory."""
         return Path(self.directory)
+
+
+class Listing(NamedTuple):
+    """What is committed in a store."""
+
+    records: dict[int, CheckpointRecord]
+    """By step, ascending."""
+    remarks: tuple[str, ...] = ()
+
+
+class Trash(NamedTuple):
+    """A checkpoint that was retired or replaced, and is to be deleted by `Store.sweep`."""
+
+    name: str
+    """What the store calls it."""
+    nbytes: int
+    """How much room its files take, in bytes."""
+    free_nbytes: int
+    """How much room was left when it was retired, in bytes."""
+
+
+class Retired(NamedTuple):
+    """What became of steps that were to go."""
+
+    trash: tuple[Trash, ...]
+    refused: dict[int, OSError]
+    """Why steps are committed still, by step. The error's `filename` says where the checkpoint lies."""
+    remarks: tuple[str, ...]
+
+
+class Swept(NamedTuple):
+    """What became of trash."""
+
+    done: int
+    """How many items of it were dealt with, the first ones."""
+    left_nbytes: int
+    """How much room that takes which cannot be removed, in bytes."""
+    remarks: tuple[str, ...]
+
+
+class Committed(NamedTuple):
+    """A checkpoint that has just been committed, durably."""
+
+    location: str
+    """Where it lies: the path of its directory, if it has one."""
+    identity: Identity
+    trash: tuple[Trash, ...]
+    """What it has replaced."""
+    remarks: tuple[str, ...]
+
+
+class Store(ABC):
+    """A place that holds the checkpoints of one run, at most one for each step."""
+
+    location: str
+    """Where it is, for messages."""
+    read_threads = 1
+    """How many threads read one checkpoint well."""
+    directories: LocalDirectories | None = None
+    """The store's local directories, if it has any."""
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def enter(self, *, is_writer: bool, must_exist: bool) -> Listing:
+        """List what is committed, as `list_checkpoints` does, for a manager that begins to use the store.
+
+        Args:
+            is_writer: Whether the manager may change the store. If so, what a killed writer has left is brought into
+                order, unless a writer is there now or this fails.
+            must_exist: Whether a remark says so if the place does not exist.
+
+        Raises:
+            ConfigError: The place is something else.
+            OSError: The store cannot be read.
+        """
+
+    @abstractmethod
+    def list_checkpoints(self, known: Mapping[int, CheckpointRecord]) -> Listing:
+        """List what is committed, without verifying it.
+
+        Args:
+            known: Records of an earlier listing. What is the same checkpoint still is not read again.
+
+        Raises:
+            OSError: The store cannot be read.
+        """
+
+    @abstractmethod
+    def missing(self, steps: Iterable[int]) -> list[int]:
+        """Return those of the steps that are not committed."""
+
+    @abstractmethod
+    def open(self, step: int) -> CheckpointReader:
+        """Open a checkpoint, and read and verify its manifest.
+
+        Raises:
+            CheckpointNotFoundError: The step is not committed.
+            CorruptCheckpointError: The manifest is missing or damaged.
+            UnsupportedFormatError: A later release wrote it.
+        """
+
+    def describe_absence(self, step: int | None = None) -> str:  # noqa: ARG002 - for those who know more
+        """Say what there is instead of this checkpoint, or of any, after a semicolon; empty if nothing is known."""
+        return ""
+
+    @abstractmethod
+    def free_nbytes(self) -> int | None:
+        """Return how much room is left, in bytes; None where that is not known."""
+
+    @abstractmethod
+    def nbytes_of(self, steps: Iterable[int]) -> int:
+        """Return how much room there will be, in bytes, when these steps have been deleted."""
+
+    @abstractmethod
+    def read_document(self, name: str) -> bytes | None:
+        """Return a document of the whole store, one of `DOCUMENT_NAMES`; None if there is none.
+
+        Raises:
+            OSError: It cannot be read.
+        """
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def take(self, known: Mapping[int, CheckpointRecord]) -> tuple[str, ...]:
+        """Become the only writer: make the place, and finish or undo what a killed writer began.
+
+        Args:
+            known: Records of an earlier listing; if there were any and the place has gone since, a remark says so.
+
+        Returns:
+            Remarks.
+
+        Raises:
+            DirectoryLockedError: There is another writer.
+            OSError: The store cannot be written.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Check that this is the only writer still; nothing if it was not taken.
+
+        Raises:
+            OSError: The place was removed, or another writer has it.
+        """
+
+    @abstractmethod
+    def release(self) -> None:
+        """Stop being the writer; more than once does no harm. It may be called in any thread and must not block."""
+
+    @abstractmethod
+    def begin(self, step: int, nbytes: int, min_free_nbytes: int | None = None) -> Attempt:
+        """Begin a checkpoint that nobody sees yet.
+
+        Args:
+            step: Its step, committed or not.
+            nbytes: How much room it takes, in bytes.
+            min_free_nbytes: How much must be free; None: as much as it takes.
+
+        Raises:
+            NoRoomError: There is too little room; nothing was written.
+            OSError: The store failed.
+        """
+
+    @abstractmethod
+    def retire(self, steps: Iterable[int], *, durably: bool = True) -> Retired:
+        """Take checkpoints away from readers. Readers that have one open go on reading it.
+
+        Args:
+            steps: Which; those that are not committed are left out.
+            durably: Whether no crash can bring them back when this returns; otherwise `sweep` sees to it.
+
+        Raises:
+            OSError: The store failed. The checkpoints were put back, if that could be done.
+        """
+
+    @abstractmethod
+    def sweep(self, trash: Sequence[Trash] | None, stop: StopFlag) -> Swept:
+        """Delete trash, in its order, until `stop` is set; None: all that there is, whoever left it.
+
+        Raises:
+            OSError: The store failed.
+        """
+
+    @abstractmethod
+    def write_document(self, name: str, data: bytes) -> None:
+        """Write a document of the whole store as a whole. It is durable with the next commit at the latest.
+
+        Raises:
+            OSError: The store failed. What was there before still is.
+        """
+
+
+class Attempt(ABC):
+    """A checkpoint that is being written. Leaving its block discards it, unless it was committed."""
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> FileRecord:
+        """Write a small file, and return its size and digests. It need not be durable before `commit`.
+
+        Raises:
+            OSError: The store failed.
+        """
+
+    @abstractmethod
+    def write_content(self, name: str, content: Content, context: JobContext) -> FileRecord:
+        """Write a file from a plan and captured arrays, as `write` does.
+
+        Raises:
+            OSError: The store failed.
+            Stopped: The job was asked to stop.
+        """
+
+    def link(self, name: str, step: int) -> FileRecord:
+        """Take over a file of a committed checkpoint without copying it; either may be deleted without the other.
+
+        Raises:
+            OSError: This cannot be done here, and the file has to be written.
+            CorruptCheckpointError: The other checkpoint lacks it.
+        """
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), f"{name} of step {step}")
+
+    @abstractmethod
+    def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
+        """Make this the checkpoint of its step, durably, in the place of one that was there.
+
+        Raises:
+            OSError: The store failed. What was there before still is.
+            Stopped: `stop` was set in time.
+        """
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Delete what was written; nothing once it was committed, or may have been.
+
+        Raises:
+            OSError: Something stays. No reader sees it, and the next writer clears it.
+        """
+
+    def __enter__(self) -> Self:
+        """Return the attempt."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Discard it; what goes wrong with that is a note of the error that came before."""
+        try:
+            self.discard()
+        except OSError as second:
+            if error is None:
+                raise
+            error.add_note(f"what was written could not be removed: {second}")
+
+
+class CheckpointReader(ABC):
+    """One checkpoint, opened once and read by one job; closed when its block is left."""
+
+    manifest: Manifest
+    location: str
+    """Where it lies: the path of its directory, if it has one."""
+
+    @abstractmethod
+    def is_current(self) -> bool:
+        """Whether the step is committed still, and this is its checkpoint."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of it."""
+
+    @abstractmethod
+    def _open(self, name: str, record: FileRecord) -> CheckpointFile:
+        """Open a file, whose record the manifest has, and check its size.
+
+        Raises:
+            CorruptCheckpointError: It is missing, or has another size.
+        """
+
+    def open(self, name: str) -> CheckpointFile:
+        """Open a file of the manifest and check its size.
+
+        Raises:
+            CorruptCheckpointError: It is missing, or has another size.
+        """
+        return self._open(name, self._record(name))
+
+    def read_small(self, name: str) -> bytes:
+        """Read and verify a whole file."""
+        return bytes(self.read_range(name, 0, self._record(name).nbytes))
+
+    def read_range(self, name: str, offset: int, nbytes: int) -> memoryview:
+        """Read bytes of a file, from verified blocks."""
+        with self.open(name) as file:  # first: the size claimed is a file's size
+            file.check_range(offset, nbytes)
+            data = aligned_buffer(nbytes)
+            file.read([Target(offset, nbytes, data)] if nbytes else [])
+        return data.data  # without a copy: an index may be large
+
+    def verify(self, name: str, context: JobContext) -> None:
+        """Read a whole file and verify it."""
+        with self.open(name) as file:
+            file.read([], context, is_whole=True)
+
+    def corrupt(self, name: str, reason: str) -> CorruptCheckpointError:
+        """Make the error that says what is wrong with a file."""
+        step = self.manifest.step
+        shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}..."
+        return CorruptCheckpointError(f"step {step}: {shown} {reason}", step=step, file=name)
+
+    def _record(self, name: str) -> FileRecord:
+        record = self.manifest.files.get(name)
+        if record is None:
+            raise self.corrupt(name, "is not in the manifest")
+        return record
+
+    def __enter__(self) -> Self:
+        """Return the reader."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+
+class CheckpointFile(ABC):
+    """One file of a checkpoint, open for reading; closed when its block is left."""
+
+    def __init__(self, record: FileRecord, corrupt: Callable[[str], CorruptCheckpointError]) -> None:
+        self.record = record
+        self.corrupt = corrupt
+        """Makes the error to raise from what is wrong with the file."""
+
+    def read(
+        self,
+        targets: Sequence[Target],
+        context: JobContext | None = None,
+        *,
+        is_whole: bool = False,
+        on_begin: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Read what is wanted, and verify every digest block that was touched.
+
+        Args:
+            targets: What is wanted, sorted by offset, without overlaps.
+            context: The job's; its flag is looked at before every chunk. Without one this thread reads alone.
+            is_whole: Whether to read and verify the rest of the file, too.
+            on_begin: Called with the range of each chunk before it is read, from any thread.
+
+        Raises:
+            CorruptCheckpointError: A digest does not match, or the file ends too early.
+            Stopped: The job was asked to stop.
+        """
+        if targets:
+            self.check_range(targets[-1].offset, targets[-1].nbytes)
+        self._read(targets, context, is_whole, on_begin)
+
+    def check_range(self, offset: int, nbytes: int) -> None:
+        """Refuse a range that the file does not have."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.record.nbytes:
+            raise self.corrupt(f"has {self.record.nbytes} bytes, and {nbytes} from byte {offset} on are wanted")
+
+    @abstractmethod
+    def _read(
+        self,
+        targets: Sequence[Target],
+        context: JobContext | None,
+        is_whole: bool,  # noqa: FBT001 - as `read` has them
+        on_begin: Callable[[int, int], None] | None,
+    ) -> None:
+        """Do what `read` does."""
+
+    def map(self) -> MappedFile:
+        """Map the file into memory, read-only; the mapping outlives this object.
+
+        Raises:
+            CheckpointError: The store has no local files.
+        """
+        raise CheckpointError("lazy=True maps files of a local disk, which this store does not have: load without it")
+
+    def close(self) -> None:  # noqa: B027 - there may be nothing to close
+        """Let go of the file."""
+
+    def __enter__(self) -> Self:
+        """Return the file."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+
+class PendingDirectory(NamedTuple):
+    """A directory whose files a caller writes."""
+
+    path: Path
+    remarks: tuple[str, ...]
+
+
+class LocalDirectories(ABC):
+    """What a store adds whose checkpoints are directories of the local file system."""
+
+    @abstractmethod
+    def begin(self, step: int, documents: Mapping[str, bytes]) -> PendingDirectory:
+        """Make a pending directory with its small files, for a caller who writes the rest.
+
+        Raises:
+            OSError: The disk failed.
+        """
+
+    @abstractmethod
+    def parse_step(self, path: Path) -> int:
+        """Return the step of a pending directory, by its name.
+
+        Raises:
+            ValueError: It is none.
+        """
+
+    @abstractmethod
+    def read_pending(self, path: Path, name: str) -> bytes | None:
+        """Read a small file of a pending directory as it is; None if the directory does not exist.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+
+    @abstractmethod
+    def commit(self, path: Path, stop: StopFlag) -> Committed:
+        """Commit a pending directory that the caller has filled.
+
+        Raises:
+            ValueError: It is not one of this store's.
+            FileNotFoundError: It does not exist.
+            CheckpointError: There is a symbolic link or a special file in it.
+            OSError: The disk failed. If it was a sync of the caller's files, they are discarded: syncing them again
+                might report a success that it is not. Otherwise they stay, and may be committed again.
+            Stopped: `stop` was set.
+        """
+
+    @abstractmethod
+    def discard(self, path: Path) -> None:
+        """Delete a pending directory.
+
+        Raises:
+            OSError: Something in it stays.
+        """
+
+    @abstractmethod
+    def open(self, path: Path) -> CheckpointReader:
+        """Open the checkpoint that a directory is, wherever it lies and whatever it is called.
+
+        Raises:
+            CheckpointNotFoundError: It is none.
+            CheckpointError: As `Store.open`.
+        """

@@ -12,15 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asyncckpt.disk.metric_file import (
-    MetricFile,
-    StoredMetric,
-    clear_half_made,
-    is_half_made,
-    read_metric_file,
-    write_metric_file,
-)
 from asyncckpt.disk.ops import DiskOps
+from asyncckpt.saving.stored_metric import MetricFile, StoredMetric, read_stored_metric, write_stored_metric
+from asyncckpt.storage.local.documents import clear_half_written, has_half_written
+from asyncckpt.storage.local.store import LocalStore
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -30,6 +25,16 @@ NAME = ".asyncckpt.json"
 HALF_MADE = ".asyncckpt.json.tmp"
 LOSS = StoredMetric("loss", higher_is_better=False)
 RETURN = StoredMetric("return", higher_is_better=True)
+
+
+def read_metric_file(root: Path) -> MetricFile:
+    """Read the document of a checkpoint directory."""
+    return read_stored_metric(LocalStore(root, DiskOps()))
+
+
+def write_metric_file(ops: DiskOps, root: Path, stored: StoredMetric) -> None:
+    """Write it, through some disk."""
+    write_stored_metric(LocalStore(root, ops), stored)
 
 
 class Killed(BaseException):
@@ -81,8 +86,8 @@ def test_killed_at_any_operation_the_old_or_the_new_one_is_there(tmp_path: Path,
         with pytest.raises(Killed):
             write_metric_file(disk, root, RETURN)
         assert read_metric_file(root) == MetricFile(old)
-        assert is_half_made(root) == (after > 0)
-        clear_half_made(DiskOps(), root)
+        assert has_half_written(root) == (after > 0)
+        clear_half_written(DiskOps(), root)
         assert [path.name for path in root.iterdir()] == ([] if old is None else [NAME])
         write_metric_file(DiskOps(), root, RETURN)
         assert read_metric_file(root) == MetricFile(RETURN)

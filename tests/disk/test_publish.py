@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asyncckpt.disk import listing, publish, removal
-from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, decode_manifest, digest_bytes
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, Manifest, decode_manifest, digest_bytes
 from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 from asyncckpt.runtime.pacing import StopFlag, Stopped
@@ -41,7 +41,7 @@ def prepare(disk: FaultyDisk, root: Path, step: int, content: str) -> Path:
     """Make a sealed pending directory."""
     pending = publish.stage(disk, root, step).path
     files = {"file": write_bytes(disk, pending / "file", content.encode())}
-    publish.seal(disk, pending, step, files)
+    publish.seal(disk, pending, Manifest(step=step, created=0.0, files=files))
     return pending
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asyncckpt.disk import listing, publish, removal
+from asyncckpt.disk.ops import DiskOps
+from asyncckpt.storage.local.store import LocalStore
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -120,7 +122,7 @@ def test_readers_take_a_lone_old_one(tmp_path: Path) -> None:
     (tmp_path / "deleted_step_1" / "sub" / "who").unlink()
     (tmp_path / "deleted_step_1" / "sub").rmdir()
     (tmp_path / "deleted_step_1").rmdir()
-    assert listing.missing(tmp_path, [1, 2, 3, 4]) == [3, 4]
+    assert LocalStore(tmp_path, DiskOps()).missing([1, 2, 3, 4]) == [3, 4]
 
 
 def test_only_directories_count(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from asyncckpt.disk import listing, publish, removal
+from asyncckpt.disk.manifest import Manifest
 from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.testing import FaultyDisk
 
@@ -53,7 +54,8 @@ def kill() -> None:
 def save(disk: FaultyDisk, root: Path, step: int, content: str) -> publish.Published:
     """Commit a checkpoint of one file."""
     pending = publish.stage(disk, root, step).path
-    publish.seal(disk, pending, step, {"file": write_bytes(disk, pending / "file", content.encode())})
+    files = {"file": write_bytes(disk, pending / "file", content.encode())}
+    publish.seal(disk, pending, Manifest(step=step, created=0.0, files=files))
     return publish.publish(disk, pending, step)
 
 
@@ -133,7 +135,8 @@ def test_a_failed_sync_takes_it_all_back(tmp_path: Path) -> None:
     assert committed(tmp_path) == {3: "a"}
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
     pending = publish.stage(disk, tmp_path, 3).path
-    publish.seal(disk, pending, 3, {"file": write_bytes(disk, pending / "file", b"b")})
+    files = {"file": write_bytes(disk, pending / "file", b"b")}
+    publish.seal(disk, pending, Manifest(step=3, created=0.0, files=files))
     moved = publish.move(disk, pending, 3)
     assert committed(tmp_path) == {3: "b"}
     disk.fail("sync_directory", errno.EIO)

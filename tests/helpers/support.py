@@ -28,6 +28,7 @@ from asyncckpt.saving import commit
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, verify_checkpoint
 from asyncckpt.state.capture import Capture
 from asyncckpt.state.encode import flatten
+from asyncckpt.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,19 +170,18 @@ def save_to(  # noqa: PLR0913 - each is an independent wish
     flat = flatten(state, pacer=Pacer())
     capture = Capture.live(flat, is_frozen=True) if frozen else Capture.staged(flat, None, JobContext(yields=False))
     request = commit.WriteRequest(
-        root=root,
         step=step,
         capture=capture,
         documents={"training_info.json": info},
         format_name=form,
         **options,
     )
-    return commit.write_checkpoint(ops or DiskOps(), request, JobContext()).record.path
+    return commit.write_checkpoint(LocalStore(root, ops or DiskOps()), request, JobContext()).record.path
 
 
 def load_fully(root: Path, step: int, **request: Any) -> Loaded:
     """Load a checkpoint in this thread."""
-    return load_checkpoint(root, step, LoadRequest(**request), JobContext())
+    return load_checkpoint(LocalStore(root, DiskOps()), step, LoadRequest(**request), JobContext())
 
 
 def load_from(root: Path, step: int, **request: Any) -> Any:
@@ -191,7 +191,7 @@ def load_from(root: Path, step: int, **request: Any) -> Any:
 
 def verify(root: Path, step: int) -> None:
     """Verify a checkpoint in this thread."""
-    verify_checkpoint(root, step, JobContext())
+    verify_checkpoint(LocalStore(root, DiskOps()), step, JobContext())
 
 
 def round_trip(root: Path, state: object, form: str = "msgpack", **request: Any) -> Any:

@@ -32,7 +32,7 @@ import pytest
 from helpers.gates import Gate, hold
 
 import asyncckpt
-from asyncckpt.saving import directory as listing
+from asyncckpt.storage.local import store as listing
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:

@@ -26,12 +26,16 @@ from asyncckpt import (
 )
 from asyncckpt.disk import read_blocks
 from asyncckpt.disk.manifest import decode_manifest, digest_bytes
+from asyncckpt.disk.ops import DiskOps
 from asyncckpt.saving import load_job
 from asyncckpt.state.decode import Decoder
+from asyncckpt.storage.local.store import LocalStore
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from asyncckpt.storage.base import CheckpointReader
 
 MIB = 1 << 20
 both_formats = pytest.mark.parametrize("form", FORMATS)
@@ -629,14 +633,15 @@ def test_a_checkpoint_that_is_swapped_again_and_again_is_never_called_damaged(tm
     swaps = 0
     save_to(tmp_path, 1, {"a": 1})
 
-    def swapped_under_us(path: Path) -> str:
+    def swapped_under_us(reader: CheckpointReader) -> str:
         nonlocal swaps
         if swaps < 5:
             swaps += 1
-            shutil.rmtree(path)
+            shutil.rmtree(reader.location)
             save_to(tmp_path, 1, {"a": swaps})
             raise CorruptCheckpointError("its files were being deleted")
         return "whole"
 
-    assert load_job._with_retry(lambda: load_job._find(tmp_path, 1), 1, swapped_under_us) == "whole"
+    store = LocalStore(tmp_path, DiskOps())
+    assert load_job._reading(lambda: store.open(1), swapped_under_us) == "whole"
     assert swaps == 5

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncckpt
+from asyncckpt.disk.ops import DiskOps
 from asyncckpt.saving import catalog, retention
 from asyncckpt.storage.local import records as listing
+from asyncckpt.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 MAKERS = {"__new__", "__truediv__", "joinpath"}
 """What of `pathlib` makes a Path."""
+
+
+def list_all(directory: Path) -> dict[int, asyncckpt.CheckpointRecord]:
+    """List a directory for the first time."""
+    return LocalStore(directory, DiskOps()).list_checkpoints({}).records
 
 
 @pytest.mark.parametrize("root", ["run", "a directory/of runs"])
@@ -37,11 +44,11 @@ def test_records_are_read_without_a_path_for_each(tmp_path: Path, root: str) -> 
 
         sys.setprofile(count_paths)
         try:
-            records = listing.read_records(directory)
+            records = list_all(directory)
         finally:
             sys.setprofile(None)
         made.append(paths)
-        assert [record.path for record in records] == [directory / f"step_{step}" for step in range(count)]
+        assert [record.path for record in records.values()] == [directory / f"step_{step}" for step in range(count)]
     assert made[0] == made[1]
 
 
@@ -50,7 +57,7 @@ def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
     for step in range(5):
         _make(tmp_path, step, loss=step)
     (tmp_path / "step_3" / "training_info.json").write_bytes(b"{")
-    known = {record.step: record for record in listing.read_records(tmp_path)}
+    known = list_all(tmp_path)
     assert known[3].training_info == {}
 
     (tmp_path / "step_1").rename(tmp_path / "elsewhere")
@@ -59,8 +66,8 @@ def test_what_is_known_is_not_read_again(tmp_path: Path) -> None:
     (tmp_path / "step_4").rename(tmp_path / "step_6")
     _make(tmp_path, 5, loss=50)
     (tmp_path / "step_0").rename(tmp_path / "old_step_0")  # as an overwrite leaves it, when it is killed
-    records = {record.step: record for record in listing.read_records(tmp_path, known)}
-    assert records == {record.step: record for record in listing.read_records(tmp_path)}
+    records = LocalStore(tmp_path, DiskOps()).list_checkpoints(known).records
+    assert records == list_all(tmp_path)
     assert [step for step, record in records.items() if record is known.get(step)] == [2]
     assert [record.training_info["loss"] for record in records.values()] == [0, 10, 2, 30, 50, 4]
 

@@ -89,7 +89,7 @@ async def test_back_to_back_saves_cannot_fill_the_disk(tmp_path: Path) -> None:
 
 async def test_on_a_disk_that_is_nearly_full_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is retired is gone before the next save is written, when it holds more than half of what is left."""
-    monkeypatch.setattr("asyncckpt.saving.commit.free_nbytes", lambda _: 10_000)
+    monkeypatch.setattr("asyncckpt.storage.local.outcomes.free_nbytes", lambda _: 10_000)
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk, keep_latest_k=1) as manager:
         await (await manager.save(1, STATE))

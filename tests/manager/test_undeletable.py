@@ -283,7 +283,7 @@ async def test_what_is_deleted_is_gone_when_space_is_short(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Where a deleted checkpoint holds much of what the disk has left, its files have gone when the call returns."""
-    monkeypatch.setattr("asyncckpt.saving.commit.free_nbytes", lambda _: 10_000)
+    monkeypatch.setattr("asyncckpt.storage.local.outcomes.free_nbytes", lambda _: 10_000)
     await save(tmp_path, 1, 2)
     async with CheckpointManager(tmp_path, keep_latest_k=1) as manager:
         await (manager.delete(1) if way == "delete" else manager.remove_old_checkpoints())

@@ -23,7 +23,7 @@ class Bug:
 BUGS = (
     Bug(
         "the state file is not synced",
-        (("saving/commit.py", "context, batch=batch)", "context, batch=SyncBatch(ops))"),),
+        (("storage/local/attempt.py", "context, batch=self._batch)", "context, batch=SyncBatch(self._ops))"),),
         (("power-cut", "msgpack/first/1"), ("fault", "msgpack/save/1")),
     ),
     Bug(
@@ -33,7 +33,7 @@ BUGS = (
     ),
     Bug(
         "small files are not synced",
-        (("saving/commit.py", "pending / name, data, batch)", "pending / name, data, SyncBatch(ops))"),),
+        (("storage/local/attempt.py", "name, data, self._batch)", "name, data, SyncBatch(self._ops))"),),
         (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
@@ -48,7 +48,7 @@ BUGS = (
     ),
     Bug(
         "the checkpoint's directory is not synced",
-        (("disk/publish.py", "    with _syncing():\n        ops.sync_directory(pending)\n    return", "    return"),),
+        (("disk/publish.py", "    with _syncing():\n        ops.sync_directory(pending)\n\n\ndef", "\n\ndef"),),
         (("power-cut", "msgpack/first/1"),),
     ),
     Bug(
@@ -71,11 +71,11 @@ BUGS = (
         "acknowledged before the parent's sync",
         (
             (
-                "saving/commit.py",
-                "        path, old, others = publish.make_durable(ops, moved)\n",
+                "storage/local/attempt.py",
+                "        path, old, others = publish.make_durable(self._ops, moved)\n",
                 (
                     "        path, old, others = moved.committed, None, ()\n"
-                    "        __import__('threading').Timer(0.05, publish.make_durable, (ops, moved)).start()\n"
+                    "        __import__('threading').Timer(0.05, publish.make_durable, (self._ops, moved)).start()\n"
                 ),
             ),
         ),
@@ -132,16 +132,16 @@ BUGS = (
         "acknowledged before its rename",
         (
             (
-                "saving/commit.py",
-                "        moved = publish.move(ops, pending, request.step)\n    except",
+                "storage/local/attempt.py",
+                "        moved = publish.move(self._ops, self._pending, self._step)\n",
                 (
-                    "        committed = request.root / f'step_{request.step}'\n"
-                    "        moved = publish.Moved(request.step, pending, committed, None)\n    except"
+                    "        committed = self._root / f'step_{self._step}'\n"
+                    "        moved = publish.Moved(self._step, self._pending, committed, None)\n"
                 ),
             ),
             (
-                "saving/commit.py",
-                "        path, old, others = publish.make_durable(ops, moved)\n",
+                "storage/local/attempt.py",
+                "        path, old, others = publish.make_durable(self._ops, moved)\n",
                 "        path, old, others = moved.committed, None, ()\n",
             ),
             (
@@ -152,7 +152,8 @@ BUGS = (
                     "                for _ in range(50):\n"
                     "                    await asyncio.sleep(0)\n"
                     "                pending = self._root / f'tmp_step_{tracker.step}'\n"
-                    "                await self._jobs.run(commit.publish.publish, self._ops, pending, tracker.step)\n"
+                    "                from asyncckpt.disk import publish\n"
+                    "                await self._jobs.run(publish.publish, self._store._ops, pending, tracker.step)\n"
                 ),
             ),
         ),
@@ -163,14 +164,14 @@ BUGS = (
         (
             ("disk/publish.py", "    if batch is not None:\n        batch.sync()\n", ""),
             (
-                "saving/commit.py",
+                "storage/local/attempt.py",
                 (
-                    "place, batch)\n        context.stop.check()\n"
-                    "        moved = publish.move(ops, pending, request.step)\n"
+                    "        self._batch.close()\n        stop.check()\n"
+                    "        moved = publish.move(self._ops, self._pending, self._step)\n"
                 ),
                 (
-                    "place, batch)\n            moved = publish.move(ops, pending, request.step)\n"
-                    "            batch.sync()\n"
+                    "        moved = publish.move(self._ops, self._pending, self._step)\n"
+                    "        self._batch.sync()\n        self._batch.close()\n"
                 ),
             ),
         ),
@@ -249,12 +250,11 @@ BUGS = (
         (
             (
                 "saving/commit.py",
-                "        pending, leftovers = publish.stage(ops, request.root, request.step)\n        with SyncBatch",
+                "request.min_free_nbytes) as attempt:\n",
                 (
-                    "        pending, leftovers = publish.stage(ops, request.root, request.step)\n"
-                    "        if (pool := getattr(request.capture.snapshot, '_pool', None)) is not None:\n"
-                    "            pool.give(list(request.capture.snapshot._buffers))\n"
-                    "        with SyncBatch"
+                    "request.min_free_nbytes) as attempt:\n"
+                    "            if (pool := getattr(request.capture.snapshot, '_pool', None)) is not None:\n"
+                    "                pool.give(list(request.capture.snapshot._buffers))\n"
                 ),
             ),
         ),

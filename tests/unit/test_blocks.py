@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from asyncckpt import CorruptCheckpointError
 from asyncckpt.disk import read_blocks, write_blocks
-from asyncckpt.disk.checkpoint import CheckpointFile, open_checkpoint
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord, Manifest, decode_manifest
 from asyncckpt.disk.ops import O_DIRECT, DiskOps
 from asyncckpt.disk.plan import FilePlan, PlanEntry, Span
@@ -26,6 +25,7 @@ from asyncckpt.disk.write_blocks import Content, Part, Progress, digest_parts, w
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES, aligned_buffer
 from asyncckpt.runtime.pacing import StopFlag, Stopped
+from asyncckpt.storage.local.reader import LocalFile, open_path
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -352,12 +352,12 @@ def test_digests_do_not_depend_on_the_parts(cuts: list[int]) -> None:
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Iterator[tuple[CheckpointFile, bytes]]:
+def checkpoint(tmp_path: Path) -> Iterator[tuple[LocalFile, bytes]]:
     """Write a file of 20 MiB and a bit, with a manifest, and open it."""
     data = np.random.default_rng(5).bytes(20 * MIB + 1234)
     record = write_bytes(DiskOps(), tmp_path / "data", data)
     (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
-    with open_checkpoint(tmp_path, 3) as reader, reader.open("data") as file:
+    with open_path(tmp_path) as reader, reader.open("data") as file:
         yield file, data
 
 
@@ -435,7 +435,7 @@ def cold_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
     record = write_bytes(DiskOps(), tmp_path / "data", data)
     (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
     monkeypatch.setattr(read_blocks.MappedFile, "is_cached", lambda _: False)
-    with open_checkpoint(tmp_path, 3) as reader, reader.open("data") as file:
+    with open_path(tmp_path) as reader, reader.open("data") as file:
         yield file, data
 
 
@@ -551,7 +551,7 @@ def test_a_flipped_bit_is_found_where_it_is_needed(tmp_path: Path, at: int) -> N
     (tmp_path / "data").write_bytes(data)
     (tmp_path / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
     block = at // MIB
-    with open_checkpoint(tmp_path, 3) as reader:
+    with open_path(tmp_path) as reader:
         with pytest.raises(CorruptCheckpointError, match=f"block at byte {block * MIB} ") as caught:
             reader.verify("data", JobContext())
         assert (caught.value.step, caught.value.file) == (3, "data")
@@ -577,7 +577,7 @@ def test_files_that_are_not_what_was_written(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     elif kind == "pipe":
         os.mkfifo(path)
-    with open_checkpoint(tmp_path, 3) as reader, pytest.raises(CorruptCheckpointError) as caught:
+    with open_path(tmp_path) as reader, pytest.raises(CorruptCheckpointError) as caught:
         reader.read_small("data")
     assert caught.value.file == "data"
     assert "step 3" in str(caught.value)
@@ -597,7 +597,7 @@ def test_a_reader_stays_with_the_directory_it_opened(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         record = write_bytes(DiskOps(), tmp_path / name / "data", text)
         (tmp_path / name / "manifest.json").write_bytes(Manifest(step=3, created=0.0, files={"data": record}).encode())
-    with open_checkpoint(tmp_path / "a", 3) as reader:
+    with open_path(tmp_path / "a") as reader:
         (tmp_path / "a").rename(tmp_path / "c")
         (tmp_path / "b").rename(tmp_path / "a")
         assert reader.read_small("data") == b"old"

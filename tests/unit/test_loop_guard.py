@@ -28,6 +28,7 @@ CALLS = {
 FUNCTIONS = {
     "disk/": "asyncckpt.disk.room.spell(1)",
     "formats/": "asyncckpt.formats.key_names.escape('a')",
+    "storage/": "asyncckpt.storage.local.outcomes.remarks_of(())",
     "saving/": "asyncckpt.saving.load_job.verify_checkpoint(None, 0, None)",
     "keyed/": "asyncckpt.keyed.json_values.encode_key('a')",
     "keyed/hdf5/": "asyncckpt.keyed.hdf5.store.HDF5Store.commit(None, None)",

@@ -12,8 +12,8 @@ from helpers.pacers import CountingPacer, StopLater
 from helpers.support import assert_same, load_fully, save_to
 
 from asyncckpt.disk import read_blocks
-from asyncckpt.disk.checkpoint import CheckpointFile
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES
+from asyncckpt.disk.ops import DiskOps
 from asyncckpt.formats import msgpack
 from asyncckpt.runtime import pacing
 from asyncckpt.runtime.buffers import BufferPool
@@ -24,6 +24,8 @@ from asyncckpt.state import index as ix
 from asyncckpt.state.capture import StagedSnapshot, staged_nbytes
 from asyncckpt.state.decode import Decoder
 from asyncckpt.state.encode import flatten
+from asyncckpt.storage.base import CheckpointFile
+from asyncckpt.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -179,7 +181,7 @@ def test_the_pacer_of_a_load_is_asked_between_runs(tmp_path: Path) -> None:
     """A load can be stopped between any two runs of small arrays."""
     save_to(tmp_path, 1, {f"w{i}": np.full(8, i) for i in range(COUNT)})
     looks = StopLater(1 << 30)
-    load_job.load_checkpoint(tmp_path, 1, load_job.LoadRequest(), JobContext(stop=looks))
+    load_job.load_checkpoint(LocalStore(tmp_path, DiskOps()), 1, load_job.LoadRequest(), JobContext(stop=looks))
     runs = -(-COUNT // BATCH_OBJECTS)
     # Rows and nodes are each decoded and then read; names are hashed, and are nodes too.
     steps = ("rows", "rows", "sums", "segments", "memory", "targets", "contents", "hashes", *("nodes",) * 4)

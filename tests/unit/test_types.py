@@ -424,8 +424,9 @@ def test_nothing_is_imported_by_name(tmp_path: Path) -> None:
     save_to(tmp_path, 1, {"mode": Mode.FAST})
     script = (
         "import sys, pathlib; from asyncckpt.saving.load_job import LoadRequest, load_checkpoint\n"
-        "from asyncckpt.runtime.context import JobContext\n"
-        "found = load_checkpoint(pathlib.Path(sys.argv[1]), 1, LoadRequest(), JobContext())\n"
+        "from asyncckpt.runtime.context import JobContext; from asyncckpt.disk.ops import DiskOps\n"
+        "from asyncckpt.storage.local.store import LocalStore\n"
+        "found = load_checkpoint(LocalStore(pathlib.Path(sys.argv[1]), DiskOps()), 1, LoadRequest(), JobContext())\n"
         "assert 'elsewhere' not in sys.modules; print(found.checkpoint.state, found.unknown_types)"
     )
     environment = {"PYTHONPATH": f"{tmp_path}:{pathlib.Path(__file__).parents[2]}"}

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from asyncckpt.disk.checkpoint import open_directory, read_unverified
 from asyncckpt.disk.diagnosis import describe_checkpoint
-from asyncckpt.disk.listing import Listing, scan, what_stands_at
-from asyncckpt.disk.names import TRAINING_INFO_NAME
-from asyncckpt.documents import parse_training_info
+from asyncckpt.disk.listing import Scan, scan, what_stands_at
+from asyncckpt.disk.open_below import open_directory, read_unverified
+from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.storage.base import NO_IDENTITY, CheckpointRecord, Identity
+from asyncckpt.storage.base import SHORTAGES, CheckpointRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-_SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
-
-def describe_strangers(root: Path, listing: Listing) -> list[str]:
+def describe_strangers(root: Path, listing: Scan) -> list[str]:
     """Say what has the name of a checkpoint in a directory and is none."""
     return [f"{name} is no checkpoint: {what_stands_at(root / name)}" for name in listing.strangers]
 
@@ -38,22 +34,7 @@ def say_if_gone(root: Path, known: Mapping[int, CheckpointRecord]) -> list[str]:
     return [message]
 
 
-def read_records(root: Path, known: Mapping[int, CheckpointRecord] | None = None) -> list[CheckpointRecord]:
-    """List the committed checkpoints with their training_info, by ascending step, without verifying them.
-
-    Args:
-        root: The directory.
-        known: Records of this directory from an earlier listing. Those whose directory is still the same one are not
-            read again, which takes a tenth of the time.
-
-    Raises:
-        NotADirectoryError: There is a file in the directory's place.
-        OSError: The directory cannot be read.
-    """
-    return read_listed(root, scan_root(root), known or {})
-
-
-def scan_root(root: Path) -> Listing:
+def scan_root(root: Path) -> Scan:
     """List the names in a directory.
 
     Raises:
@@ -69,7 +50,7 @@ def scan_root(root: Path) -> Listing:
         raise NotADirectoryError(message) from None
 
 
-def read_listed(root: Path, listing: Listing, known: Mapping[int, CheckpointRecord]) -> list[CheckpointRecord]:
+def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord]) -> list[CheckpointRecord]:
     """Read the records of what was listed; `known` is that of `read_records`."""
     if not listing.committed:
         return []
@@ -90,15 +71,6 @@ def read_listed(root: Path, listing: Listing, known: Mapping[int, CheckpointReco
     return records
 
 
-def read_record(path: Path, step: int) -> CheckpointRecord:
-    """Read the record of the checkpoint that a directory holds."""
-    at = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        return _record(step, _below(path.parent), path.name, at)
-    finally:
-        os.close(at)
-
-
 def _below(root: Path) -> str:
     """Return what a path below a directory begins with: with thousands of checkpoints, to join them takes a while."""
     return os.path.join(root, "")  # noqa: PTH118 - a Path would drop the separator
@@ -107,7 +79,7 @@ def _below(root: Path) -> str:
 def _record(step: int, below: str, name: str, at: int) -> CheckpointRecord:
     """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
     info: dict[str, Any] = {}
-    identity = NO_IDENTITY  # of what could not be read: the next listing tries again
+    identity = None  # of what could not be read: the next listing tries again
     try:
         directory = open_directory(name, at)
         try:
@@ -117,7 +89,7 @@ def _record(step: int, below: str, name: str, at: int) -> CheckpointRecord:
         finally:
             os.close(directory)
     except OSError as error:
-        if error.errno in _SHORTAGES:  # which say nothing of the checkpoint: without its metric it might be pruned
+        if error.errno in SHORTAGES:  # which say nothing of the checkpoint: without its metric it might be pruned
             raise
     except (ValueError, RecursionError):  # damaged, and left out like what is missing: `load` will say what is wrong
         pass
@@ -126,13 +98,14 @@ def _record(step: int, below: str, name: str, at: int) -> CheckpointRecord:
 
 def _stands_for(record: CheckpointRecord, below: str, name: str, at: int) -> bool:
     """Whether an earlier record is of the directory that has this name now, and had it then."""
-    return record.identity == identity_of(name, at) != NO_IDENTITY and record.directory == below + name
+    found = identity_of(name, at)
+    return found is not None and record.identity == found and record.directory == below + name
 
 
-def identity_of(directory: os.PathLike[str] | str | int, at: int | None = None) -> Identity:
-    """Tell a directory from an earlier or later one of its name; NO_IDENTITY if it is gone."""
+def identity_of(directory: os.PathLike[str] | str | int, at: int | None = None) -> tuple[int, int] | None:
+    """Tell a directory from an earlier or later one of its name; None if it is gone."""
     try:
         found = os.stat(directory, dir_fd=at)
     except OSError:  # gone meanwhile
-        return NO_IDENTITY
+        return None
     return found.st_ino, found.st_mtime_ns

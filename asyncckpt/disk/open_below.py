@@ -1,0 +1,64 @@
+"""Open the files below a directory, which is opened once.
+
+1. If the directory is renamed, replaced or deleted meanwhile, what is opened through its descriptor is still in it.
+2. No symbolic link is followed, and no special file is opened or waited for.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+
+def read_unverified(directory: int, name: str) -> bytes:
+    """Read a small file below an open directory as it is.
+
+    Raises:
+        OSError: It is missing, or not a regular file.
+    """
+    fd, missing = open_below(directory, name)
+    try:
+        data = []
+        while missing and (part := os.read(fd, missing)):
+            data.append(part)
+            missing -= len(part)
+        return b"".join(data)
+    finally:
+        os.close(fd)
+
+
+def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
+    """Open a checkpoint's directory, and return its descriptor; `at` is one of the directory that `path` lies below.
+
+    Raises:
+        OSError: It is missing, or something else.
+    """
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+
+
+def open_below(directory: int, name: str) -> tuple[int, int]:
+    """Open a regular file below a directory without following symbolic links, or waiting for anybody.
+
+    Returns:
+        Its descriptor, and how many bytes it has.
+
+    Raises:
+        OSError: It cannot be opened, or is something else.
+        ValueError: No file can have such a name.
+    """
+    *folders, last = name.split("/")
+    at, opened = directory, []
+    try:
+        for folder in folders:
+            at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            opened.append(at)
+        fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    finally:
+        for each in opened:
+            os.close(each)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return fd, found.st_size

@@ -1,0 +1,55 @@
+"""The jobs that list a store, and arrange what they find for the catalog, in a worker thread. Nothing is verified."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from asyncckpt.saving.catalog import Listed, arrange
+from asyncckpt.saving.metric import metric_to_store
+from asyncckpt.saving.stored_metric import read_stored_metric, write_stored_metric
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asyncckpt.saving.metric import PolicyRequest
+    from asyncckpt.saving.stored_metric import MetricFile
+    from asyncckpt.storage.base import CheckpointRecord, Store
+
+
+def enter_store(store: Store, request: PolicyRequest, *, is_writer: bool, must_exist: bool) -> Listed:
+    """List a store for a manager that begins to use it; see `Store.enter`."""
+    listing = store.enter(is_writer=is_writer, must_exist=must_exist)
+    return arrange(listing, request, read_stored_metric(store))
+
+
+def list_again(store: Store, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
+    """List a store; see `Store.list_checkpoints`."""
+    return arrange(store.list_checkpoints(known), request, read_stored_metric(store))
+
+
+def take_store(store: Store, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
+    """Become the store's writer, write the metric that ranks its checkpoints, and list them; see `Store.take`.
+
+    Raises:
+        DirectoryLockedError: There is another writer.
+        OSError: The store cannot be written.
+    """
+    remarks = store.take(known)
+    try:
+        file = read_stored_metric(store)
+        remarks += _store_metric(store, request, file)
+        return arrange(store.list_checkpoints(known), request, file, remarks)
+    except BaseException:
+        store.release()
+        raise
+
+
+def _store_metric(store: Store, request: PolicyRequest, file: MetricFile) -> tuple[str, ...]:
+    """Write the metric if the store does not have it yet; return what there is to warn of."""
+    metric = metric_to_store(request.resolve(file)[0], file)
+    try:
+        if metric is not None:
+            write_stored_metric(store, metric)
+    except OSError as error:  # no checkpoint depends on it: the next manager tries again
+        return (f"the metric could not be stored for those who open the directory later: {error}",)
+    return ()

@@ -1,0 +1,71 @@
+"""Write a checkpoint into a pending directory, and publish it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from asyncckpt.disk import publish, removal
+from asyncckpt.disk.batch import SyncBatch
+from asyncckpt.disk.write_blocks import write_bytes, write_content
+from asyncckpt.storage.base import Attempt
+from asyncckpt.storage.local.outcomes import committed_at, explain
+from asyncckpt.storage.local.reader import open_step
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from asyncckpt.disk.manifest import FileRecord, Manifest
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.disk.write_blocks import Content
+    from asyncckpt.runtime.context import JobContext
+    from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.storage.base import Committed
+
+
+class LocalAttempt(Attempt):
+    """A pending directory that is being filled. Its small files are synced together."""
+
+    def __init__(self, ops: DiskOps, root: Path, step: int, needed: str) -> None:
+        """Make the directory; `needed` says in words how much room the checkpoint takes."""
+        self._ops = ops
+        self._root = root
+        self._step = step
+        self._needed = needed
+        self._pending, self._leftovers = publish.stage(ops, root, step)
+        self._batch = SyncBatch(ops)
+        self._is_open = True
+
+    def write(self, name: str, data: bytes) -> FileRecord:
+        return write_bytes(self._ops, self._pending / name, data, self._batch)
+
+    def write_content(self, name: str, content: Content, context: JobContext) -> FileRecord:
+        return write_content(self._ops, self._pending / name, content, context, batch=self._batch)
+
+    def link(self, name: str, step: int) -> FileRecord:
+        with open_step(self._root, step) as reader, reader.open(name) as file:
+            self._ops.link(Path(reader.location, name), self._pending / name)
+            return file.record
+
+    def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
+        publish.seal(self._ops, self._pending, manifest, self._batch)
+        self._batch.close()
+        stop.check()
+        moved = publish.move(self._ops, self._pending, self._step)
+        self._is_open = False  # if its names cannot be made durable, nobody knows which of them would survive
+        path, old, others = publish.make_durable(self._ops, moved)
+        return committed_at(path, old, [*self._leftovers, *others])
+
+    def discard(self) -> None:
+        self._batch.close()
+        if self._is_open:
+            self._is_open = False
+            removal.discard(self._ops, self._pending)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Discard it; then say of a lack of room what is needed and what is free, without what was discarded."""
+        super().__exit__(kind, error, traceback)
+        if isinstance(error, OSError):
+            explain(error, self._root, self._needed)

@@ -1,0 +1,100 @@
+"""Pending directories whose files a caller writes."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+from asyncckpt.disk import publish, removal, room
+from asyncckpt.disk.listing import nbytes_of
+from asyncckpt.disk.manifest import Manifest
+from asyncckpt.disk.names import Kind, parse_name
+from asyncckpt.disk.open_below import open_directory, read_unverified
+from asyncckpt.disk.write_blocks import write_bytes
+from asyncckpt.storage.base import LocalDirectories, PendingDirectory
+from asyncckpt.storage.local.outcomes import committed_at, explain, remarks_of
+from asyncckpt.storage.local.reader import open_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.runtime.pacing import StopFlag
+    from asyncckpt.storage.base import CheckpointReader, Committed
+
+
+class PendingDirectories(LocalDirectories):
+    """The pending directories of a checkpoint directory, and checkpoints by their path."""
+
+    def __init__(self, ops: DiskOps, root: Path) -> None:
+        self._ops = ops
+        self._root = root
+
+    def begin(self, step: int, documents: Mapping[str, bytes]) -> PendingDirectory:
+        pending: Path | None = None
+        try:
+            pending, leftovers = publish.stage(self._ops, self._root, step)
+            for name, data in documents.items():
+                write_bytes(self._ops, pending / name, data)
+        except BaseException as error:
+            if pending is not None:
+                self._discard_after(error, pending)
+            if isinstance(error, OSError):
+                nbytes = sum(map(len, documents.values()))
+                explain(error, self._root, f"its small files take {room.spell(nbytes)}")
+            raise
+        return PendingDirectory(pending, remarks_of(leftovers))
+
+    def parse_step(self, path: Path) -> int:
+        found = parse_name(path.name)
+        if found is None or found[0] is not Kind.PENDING:
+            message = f"{path} is not named {Kind.PENDING}N: use what init_tmp_checkpoint returned"
+            raise ValueError(message)
+        return found[1]
+
+    def read_pending(self, path: Path, name: str) -> bytes | None:
+        try:
+            directory = open_directory(self._root / path.name)
+        except OSError:
+            return None
+        try:
+            return read_unverified(directory, name)
+        finally:
+            os.close(directory)
+
+    def commit(self, path: Path, stop: StopFlag) -> Committed:
+        step, pending = self.parse_step(path), self._root / path.name
+        if path.absolute() != pending and not (path.parent.is_dir() and path.parent.samefile(self._root)):
+            message = f"{path} is not in {self._root}: use what init_tmp_checkpoint returned"
+            raise ValueError(message)
+        if not pending.is_dir():
+            message = f"{pending} does not exist: make it with init_tmp_checkpoint({step}, ...)"
+            raise FileNotFoundError(message)
+        try:
+            files = publish.digest_tree(self._ops, pending, stop)
+            publish.seal(self._ops, pending, Manifest(step=step, created=time.time(), files=files))
+            published = publish.publish(self._ops, pending, step)
+        except OSError as error:
+            explain(error, self._root, f"its files take {room.spell(nbytes_of(pending))}")
+            if isinstance(error, publish.UnsyncedError):
+                self._discard_after(error, pending)
+            raise
+        return committed_at(published.path, published.trash, published.leftovers)
+
+    def discard(self, path: Path) -> None:
+        try:
+            removal.discard(self._ops, path)
+        except OSError as error:
+            explain(error, self._root)
+            raise
+
+    def open(self, path: Path) -> CheckpointReader:
+        return open_path(path)
+
+    def _discard_after(self, error: BaseException, pending: Path) -> None:
+        try:
+            removal.discard(self._ops, pending)
+        except OSError as second:  # the first error is what matters; the next start clears the rest
+            error.add_note(f"{pending.name} could not be removed: {second}")
