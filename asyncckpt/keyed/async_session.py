@@ -175,7 +175,7 @@ class Session:
                 " chk.save_parameter(key, value)` waits for room"
             )
             raise QueueFullError(message)
-        self._enqueue(path, PackedValue(flat), nbytes)
+        self._enqueue(path, PackedValue.of_flat(flat), nbytes)
 
     async def save(self, path: Path, value: object) -> None:
         """Capture a value of any size, and return; or, if the budget does not hold it, when it has been written."""
@@ -189,7 +189,7 @@ class Session:
                 nbytes = flat.encoded_nbytes + flat.array_nbytes
                 await self._jobs.become_writer()
                 await self._jobs.wait_for_room(nbytes)
-                self._enqueue(path, PackedValue(flat), nbytes)
+                self._enqueue(path, PackedValue.of_flat(flat), nbytes)
                 return
             flat = await self._jobs.in_thread(self._flatten, path, value)
             await self._jobs.become_writer()

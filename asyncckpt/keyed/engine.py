@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias
 
 from asyncckpt.disk.room import explain, spell
 from asyncckpt.errors import CheckpointError, CheckpointKeyError
-from asyncckpt.keyed.values import Found, build_captured, refer
+from asyncckpt.keyed.values import Found, build_captured, capture_live
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ class Engine:
                 at = self._dict(at, path, number).setdefault(part, {})
             self._dict(at, path, len(path) - 1)[path[-1]] = value
             value = whole
-        captured = refer(value, path[0], work)
+        captured = capture_live(value, path[0], work)
         try:
             self._stage(path[0], captured, work)
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.keyed.base import Store
-from asyncckpt.keyed.values import Found, build_captured, plain_names, refer
+from asyncckpt.keyed.values import Found, build_captured, capture_live, plain_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -34,7 +34,7 @@ class MemoryStore(Store):
 
     def read(self, key: str, work: JobContext) -> Found:
         """See `Store`."""
-        captured = refer(self._values[key], key, work)
+        captured = capture_live(self._values[key], key, work)
         try:
             value, unknown_types = build_captured(captured, work.pacer)
             return Found(value, {**unknown_types, **self._unknown_types.get(key, {})})

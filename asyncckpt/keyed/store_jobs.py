@@ -183,7 +183,7 @@ class StoreJobs:
                 engine.delete(write.path, work)
         else:
             captured = write.captured
-            engine.put(write.path, captured.captured() if isinstance(captured, PackedValue) else captured, work)
+            engine.put(write.path, captured.unpack() if isinstance(captured, PackedValue) else captured, work)
         work.pacer.pause()
 
     async def become_writer(self) -> None:

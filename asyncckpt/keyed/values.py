@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
@@ -19,20 +20,22 @@ from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import CheckpointWarning
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.runtime.context import JobContext
+from asyncckpt.runtime.memory import SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
-from asyncckpt.state.capture import Capture, StagedSnapshot
+from asyncckpt.state.capture import Capture
 from asyncckpt.state.decode import Decoder
 from asyncckpt.state.encode import flatten
 from asyncckpt.state.flat import FlatState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from asyncckpt.disk.write_blocks import ArrayBytes
     from asyncckpt.runtime.buffers import BufferPool
+    from asyncckpt.runtime.context import JobContext
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"
 """The keys of a dict, each with the names of its value; None for what is not a dict; False if that is not known."""
@@ -50,6 +53,7 @@ class Found(NamedTuple):
 _MAX_NAMES: Final = 256
 _MAX_DEPTH: Final = 32
 _COPY_NBYTES: Final = 1 << 20
+_ZEROS: Final = bytes(SMALL_BOUNDARY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,7 @@ class CapturedValue(Capture):
     """A value as a store takes it."""
 
     names: Names
+    _packed: PackedValue | None = None
 
     @classmethod
     def of(cls, capture: Capture) -> CapturedValue:
@@ -66,42 +71,91 @@ class CapturedValue(Capture):
     @property
     def stored_nbytes(self) -> int:
         """How many bytes a store needs for it, at least: those of its arrays and its nodes."""
-        return sum(meta.nbytes for meta in self.index.arrays) + sum(map(len, self.index.chunks))
+        return _stored_nbytes(self.index)
+
+    def pack(self) -> PackedValue:
+        """Return a copy for a store that keeps a small value in memory."""
+        if self._packed is not None:
+            return self._packed.share()
+        index = self.index
+        arrays = (b"".join(run.tobytes() for run in runs_of(self, number)) for number in range(len(index.arrays)))
+        return PackedValue.of(index, arrays, self.names)
 
 
 class PackedValue:
-    """A small captured value that waits, in few objects that a garbage collection walks over: there may be many."""
+    """A small value in memory, in few objects that a garbage collection walks over, because there may be many."""
 
-    __slots__ = ("_data", "_index", "_sources", "names")
+    __slots__ = ("_arrays", "_index", "names", "stored_nbytes")
 
-    def __init__(self, flat: FlatState) -> None:
-        """Copy the arrays of a flattened value, so that the caller may change them."""
-        snapshot = StagedSnapshot(flat, None)
-        snapshot.capture(JobContext(yields=False))
-        self._data, self._sources = snapshot.copy
-        self._index = condense(flat.index())
-        self.names = names_of(flat.chunks)
+    def __init__(self, index: tuple[Any, ...], arrays: bytes, names: Names, stored_nbytes: int) -> None:
+        self._index = index
+        self._arrays = arrays
+        self.names = names
+        self.stored_nbytes = stored_nbytes
 
-    def captured(self) -> CapturedValue:
+    @classmethod
+    def of(cls, index: ix.Index, arrays: Iterable[bytes], names: Names) -> PackedValue:
+        """Pack an index and the bytes of its arrays."""
+        padded = b"".join([part for data in arrays for part in (data, _ZEROS[: -len(data) % SMALL_BOUNDARY])])
+        return cls(pack_index(index), padded, names, _stored_nbytes(index))
+
+    @classmethod
+    def of_flat(cls, flat: FlatState) -> PackedValue:
+        """Pack a flattened value, so that the caller may change it."""
+        return cls.of(flat.index(), (array.tobytes() for array in flat.sources), names_of(flat.chunks))
+
+    def share(self) -> PackedValue:
+        """Return another one of the same memory, to be released by itself."""
+        return PackedValue(self._index, self._arrays, self.names, self.stored_nbytes)
+
+    def unpack(self) -> CapturedValue:
         """Return it as a store takes it."""
-        index = expand(self._index)
-        flat = FlatState(chunks=list(index.chunks), arrays=list(index.arrays), stable=set(self._sources))
-        return CapturedValue(flat, StagedSnapshot.of_copy(flat, self._data, self._sources), self.names)
+        index = unpack_index(self._index)
+        offsets = accumulate((-(-meta.nbytes // SMALL_BOUNDARY) * SMALL_BOUNDARY for meta in index.arrays), initial=0)
+        flat = FlatState(chunks=list(index.chunks), arrays=list(index.arrays))
+        return CapturedValue(flat, ArraysInMemory(self._arrays, dict(enumerate(offsets))), self.names, self)
 
     def release(self) -> None:
-        """Give the memory back; more than once does no harm."""
-        self._data, self._index, self._sources = np.empty(0, np.uint8), (), {}  # a slice would keep all of it
+        """Let go of the memory; more than once does no harm."""
+        self._index, self._arrays = (), b""
 
 
-def condense(index: ix.Index) -> tuple[Any, ...]:
+class ArraysInMemory:
+    """The arrays of a small value, in one run of memory."""
+
+    def __init__(self, data: bytes, offsets: Mapping[int, int]) -> None:
+        """Take the memory, and where in it each array begins; one without bytes needs no offset."""
+        self._data = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+        self._offsets = offsets
+        self.nbytes = len(data)
+
+    def view(self, array: int, start: int, nbytes: int) -> Sequence[NDArray[np.uint8]]:
+        """See `Snapshot`."""
+        begin = self._offsets.get(array, 0) + start
+        return [self._data[begin : begin + nbytes]]
+
+    def copy_to(self, target: NDArray[np.uint8], array: int, start: int) -> None:
+        """See `Snapshot`."""
+        target[:] = self.view(array, start, len(target))[0]
+
+    def release(self) -> None:
+        """See `Snapshot`."""
+        self._data = np.empty(0, np.uint8)
+
+
+def _stored_nbytes(index: ix.Index) -> int:
+    return sum(meta.nbytes for meta in index.arrays) + sum(map(len, index.chunks))
+
+
+def pack_index(index: ix.Index) -> tuple[Any, ...]:
     """Return an index as one tuple of bytes, dtypes and ints, which a garbage collection passes over."""
     arrays = (each for meta in index.arrays for each in (meta.dtype, len(meta.shape), *meta.shape))
     return (len(index.chunks), *index.chunks, *arrays)
 
 
-def expand(condensed: tuple[Any, ...]) -> ix.Index:
-    """Return the index that was condensed."""
-    count, *parts = condensed
+def unpack_index(packed: tuple[Any, ...]) -> ix.Index:
+    """Return the index that was packed."""
+    count, *parts = packed
     arrays = []
     at = count
     while at < len(parts):
@@ -121,7 +175,7 @@ def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> Ca
         return CapturedValue.of(Capture.staged(flat, pool, context))
 
 
-def refer(value: object, key: str, work: JobContext) -> CapturedValue:
+def capture_live(value: object, key: str, work: JobContext) -> CapturedValue:
     """Take a value as it is, without a copy: for a caller who waits until it has been stored.
 
     Raises:
@@ -132,7 +186,7 @@ def refer(value: object, key: str, work: JobContext) -> CapturedValue:
 
 
 def capture_live_flat(flat: FlatState) -> CapturedValue:
-    """Take a flattened value, as `refer` does."""
+    """Take a flattened value, as `capture_live` does."""
     return CapturedValue.of(Capture.live(flat, is_frozen=True))
 
 
@@ -162,12 +216,17 @@ def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pace
 def build_captured(captured: CapturedValue, pacer: Pacer) -> Found:
     """Make a value from a captured one, which stays as it is."""
     index = captured.index
+    return build_value(index, copies_of(index, captured.snapshot, pacer), pacer)
+
+
+def copies_of(index: ix.Index, source: ArrayBytes, pacer: Pacer) -> dict[int, NDArray[Any]]:
+    """Return the arrays of a value, copied from where their bytes are."""
     arrays = {}
     for number, meta in enumerate(index.arrays):
         array: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
         memory = flat_bytes(array)
         start = 0
-        for run in runs_of(captured, number):
+        for run in _runs(source, number, meta.nbytes):
             if memory is not None:
                 memory[start : start + len(run)] = run
             else:
@@ -175,22 +234,25 @@ def build_captured(captured: CapturedValue, pacer: Pacer) -> Found:
             start += len(run)
             pacer.pause()
         arrays[number] = array
-    return build_value(index, arrays, pacer)
+    return arrays
 
 
 def runs_of(captured: CapturedValue, number: int, nbytes: int = _COPY_NBYTES) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of an array in C order, in runs of at most `nbytes`, each valid until the next is asked for."""
-    total = captured.index.arrays[number].nbytes
+    return _runs(captured.snapshot, number, captured.index.arrays[number].nbytes, nbytes)
+
+
+def _runs(source: ArrayBytes, number: int, total: int, nbytes: int = _COPY_NBYTES) -> Iterator[NDArray[np.uint8]]:
     spare: NDArray[np.uint8] | None = None
     for start in range(0, total, nbytes):
         count = min(nbytes, total - start)
-        views = captured.snapshot.view(number, start, count)
+        views = source.view(number, start, count)
         if views is not None:
             yield from views
             continue
         if spare is None:
             spare = np.empty(min(nbytes, total), np.uint8)
-        captured.snapshot.copy_to(spare[:count], number, start)
+        source.copy_to(spare[:count], number, start)
         yield spare[:count]
 
 

@@ -109,19 +109,6 @@ class StagedSnapshot:
                 at += len(buffer)
         self.nbytes = flat.encoded_nbytes + staged_nbytes
 
-    @classmethod
-    def of_copy(cls, flat: FlatState, data: Bytes, sources: Mapping[int, NDArray[Any]]) -> StagedSnapshot:
-        """Take what `copy` returned of a snapshot of the same state."""
-        made = cls(flat, None)
-        made._buffers, made._sources = [data], sources
-        return made
-
-    @property
-    def copy(self) -> tuple[Bytes, Mapping[int, NDArray[Any]]]:
-        """The memory of a snapshot without a pool, once captured, and the arrays that needed no copy."""
-        (data,) = self._buffers
-        return data, {array: self._sources[array] for array in self._stable}
-
     def capture(self, context: JobContext) -> None:
         """Copy the arrays; afterwards nothing refers to the caller's.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed.hdf5.store import HDF5Store
 from asyncckpt.keyed.location import FileLocation
-from asyncckpt.keyed.values import refer
+from asyncckpt.keyed.values import capture_live
 from asyncckpt.runtime.context import JobContext
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def opened(
 
 def put(store: HDF5Store, key: str, value: object) -> None:
     """Stage a value."""
-    store.put(key, refer(value, key, WORK), WORK)
+    store.put(key, capture_live(value, key, WORK), WORK)
 
 
 def read(store: HDF5Store, key: str) -> Any:

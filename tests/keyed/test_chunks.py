@@ -7,7 +7,6 @@ import gc
 import json
 import os
 import sys
-import weakref
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType
@@ -21,7 +20,8 @@ import asyncckpt
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.keyed import async_session
 from asyncckpt.keyed.json_values import LONG
-from asyncckpt.keyed.values import PackedValue, condense, expand
+from asyncckpt.keyed.values import PackedValue, build_captured, capture, capture_live, pack_index, unpack_index
+from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
@@ -116,36 +116,53 @@ def _kept_by_modules() -> list[object]:
     return [value for module in modules for value in vars(module).values()]
 
 
-def test_a_condensed_value_is_two_objects() -> None:
+def test_a_packed_value_is_two_objects() -> None:
     """One that waits is what it was, and of all that it holds a collector walks over the outermost object alone."""
-    value = {"a": [1, (2.5, None)], "b": np.arange(12).reshape(3, 4), "long": "x" * 70_000, "none": np.zeros((0, 2))}
-    flat = flatten(value, root="key", pacer=Pacer(yields=False))
-    condensed = PackedValue(flat)
+    value = {"a": [1, (2.5, None)], "b": np.arange(12).reshape(3, 4).T, "long": "x" * 70_000, "none": np.zeros((0, 2))}
+    expected = value | {"b": value["b"].copy()}
+    packed = PackedValue.of_flat(flatten(value, root="key", pacer=Pacer(yields=False)))
     value["b"][:] = 0
     gc.collect()
-    assert not gc.is_tracked(condensed._index)
-    captured = condensed.captured()
-    assert captured.index.chunks == list(condensed.captured().index.chunks)
-    from asyncckpt.keyed.values import build_captured
+    assert not gc.is_tracked(packed._index)
+    for made in (packed, packed.share(), packed.unpack().pack()):
+        captured = made.unpack()
+        assert captured.stored_nbytes == packed.stored_nbytes
+        assert_same(build_captured(captured, Pacer()).value, expected)
 
-    assert_same(build_captured(captured, Pacer()).value, value | {"b": np.arange(12).reshape(3, 4)})
+
+@pytest.mark.parametrize("capturing", ["live", "pooled"])
+def test_any_captured_value_can_be_packed(capturing: str) -> None:
+    """A store may keep a small value in memory, however it was captured."""
+    value = {"a": np.arange(6).reshape(2, 3).T, "b": np.ones(3000), "c": np.arange(5, dtype="u1"), "d": "x" * 70_000}
+    expected = value | {"a": value["a"].copy(), "b": value["b"].copy()}
+    pool = BufferPool()
+    if capturing == "live":
+        captured = capture_live(value, "key", JobContext())
+    else:
+        captured = capture(flatten(value, root="key", pacer=Pacer()), pool, JobContext())
+    packed = captured.pack()
+    captured.release()
+    value["a"][:] = value["b"][:] = 0
+    assert_same(build_captured(packed.unpack(), Pacer()).value, expected)
+    pool.close()
 
 
-def test_a_released_condensed_value_holds_no_memory() -> None:
+def test_a_released_packed_value_holds_no_memory() -> None:
     """What a write has taken goes when it is written, though the change itself is told of later."""
-    condensed = PackedValue(flatten(np.arange(1000), root="key", pacer=Pacer(yields=False)))
-    memory = weakref.ref(condensed._data)
-    condensed.release()
-    assert memory() is None
+    packed = PackedValue.of_flat(flatten(np.arange(1000), root="key", pacer=Pacer(yields=False)))
+    shared = packed.share()
+    packed.release()
+    assert sum(map(sys.getsizeof, gc.get_referents(packed))) < 8000
+    assert_same(build_captured(shared.unpack(), Pacer()).value, np.arange(1000))
 
 
-def test_condensing_an_index() -> None:
+def test_packing_an_index() -> None:
     """Nothing of it is lost, whatever dtypes and shapes it has."""
     metas = [ArrayMeta(np.dtype("f8"), ()), ArrayMeta(np.dtype([("x", "i4")]), (3, 0, 2))]
-    index = expand(condense(ix.Index([b"a", b"b"], metas)))
+    index = unpack_index(pack_index(ix.Index([b"a", b"b"], metas)))
     assert list(index.chunks) == [b"a", b"b"]
     assert [(meta.dtype, meta.shape) for meta in index.arrays] == [(meta.dtype, meta.shape) for meta in metas]
-    assert expand(condense(ix.Index([], []))) == ix.Index([], [])
+    assert unpack_index(pack_index(ix.Index([], []))) == ix.Index([], [])
 
 
 def test_parts_of_a_job_share_a_pacer() -> None:

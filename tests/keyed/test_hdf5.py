@@ -29,9 +29,9 @@ from asyncckpt.errors import (
     UnsupportedFormatError,
     UntrustedFileError,
 )
-from asyncckpt.keyed.hdf5 import data_file
+from asyncckpt.keyed.hdf5 import native_file
 from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, find_slots
-from asyncckpt.keyed.values import refer
+from asyncckpt.keyed.values import capture_live
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import StopFlag, Stopped
@@ -167,7 +167,7 @@ def test_a_stopped_put_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     with opened(tmp_path / "a.h5") as store:
         put(store, "a", 1)
         with pytest.raises(Stopped):
-            store.put("a", refer(np.zeros(MIB), "a", WORK), stopped)
+            store.put("a", capture_live(np.zeros(MIB), "a", WORK), stopped)
         assert read(store, "a") == 1
         with pytest.raises(Stopped):
             store.commit(stopped)
@@ -351,7 +351,7 @@ def test_h5dump(tmp_path: Path) -> None:
 
 def test_leaves_beyond_the_bound_are_only_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HDF5 objects for very many leaves would be larger than what they hold; in the end they all come back."""
-    monkeypatch.setattr(data_file, "MAX_LEAVES", 10)
+    monkeypatch.setattr(native_file, "MAX_LEAVES", 10)
     path = tmp_path / "a.h5"
     for start in (0, 8, 16):
         with opened(path) as store:
@@ -516,7 +516,7 @@ def test_a_later_version(tmp_path: Path) -> None:
     slot = find_slots(raw[:HEAD_NBYTES])[0]
     body = bytearray(slot.encode()[:-16])
     body[16] = 2
-    raw[slot.place : slot.place + len(body) + 16] = body + data_file.xxh3_128_digest(bytes(body))
+    raw[slot.position : slot.position + len(body) + 16] = body + native_file.xxh3_128_digest(bytes(body))
     path.write_bytes(raw)
     with pytest.raises(UnsupportedFormatError, match=r"a\.h5: the file has format version 2"), opened(path):
         pass
@@ -534,7 +534,7 @@ def test_a_catalog_that_cannot_be_read(reason: str, tmp_path: Path, monkeypatch:
     """The error names the file, and what it needs or what is wrong; digests do not tell, for it was written so."""
     kind, content = CATALOGS[reason]
     path = tmp_path / "a.h5"
-    monkeypatch.setattr(data_file, "encode_catalog", lambda *_: [msgpack.packb(content)])
+    monkeypatch.setattr(native_file, "encode_catalog", lambda *_: [msgpack.packb(content)])
     with opened(path) as store:
         put(store, "a", 1)
         store.commit(WORK)
@@ -602,7 +602,7 @@ def test_who_reads_while_a_commit_is_made_sees_one(quick_path: Path, monkeypatch
 
 def test_a_small_value_that_is_updated_often_stays_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was replaced takes no room among those that other programs see."""
-    monkeypatch.setattr(data_file, "MAX_LEAVES", 4)
+    monkeypatch.setattr(native_file, "MAX_LEAVES", 4)
     with asyncckpt.HDF5Checkpointer(tmp_path / "x.h5") as chk:
         chk["large"] = np.zeros(1 << 20)
         for number in range(20):

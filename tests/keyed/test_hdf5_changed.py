@@ -19,7 +19,7 @@ from asyncckpt.errors import (
     UnsupportedFormatError,
     UntrustedFileError,
 )
-from asyncckpt.keyed.hdf5 import data_file
+from asyncckpt.keyed.hdf5 import native_file
 from asyncckpt.keyed.hdf5.store import HDF5Store
 
 LONG = "\u00e9/" * 400
@@ -53,7 +53,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for key, value in SHOWN.items():
             put(store, key, value)
         store.commit(WORK)
-    monkeypatch.setattr(data_file, "MAX_LEAVES", 0)
+    monkeypatch.setattr(native_file, "MAX_LEAVES", 0)
     with opened(path) as store:
         for key, value in (HIDDEN | PARTLY).items():
             put(store, key, value)
@@ -96,7 +96,7 @@ def test_what_was_not_changed_is_what_it_was(path: Path) -> None:
 def test_beyond_the_bound(tmp_path: Path) -> None:
     """A file of so many small values that the bound as it is leaves some without links."""
     path = tmp_path / "a.h5"
-    count = data_file.MAX_LEAVES + 100
+    count = native_file.MAX_LEAVES + 100
     with asyncckpt.HDF5Checkpointer(path) as chk:
         for number in range(count):
             chk[f"k{number}"] = number
@@ -174,14 +174,14 @@ def test_a_changed_value_of_which_not_everything_is_shown(path: Path) -> None:
 def test_a_value_without_a_link_that_is_damaged(path: Path) -> None:
     """It is an error that names the key."""
     with opened(path) as store:
-        place = store._main.places["text"]  # type: ignore[union-attr] # it is open
+        extent = store._current.extents["text"]  # type: ignore[union-attr] # it is open
     with h5py.File(path, "r+") as file:
         file["new"] = 1
     raw = bytearray(path.read_bytes())
-    raw[place.index_offset + place.index_nbytes // 2] ^= 1
+    raw[extent.index_offset + extent.index_nbytes // 2] ^= 1
     path.write_bytes(raw)
     with opened(path, trusted=True) as store:
-        with pytest.raises(CorruptCheckpointError, match=r"a\.h5: the value of 'text' is not there") as caught:
+        with pytest.raises(CorruptCheckpointError, match=r"a\.h5: the value of 'text' is gone") as caught:
             read(store, "text")
         assert caught.value.file == str(path)
         assert read(store, "one") == 1
@@ -198,7 +198,7 @@ def test_a_copy_by_another_program(path: Path) -> None:
         assert_same(read(store, LONG), SHOWN[LONG])
         assert_same(read(store, "a"), SHOWN["a"])
         for key in HIDDEN:
-            with pytest.raises(CorruptCheckpointError, match=r"copy\.h5: the value of .* is not there any more"):
+            with pytest.raises(CorruptCheckpointError, match=r"copy\.h5: the value of .* is gone"):
                 read(store, key)
         with pytest.raises(ReadOnlyFileError, match="so it is only read"):
             put(store, "n", 6)
@@ -241,12 +241,12 @@ def test_names_that_stand_for_one_key(tmp_path: Path) -> None:
         file["group/%61b"] = 2
     with (
         opened(path, trusted=True) as store,
-        pytest.raises(UnsupportedFormatError, match="/group has several names that stand for one key"),
+        pytest.raises(UnsupportedFormatError, match="/group has several names that mean the same key"),
     ):
         read(store, "group")
     with h5py.File(path, "r+") as file:
         file["%61b"] = 2
-    with pytest.raises(UnsupportedFormatError, match="the names 'ab' and '%61b' stand for one key"):  # noqa: SIM117
+    with pytest.raises(UnsupportedFormatError, match="the names 'ab' and '%61b' both mean the key 'ab'"):  # noqa: SIM117
         with opened(path, trusted=True):
             pass
 
@@ -267,7 +267,7 @@ def test_the_state_of_a_checkpoint_of_which_not_everything_is_shown(tmp_path: Pa
 def test_a_change_to_an_object_is_not_undone_by_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A value whose arrays are as they were, and whose leaf is not, is no value of ours to be written anew."""
     path = tmp_path / "a.h5"
-    monkeypatch.setattr(HDF5Store, "_outgrows", lambda *_: True)
+    monkeypatch.setattr(HDF5Store, "_needs_compaction", lambda *_: True)
     with opened(path) as store:
         for number in range(4):
             put(store, f"k{number}", {"k": 1, "v": np.arange(200_000)})

@@ -28,7 +28,7 @@ from asyncckpt.errors import CheckpointError
 from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES
 from asyncckpt.keyed.hdf5.store import HDF5Store
 from asyncckpt.keyed.location import FileLocation
-from asyncckpt.keyed.values import refer
+from asyncckpt.keyed.values import capture_live
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.testing import FaultyDisk
 
@@ -60,7 +60,7 @@ def move_to(store: HDF5Store, version: int) -> None:
         store.delete(key, WORK)
     for key, value in wanted.items():
         if key != "fixed" or key not in store.entries:
-            store.put(key, refer(value, key, WORK), WORK)
+            store.put(key, capture_live(value, key, WORK), WORK)
     store.commit(WORK)
 
 

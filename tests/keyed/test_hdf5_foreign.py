@@ -15,7 +15,7 @@ from helpers.hdf5_stores import WORK, opened, put, read
 from helpers.support import assert_same, save_to
 
 from asyncckpt.errors import CheckpointError, UntrustedFileError
-from asyncckpt.keyed.hdf5 import object_reader
+from asyncckpt.keyed.hdf5 import value_reader
 from asyncckpt.keyed.hdf5.store import HDF5Store
 from asyncckpt.testing import FaultyDisk
 
@@ -259,7 +259,7 @@ ELSEWHERE = (external_link, soft_to_external, soft_cycle, nowhere)
 @pytest.mark.parametrize("make", HOSTILE)
 def test_hostile(make: Callable[[h5py.File], None], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused by key and reason, and the rest is there. What leads elsewhere is not copied to a new file."""
-    monkeypatch.setattr(object_reader, "_MAX_OBJECTS", 1000)
+    monkeypatch.setattr(value_reader, "_MAX_OBJECTS", 1000)
     with h5py.File(path, "w") as file:
         make(file)
         file["good"] = 1
@@ -290,7 +290,7 @@ def test_hostile(make: Callable[[h5py.File], None], path: Path, monkeypatch: pyt
 
 def test_a_filter_plugin(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A dataset whose filter is not part of HDF5 is refused before libhdf5 looks for code."""
-    monkeypatch.setattr(object_reader, "_USUAL_FILTERS", frozenset({2}))
+    monkeypatch.setattr(value_reader, "_USUAL_FILTERS", frozenset({2}))
     with h5py.File(path, "w") as file:
         file.create_dataset("bad", data=np.zeros(100), compression="gzip")
     with opened(path, trusted=True) as store, pytest.raises(CheckpointError, match="filter 1, which needs a plugin"):
@@ -393,7 +393,7 @@ def test_objects_of_others_are_copied_as_they_are(path: Path, monkeypatch: pytes
     legacy(path)
     before, nbytes = load(path), path.stat().st_size
     for number in range(6):
-        monkeypatch.setattr(HDF5Store, "_outgrows", lambda *_, is_anew=number % 2: bool(is_anew))
+        monkeypatch.setattr(HDF5Store, "_needs_compaction", lambda *_, is_anew=number % 2: bool(is_anew))
         with opened(path, trusted=True) as store:
             inode = path.stat().st_ino
             put(store, f"n{number}", np.arange(number))

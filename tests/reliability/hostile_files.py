@@ -184,7 +184,7 @@ def _hdf5_with(changed: Callable[[bytes], bytes], name: str) -> FileCase:
 
     def build(path: Path) -> None:
         patch = mock.patch(
-            "asyncckpt.keyed.hdf5.data_file.encode_catalog",
+            "asyncckpt.keyed.hdf5.native_file.encode_catalog",
             lambda *args: [changed(b"".join(encode_catalog(*args)))],
         )
         with patch, asyncckpt.Checkpointer.from_file(path) as chk:

@@ -322,7 +322,7 @@ BUGS = (
         "an HDF5 file's superblock is put right before its slot is synced",
         (
             (
-                "keyed/hdf5/data_file.py",
+                "keyed/hdf5/native_file.py",
                 "            ops.sync(self.fd)  # no superblock",
                 "            pass  # no superblock",
             ),
@@ -359,11 +359,11 @@ BUGS = (
         (
             (
                 "keyed/hdf5/store.py",
-                "        self._move_all(main, work)  # what was written to the new one directly\n",
+                "        self._move_all(current, context)  # what was written to the new one directly\n",
                 (
-                    "        mine = {k: s for k, s in self._sources.items() if getattr(s, 'file', main) is main}\n"
-                    "        self._sources = mine\n"
-                    "        self._entries = {k: self._entries[k] for k in self._sources}\n"
+                    "        for key, source in list(self._values.sources.items()):\n"
+                    "            if getattr(source, 'file', current) is not current:\n"
+                    "                self._values.delete(key)\n"
                 ),
             ),
         ),
@@ -373,7 +373,7 @@ BUGS = (
         "a failed sync of an HDF5 file is ignored",
         (
             (
-                "keyed/hdf5/data_file.py",
+                "keyed/hdf5/native_file.py",
                 "slot.encode())\n            ops.sync(self.fd)\n",
                 (
                     "slot.encode())\n            try:\n                ops.sync(self.fd)\n"
@@ -387,7 +387,7 @@ BUGS = (
         "an HDF5 file's values are not synced before its slot",
         (
             (
-                "keyed/hdf5/data_file.py",
+                "keyed/hdf5/native_file.py",
                 "            ops.sync(self.fd)\n            self._write(ops, slot",
                 "            self._write(ops, slot",
             ),
@@ -396,7 +396,7 @@ BUGS = (
     ),
     Bug(
         "an HDF5 file's slot is not synced",
-        (("keyed/hdf5/data_file.py", "slot.encode())\n            ops.sync(self.fd)\n", "slot.encode())\n"),),
+        (("keyed/hdf5/native_file.py", "slot.encode())\n            ops.sync(self.fd)\n", "slot.encode())\n"),),
         (("power-cut", "keyed-hdf5/update/0"),),
     ),
     Bug(

@@ -1,9 +1,9 @@
-"""Which keys an HDF5 keyed file has, and where: the catalog, and the slots that lead to it (docs/format.md).
+"""The catalog of an HDF5 keyed file, which lists its keys, and the slots, which point to the catalog (docs/format.md).
 
-1. A catalog is written anew with every commit and never changed; a slot says where one lies, and its digest.
-2. There are two slots, on pages of their own. A commit overwrites the older one, so that one of them always leads to a
-   catalog that is complete. The slot with the higher number of the two counts.
-3. What the catalog says is checked before it is used: a damaged file is an error, never a wrong value.
+1. Each commit writes a new catalog; no catalog is ever changed. A slot holds the catalog's offset and digest.
+2. There are two slots, on pages of their own. A commit overwrites the older one, so one of them always points to a
+   complete catalog. Of two valid slots, the one with the higher number counts.
+3. The content of the catalog is checked before it is used: a damaged file is an error, never a wrong value.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -33,15 +34,15 @@ HEAD_NBYTES: Final = 3 * PAGE_NBYTES
 _MAGIC: Final = b"asyncckpt keyed\n"
 _SLOT: Final = struct.Struct("<16sIIQQQQQQ16s")
 _LINKED: Final = "linked"
-"""The feature of a file in which other programs made objects."""
+"""The feature of a file with objects that other programs made."""
 _ROWS: Final = 1024
 _ROW_NBYTES: Final = 180
 _ERRORS: Final = "surrogatepass"
 
 
 @contextmanager
-def naming(file: str, key: str | None = None) -> Iterator[None]:
-    """Let errors about what stands in a file name the file, and the key whose value it is."""
+def annotate_errors(file: str, key: str | None = None) -> Iterator[None]:
+    """Add the file, and the key whose value is read, to errors about the content of a file."""
     where = file if key is None else f"{file}: the value of {key!r}"
     try:
         yield
@@ -55,23 +56,23 @@ class Slot(NamedTuple):
     """One commit."""
 
     number: int
-    """Of the commit, from 1 on."""
+    """The commit's number, from 1 on."""
     end: int
-    """Where the file ends."""
+    """The end of the file."""
     offset: int
-    """Where the catalog's region begins."""
+    """The offset of the catalog's region."""
     nbytes: int
-    """The region's size: the catalog, and the HDF5 objects that lead to it and to the keys."""
+    """The region's size: the catalog, and the HDF5 objects that point to it and to the keys."""
     catalog_nbytes: int
-    """The catalog's own size; it stands first."""
+    """The size of the catalog itself, which comes first."""
     root: int
-    """Where the root group's header lies."""
+    """The address of the root group's header."""
     digest: bytes
     """The xxh3-128 of the region."""
 
     @property
-    def place(self) -> int:
-        """Where the slot itself lies."""
+    def position(self) -> int:
+        """The offset of the slot itself."""
         return PAGE_NBYTES * (1 + self.number % 2)
 
     def encode(self) -> bytes:
@@ -87,9 +88,9 @@ def find_slots(head: bytes) -> list[Slot]:
         UnsupportedFormatError: A later release wrote the file.
     """
     found = []
-    for place in (PAGE_NBYTES, 2 * PAGE_NBYTES):
-        body = head[place : place + _SLOT.size]
-        if not body.startswith(_MAGIC) or head[place + _SLOT.size :][:DIGEST_NBYTES] != xxh3_128_digest(body):
+    for position in (PAGE_NBYTES, 2 * PAGE_NBYTES):
+        body = head[position : position + _SLOT.size]
+        if not body.startswith(_MAGIC) or head[position + _SLOT.size :][:DIGEST_NBYTES] != xxh3_128_digest(body):
             continue
         _, version, _, *fields = _SLOT.unpack(body)
         if version != FORMAT_VERSION:
@@ -98,7 +99,7 @@ def find_slots(head: bytes) -> list[Slot]:
             )
             raise UnsupportedFormatError(message)
         slot = Slot(*fields)
-        if slot.place == place:
+        if slot.position == position:
             found.append(slot)
     return sorted(found, reverse=True)
 
@@ -112,47 +113,48 @@ class Region:
 
     @property
     def end(self) -> int:
-        """Where it ends."""
+        """The offset behind it."""
         return self.offset + self.record.nbytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where the value of a key lies."""
+class Extent(NamedTuple):
+    """Where the value of a key is: the fields of its row in the catalog."""
 
     region: Region
     begin: int
-    """Where its HDF5 objects begin,"""
+    """The offset of its HDF5 objects."""
     end: int
-    """and where they end, in the file; the index says where its arrays lie."""
+    """The offset behind them. Where its arrays are is in its index."""
     index_offset: int
     index_nbytes: int
     address: int | None
-    """Where the header of its own HDF5 object lies; None if it has none."""
+    """The address of the header of its own HDF5 object; None if it has none."""
     array_nbytes: int
     """Bytes of its arrays."""
     names: Names
+    """The keys of its dicts."""
     data_offset: int | None
-    """Of a small value: where its arrays begin, with its index behind them,"""
+    """The offset of the arrays of a small value, which its index follows; None for a large one."""
     digest: bytes | None
-    """and the xxh3-128 of its HDF5 objects and all that, together. Others are verified by the region's digests."""
+    """The xxh3-128 of the HDF5 objects, arrays and index of a small value; None for a large one, which is verified by
+    the digests of the region."""
 
     @property
     def nbytes(self) -> int:
-        """What the value takes in the file."""
-        return self.end - self.begin + self.index_nbytes + self.array_nbytes + _ROW_NBYTES
+        """What the value takes in the file, in bytes."""
+        return self.end - self.begin + self.payload_nbytes + _ROW_NBYTES
 
     @property
     def payload_nbytes(self) -> int:
-        """What of it is the value, with no regard to how a file holds it."""
+        """How much of that is its arrays and its index."""
         return self.array_nbytes + self.index_nbytes
 
 
-class Linked(NamedTuple):
-    """Where an object lies that another program made, and that was copied as it is. It has no digest."""
+class ForeignObject(NamedTuple):
+    """An object of another program, which was copied as it is and has no digest."""
 
     address: int
-    """Of its header."""
+    """The address of its header."""
     nbytes: int
     """What it takes in the file, as far as that is known."""
 
@@ -163,68 +165,48 @@ def link_name(key: str) -> bytes:
     return names.shorten(name.decode()).encode() if len(name) > names.NAME_MAX_NBYTES else name
 
 
-def encode_catalog(places: Mapping[str, Place | Linked], pacer: Pacer) -> list[bytes]:
-    """Return the catalog of these keys, in chunks: to put them together would take long, if they are many."""
-    regions: dict[int, int] = {}
-    rows: list[Any] = []
+def encode_catalog(extents: Mapping[str, Extent | ForeignObject], pacer: Pacer) -> list[bytes]:
+    """Return the catalog of these keys, in chunks."""
+    numbers: dict[int, int] = {}
+    regions: list[Any] = []
     chunks = [b""]
-    listed: list[Any] = []
-
-    def cut() -> None:
+    features: list[str] = []
+    for batch in _batches(extents):
+        rows: list[Any] = []
+        for key, extent in batch:
+            if isinstance(extent, ForeignObject):
+                features = [_LINKED]
+                rows.append((key, None, *extent))
+                continue
+            region = extent.region
+            number = numbers.setdefault(region.offset, len(numbers))
+            if number == len(regions):
+                regions.append((region.offset, region.record.nbytes, region.record.digests))
+            rows.append((key, number, *extent[1:]))
         chunks.append(msgpack.packb(msgpack.packb(rows, unicode_errors=_ERRORS)))
-        rows.clear()
         pacer.pause()
-
-    has_linked = False
-    for key, place in places.items():
-        if isinstance(place, Linked):
-            has_linked = True
-            rows.append((key, None, *place))
-        else:
-            number = regions.setdefault(place.region.offset, len(regions))
-            if number == len(listed):
-                listed.append((place.region.offset, place.region.record.nbytes, place.region.record.digests))
-            rows.append(
-                (
-                    key,
-                    number,
-                    place.begin,
-                    place.end,
-                    place.index_offset,
-                    place.index_nbytes,
-                    place.address,
-                    place.array_nbytes,
-                    place.names,
-                    place.data_offset,
-                    place.digest,
-                )
-            )
-        if len(rows) == _ROWS:
-            cut()
-    if rows:
-        cut()
     packer = msgpack.Packer(unicode_errors=_ERRORS)
-    features = [_LINKED] if has_linked else []
-    chunks[0] = packer.pack_map_header(4) + b"".join(
-        map(
-            packer.pack,
-            ("asyncckpt_keyed", FORMAT_VERSION, "features", features, "regions", listed, "keys"),
-        )
-    )
-    chunks[0] += packer.pack_array_header(len(chunks) - 1)
+    head = ("asyncckpt_keyed", FORMAT_VERSION, "features", features, "regions", regions, "keys")
+    chunks[0] = packer.pack_map_header(4) + b"".join(map(packer.pack, head)) + packer.pack_array_header(len(chunks) - 1)
     return chunks
 
 
-def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place | Linked]:
+def _batches(extents: Mapping[str, Extent | ForeignObject]) -> Iterator[list[tuple[str, Extent | ForeignObject]]]:
+    items = iter(extents.items())
+    while batch := list(islice(items, _ROWS)):
+        yield batch
+
+
+def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Extent | ForeignObject]:
     """Decode a catalog whose digest is right.
 
     Args:
         data: The catalog.
-        end: Where the file ends.
+        end: The end of the file.
         pacer: Paused between chunks.
 
     Raises:
-        CorruptCheckpointError: It claims what cannot be.
+        CorruptCheckpointError: Its content is not possible.
         UnsupportedFormatError: A later release wrote it.
     """
     try:
@@ -234,7 +216,7 @@ def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Place | Lin
         raise CorruptCheckpointError(message) from error
 
 
-def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Place | Linked]:
+def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Extent | ForeignObject]:
     content = msgpack.unpackb(data, unicode_errors=_ERRORS, use_list=False)
     missing = [feature for feature in content["features"] if feature != _LINKED]
     if content["asyncckpt_keyed"] != FORMAT_VERSION or missing:
@@ -242,46 +224,37 @@ def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Place | Linked]:
         message = f"the file needs {lacking}: use a later release of asyncckpt"
         raise UnsupportedFormatError(message)
     regions = [_region(end, *row) for row in content["regions"]]
-    found: dict[str, Place | Linked] = {}
-    for key, place in _rows(end, content["keys"], regions, pacer):
-        _require(type(key) is str and key not in found, f"the key {key!r:.200}")
-        found[key] = place
+    found: dict[str, Extent | ForeignObject] = {}
+    for chunk in content["keys"]:
+        pacer.pause()
+        for key, number, *fields in msgpack.unpackb(chunk, unicode_errors=_ERRORS, strict_map_key=False):
+            _require(type(key) is str and key not in found, f"the key {key!r:.200}")
+            if number is None:
+                found[key] = _foreign_object(key, end, *fields)
+            else:
+                _require(type(number) is int and number >= 0, f"the row of {key!r}")
+                found[key] = _checked(key, Extent(regions[number], *fields))
     return found
 
 
-def _rows(end: int, chunks: Any, regions: list[Region], pacer: Pacer) -> Iterator[tuple[str, Place | Linked]]:
-    for chunk in chunks:
-        pacer.pause()
-        for row in msgpack.unpackb(chunk, unicode_errors=_ERRORS, strict_map_key=False):
-            if row[1] is None:
-                key, _, address, nbytes = row
-                _require({type(address), type(nbytes)} == {int} and HEAD_NBYTES <= address < end, f"the row of {key!r}")
-                yield key, Linked(address, nbytes)
-                continue
-            key, number, begin, stop, index_offset, index_nbytes, address, array_nbytes, found_names, *small = row
-            data_offset, digest = small
-            numbers = (number, begin, stop, index_offset, index_nbytes, array_nbytes, address or 0, data_offset or 0)
-            _require({*map(type, numbers)} == {int}, f"the row of {key!r}")
-            place = Place(
-                region=regions[number],
-                begin=begin,
-                end=stop,
-                index_offset=index_offset,
-                index_nbytes=index_nbytes,
-                address=address,
-                array_nbytes=array_nbytes,
-                names=found_names,
-                data_offset=data_offset,
-                digest=digest,
-            )
-            low, high = place.region.offset, place.region.end
-            _require(low <= begin <= stop <= high, f"the place of {key!r}")
-            _require(low <= index_offset <= index_offset + index_nbytes <= high, f"the index of {key!r}")
-            if digest is None:
-                _require(bool(place.region.record.digests), f"the digest of {key!r}")
-            else:
-                _require(type(digest) is bytes and low <= data_offset <= index_offset, f"the data of {key!r}")
-            yield key, place
+def _foreign_object(key: str, end: int, address: int, nbytes: int) -> ForeignObject:
+    _require({type(address), type(nbytes)} == {int} and HEAD_NBYTES <= address < end, f"the row of {key!r}")
+    return ForeignObject(address, nbytes)
+
+
+def _checked(key: str, extent: Extent) -> Extent:
+    """Return an extent in which everything is where it can be."""
+    region, begin, end, index_offset, index_nbytes, address, array_nbytes, _, data_offset, digest = extent
+    numbers = (begin, end, index_offset, index_nbytes, array_nbytes, address or 0, data_offset or 0)
+    _require({*map(type, numbers)} == {int}, f"the row of {key!r}")
+    _require(region.offset <= begin <= end <= region.end, f"the HDF5 objects of {key!r}")
+    _require(region.offset <= index_offset <= index_offset + index_nbytes <= region.end, f"the index of {key!r}")
+    if digest is None:
+        _require(bool(region.record.digests), f"the digest of {key!r}")
+    else:
+        is_possible = type(digest) is bytes and data_offset is not None and region.offset <= data_offset <= index_offset
+        _require(is_possible, f"the data of {key!r}")
+    return extent
 
 
 def _region(end: int, offset: int, nbytes: int, digests: bytes) -> Region:

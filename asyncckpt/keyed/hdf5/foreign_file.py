@@ -1,9 +1,9 @@
-"""HDF5 objects that other programs made: read through libhdf5 (`object_reader`), and copied as they are.
+"""HDF5 objects of other programs, read through libhdf5, and copied by it.
 
-1. The keys of a file that others made are the links of its root group.
-2. A file that is written anew begins with copies of such objects, which libhdf5 makes: with their attributes, and with
-   what they are compressed by. The head of a file of ours, and what leads to its keys, is written over and behind that.
-   So libhdf5 must put nothing where the head will be: a dataset, which nothing leads to afterwards, holds the place.
+1. The keys of a file of another program are the links of its root group.
+2. A file that replaces it begins with copies of its objects, made by libhdf5, with their attributes and compression.
+   The superblock, the slots and the root group of ours are then written over the beginning and behind the end of that.
+   So libhdf5 must put nothing where the head will be: a dataset that nothing refers to afterwards keeps that room.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 from asyncckpt.disk.write_blocks import Part, write_all
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, Linked, link_name
-from asyncckpt.keyed.hdf5.object_reader import Reading, names_in
+from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, ForeignObject, link_name
 from asyncckpt.keyed.hdf5.region import Value
-from asyncckpt.keyed.hdf5.root_group import SIGNATURE
-from asyncckpt.keyed.values import Found, refer
+from asyncckpt.keyed.hdf5.superblock import SIGNATURE
+from asyncckpt.keyed.hdf5.value_reader import ValueReader, names_in
+from asyncckpt.keyed.values import Found, capture_live
 from asyncckpt.libhdf5 import h5o, h5py
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
 
 
 def check_signature(location: FileLocation) -> None:
-    """Refuse a file that is no HDF5 at all.
+    """Check that a file is HDF5 at all.
 
     Raises:
         CorruptCheckpointError: It has no superblock where HDF5 looks for one.
@@ -56,16 +56,16 @@ def check_signature(location: FileLocation) -> None:
 class ForeignFile:
     """An HDF5 file, opened by libhdf5 for reading."""
 
-    def __init__(self, location: FileLocation, fd: int, linked: Iterable[str] | None = None) -> None:
+    def __init__(self, location: FileLocation, fd: int, keys: Iterable[str] | None = None) -> None:
         """Open it.
 
         Args:
-            location: Where it is.
-            fd: A descriptor of it, which it leaves alone.
-            linked: The keys in a file of ours that others made; None in a file that is not ours: all.
+            location: Its location.
+            fd: A descriptor of it, which stays open.
+            keys: In a file of ours, the keys whose objects another program made; None for a file of another program.
 
         Raises:
-            CorruptCheckpointError: libhdf5 cannot.
+            CorruptCheckpointError: libhdf5 cannot open it.
         """
         self._location = location
         self._name = location.name
@@ -75,7 +75,7 @@ class ForeignFile:
             message = f"{location.name} cannot be read as HDF5: {error}"
             raise CorruptCheckpointError(message, file=location.name) from error
         try:
-            self.names = self._find_names() if linked is None else {key: link_name(key).decode() for key in linked}
+            self.names = self._find_names() if keys is None else {key: link_name(key).decode() for key in keys}
             """The names of the links, by their keys."""
         except HDF5_ERRORS as error:
             self.close()
@@ -88,63 +88,64 @@ class ForeignFile:
         """Close it."""
         self._file.close()
 
-    def read(self, key: str, work: JobContext) -> Found:
+    def read(self, key: str, context: JobContext) -> Found:
         """Read a value.
 
         Raises:
-            UnsupportedFormatError: It is of a kind that is not read; says which.
+            UnsupportedFormatError: It is of a kind that is not supported; the message says which.
             CorruptCheckpointError: libhdf5 cannot read it.
-            Stopped: `work.stop` was set.
+            Stopped: `context.stop` was set.
         """
-        reading = Reading(self._location, work.pacer, is_ours=False)
+        reader = ValueReader(self._location, context.pacer, is_ours=False)
         try:
-            return Found(reading.entry(self._file, self.names[key], ""), {})
+            return Found(reader.entry(self._file, self.names[key], ""), {})
         except HDF5_ERRORS as error:
             raise self._unreadable(repr(key), error) from error
 
-    def value(self, key: str, work: JobContext) -> Value:
-        """Return a value that is to be written as ours, because its objects cannot be copied; see `read`."""
-        captured = refer(self.read(key, work).value, key, work)
-        return Value(key, captured.index, captured.snapshot, captured.names)
+    def value(self, key: str, context: JobContext) -> Value:
+        """Return a value that is to be written as one of ours, because its objects cannot be copied; see `read`."""
+        return Value.of(key, capture_live(self.read(key, context).value, key, context))
 
     def _unreadable(self, what: str, error: Exception) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._name}: {what} cannot be read as HDF5: {error}", file=self._name)
 
-    def copy(self, keys: Iterable[str], ops: DiskOps, fd: int, pacer: Pacer) -> tuple[dict[str, Linked], int]:
-        """Begin a new file, which is empty, with copies of the objects that these keys lead to.
+    def copy(self, keys: Iterable[str], ops: DiskOps, fd: int, pacer: Pacer) -> tuple[dict[str, ForeignObject], int]:
+        """Copy the objects of some keys to a new file, which is empty.
 
         Returns:
-            Where they lie, those left out that libhdf5 cannot copy as they are; and where the file ends.
+            The copies, without those of objects that libhdf5 cannot copy as they are; and the end of the file.
 
         Raises:
             OSError: The disk failed.
         """
         disk = _Disk(ops, fd)
-        found, place = dict[str, Linked](), None
+        found, head = dict[str, ForeignObject](), None
         try:
             with h5py.File(disk, "w", libver=("v110", "v110"), fs_strategy="none") as new:
                 held = new.create_dataset("head", (HEAD_NBYTES,), "u1")
                 held[:] = 0
                 found = dict(self._copies(keys, new, disk, pacer))
-                place = held.id.get_offset()
+                head = held.id.get_offset()
         except HDF5_ERRORS:
             if disk.error is None:
                 raise
         if disk.error is not None:
             raise disk.error
-        if place is None or place > HEAD_NBYTES // 3 or any(each.address < HEAD_NBYTES for each in found.values()):
-            message = f"{self._name}: this release of libhdf5 lays files out in a way that is not known here"
+        if head is None or head > HEAD_NBYTES // 3 or any(each.address < HEAD_NBYTES for each in found.values()):
+            message = f"{self._name}: this release of libhdf5 has a layout that asyncckpt does not know"
             raise UnsupportedFormatError(message)
         return found, os.fstat(fd).st_size
 
-    def _copies(self, keys: Iterable[str], new: h5py.File, disk: _Disk, pacer: Pacer) -> Iterator[tuple[str, Linked]]:
+    def _copies(
+        self, keys: Iterable[str], new: h5py.File, disk: _Disk, pacer: Pacer
+    ) -> Iterator[tuple[str, ForeignObject]]:
         end = new.id.get_filesize()
         for number, key in enumerate(keys):
             pacer.pause()
             name = self.names[key]
             copy = None
             try:
-                Reading(self._location, pacer, is_ours=False).check_link(self._file, name, f"/{name}")
+                ValueReader(self._location, pacer, is_ours=False).check_link(self._file, name, f"/{name}")
                 h5o.copy(self._file.id, name.encode("utf-8", "surrogateescape"), new.id, b"%d" % number)
                 _check_sound(new[str(number)], pacer)
                 copy = new[str(number)]
@@ -155,11 +156,11 @@ class ForeignFile:
             if copy is None:
                 continue
             begin, end = end, new.id.get_filesize()
-            yield key, Linked(h5o.get_info(copy.id).addr, end - begin)
+            yield key, ForeignObject(h5o.get_info(copy.id).addr, end - begin)
 
 
 def _check_sound(copy: Any, pacer: Pacer) -> None:
-    """Look at all that was copied: there are default values that libhdf5 copies so that they lead nowhere."""
+    """Check all that was copied, because libhdf5 copies some fill values so that they refer to nothing."""
 
     def look(_: str, item: Any) -> None:
         pacer.pause()
@@ -172,10 +173,10 @@ def _check_sound(copy: Any, pacer: Pacer) -> None:
 
 
 class _Disk:
-    """A file as h5py takes one of Python's, written through a `DiskOps`.
+    """A Python file object for h5py that writes through a `DiskOps`.
 
-    It raises nothing: after an exception libhdf5 goes on to call, and no Python code may run with an exception set. The
-    first error is kept, nothing is written after it, and whoever has the file asks for it.
+    Its methods raise nothing, because libhdf5 goes on to call them after an exception, and no Python code may run with
+    an exception set. The first error is kept for the caller to raise, and nothing is written after it.
     """
 
     def __init__(self, ops: DiskOps, fd: int) -> None:
@@ -183,7 +184,7 @@ class _Disk:
         self._fd = fd
         self._at = 0
         self.error: OSError | None = None
-        """What went wrong."""
+        """The first error."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         self._at = offset if whence == os.SEEK_SET else os.fstat(self._fd).st_size + offset

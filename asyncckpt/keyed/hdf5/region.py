@@ -1,20 +1,19 @@
-"""A region: values as HDF5 objects, and behind all of those, value by value, the bytes of its arrays and its index."""
+"""A region: the HDF5 objects of values and, behind all of those, the arrays and the index of each value in turn."""
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from xxhash import xxh3_128
 
-from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.disk.plan import FilePlan, PlanEntry, Span, align
 from asyncckpt.formats.hdf5.layout import Mirror
 from asyncckpt.formats.hdf5.metadata import MetadataFile
-from asyncckpt.keyed.hdf5.catalog import Place, Region, link_name
+from asyncckpt.keyed.hdf5.catalog import Extent, Region, link_name
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state.segments import Segment
 
@@ -23,20 +22,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.disk.manifest import FileRecord
     from asyncckpt.disk.write_blocks import ArrayBytes
-    from asyncckpt.keyed.values import Names
+    from asyncckpt.keyed.values import CapturedValue, Names
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state import index as ix
 
     Bytes = NDArray[np.uint8]
 
 
-_ON_PAGES_NBYTES: Final = 1 << 16  # what the block engine writes from where it lies
+_ON_PAGES_NBYTES: Final = 1 << 16  # arrays from this size on are written from where they are, without a copy
 _TINY_BOUNDARY: Final = 8
 SMALL_NBYTES: Final = 1 << 18
-"""A value of at most so much is read and verified as a whole, and has a digest of its own."""
+"""The size up to which a value is read and verified as a whole, and has a digest of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +45,11 @@ class Value:
     index: ix.Index
     arrays: ArrayBytes
     names: Names
+
+    @classmethod
+    def of(cls, key: str, captured: CapturedValue) -> Value:
+        """Return a captured value as it is to be written."""
+        return cls(key, captured.index, captured.snapshot, captured.names)
 
     @property
     def nbytes(self) -> int:
@@ -60,16 +63,16 @@ class Value:
 
 
 class RegionPlan:
-    """Where values will lie."""
+    """The layout of a region."""
 
     def __init__(self, values: Sequence[Value], base: int, pacer: Pacer, *, max_leaves: int) -> None:
         """Lay out a region.
 
         Args:
             values: What goes into it.
-            base: Where it begins in the file, a multiple of `PAGE_NBYTES` and not in the head.
+            base: Its offset in the file, a multiple of `PAGE_NBYTES` behind the head.
             pacer: Paused between chunks.
-            max_leaves: How many Python leaves are shown as HDF5 objects.
+            max_leaves: How many Python leaves get HDF5 objects at most.
 
         Raises:
             UnsupportedLeafError: HDF5 cannot hold a value.
@@ -90,7 +93,7 @@ class RegionPlan:
             firsts.append(first)
             first += len(value.index.arrays)
         end = file.arrange(base)
-        self._extents = [(file.address(begin), file.address(stop)) for begin, stop in pairwise(starts)]
+        self._objects = [(file.address(begin), file.address(stop)) for begin, stop in pairwise(starts)]
         linked = {name: node.address for name, node in file.root.links or ()}
         self._addresses = [linked.get(link_name(value.key)) for value in values]
         chunks: list[PlanEntry] = []
@@ -116,12 +119,12 @@ class RegionPlan:
             self._data_offsets.append(end if begin is None else begin)
             chunks.append(PlanEntry(end, len(index), index))
             end += len(index)
-        chunks = [*file.render(None), *chunks]  # now that it is known where the arrays lie
+        chunks = [*file.render(None), *chunks]  # now that the offsets of the arrays are known
         chunks = [chunk._replace(offset=chunk.offset - base) for chunk in chunks]
         self.plan = FilePlan(align(end, PAGE_NBYTES) - base, chunks, 0, 0)
-        """The layout, counted from `base`."""
-        self.arrays: ArrayBytes = _Together([value.arrays for value in values], firsts)
-        """The bytes of all arrays, by their number in the plan."""
+        """The layout, with offsets relative to `base`."""
+        self.arrays: ArrayBytes = _JoinedArrays([value.arrays for value in values], firsts)
+        """The bytes of all arrays, by their numbers in the plan."""
 
     def image(self, pacer: Pacer) -> Bytes:
         """Return the bytes of the region, which is made of small values."""
@@ -135,60 +138,44 @@ class RegionPlan:
                     target[:] = np.frombuffer(source, np.uint8)
         return image
 
-    def places(self, record: FileRecord, image: Bytes | None, pacer: Pacer) -> Iterator[tuple[str, Place]]:
-        """Yield each key and where its value lies, once the region has been written; with its image, if it was made."""
+    def extents(self, record: FileRecord, image: Bytes | None, pacer: Pacer) -> Iterator[tuple[str, Extent]]:
+        """Yield each key and the extent of its value, once the region has been written.
+
+        Args:
+            record: The size and the digests of the region.
+            image: The bytes of a region of small values.
+            pacer: Paused between values.
+        """
         region = Region(self._base, record)
-        columns = zip(self._values, self._extents, self._indexes, self._addresses, self._data_offsets, strict=True)
+        columns = zip(self._values, self._objects, self._indexes, self._addresses, self._data_offsets, strict=True)
         for value, (begin, end), (index_offset, index_nbytes), address, data_offset in columns:
             pacer.pause()
-            digest = None
+            data_begin = digest = None
             if image is not None:
-                runs = (begin, end), (data_offset, index_offset + index_nbytes)
-                digest = digest_runs(*(image[start - self._base : stop - self._base].data for start, stop in runs))
-            place = Place(
-                region=region,
-                begin=begin,
-                end=end,
-                index_offset=index_offset,
-                index_nbytes=index_nbytes,
-                address=address,
-                array_nbytes=sum(meta.nbytes for meta in value.index.arrays),
-                names=value.names,
-                data_offset=None if image is None else data_offset,
-                digest=digest,
-            )
-            yield value.key, place
+                data_begin, stop = data_offset, index_offset + index_nbytes
+                objects = image[begin - self._base : end - self._base]
+                digest = digest_runs(objects.data, image[data_offset - self._base : stop - self._base].data)
+            array_nbytes = sum(meta.nbytes for meta in value.index.arrays)
+            where = (begin, end, index_offset, index_nbytes, address, array_nbytes)
+            yield value.key, Extent(region, *where, value.names, data_begin, digest)
 
 
 def digest_runs(objects: bytes | memoryview, data: bytes | memoryview) -> bytes:
-    """Return the digest of a small value: of its HDF5 objects, and of its arrays and its index."""
+    """Return the digest of a small value, which covers its HDF5 objects, its arrays and its index."""
     digest = xxh3_128(objects)
     digest.update(data)
     return digest.digest()
 
 
-def array_of(meta: ArrayMeta, source: ArrayBytes, number: int) -> NDArray[Any]:
-    """Return an array of a source, as a copy."""
-    made: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
-    memory = flat_bytes(made)
-    if memory is not None:
-        source.copy_to(memory, number, 0)
-    elif meta.nbytes:
-        data = np.empty(meta.nbytes, np.uint8)
-        source.copy_to(data, number, 0)
-        scatter(made, 0, data)
-    return made
-
-
 def _boundary(nbytes: int) -> int:
-    """Return what the place of an array is a multiple of. Tiny ones are packed closely: they may be very many."""
+    """Return the alignment of an array. Tiny ones are packed closely, because there may be very many."""
     if nbytes >= _ON_PAGES_NBYTES:
         return PAGE_NBYTES
     return SMALL_BOUNDARY if nbytes >= SMALL_BOUNDARY else _TINY_BOUNDARY
 
 
-class _Together:
-    """The arrays of several values, numbered through."""
+class _JoinedArrays:
+    """The arrays of several values, with consecutive numbers."""
 
     def __init__(self, sources: Sequence[ArrayBytes], firsts: Sequence[int]) -> None:
         self._sources = sources

@@ -1,57 +1,59 @@
-"""The HDF5 kind: a file that every HDF5 tool reads, and that a kill never harms (docs/format.md has the bytes).
+"""The HDF5 store: a file that every HDF5 tool reads, and that a kill never harms (docs/format.md has the bytes).
 
-1. Small values wait in memory, large ones are written as they come; both lie behind the last commit, or in the
-   temporary file that will take the file's name.
-2. A file that would grow beyond `_outgrows` is written anew, to the temporary file; so is a new file, one that others
-   made, and one whose disk failed, which is never written or synced again. It is decided before a large value is
-   written, so that a value is written once, and only what stays is copied.
-3. HDF5 that asyncckpt did not write is read through libhdf5, and only if the caller trusts it. Where a new file takes
-   its place, that begins with copies of the objects that stay; so a file of ours has them, and still needs that trust.
+1. Small values wait in memory, and large ones are written at once. Both are appended behind the last commit, or go to
+   the temporary file that will replace the current one.
+2. The file is compacted, which means rewritten to the temporary file, when it would become larger than
+   `_needs_compaction` allows. This is decided before a large value is written, so that it is written once. A file that
+   does not exist yet, one of another program, and one whose disk failed, which is never written or synced again, are
+   written to the temporary file, too.
+3. Where compaction fails, the current file has what was for the new one appended, and grows by a quarter before the
+   next try.
+4. HDF5 that asyncckpt did not write is read through libhdf5, and only if the caller trusts it. A file that replaces one
+   of another program begins with copies of its objects, so it needs the same trust.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.errors import CheckpointWarning, CorruptCheckpointError, UntrustedFileError
+from asyncckpt.errors import CorruptCheckpointError, warn
 from asyncckpt.keyed.base import FileStore
-from asyncckpt.keyed.hdf5.catalog import Linked, naming
-from asyncckpt.keyed.hdf5.data_file import DataFile, ForeignFileError
+from asyncckpt.keyed.hdf5.native_file import NativeFile
+from asyncckpt.keyed.hdf5.opening import Content, open_content, open_foreign_objects
 from asyncckpt.keyed.hdf5.region import SMALL_NBYTES, Value
-from asyncckpt.keyed.hdf5.value_sources import OBJECT_NBYTES, Foreign, Held, Placed, Source
-from asyncckpt.keyed.values import build_value
-from asyncckpt.runtime.pacing import Pacer, discard
+from asyncckpt.keyed.hdf5.value_table import OBJECT_NBYTES, InFile, InObjects, ValueTable
+from asyncckpt.keyed.values import PackedValue, build_captured
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from asyncckpt.keyed.hdf5.foreign_file import ForeignFile
+    from asyncckpt.keyed.hdf5.value_table import Source
     from asyncckpt.keyed.location import FileLocation
     from asyncckpt.keyed.values import CapturedValue, Found, Names
     from asyncckpt.runtime.context import JobContext
 
-_ALL_HELD_NBYTES: Final = 16 << 20
+_MEMORY_NBYTES: Final = 16 << 20  # of values that wait
 _BATCH_KEYS: Final = 1024
 _SLACK_NBYTES: Final = 1 << 20
 _PROMISED_SLACK_NBYTES: Final = 7 << 19  # the promise is 4 MiB
 
 
-class _Content(NamedTuple):
-    """What a file holds."""
+class _Postponement(NamedTuple):
+    """A compaction that failed."""
 
-    main: DataFile | None
-    foreign: ForeignFile | None
-    sources: Mapping[str, Source]
+    reason: Exception
+    until_nbytes: int
+    """The size of the file at which it is tried again."""
 
 
-class HDF5Store(FileStore[_Content]):
+class HDF5Store(FileStore[Content]):
     """An open HDF5 keyed file."""
 
-    def __init__(self, location: FileLocation, work: JobContext, *, trusted: bool) -> None:
+    def __init__(self, location: FileLocation, context: JobContext, *, trusted: bool) -> None:
         """Open the file; without one, there are no keys.
 
         Raises:
@@ -61,390 +63,304 @@ class HDF5Store(FileStore[_Content]):
             OSError: It cannot be read.
         """
         self._trusted = trusted
-        self._files: list[DataFile] = []
+        self._current: NativeFile | None = None
+        self._temporary: NativeFile | None = None
+        self._files: list[NativeFile] = []  # those two, and new files whose disk failed but which values are read from
         self._foreign: ForeignFile | None = None
-        self._fresh: DataFile | None = None
+        self._values = ValueTable({})
         self._is_dirty = False
-        self._is_tainted = False
-        self._obstacle: Exception | None = None  # why it could not be written anew
-        self._small_until = 0  # after a writing anew that failed: how large the file becomes until it is tried again
-        super().__init__(location, work)
+        self._postponement: _Postponement | None = None
+        super().__init__(location, context)
 
-    def _use(self, content: _Content) -> None:
-        files, foreign = self._files, self._foreign
-        self._main, self._foreign, sources = content
-        self._files = [] if self._main is None else [self._main]
-        self._sources: dict[str, Source] = {}
-        self._entries: dict[str, Names] = {}
-        self._live_nbytes = self._payload_nbytes = self._held_nbytes = 0
-        for key, source in sources.items():
-            self._set(key, source)
-        _close(files, foreign)
+    def _load(self, context: JobContext) -> Content:
+        return open_content(self._location, context, trusted=self._trusted)
 
-    def _load(self, work: JobContext) -> _Content:
-        fd = self._location.open()
-        if fd is None:
-            return _Content(None, None, {})
-        try:
-            if os.fstat(fd).st_size == 0:  # as a temporary file begins
-                os.close(fd)
-                return _Content(None, None, {})
-            main = DataFile.open(self._location.name, fd, work.pacer)
-        except ForeignFileError as error:
-            try:
-                return self._open_foreign(str(error), fd, work)
-            finally:
-                os.close(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        try:
-            foreign = self._open_linked(main)
-        except BaseException:
-            main.close()
-            raise
-        sources: dict[str, Source] = {
-            key: Foreign(place.nbytes) if isinstance(place, Linked) else Placed(main, place)
-            for key, place in main.places.items()
-        }
-        return _Content(main, foreign, sources)
-
-    def _open_linked(self, file: DataFile) -> ForeignFile | None:
-        """Open what reads the objects of other programs in a file of ours, if there are any."""
-        if not file.linked:
-            return None
-        from asyncckpt.keyed.hdf5.foreign_file import ForeignFile
-
-        self._check_trust("holds objects that another program made")
-        return ForeignFile(self._location, file.fd, file.linked)
-
-    def _check_trust(self, reason: str) -> None:
-        if not self._trusted:
-            message = (
-                f"{self._location.name} {reason}. Only libhdf5 can read it, which a hostile file can crash or keep busy"
-                " for ever: open it with trusted=True if you know where it comes from"
-            )
-            raise UntrustedFileError(message)
-
-    def _open_foreign(self, reason: str, fd: int, work: JobContext) -> _Content:
-        from asyncckpt.keyed.hdf5.changed_file import ChangedFile
-        from asyncckpt.keyed.hdf5.foreign_file import ForeignFile, check_signature
-
-        check_signature(self._location)
-        self._check_trust(reason)
-        file = ForeignFile(self._location, fd)
-        keys = list(file.names)
-        if ChangedFile.is_one(file, fd):
-            file.close()
-            file = changed = ChangedFile(self._location, fd, work)
-            keys = changed.keys
-            what = "is the state of a checkpoint" if changed.is_state else reason
-            self._location.mark_read_only(what)
-        else:
-            self._location.mark_foreign(
-                "the attributes of its root group, references between its objects, and, of what libhdf5 cannot copy as"
-                " it is, the attributes and the compression"
-            )
-        return _Content(None, file, {key: Foreign(0) for key in keys})
+    def _use(self, content: Content) -> None:
+        self._close_files()
+        self._current, self._foreign, sources = content
+        self._files = [] if self._current is None else [self._current]
+        self._values = ValueTable(sources)
 
     @property
     def entries(self) -> Mapping[str, Names]:
-        """The keys in their order, staged changes included."""
-        return self._entries
+        """See `Store`."""
+        return self._values.names
 
     def disk_use(self) -> tuple[Path, int]:
-        """Return where the file is and what it takes; see `Store.disk_use`."""
-        return self._location.path, self._live_nbytes
+        """See `Store`."""
+        return self._location.path, self._values.file_nbytes
 
-    def read(self, key: str, work: JobContext) -> Found:
-        """Read a value; see `Store.read`."""
-        source = self._sources[key]
-        if isinstance(source, Placed):
-            try:
-                found = source.file.read(key, source.place, work)
-            except CorruptCheckpointError as error:
-                if not self._trusted or source.file is not self._main:
-                    raise
-                return self._read_changed(key, error, work)
-            with naming(self._location.name, key):
-                return build_value(*found, work.pacer)
-        if isinstance(source, Held):
-            return source.read(work.pacer)
-        assert self._foreign is not None  # noqa: S101 - it is where this source comes from
-        return self._foreign.read(key, work)
-
-    def _read_changed(self, key: str, error: CorruptCheckpointError, work: JobContext) -> Found:
-        """Read a value that another program changed in its place, so that only its digest tells."""
-        from asyncckpt.keyed.hdf5.changed_file import ChangedFile
-
-        assert self._main is not None  # noqa: S101 - the value is in it
-        file = ChangedFile(self._location, self._main.fd, work)
+    def read(self, key: str, context: JobContext) -> Found:
+        """See `Store`."""
+        source = self._values.sources[key]
+        if isinstance(source, PackedValue):
+            return build_captured(source.unpack(), context.pacer)
+        if isinstance(source, InObjects):
+            assert self._foreign is not None  # noqa: S101 - it reads them
+            return self._foreign.read(key, context)
         try:
-            found = file.read(key, work)
-        finally:
-            file.close()
-        warnings.warn(f"{error}. It is read as it is now, because the file is trusted", CheckpointWarning, stacklevel=2)
+            return source.file.read(key, source.extent, context)
+        except CorruptCheckpointError as error:
+            if not self._trusted or source.file is not self._current:
+                raise
+            return self._read_modified(source.file, key, error, context)
+
+    def _read_modified(self, file: NativeFile, key: str, error: CorruptCheckpointError, context: JobContext) -> Found:
+        """Read a value that another program changed in place, which only its digest shows."""
+        from asyncckpt.keyed.hdf5.modified_file import ModifiedFile
+
+        with contextlib.closing(ModifiedFile(self._location, file.fd, context)) as modified:
+            found = modified.read(key, context)
+        warn(f"{error}. It is read as it is now, because the file is trusted")
         return found
 
-    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
-        """Stage a value; see `Store.put`."""
-        self.begin(work)
-        payload_nbytes = value.stored_nbytes
-        nbytes = payload_nbytes + OBJECT_NBYTES
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
+        """See `Store`."""
+        self.begin(context)
+        nbytes = value.stored_nbytes + OBJECT_NBYTES
         source: Source
-        if payload_nbytes <= SMALL_NBYTES:
-            if self._held_nbytes + nbytes > _ALL_HELD_NBYTES:
-                self._write_held(self._target(work), work)
-            source = Held(value)
+        if value.stored_nbytes <= SMALL_NBYTES:
+            if self._values.memory_nbytes + nbytes > _MEMORY_NBYTES:
+                self._write_waiting(self._target(context), context)
+            source = value.pack()
         else:
-            target = self._target(work, key, nbytes)
-            values = [Value(key, value.index, value.snapshot, value.names)]
+            target = self._target(context, key, nbytes)
+            values = [Value.of(key, value)]
             try:
-                places = target.append(self._location.ops, values, work)
+                extents = target.append(self._location.ops, values, context)
             except OSError as error:
-                if not self._can_go_back(target):
+                if not self._can_fall_back(target):
                     raise
-                target = self._go_back(error, work)
-                places = target.append(self._location.ops, values, work)
-            source = Placed(target, places[key])
-        self._set(key, source)
+                target = self._fall_back(error, context)
+                extents = target.append(self._location.ops, values, context)
+            source = InFile(target, extents[key])
+        self._values.set(key, source)
         self._is_dirty = True
 
-    def delete(self, key: str, work: JobContext) -> None:
-        """Stage a deletion; see `Store.delete`."""
-        self.begin(work)
-        if key in self._sources:  # another process may have been quicker
-            self._forget(self._sources.pop(key))
-            del self._entries[key]
+    def delete(self, key: str, context: JobContext) -> None:
+        """See `Store`."""
+        self.begin(context)
+        self._values.delete(key)  # which another process may have deleted before
         self._is_dirty = True
 
-    def commit(self, work: JobContext) -> None:
-        """Make what is staged durable; see `Store.commit`."""
+    def commit(self, context: JobContext) -> None:
+        """See `Store`."""
         if not self._is_dirty:
             return
-        target = self._target(work)
-        before = dict(self._sources)
+        target = self._target(context)
+        before = dict(self._values.sources)
         try:
-            self._write_held(target, work)
-            if target is self._fresh:
-                self._move_all(target, work)
-            self._commit(target, work)
+            self._write_waiting(target, context)
+            if target is self._temporary:
+                self._move_all(target, context)
+            self._commit(target, context)
         except (OSError, CorruptCheckpointError) as error:
-            # There is no room for a new file, say, it cannot take the name, or a value that stays is damaged.
-            if not self._can_go_back(target):
+            # A new file has no room or cannot take the name, say, or a value that would be copied is damaged.
+            if not self._can_fall_back(target):
                 raise
             for key, source in before.items():
-                if not (isinstance(source, Placed) and source.file is target):
-                    self._set(key, source)
-            self._commit(self._go_back(error, work), work)
+                if not (isinstance(source, InFile) and source.file is target):
+                    self._values.set(key, source)
+            self._commit(self._fall_back(error, context), context)
         self._is_dirty = False
-        if self._obstacle is not None and self._main is not None:
-            self._location.warn_of_growth(self._main.tail, self._live_nbytes, self._obstacle)
+        if self._postponement is not None and self._current is not None:
+            self._location.warn_of_growth(self._current.tail, self._values.file_nbytes, self._postponement.reason)
 
     def close(self) -> None:
-        """Drop what is staged and close the file; see `Store.close`."""
-        main, fresh, self._fresh = self._main, self._fresh, None
-        if fresh is not None:
+        """See `Store`."""
+        temporary, self._temporary = self._temporary, None
+        if temporary is not None:
             self._location.discard_temporary()
-        elif main is not None and self._location.is_locked and not self._is_tainted:
+        elif self._appendable is not None and self._location.is_locked:
             with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
-                main.settle(self._location.ops)
+                self._appendable.settle(self._location.ops)
         self._close_files()
-        discard(self._sources, Pacer())
+        self._values.clear()
         self._location.release()
 
     # --- staging ------------------------------------------------------------------------------------------------------
 
     def _open_to_write(self) -> None:
-        if self._main is not None:
-            self._main.reopen(os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC))
-            self._main.recover(self._location.ops)
+        if self._current is not None:
+            self._current.reopen(os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC))
+            self._current.recover(self._location.ops)
 
-    def _target(self, work: JobContext, key: str | None = None, nbytes: int = 0) -> DataFile:
-        """Return the file that is written to, when `nbytes` more for `key` are."""
-        if self._fresh is None:
-            if self._main is not None and not self._location.is_same_file(self._main.fd):
-                self._is_tainted = True  # it was removed or replaced: what is appended would be nobody's
-            if self._main is not None and not self._is_tainted and not self._outgrows(self._main, key, nbytes):
-                return self._main
-            try:
-                self._fresh = self._create(work)
-            except OSError as error:
-                if self._main is None or self._is_tainted:
-                    raise
-                return self._put_off(error, self._main)
-            self._files.append(self._fresh)
-        return self._fresh
+    @property
+    def _appendable(self) -> NativeFile | None:
+        """The current file, if it may be appended to."""
+        return None if self._current is None or self._current.is_abandoned else self._current
 
-    def _create(self, work: JobContext) -> DataFile:
-        """Begin a new file, with the objects of other programs."""
+    def _target(self, context: JobContext, key: str | None = None, nbytes: int = 0) -> NativeFile:
+        """Return the file to write to, given that `nbytes` more are going to be written for `key`."""
+        if self._temporary is not None:
+            return self._temporary
+        if self._current is not None and not self._location.is_same_file(self._current.fd):
+            self._current.is_abandoned = True  # it was removed or replaced, so nobody would see what is appended
+        current = self._appendable
+        if current is not None and not self._needs_compaction(current, key, nbytes):
+            return current
+        try:
+            self._temporary = self._create_temporary(context)
+        except OSError as error:
+            if current is None:
+                raise
+            return self._postpone(error, current)
+        self._files.append(self._temporary)
+        return self._temporary
+
+    def _create_temporary(self, context: JobContext) -> NativeFile:
+        """Create the temporary file, with copies of the objects of other programs."""
         fd = self._location.create_temporary()
         try:
-            keys = [key for key, source in self._sources.items() if isinstance(source, Foreign)]
+            keys = [key for key, source in self._values.sources.items() if isinstance(source, InObjects)]
             if self._foreign is None or not keys:
-                return DataFile(self._location.name, fd)
-            linked, end = self._foreign.copy(keys, self._location.ops, fd, work.pacer)
+                return NativeFile(self._location.name, fd)
+            copied, end = self._foreign.copy(keys, self._location.ops, fd, context.pacer)
         except BaseException:
             os.close(fd)
             self._location.discard_temporary()
             raise
-        for key, place in linked.items():
-            self._set(key, Foreign(place.nbytes))
-        return DataFile(self._location.name, fd, linked, end)
+        for key, each in copied.items():
+            self._values.set(key, InObjects(each.nbytes))
+        return NativeFile(self._location.name, fd, copied, end)
 
-    def _outgrows(self, file: DataFile, key: str | None, nbytes: int) -> bool:
-        """Whether so much more would make the file larger than what lives in it allows.
+    def _needs_compaction(self, file: NativeFile, key: str | None, nbytes: int) -> bool:
+        """Tell whether so much more would make the file larger than its live values allow.
 
-        It may be twice as large, and 1 MiB; so all copying together is about as much as has been written. What is
-        promised counts the values alone, and is looked at where it can be kept: the objects of very many tiny values
-        are larger than they are.
+        It may be twice as large, and 1 MiB, so all copying together is about as much as has been written. What the
+        documentation promises is in terms of the values alone. It counts where it can be kept, which it cannot if the
+        HDF5 objects of very many tiny values are larger than they are.
         """
-        if file.tail < self._small_until:
+        if self._postponement is not None and file.tail < self._postponement.until_nbytes:
             return False
-        replaced = None if key is None else self._sources.get(key)
-        live = self._live_nbytes + nbytes - (replaced.nbytes if replaced else 0)
-        payload = self._payload_nbytes + nbytes - (replaced.payload_nbytes if replaced else 0)
-        allowed = 2 * live + _SLACK_NBYTES
-        promised = 3 * payload + _PROMISED_SLACK_NBYTES
-        if live + live // 4 < promised:
+        values = self._values
+        replaced_nbytes, replaced_payload_nbytes = values.sizes(key)
+        live_nbytes = values.file_nbytes + nbytes - replaced_nbytes
+        payload_nbytes = values.payload_nbytes + nbytes - replaced_payload_nbytes
+        allowed = 2 * live_nbytes + _SLACK_NBYTES
+        promised = 3 * payload_nbytes + _PROMISED_SLACK_NBYTES
+        if live_nbytes + live_nbytes // 4 < promised:
             allowed = min(allowed, promised)
-        return file.tail + self._held_nbytes + nbytes + len(self._sources) * OBJECT_NBYTES // 2 > allowed
+        commit_nbytes = len(values.sources) * OBJECT_NBYTES // 2
+        return file.tail + values.memory_nbytes + nbytes + commit_nbytes > allowed
 
-    def _write_held(self, target: DataFile, work: JobContext) -> None:
-        """Write the values that wait in memory, in batches: to let go of all at once would take long."""
-        held = [(key, source) for key, source in self._sources.items() if isinstance(source, Held)]
-        for batch in work.pacer.batches(held):
-            self._append(target, [source.value(key) for key, source in batch], work)
+    def _write_waiting(self, target: NativeFile, context: JobContext) -> None:
+        """Write the values that wait in memory, in batches, because freeing all of them at once would take long."""
+        waiting = [(key, each) for key, each in self._values.sources.items() if isinstance(each, PackedValue)]
+        for batch in context.pacer.batches(waiting):
+            self._append(target, [Value.of(key, packed.unpack()) for key, packed in batch], context)
 
-    def _append(self, target: DataFile, values: list[Value], work: JobContext) -> None:
-        if not values:
-            return
-        for key, place in target.append(self._location.ops, values, work).items():
-            self._set(key, Placed(target, place))
-
-    def _set(self, key: str, source: Source) -> None:
-        """Let a key have another source; a key that is there keeps its place."""
-        before = self._sources.get(key)
-        if before is not None:
-            self._forget(before)
-        self._live_nbytes += source.nbytes
-        self._payload_nbytes += source.payload_nbytes
-        self._held_nbytes += source.nbytes if isinstance(source, Held) else 0
-        self._sources[key] = source
-        self._entries[key] = source.names
-
-    def _forget(self, source: Source) -> None:
-        self._live_nbytes -= source.nbytes
-        self._payload_nbytes -= source.payload_nbytes
-        self._held_nbytes -= source.nbytes if isinstance(source, Held) else 0
+    def _append(self, target: NativeFile, values: list[Value], context: JobContext) -> None:
+        if values:
+            for key, extent in target.append(self._location.ops, values, context).items():
+                self._values.set(key, InFile(target, extent))
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def _can_go_back(self, target: DataFile) -> bool:
-        """Whether there is an old file, besides this new one, that may still be appended to."""
-        return target is self._fresh and self._main is not None and not self._is_tainted
+    def _can_fall_back(self, target: NativeFile) -> bool:
+        """Tell whether the target is a new file, instead of which the current one may be appended to."""
+        return target is self._temporary and self._appendable is not None
 
-    def _go_back(self, obstacle: Exception, work: JobContext) -> DataFile:
-        """Let the old file have what is staged, and the new one go; return the old one."""
-        main = self._main
-        assert main is not None  # noqa: S101 - asked before
-        self._write_held(main, work)
-        self._move_all(main, work)  # what was written to the new one directly
-        _close([file for file in self._files if file is not main], None)
-        self._files = [main]
+    def _fall_back(self, reason: Exception, context: JobContext) -> NativeFile:
+        """Discard the temporary file, append its values to the current file, and return that."""
+        current = self._current
+        assert current is not None  # noqa: S101 - asked before
+        self._write_waiting(current, context)
+        self._move_all(current, context)  # what was written to the new one directly
+        self._files = [current]
         self._location.discard_temporary()
-        self._fresh = None
-        return self._put_off(obstacle, main)
+        self._temporary = None
+        return self._postpone(reason, current)
 
-    def _put_off(self, obstacle: Exception, main: DataFile) -> DataFile:
-        """Go on with the old file until it is larger by a quarter; return it."""
-        self._small_until = main.tail + main.tail // 4
-        self._obstacle = obstacle
-        return main
+    def _postpone(self, reason: Exception, current: NativeFile) -> NativeFile:
+        """Append to the current file until it has grown by a quarter; return it."""
+        self._postponement = _Postponement(reason, current.tail + current.tail // 4)
+        return current
 
-    def _move_all(self, target: DataFile, work: JobContext) -> None:
-        """Bring every value into the new file, in batches."""
+    def _move_all(self, target: NativeFile, context: JobContext) -> None:
+        """Copy the values that are elsewhere to a file, in batches."""
         batches: dict[bool, list[Value]] = {True: [], False: []}
-        held_nbytes = 0
-        for value in self._values_elsewhere(target, work):
+        nbytes = 0
+        for value in self._values_elsewhere(target, context):
             batch = batches[value.is_small]
             batch.append(value)
-            held_nbytes += value.nbytes
-            if held_nbytes > _ALL_HELD_NBYTES or len(batch) == _BATCH_KEYS:
+            nbytes += value.nbytes
+            if nbytes > _MEMORY_NBYTES or len(batch) == _BATCH_KEYS:
                 for each in batches.values():
-                    self._append(target, each, work)
+                    self._append(target, each, context)
                     each.clear()
-                held_nbytes = 0
+                nbytes = 0
         for batch in batches.values():
-            self._append(target, batch, work)
-        # Of files that failed, and from which all is taken now: the next failure must not leave one more.
-        for file in [each for each in self._files if each not in (target, self._main)]:
+            self._append(target, batch, context)
+        # New files that failed are not needed any more; if more of them fail, they must not add up.
+        for file in [each for each in self._files if each not in (target, self._current)]:
             file.close()
             self._files.remove(file)
 
-    def _values_elsewhere(self, target: DataFile, work: JobContext) -> Iterator[Value]:
-        for key, source in list(self._sources.items()):
-            if isinstance(source, Foreign):
-                if key not in target.linked:
-                    assert self._foreign is not None  # noqa: S101 - it is where this source comes from
-                    yield self._foreign.value(key, work)
-            elif isinstance(source, Placed) and source.file is not target:
-                yield source.file.stored(key, source.place, work.pacer)
+    def _values_elsewhere(self, target: NativeFile, context: JobContext) -> Iterator[Value]:
+        for key, source in list(self._values.sources.items()):
+            if isinstance(source, InObjects):
+                if key not in target.foreign_objects:
+                    assert self._foreign is not None  # noqa: S101 - it reads them
+                    yield self._foreign.value(key, context)
+            elif isinstance(source, InFile) and source.file is not target:
+                yield source.file.stored(key, source.extent, context.pacer)
 
-    def _commit(self, target: DataFile, work: JobContext) -> None:
-        places = {
-            key: source.place if isinstance(source, Placed) else target.linked[key]
-            for key, source in self._sources.items()
+    def _commit(self, target: NativeFile, context: JobContext) -> None:
+        extents = {
+            key: source.extent if isinstance(source, InFile) else target.foreign_objects[key]
+            for key, source in self._values.sources.items()
         }
-        if target is self._main:
-            with self._tainting():
+        if target is self._current:
+            with self._abandoning_on_failure():
                 self._location.sync_entry()
         try:
-            target.commit(self._location.ops, places, work.pacer)
+            target.commit(self._location.ops, extents, context.pacer)
         except BaseException:
-            if target.is_suspect:
-                self._taint()
+            if target.is_abandoned:
+                self._abandon()
             raise
-        if target is self._fresh:
-            linked = self._open_linked(target)
-            try:
-                self._location.rename_temporary()
-            except BaseException:
-                if linked is not None:
-                    linked.close()
-                if not self._can_go_back(target):
-                    self._taint()
-                raise
-            with self._tainting():
-                self._location.sync_entry()
-            self._main, self._fresh, self._obstacle, self._small_until = target, None, None, 0
-            self._is_tainted = False
-            self._close_files(but=target)
-            self._foreign = linked
+        if target is self._temporary:
+            self._replace_current(target)
+
+    def _replace_current(self, target: NativeFile) -> None:
+        """Give the temporary file, which is complete, the name of the current one."""
+        foreign = open_foreign_objects(self._location, target, trusted=self._trusted)
+        try:
+            self._location.rename_temporary()
+        except BaseException:
+            if foreign is not None:
+                foreign.close()
+            if not self._can_fall_back(target):
+                self._abandon()
+            raise
+        with self._abandoning_on_failure():
+            self._location.sync_entry()
+        self._current, self._temporary, self._postponement = target, None, None
+        self._close_files(but=target)
+        self._foreign = foreign
 
     @contextlib.contextmanager
-    def _tainting(self) -> Iterator[None]:
+    def _abandoning_on_failure(self) -> Iterator[None]:
         try:
             yield
         except BaseException:
-            self._taint()
+            self._abandon()
             raise
 
-    def _taint(self) -> None:
-        """Write to none of the files again: the next commit makes another. What is in them can still be read."""
-        self._is_tainted = True
-        if self._fresh is not None:
+    def _abandon(self) -> None:
+        """Write to none of the files again: the next commit makes another one. Their values can still be read."""
+        if self._current is not None:
+            self._current.is_abandoned = True
+        if self._temporary is not None:
             self._location.discard_temporary()
-            self._fresh = None
+            self._temporary = None
 
-    def _close_files(self, but: DataFile | None = None) -> None:
-        _close([file for file in self._files if file is not but], self._foreign)
+    def _close_files(self, but: NativeFile | None = None) -> None:
+        for file in self._files:
+            if file is not but:
+                file.close()
         self._files = [] if but is None else [but]
-        self._foreign = None
-
-
-def _close(files: Sequence[DataFile], foreign: ForeignFile | None) -> None:
-    for file in files:
-        file.close()
-    if foreign is not None:
-        foreign.close()
+        if self._foreign is not None:
+            self._foreign.close()
+            self._foreign = None

@@ -1,6 +1,6 @@
-"""What leads other programs to the keys of an HDF5 file of many: its superblock and its root group.
+"""The superblock and the root group of an HDF5 keyed file, through which other programs find the keys.
 
-Everything below the root group stays where it was once written; only these change with a commit.
+A commit writes a new root group and changes the superblock. The HDF5 objects below the root group are never changed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DIGEST_NAME: Final = b"__asyncckpt_digest__"
 
 
 def superblock(end: int, root: int) -> bytes:
-    """Make the superblock of a file that ends at `end` and has its root group's header at `root`."""
+    """Return the superblock of a file that ends at `end` and has the header of its root group at `root`."""
     made = np.frombuffer(bytearray(hb.superblock(end, root)), np.uint8)
     hb.seal(made, [(0, SUPERBLOCK_NBYTES)], Pacer(yields=False))
     return made.tobytes()
@@ -34,23 +34,23 @@ def superblock(end: int, root: int) -> bytes:
 def root_group(
     begin: int, links: Iterable[tuple[bytes, int]], catalog: tuple[int, int, bytes], pacer: Pacer
 ) -> tuple[int, list[bytes]]:
-    """Make a root group that lies from `begin` on.
+    """Return a root group.
 
     Args:
-        begin: Where.
+        begin: Its offset.
         links: The names of the keys, each with the address of its object.
-        catalog: Place, size and xxh3-128 of the catalog, which is shown as a dataset with its digest.
+        catalog: Offset, size and xxh3-128 of the catalog, which is a dataset with its digest as an attribute.
         pacer: Paused between chunks.
 
     Returns:
-        The address of the group's header, and the bytes, in chunks.
+        The address of its header, and its bytes, in chunks.
     """
     file = MetadataFile(pacer)
     for name, address in links:
         file.link(file.root, name, Node(b"", address=address))
-    place, nbytes, digest = catalog
+    offset, nbytes, digest = catalog
     dataset = file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes)
-    dataset.place = place
+    dataset.place = offset
     file.attach_leaf(dataset, DIGEST_NAME, Leaf(h5t.STD_U8LE, np.frombuffer(digest, np.uint8)))
     file.arrange(begin)
     return file.root.address, [bytes(chunk.source) for chunk in file.render(None)]

@@ -1,11 +1,11 @@
-"""A value read through libhdf5: HDF5 that others made, or that was ours until another program changed it.
+"""Read a value through libhdf5, from a file of another program or from a file of ours that one has changed.
 
-1. Groups become dicts, datasets arrays, scalar datasets scalars and texts str. Soft links are followed.
-2. What leads out of the file or needs foreign code is refused by name, before it is touched: external links, external
-   storage, virtual datasets, filter plugins. So are elements that are no data: references, lists of any length.
-3. What is small in the file and huge in memory is refused, and so is what has no end.
-4. Attributes are notes, not values, and are left out; but a file in the layout of ours keeps small
-   leaves in them, and says what its groups and datasets stand for (docs/format.md), so there they are read.
+1. Groups become dicts, datasets arrays, scalar datasets scalars and text str. Soft links are followed.
+2. External links, external storage, virtual datasets and filter plugins, which refer to other files or need other code,
+   are refused before anything of them is read. So are elements that are not plain data, such as references.
+3. A value that is small in the file and huge in memory is refused, and so is one that contains itself.
+4. Attributes are not part of a value, except in a file of ours, which keeps small leaves in them, and the types of its
+   groups and datasets (docs/format.md).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.pacing import Pacer
 
 MARK: Final = "__asyncckpt"
-"""What the names begin with that are no user's."""
+"""The beginning of all names that are reserved."""
 PARTIAL: Final = f"{MARK}_partial__"
-"""The attribute of a group whose leaves are not all shown."""
+"""The attribute of a group of which some leaves have no HDF5 object."""
 _MAX_DEPTH: Final = 100
 _MAX_OBJECTS: Final = 1_000_000
 _MAX_RATIO: Final = 1100
-"""deflate, the best of the usual filters, makes nothing smaller than this."""
+"""The highest compression ratio of deflate, the best of the usual filters."""
 _UNSUSPICIOUS_NBYTES: Final = 64 << 20
 _SLAB_NBYTES: Final = 4 << 20
 _USUAL_FILTERS: Final = frozenset({1, 2, 3, 4, 5, 6, 32000})  # part of HDF5 itself, and h5py's lzf
@@ -50,8 +50,8 @@ _CONTAINERS: Final[dict[str, Callable[[list[Any]], Any]]] = {
 }
 
 
-class Reading:
-    """The reading of one value."""
+class ValueReader:
+    """Reads one value."""
 
     def __init__(self, location: FileLocation, pacer: Pacer, *, is_ours: bool) -> None:
         self._location = location
@@ -64,7 +64,7 @@ class Reading:
         self.unknown_types: dict[str, str] = {}
 
     def entry(self, group: h5py.Group, name: str, parent: str) -> Any:
-        """Read what a link leads to."""
+        """Read the value that a link refers to."""
         self._pacer.pause()
         path = f"{parent}/{name}"
         self._left -= 1
@@ -91,10 +91,10 @@ class Reading:
         if isinstance(link, h5py.SoftLink):
             self._check_soft(group, link, path)
         elif not isinstance(link, h5py.HardLink):
-            raise self._refuse(path, "is a link of a kind that its makers defined")
+            raise self._refuse(path, "is a user-defined link")
 
     def _check_soft(self, group: h5py.Group, link: h5py.SoftLink, path: str) -> None:
-        """Refuse a soft link on whose way an external one lies: libhdf5 would follow it."""
+        """Refuse a soft link whose path contains an external link, which libhdf5 would follow."""
         at: Any = group.file if link.path.startswith("/") else group
         for _ in range(_MAX_DEPTH):
             parts = [part for part in link.path.split("/") if part not in ("", ".")]
@@ -146,18 +146,18 @@ class Reading:
                 int(name) if is_among_ints and name[0] != "%" else key_of(group, name): found[name] for name in found
             }
             if len(made) < len(found):
-                raise self._refuse(path, "has several names that stand for one key")
+                raise self._refuse(path, "has several names that mean the same key")
             return made if kind == "dict" else OrderedDict(made)
         values = [found[name] for name in sorted(found, key=int)]
         if kind == "deque":
             maxlen = group.attrs.get(f"{MARK}_maxlen__")
             return deque(values, None if maxlen is None else int(maxlen))
         if kind not in _CONTAINERS:
-            raise self._refuse(path, f"is a {kind}, which is not known here")
+            raise self._refuse(path, f"is a {kind}, which this release does not know")
         return _CONTAINERS[kind](values)
 
     def attribute(self, group: h5py.Group, name: str, path: str) -> Any:
-        """Return a small leaf as what it was."""
+        """Read a small leaf from an attribute."""
         attribute = group.attrs.get_id(name)
         space = attribute.get_space()
         if space.get_simple_extent_type() == h5py.h5s.NULL:
@@ -170,7 +170,7 @@ class Reading:
 
     def _dataset(self, dataset: h5py.Dataset, path: str) -> Any:
         address = h5o.get_info(dataset.id).addr
-        if address not in self._datasets:  # else it has several names
+        if address not in self._datasets:  # it may have several names
             self._datasets[address] = self._read_dataset(dataset, path)
         return self._datasets[address]
 
@@ -186,14 +186,14 @@ class Reading:
             return self._as(kind, dataset.asstr()[()])
         array = self._array(dataset)
         if self._is_ours:
-            array = _noted(array, dataset)
+            array = _with_attributes(array, dataset)
             if kind:
                 return self._as(kind, array)
             return _plain(array[()]) if dataset.id.get_create_plist().get_layout() == h5d.COMPACT else array
         return array if dataset.shape else array[()]
 
     def _check_layout(self, dataset: h5py.Dataset, path: str) -> None:
-        """Refuse what lies elsewhere, needs code to be loaded, or is a bomb; nothing of its contents is read yet."""
+        """Refuse a dataset that is stored elsewhere, needs a plugin, or is a decompression bomb, before it is read."""
         creation = dataset.id.get_create_plist()
         if creation.get_layout() == h5d.VIRTUAL:
             raise self._refuse(path, "is a virtual dataset, whose values lie in other files")
@@ -214,7 +214,7 @@ class Reading:
             raise self._refuse(path, f"takes {nbytes} bytes of memory, of which the file holds {stored}")
 
     def _check_type(self, type_id: Any, path: str) -> None:
-        """Refuse elements that are no plain data."""
+        """Refuse elements that are not plain data."""
         todo = [type_id]
         while todo:
             found = todo.pop()
@@ -232,7 +232,7 @@ class Reading:
                 todo.append(found.get_super())
 
     def _texts(self, dataset: h5py.Dataset, path: str) -> Any:
-        """Return texts of any length: one as str, several as an array of StringDType."""
+        """Read text of variable length: a scalar as str, others as an array of StringDType."""
         strings = dataset.asstr(errors="surrogateescape")
         if dataset.shape == ():
             return str(strings[()])
@@ -248,9 +248,9 @@ class Reading:
         return array
 
     def _array(self, dataset: h5py.Dataset) -> NDArray[Any]:
-        """Read in chunks: one call into libhdf5 holds the GIL for its whole length."""
+        """Read an array in chunks, because a call into libhdf5 holds the GIL for as long as it takes."""
         array: NDArray[Any] = np.empty(dataset.shape, dataset.dtype)
-        plain = without_metadata(array.dtype)  # h5py's words about HDF5's types, for which states have no room
+        plain = without_metadata(array.dtype)  # without h5py's metadata, which states cannot hold
         if dataset.shape == ():
             dataset.read_direct(array)
             return array.view(plain)
@@ -260,7 +260,7 @@ class Reading:
         return array.view(plain)
 
     def _as(self, kind: str, value: Any) -> Any:
-        """Return a value as the kind of leaf that its dataset says."""
+        """Convert a value to the kind of leaf that its dataset names."""
         if kind in ("list", "tuple"):
             return _CONTAINERS[kind](value.tolist())
         if kind == "int":
@@ -290,8 +290,8 @@ def _slabs(shape: tuple[int, ...], itemsize: int, step: int = 1) -> Iterator[tup
         yield (slice(start, min(start + rows, shape[0])),)
 
 
-def _noted(array: NDArray[Any], dataset: h5py.Dataset) -> NDArray[Any]:
-    """Return an array with the dtype and the shape that its dataset notes."""
+def _with_attributes(array: NDArray[Any], dataset: h5py.Dataset) -> NDArray[Any]:
+    """Return an array with the dtype and the shape that are attributes of its dataset."""
     note = dataset.attrs.get(f"{MARK}_dtype__")
     shape = dataset.attrs.get(f"{MARK}_shape__")
     if note is not None:
@@ -305,7 +305,7 @@ def _noted(array: NDArray[Any], dataset: h5py.Dataset) -> NDArray[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a Python scalar for one of the types that Python's own were stored as."""
+    """Return a Python scalar for a value of a type that Python scalars are stored as."""
     if isinstance(value, np.bool_ | np.int64 | np.uint64 | np.float64 | np.complex128):
         return value.item()
     return value
@@ -316,7 +316,7 @@ def _text(value: Any) -> str:
 
 
 def names_in(group: h5py.Group) -> list[str]:
-    """Return the names of a group's links. Bytes that are no UTF-8 are surrogates, as in the names of files."""
+    """Return the names of a group's links. Bytes that are not UTF-8 become surrogates, as in the names of files."""
     return [name if isinstance(name, str) else name.decode("utf-8", "surrogateescape") for name in group]
 
 
@@ -326,7 +326,7 @@ def raw_name(name: str) -> str | bytes:
 
 
 def link_of(group: h5py.Group, name: str) -> Any:
-    """Return one of h5py's objects that say what a link is, or None if there is none, or of a kind of its makers'."""
+    """Return h5py's object for a link; None if there is no such link, or it is a user-defined one."""
     raw = name.encode("utf-8", "surrogateescape")
     if not group.id.links.exists(raw):
         return None
@@ -339,14 +339,14 @@ def link_of(group: h5py.Group, name: str) -> Any:
 
 
 def entry_names(group: h5py.Group) -> Iterator[tuple[str, bool]]:
-    """Yield the names of the entries of a group in the layout of ours, and whether each is an attribute."""
+    """Yield the names of the entries of a group in our layout, and whether each is an attribute."""
     links = dict.fromkeys(names_in(group))
     yield from ((name, True) for name in group.attrs if not name.startswith(MARK) and name not in links)
     yield from ((name, False) for name in links if not name.startswith(MARK))
 
 
 def key_of(group: h5py.Group, name: str) -> str:
-    """Return the key that a name stands for, in a group in the layout of ours."""
-    if "%~" in name:  # one that was too long
+    """Return the key that a name means, in a group in our layout."""
+    if "%~" in name:  # a shortened name
         name = _text(group.attrs.get(f"{MARK}_name_{name[-32:]}__", name))
     return "" if name == "%" else unquote_to_bytes(name).decode("utf-8", "surrogatepass")

@@ -1,0 +1,101 @@
+"""Where the value of each key of an HDF5 store is, and how much the values take together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from asyncckpt.keyed.values import PackedValue
+from asyncckpt.runtime.pacing import Pacer, discard
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from asyncckpt.keyed.hdf5.catalog import Extent
+    from asyncckpt.keyed.hdf5.native_file import NativeFile
+    from asyncckpt.keyed.values import Names
+
+OBJECT_NBYTES: Final = 512
+"""An estimate of what a value takes in a file besides itself, until it has been written."""
+
+
+class InFile:
+    """A value in a file of ours."""
+
+    __slots__ = ("extent", "file")
+
+    def __init__(self, file: NativeFile, extent: Extent) -> None:
+        self.file = file
+        self.extent = extent
+
+
+class InObjects:
+    """A value in HDF5 objects that another program made, in a file of its own or in one of ours."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+
+Source = InFile | PackedValue | InObjects
+"""Where a value is; a `PackedValue` is in memory."""
+
+
+class ValueTable:
+    """The keys in their order, each with the source of its value.
+
+    Attributes:
+        sources: The sources. To be changed by `set` and `delete` only.
+        names: The keys of the dicts in the values; see `Store.entries`.
+        file_nbytes: What the values take in a file, in bytes.
+        payload_nbytes: How much of that is their arrays and nodes.
+        memory_nbytes: How much of `file_nbytes` is of values in memory.
+    """
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self.sources: dict[str, Source] = {}
+        self.names: dict[str, Names] = {}
+        self.file_nbytes = self.payload_nbytes = self.memory_nbytes = 0
+        for key, source in sources.items():
+            self.set(key, source)
+
+    def set(self, key: str, source: Source) -> None:
+        """Add a key, or replace its source; it keeps its position."""
+        before = self.sources.get(key)
+        if before is not None:
+            self._count(before, -1)
+        self._count(source, 1)
+        self.sources[key] = source
+        if isinstance(source, InFile):
+            self.names[key] = source.extent.names
+        else:
+            self.names[key] = source.names if isinstance(source, PackedValue) else False
+
+    def delete(self, key: str) -> None:
+        """Remove a key, if it is there."""
+        source = self.sources.pop(key, None)
+        if source is not None:
+            self._count(source, -1)
+            del self.names[key]
+
+    def clear(self) -> None:
+        """Remove all keys, which may take long."""
+        discard(self.sources, Pacer())
+
+    def sizes(self, key: str | None) -> tuple[int, int]:
+        """Return what the value of a key takes in a file, and how much of that is its payload; 0 if it is not there."""
+        source = None if key is None else self.sources.get(key)
+        return (0, 0) if source is None else _sizes(source)
+
+    def _count(self, source: Source, sign: int) -> None:
+        file_nbytes, payload_nbytes = _sizes(source)
+        self.file_nbytes += sign * file_nbytes
+        self.payload_nbytes += sign * payload_nbytes
+        if isinstance(source, PackedValue):
+            self.memory_nbytes += sign * file_nbytes
+
+
+def _sizes(source: Source) -> tuple[int, int]:
+    if isinstance(source, InFile):
+        return source.extent.nbytes, source.extent.payload_nbytes
+    if isinstance(source, InObjects):
+        return source.nbytes, source.nbytes
+    return source.stored_nbytes + OBJECT_NBYTES, source.stored_nbytes
