@@ -144,6 +144,26 @@ def test_a_fault_at_any_operation(file: Place, code: int, lasting: bool) -> None
             break
 
 
+def test_after_a_rename_whose_sync_failed_the_renamed_file_is_written(file: Place) -> None:
+    """The new file has the name, although the flush failed: what is flushed next must not go to the old one."""
+    disk = FaultyDisk()
+    with file.open(disk=disk) as chk:
+        chk["a"] = np.zeros(30_000)
+        chk.flush()
+        disk.fail("sync_directory", errno.EIO)
+        number = 0
+        with pytest.raises(OSError, match="Input/output error"):
+            while number < 100:  # until the file is written to a new one
+                number += 1
+                chk["a"] = np.full(30_000, number)
+                chk.flush()
+        last, failed = [name for name in disk.names() if name != "unlink"][-2:]
+        assert (last, failed) == ("rename", "sync_directory")
+        chk["b"] = number
+        chk.flush()
+        assert_same(file.contents(), {"a": np.full(30_000, number), "b": number})
+
+
 def test_a_flush_that_failed_can_be_tried_again(file: Place) -> None:
     """Once, at each operation: the same object goes on, what was set is kept, and no failed sync is repeated."""
     for count in itertools.count():
