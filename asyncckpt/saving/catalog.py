@@ -37,7 +37,7 @@ class Listed(NamedTuple):
 
     records: dict[int, CheckpointRecord]
     """By step, ascending."""
-    standings: Ranking
+    ranking: Ranking
     remarks: tuple[str, ...] = ()
     """What there is to warn of."""
 
@@ -55,8 +55,8 @@ def arrange(listing: Listing, request: PolicyRequest, file: MetricFile, remarks:
     """
     policy, found = request.resolve(file)
     candidates = (_candidate(record, policy) for record in listing.records.values())
-    standings = Ranking(policy, candidates, Pacer())
-    return Listed(listing.records, standings, (*found, *remarks, *listing.remarks))
+    ranking = Ranking(policy, candidates, Pacer())
+    return Listed(listing.records, ranking, (*found, *remarks, *listing.remarks))
 
 
 class Catalog:
@@ -65,7 +65,7 @@ class Catalog:
     def __init__(self, policy: RetentionPolicy) -> None:
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, Identity] = {}
-        self._standings = Ranking(policy)  # of the intact ones
+        self._ranking = Ranking(policy)  # of the intact ones
         self._begun: set[int] = set()
         self.changes = 0
         """Counts additions and removals, so that a listing that they have overtaken can be made anew."""
@@ -77,14 +77,14 @@ class Catalog:
     @property
     def policy(self) -> RetentionPolicy:
         """The policy that the directory and the manager's options have led to."""
-        return self._standings.policy
+        return self._ranking.policy
 
     def replace(self, listed: Listed) -> None:
         """Hold what was listed, without the steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
-        self._records, self._standings, _ = listed
+        self._records, self._ranking, _ = listed
         for step in self._begun & self._records.keys():
             del self._records[step]
         self._corrupt = {
@@ -92,7 +92,7 @@ class Catalog:
             for step, identity in self._corrupt.items()
             if step in self._records and self._records[step].identity == identity
         }
-        self._standings.remove(self._begun | self._corrupt.keys())
+        self._ranking.remove(self._begun | self._corrupt.keys())
 
     def add(self, record: CheckpointRecord) -> None:
         """Add a checkpoint that has just been committed."""
@@ -101,14 +101,14 @@ class Catalog:
         is_in_order = record.step in self._records or record.step > next(reversed(self._records), -1)
         self._records[record.step] = record
         self._corrupt.pop(record.step, None)
-        self._standings.add(_candidate(record, self.policy))
+        self._ranking.add(_candidate(record, self.policy))
         if not is_in_order:
             self._records = dict(sorted(self._records.items()))
 
     def remove(self, steps: Collection[int]) -> None:
         """Forget steps."""
         self.changes += 1
-        self._standings.remove(steps)
+        self._ranking.remove(steps)
         for step in steps:
             self._records.pop(step, None)
             self._corrupt.pop(step, None)
@@ -125,7 +125,7 @@ class Catalog:
     def mark_corrupt(self, step: int) -> None:
         """Note that a step was found corrupt."""
         if step in self._records:
-            self._standings.remove([step])
+            self._ranking.remove([step])
             self._corrupt[step] = self._records[step].identity
 
     def records(self) -> dict[int, CheckpointRecord]:
@@ -151,25 +151,25 @@ class Catalog:
 
     def best(self) -> BestChoice:
         """Choose the best intact checkpoint."""
-        return self._standings.best()
+        return self._ranking.best()
 
-    def surplus(self, *, exclude_latest: bool, protect: Collection[int], committed: int | None) -> list[int]:
+    def to_prune(self, *, exclude_latest: bool, protect: Collection[int], committed: int | None) -> list[int]:
         """Return the intact steps that retention gives up, ascending; see `retention.plan_prune`."""
-        return self._standings.surplus(exclude_latest=exclude_latest, protect=protect, committed=committed)
+        return self._ranking.to_prune(exclude_latest=exclude_latest, protect=protect, committed=committed)
 
-    def surplus_after(self, step: int, training_info: dict[str, Any], *, protect: Collection[int]) -> list[int]:
+    def to_prune_after(self, step: int, training_info: dict[str, Any], *, protect: Collection[int]) -> list[int]:
         """Return the intact steps that retention would give up if a step were committed, ascending.
 
         The latest and the best of those that there are now are not among them: they stay until the step is committed.
         """
-        standings = self._standings
-        kept = {*protect, self.latest(), standings.best().step}
-        standings.add(Candidate(step, metric_of(training_info, self.policy.metric_name)))
-        surplus = standings.surplus(committed=step)
-        standings.remove([step])
+        ranking = self._ranking
+        kept = {*protect, self.latest(), ranking.best().step}
+        ranking.add(Candidate(step, metric_of(training_info, self.policy.metric_name)))
+        steps = ranking.to_prune(committed=step)
+        ranking.remove([step])
         if step in self:
-            standings.add(_candidate(self._records[step], self.policy))
-        return [each for each in surplus if each not in kept]
+            ranking.add(_candidate(self._records[step], self.policy))
+        return [each for each in steps if each not in kept]
 
 
 def _candidate(record: CheckpointRecord, policy: RetentionPolicy) -> Candidate:

@@ -63,7 +63,7 @@ class Pruner:
     async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
         """Apply the retention policy."""
         loading = self._steps.loading.keys()
-        surplus = self._catalog.surplus(exclude_latest=exclude_latest, protect=loading, committed=committed)
+        surplus = self._catalog.to_prune(exclude_latest=exclude_latest, protect=loading, committed=committed)
         again = [step for step in self._stuck if step in surplus]
         steps = [step for step in surplus if step not in again]
         if committed is not None:
@@ -90,7 +90,7 @@ class Pruner:
             stop = StopFlag()
             with suppress(OSError):  # what stays has been warned of before
                 await self._owner.change(stop, self._store.sweep, None, stop)
-            surplus = self._catalog.surplus_after(step, training_info, protect={*self._steps.loading, *self._stuck})
+            surplus = self._catalog.to_prune_after(step, training_info, protect={*self._steps.loading, *self._stuck})
             if await self._deadline.run(StopFlag(), would_suffice, self._store, surplus, nbytes):
                 await self.retire(surplus)
                 await self.finish()

@@ -1,17 +1,18 @@
-"""Which checkpoints stay, and why; which one is best. Pure: decisions only, somebody else deletes.
+"""Retention: which checkpoints are kept, and why; which one is the best. Pure: nothing is deleted here.
 
-1. A metric is a real number in ``training_info``; a bool, a str or anything else counts as absent.
-2. A ranking puts the greatest metric first (or the smallest), then NaN and absent metrics alike; among equals the
+1. A metric is a real number in ``training_info``; a bool, a str or anything else counts as missing.
+2. A ranking puts the greatest metric first (or the smallest), then NaN and missing metrics alike; among equals the
    higher step comes first. Without a metric's name the order is that of the steps, the highest first.
-3. Retention is a union: a checkpoint stays if any rule keeps it. With neither `keep_top_k` nor `keep_latest_k` every
-   checkpoint stays.
+3. Retention is a union: a checkpoint is kept if any rule keeps it. With neither `keep_top_k` nor `keep_latest_k` every
+   checkpoint is kept.
 4. `keep_top_k` ranks the periodic steps: the multiples of `save_period`, or all steps if that is None. While none of
    them has the metric it keeps them all: a misspelt name must not cost the best.
-5. Without `keep_top_k` every multiple of `save_period` stays, unless `keep_periodic` is False; a `save_period` of None
-   then keeps nothing by itself.
-6. Protection (the newest, the one just committed, those being loaded) comes on top: it takes no place in a ranking.
-7. The loop's thread decides anew after each commit. What that costs grows with what changes and with the numbers in the
-   policy; what stays for ever is not looked at again.
+5. Without `keep_top_k` every multiple of `save_period` is kept, unless `keep_periodic` is False; without a
+   `save_period` this rule keeps nothing.
+6. Protection (the newest, the one just committed, those being loaded) is added to the rules, and does not count in a
+   ranking.
+7. The loop's thread decides after each commit. The cost grows with what changes and with the numbers in the policy;
+   checkpoints that a permanent rule keeps are not looked at again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import math
 import numbers
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionPolicy:
-    """The options that decide who stays; `asyncckpt.config.CheckpointingConfig` has their meanings and bounds."""
+    """The options that decide which checkpoints are kept; `CheckpointingConfig` has their meanings and bounds."""
 
     metric_name: str | None = None
     higher_is_better: bool = True
@@ -49,16 +50,16 @@ class RetentionPolicy:
         return self.keep_top_k is None and self.keep_latest_k is None
 
     def why_nothing_is_pruned(self) -> str | None:
-        """Say why no step that `should_save` allows will ever be pruned, though retention was asked for.
+        """Explain why no step that `should_save` allows will ever be pruned, although retention was asked for.
 
         Returns:
-            What was asked for, which rule keeps everything, and the ways out; None where the policy prunes, or where
-            none of its options asks for that.
+            What was asked for, which rule keeps everything, and the ways out; None if the policy prunes, or none of its
+            options asks for that.
         """
         asked = [f"{name}={value}" for name, value in self._limits().items()]
         # A rule that keeps the first multiple of save_period keeps every multiple of it: each rule goes by multiples.
         least = self.save_period or 1
-        keeping = [rule for rule in _lasting_rules(self) if rule.keeps(least)]
+        keeping = [rule for rule in _permanent_rules(self) if rule.keeps(least)]
         if not (asked and keeping):
             return None
         period = "" if self.save_period is None else f" with save_period={self.save_period}"
@@ -66,7 +67,7 @@ class RetentionPolicy:
         return f"{', '.join(asked)}{period} keeps every step that should_save allows, for ever. Reason: {reasons}"
 
     def _limits(self) -> dict[str, object]:
-        """Return the options that ask for less than everything to stay."""
+        """Return the options that ask for less than everything to be kept."""
         options = {
             "keep_top_k": self.keep_top_k,
             "keep_latest_k": self.keep_latest_k,
@@ -78,27 +79,19 @@ class RetentionPolicy:
     @classmethod
     def from_settings(cls, settings: Settings) -> RetentionPolicy:
         """Take a manager's options."""
-        return cls(
-            metric_name=settings.metric_name,
-            higher_is_better=settings.higher_is_better,
-            save_period=settings.save_period,
-            keep_top_k=settings.keep_top_k,
-            keep_latest_k=settings.keep_latest_k,
-            keep_every=settings.keep_every,
-            keep_periodic=settings.keep_periodic,
-        )
+        return cls(**{option.name: getattr(settings, option.name) for option in fields(cls)})
 
 
 class Candidate(NamedTuple):
-    """A committed checkpoint as retention sees it."""
+    """A committed checkpoint, for retention."""
 
     step: int
     metric: float | None
-    """As `metric_of` gives it: None where the checkpoint has none."""
+    """As `metric_of` returns it: None if the checkpoint has none."""
 
 
 class Verdict(NamedTuple):
-    """What becomes of a checkpoint, and why."""
+    """Whether a checkpoint is kept, and why."""
 
     step: int
     is_kept: bool
@@ -107,16 +100,16 @@ class Verdict(NamedTuple):
 
 
 class BestChoice(NamedTuple):
-    """The best checkpoint, and what the caller should be warned of."""
+    """The best checkpoint, and warnings about the choice."""
 
     step: int | None
     """None if there is no checkpoint at all."""
     missing_steps: tuple[int, ...]
     """The steps left out because they lack the metric, ascending; empty if no metric has a name."""
     is_fallback: bool
-    """Whether no checkpoint has the metric, so that the latest stands in."""
+    """Whether no checkpoint has the metric, so that the latest is returned instead."""
     warnings: tuple[str, ...]
-    """What to warn of, in words; empty if nothing is odd."""
+    """Warnings for the caller."""
 
 
 class _Rule(NamedTuple):
@@ -125,8 +118,8 @@ class _Rule(NamedTuple):
     why_not: Callable[[int], str] | None = None
     """None for a protection, whose absence explains nothing."""
     way_out: str = ""
-    """What to do where a lasting rule keeps too much. A rule is lasting if it will always keep what it keeps now,
-    whatever comes and goes; empty for the others."""
+    """What to do if a permanent rule keeps too much; empty for the others. A rule is permanent if it will always keep
+    what it keeps now, whatever is added and removed."""
 
 
 def metric_of(training_info: Mapping[str, object], metric_name: str | None) -> float | None:
@@ -137,7 +130,7 @@ def metric_of(training_info: Mapping[str, object], metric_name: str | None) -> f
         metric_name: The metric's key; None if no metric has a name.
 
     Returns:
-        The number (NaN and infinities too), or None where there is no such key or its value is no real number: a bool,
+        The number (NaN and infinities too), or None if there is no such key or its value is not a real number: a bool,
         a str, None, a list.
     """
     value = None if metric_name is None else training_info.get(metric_name)
@@ -156,75 +149,81 @@ def plan_prune(
     protect: Collection[int] = frozenset(),
     committed: int | None = None,
 ) -> tuple[Verdict, ...]:
-    """Decide for each checkpoint whether it stays, and say why.
+    """Decide for each checkpoint whether it is kept, and why.
 
     Args:
         candidates: The committed, intact checkpoints, in any order, each step once.
         policy: The rules.
-        exclude_latest: Whether the newest stays whatever the rules say.
-        protect: Steps that are being loaded; they stay.
-        committed: The step whose commit led to this; it stays.
+        exclude_latest: Whether the newest is kept whatever the rules say.
+        protect: Steps that are being loaded; they are kept.
+        committed: The step whose commit leads to this pruning; it is kept.
 
     Returns:
         One verdict for each candidate, in the order of the steps.
     """
-    standings = Ranking(policy, candidates)
-    return tuple(standings.verdicts(exclude_latest=exclude_latest, protect=protect, committed=committed))
+    ranking = Ranking(policy, candidates)
+    return tuple(ranking.verdicts(exclude_latest=exclude_latest, protect=protect, committed=committed))
 
 
 class Ranking:
-    """Checkpoints in their order, which they join and leave."""
+    """Checkpoints, ranked by their metric, which are added and removed one by one.
+
+    Attributes:
+        policy: The rules.
+    """
 
     def __init__(
         self, policy: RetentionPolicy, candidates: Iterable[tuple[int, float | None]] = (), pacer: Pacer | None = None
     ) -> None:
-        """Begin with candidates, or pairs like them; a pacer is for a thread that has thousands."""
+        """Rank candidates, or pairs like them; a pacer is for a thread that has thousands."""
         pacer = pacer or Pacer(yields=False)
         self.policy: Final = policy
         self._metrics: dict[int, float | None] = {}
         for batch in pacer.batches(candidates):
             self._metrics.update(batch)
         self._steps = sorted(self._metrics)
-        merits = {
-            step: merit
+        scores = {
+            step: score
             for batch in pacer.batches(self._steps)
             for step in batch
-            if (merit := self._merit(step)) is not None
+            if (score := self._score(step)) is not None
         }
-        self._ranking = [step for step in self._steps if step not in merits]
-        self._ranking += sorted(merits, key=merits.__getitem__)  # numbers alone, because tuples take ten times as long
-        self._lasting = _lasting_rules(policy)
-        passing = set(self._steps)
-        for rule in self._lasting:
-            passing.difference_update(*(filter(rule.keeps, batch) for batch in pacer.batches(self._steps)))
-        self._ranked = {step for batch in pacer.batches(passing) for step in batch if self._is_ranked(step)}
-        self._unranked = passing - self._ranked  # of those that no lasting rule keeps, too
-        self._measured = {
+        self._ranked = [step for step in self._steps if step not in scores]  # the best comes last
+        self._ranked += sorted(scores, key=scores.__getitem__)  # numbers alone, because tuples take ten times as long
+        self._permanent_rules = _permanent_rules(policy)
+        prunable = set(self._steps)
+        for rule in self._permanent_rules:
+            prunable.difference_update(*(filter(rule.keeps, batch) for batch in pacer.batches(self._steps)))
+        self._prunable_periodic = {
+            step for batch in pacer.batches(prunable) for step in batch if self._is_periodic(step)
+        }
+        self._prunable_others = prunable - self._prunable_periodic
+        self._measured = {  # periodic steps with the metric
             step
             for batch in pacer.batches(self._steps)
             for step in batch
-            if self._metrics[step] is not None and self._is_ranked(step)
+            if self._metrics[step] is not None and self._is_periodic(step)
         }
         self._missing = {step for step, metric in self._metrics.items() if metric is None}
         self._best: BestChoice | None = None  # until something changes
 
     def add(self, candidate: Candidate) -> None:
-        """Let a checkpoint join, in the place of one of the same step."""
+        """Add a checkpoint, in the place of one with the same step."""
         step, metric = candidate
         self.remove([step])
         self._best = None
         self._metrics[step] = metric
         insort(self._steps, step)
-        insort(self._ranking, step, key=self._place)
-        if not any(rule.keeps(step) for rule in self._lasting):
-            (self._ranked if self._is_ranked(step) else self._unranked).add(step)
+        insort(self._ranked, step, key=self._sort_key)
+        if not any(rule.keeps(step) for rule in self._permanent_rules):
+            (self._prunable_periodic if self._is_periodic(step) else self._prunable_others).add(step)
         if metric is None:
             self._missing.add(step)
-        elif self._is_ranked(step):
+        elif self._is_periodic(step):
             self._measured.add(step)
 
     def remove(self, steps: Iterable[int]) -> None:
-        """Let steps leave, if they are there."""
+        """Remove the steps that are there."""
         gone = self._metrics.keys() & set(steps)
         if not gone:
             return
@@ -232,45 +231,45 @@ class Ranking:
         for step in gone:
             del self._metrics[step]
         self._steps = [step for step in self._steps if step not in gone]
-        self._ranking = [step for step in self._ranking if step not in gone]
-        for each in (self._ranked, self._unranked, self._measured, self._missing):
+        self._ranked = [step for step in self._ranked if step not in gone]
+        for each in (self._prunable_periodic, self._prunable_others, self._measured, self._missing):
             each.difference_update(gone)
 
     def best(self) -> BestChoice:
         """Choose the checkpoint with the best metric, of equals the one with the higher step.
 
-        Checkpoints without the metric are left out. If none has it, the latest stands in. NaN is a metric, and the
-        worst. With no metric's name the latest is the best, and nothing is odd about that.
+        Checkpoints without the metric are left out. If none has it, the latest is returned instead. NaN is a metric,
+        and the worst. Without a metric's name the latest is the best.
         """
         if self._best is None:
             self._best = self._choose_best()
         return self._best
 
-    def surplus(
+    def to_prune(
         self, *, exclude_latest: bool = True, protect: Collection[int] = frozenset(), committed: int | None = None
     ) -> list[int]:
-        """Return the steps that nothing keeps, ascending: those of `plan_prune`, whose arguments these are."""
+        """Return the steps that nothing keeps, ascending: those of `plan_prune`, which has the same arguments."""
         protections = self._protections(exclude_latest=exclude_latest, protect=protect, committed=committed)
-        surplus = self._unranked if self._top_prunes_nothing else self._unranked | self._ranked.difference(self._top())
-        return sorted(surplus.difference(self._most_recent(), *protections.values()))
+        steps = set(self._prunable_others)
+        if not self._top_prunes_nothing:
+            steps |= self._prunable_periodic.difference(self._top())
+        return sorted(steps.difference(self._most_recent(), *protections.values()))
 
     def verdicts(self, *, exclude_latest: bool, protect: Collection[int], committed: int | None) -> Iterator[Verdict]:
-        """Give the verdicts of `plan_prune`, whose arguments these are."""
-        rules = self._rules()
+        """Return the verdicts of `plan_prune`, which has the same arguments."""
         protections = self._protections(exclude_latest=exclude_latest, protect=protect, committed=committed)
-        for phrase, steps in protections.items():
-            rules.append(_protection(phrase, steps))
+        rules = [*self._rules(), *(_protection(phrase, steps) for phrase, steps in protections.items())]
         return (_verdict(step, rules) for step in self._steps)
 
     # --- the ranking --------------------------------------------------------------------------------------------------
 
-    def _place(self, step: int) -> tuple[bool, float, int]:
-        """Return where a step stands in the ranking: the best has the greatest place."""
-        merit = self._merit(step)
-        return merit is not None, 0 if merit is None else merit, step
+    def _sort_key(self, step: int) -> tuple[bool, float, int]:
+        """Return the key that sorts the ranking: the best has the greatest."""
+        score = self._score(step)
+        return score is not None, 0 if score is None else score, step
 
-    def _merit(self, step: int) -> float | None:
-        """Return what a step is ranked by, more of which is better; None where it has no metric that is a number."""
+    def _score(self, step: int) -> float | None:
+        """Return what a step is ranked by, more of which is better; None if its metric is missing or NaN."""
         metric = None if self.policy.metric_name is None else self._metrics[step]
         if metric is None or (isinstance(metric, float) and math.isnan(metric)):
             return None
@@ -279,36 +278,35 @@ class Ranking:
     def _choose_best(self) -> BestChoice:
         name = self.policy.metric_name
         if name is None or not self._missing:
-            best = self._ranking[-1] if self._ranking else None
+            best = self._ranked[-1] if self._ranked else None
             return BestChoice(step=best, missing_steps=(), is_fallback=False, warnings=())
         missing = tuple(sorted(self._missing))
-        steps = ", ".join(map(str, missing))
-        warnings = []
-        warnings.append(
-            f"{len(missing)} of {len(self._steps)} checkpoints lack the metric {name!r} and are left out of the choice "
-            f"of the best; their steps: {steps}"
-        )
         is_fallback = len(missing) == len(self._steps)
-        best = next(step for step in reversed(self._ranking) if is_fallback or step not in self._missing)
+        best = next(step for step in reversed(self._ranked) if is_fallback or step not in self._missing)
+        lack = (
+            f"{len(missing)} of {len(self._steps)} checkpoints lack the metric {name!r} and are left out of the choice "
+            f"of the best; their steps: {', '.join(map(str, missing))}"
+        )
+        warnings = [lack]
         if is_fallback:
-            warnings.append(f"no checkpoint has the metric {name!r}: the latest, step {best}, stands in for the best")
+            warnings.append(f"no checkpoint has the metric {name!r}: the latest, step {best}, is taken as the best")
         return BestChoice(step=best, missing_steps=missing, is_fallback=is_fallback, warnings=tuple(warnings))
 
     # --- the rules ----------------------------------------------------------------------------------------------------
 
-    def _is_ranked(self, step: int) -> bool:
-        """Whether keep_top_k decides on a step."""
+    def _is_periodic(self, step: int) -> bool:
+        """Whether keep_top_k applies to a step."""
         return self.policy.keep_top_k is not None and step % (self.policy.save_period or 1) == 0
 
     @property
     def _top_prunes_nothing(self) -> bool:
-        """Whether keep_top_k keeps all that it ranks, because none of it has the metric."""
+        """Whether keep_top_k keeps all periodic steps, because none of them has the metric."""
         return self.policy.metric_name is not None and not self._measured
 
     def _top(self) -> set[int]:
-        """Return the best of those that keep_top_k ranks."""
-        ranked = filter(self._is_ranked, reversed(self._ranking))
-        return set(islice(ranked, self.policy.keep_top_k or 0))
+        """Return the steps that keep_top_k keeps, if it prunes any."""
+        periodic = filter(self._is_periodic, reversed(self._ranked))
+        return set(islice(periodic, self.policy.keep_top_k or 0))
 
     def _most_recent(self) -> set[int]:
         """Return the steps that keep_latest_k keeps."""
@@ -317,7 +315,7 @@ class Ranking:
     def _protections(
         self, *, exclude_latest: bool, protect: Collection[int], committed: int | None
     ) -> dict[str, Collection[int]]:
-        """Return what stays whatever the rules say, by the reason."""
+        """Return the steps that are kept whatever the rules say, by the reason."""
         return {
             "latest": self._steps[-1:] if exclude_latest else [],
             "just committed": [] if committed is None else [committed],
@@ -334,8 +332,8 @@ class Ranking:
             rules.append(
                 _Rule(keeps=self._most_recent().__contains__, why=lambda _: phrase, why_not=lambda _: f"not {phrase}")
             )
-        before = len(self._lasting) - (policy.keep_every is not None)  # the reasons end with that of keep_every
-        return [*self._lasting[:before], *rules, *self._lasting[before:]]
+        before = len(self._permanent_rules) - (policy.keep_every is not None)  # the reasons end with that of keep_every
+        return [*self._permanent_rules[:before], *rules, *self._permanent_rules[before:]]
 
     def _top_rule(self, top_k: int) -> _Rule:
         period, name = self.policy.save_period, self.policy.metric_name
@@ -358,19 +356,19 @@ class Ranking:
         if self._top_prunes_nothing:
             none = "checkpoint" if period is None else f"multiple of save_period={period}"
             reason = f"keep_top_k={top_k} prunes nothing while no {none} has the metric {name!r}"
-            return _Rule(keeps=self._is_ranked, why=lambda _: reason, why_not=why_not)
+            return _Rule(keeps=self._is_periodic, why=lambda _: reason, why_not=why_not)
         return _Rule(keeps=self._top().__contains__, why=measured, why_not=why_not)
 
 
-def _lasting_rules(policy: RetentionPolicy) -> list[_Rule]:
+def _permanent_rules(policy: RetentionPolicy) -> list[_Rule]:
     """Return the rules that go by the step alone, each of which keeps all multiples of some number."""
     if policy.keeps_all:
         why = "neither keep_top_k nor keep_latest_k is set"
-        return [_Rule(keeps=lambda _: True, why=lambda _: why, way_out="set one of them, and the rest is pruned")]
+        return [_Rule(keeps=lambda _: True, why=lambda _: why, way_out="set one of them to prune the rest")]
     rules = []
     if policy.keep_top_k is None and policy.save_period is not None and policy.keep_periodic:
         way_out = "pass keep_periodic=False to give up this rule, or keep_top_k=k to keep the k best of them"
-        remark = ", all of which stay with keep_periodic=True"
+        remark = ", all of which are kept with keep_periodic=True"
         rules.append(_multiples_rule("save_period", policy.save_period, way_out, remark))
     if policy.keep_every is not None:
         way_out = "pass a keep_every that not every step to be saved is a multiple of, or leave it out"

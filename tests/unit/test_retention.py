@@ -145,21 +145,21 @@ def test_checkpoints_that_come_and_go(
     exclude_latest: bool,
     protect: frozenset[int],
 ) -> None:
-    """However they came to be, standings choose the best and give up what new ones would, and a plan says the same."""
-    standings, left = Ranking(policy, candidates_of(metrics)), dict(metrics)
+    """However it came to be, a ranking chooses the best and prunes what a new one would, and a plan says the same."""
+    ranking, left = Ranking(policy, candidates_of(metrics)), dict(metrics)
     for step, metric in changes:
-        standings.best()
+        ranking.best()
         if metric == "leaves":
-            standings.remove([step, 99])
+            ranking.remove([step, 99])
             left.pop(step, None)
         else:
-            standings.add(Candidate(step, metric))
+            ranking.add(Candidate(step, metric))
             left[step] = metric
-    assert standings.best() == Ranking(policy, candidates_of(left)).best()
+    assert ranking.best() == Ranking(policy, candidates_of(left)).best()
     committed = changes[-1][0] if changes else None
     protections: dict[str, Any] = {"exclude_latest": exclude_latest, "protect": protect, "committed": committed}
     verdicts = plan_prune(candidates_of(left), policy, **protections)
-    assert standings.surplus(**protections) == [verdict.step for verdict in verdicts if not verdict.is_kept]
+    assert ranking.to_prune(**protections) == [verdict.step for verdict in verdicts if not verdict.is_kept]
 
 
 @pytest.mark.parametrize("is_stepwise", [False, True])
@@ -205,7 +205,7 @@ def test_reasons_name_the_period() -> None:
     all_periodic = RetentionPolicy(save_period=10, keep_latest_k=1)
     assert reasons({7: None, 10: None, 21: None}, all_periodic) == {
         7: "not a multiple of save_period=10; not among the 1 most recent",
-        10: "multiple of save_period=10, all of which stay with keep_periodic=True",
+        10: "multiple of save_period=10, all of which are kept with keep_periodic=True",
         21: "among the 1 most recent; latest",
     }
 
@@ -334,7 +334,7 @@ def test_best_warns_of_checkpoints_without_the_metric() -> None:
     none = Ranking(policy, candidates_of({9: None, 10: None})).best()
     assert (none.step, none.missing_steps, none.is_fallback) == (10, (9, 10), True)
     assert len(none.warnings) == 2
-    assert none.warnings[1] == "no checkpoint has the metric 'loss': the latest, step 10, stands in for the best"
+    assert none.warnings[1] == "no checkpoint has the metric 'loss': the latest, step 10, is taken as the best"
 
 
 def test_best_without_oddities_does_not_warn() -> None:
