@@ -298,7 +298,11 @@ def _decode_index(
         _refuse("it names a file twice")
     boxes = decode_boxes(found["boxes"], arrays, pacer) if BOXES in found["features"] else {}
     wholes = {box.whole for box in boxes.values()}
-    array_sizes = [0 if number in wholes else meta.nbytes for number, meta in enumerate(arrays)]
+    array_sizes: list[int] = []
+    for batch in pacer.batches(arrays):
+        array_sizes += [meta.nbytes for meta in batch]
+    for whole in wholes:
+        array_sizes[whole] = 0
     segment_files = found["segment_files"] if names else None
     segments = decode_segments(found["segments"], segment_files, array_sizes, sizes, pacer)
     return Index(found["tree"], arrays, names, boxes), segments

@@ -55,7 +55,7 @@ def encode_segments(
 def decode_segments(
     tables: Sequence[bytes],
     file_tables: Sequence[bytes] | None,
-    array_sizes: Sequence[int],
+    array_sizes: list[int],
     file_sizes: Sequence[int],
     pacer: Pacer,
 ) -> list[Segment]:
@@ -100,16 +100,20 @@ def decode_segments(
     held = np.zeros(len(array_sizes), np.uint64)
     np.add.at(held, array, nbytes)  # no sum exceeds the size of all files
     pacer.pause()
-    for batch in pacer.batches(enumerate(zip(array_sizes, held.tolist(), strict=True))):
-        for number, (expected, found) in batch:
-            if expected != found:
-                raise ValueError(f"array {number} of {expected} bytes has segments of {found} bytes")
+    for first in range(0, len(array_sizes), TABLE_ROWS):
+        expected, found = array_sizes[first : first + TABLE_ROWS], held[first : first + TABLE_ROWS].tolist()
+        if expected != found:
+            number = next(i for i, size in enumerate(expected) if size != found[i])
+            raise ValueError(
+                f"array {first + number} of {expected[number]} bytes has segments of {found[number]} bytes"
+            )
+        pacer.pause()
     starts = _starts(array, nbytes, order if file_tables is not None else None)
     pacer.pause()
-    rows = np.stack((array, offset, nbytes, files.astype(np.uint64), starts), axis=1)
     segments: list[Segment] = []
-    for first in range(0, len(rows), BATCH_OBJECTS):
-        segments += map(Segment._make, rows[first : first + BATCH_OBJECTS].tolist())
+    for first in range(0, len(table), BATCH_OBJECTS):
+        columns = (each[first : first + BATCH_OBJECTS].tolist() for each in (array, offset, nbytes, files, starts))
+        segments += map(Segment._make, zip(*columns, strict=True))
         pacer.pause()
     return segments
 
