@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.target import ArrayTarget
     from asyncckpt.runtime.pacing import Pacer
 
 _MAX_ELEMENTS: Final = 1 << 20  # of arrays that take a look at each element
@@ -39,8 +40,8 @@ def overlaps_itself(array: NDArray[Any]) -> bool:
     return bool((np.diff(places) < array.itemsize).any())
 
 
-def find_overlap(targets: Iterable[tuple[int, NDArray[Any], str]], pacer: Pacer) -> tuple[str, str] | None:
-    """Find two arrays that share memory and are not one array in two places.
+def find_overlap(targets: Iterable[tuple[int, ArrayTarget, str]], pacer: Pacer) -> tuple[str, str] | None:
+    """Find two numpy arrays that share memory and are not one array in two places.
 
     Args:
         targets: For each array the number of what is to be filled into it, itself, and its path.
@@ -51,7 +52,11 @@ def find_overlap(targets: Iterable[tuple[int, NDArray[Any], str]], pacer: Pacer)
     """
     placed: list[tuple[int, int, int, NDArray[Any], str]] = []
     for batch in pacer.batches(targets):
-        placed += [(*byte_bounds(array), number, array, path) for number, array, path in batch if array.nbytes]
+        placed += [
+            (*byte_bounds(array), number, array, path)
+            for number, array, path in batch
+            if isinstance(array, np.ndarray) and array.nbytes
+        ]
     placed.sort(key=lambda each: each[0])
     reaching: list[tuple[int, int, int, NDArray[Any], str]] = []  # those that may reach beyond this one's beginning
     for each in placed:

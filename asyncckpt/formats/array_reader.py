@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.decode_walk import LoadPlan
     from asyncckpt.state.index import Index
@@ -88,13 +89,20 @@ def read_arrays(
                 raise
     for number in index.boxes:
         arrays.pop(number, None)
+    _finish(plan, arrays)
+    return arrays
+
+
+def _finish(plan: LoadPlan, arrays: dict[int, Any]) -> None:
+    """Fill the arrays of the template that were not read into, and let the others know that they have been."""
     for number, places in plan.destinations.items():
         filled = arrays[number]
         for place in places:
             if place is not filled:
                 copy_into(place, filled)
-        arrays[number] = next(finished(place) for place in places)
-    return arrays
+            made = finished(place)
+            if place is filled:
+                arrays[number] = made
 
 
 def _note_begun(begun: list[tuple[int, int, int]], file: int, low: int, high: int) -> None:
@@ -127,7 +135,9 @@ def _prepare(contents: Contents, needed: set[int], arrays: dict[int, Any], conte
         for number in batch:
             meta = index.arrays[number]
             if number in plan.destinations:
-                arrays[number] = _filled_first(plan.destinations[number], contents, number, has_boxes=number in wholes)
+                places = plan.destinations[number]
+                is_alone = len(places) == 1 and number not in wholes
+                arrays[number] = places[0] if is_alone else _filled_first(places, meta)
             elif not 0 < meta.nbytes < PAGE_NBYTES or number in wholes:
                 arrays[number] = fresh_array(meta)
     if not wholes:
@@ -139,12 +149,12 @@ def _prepare(contents: Contents, needed: set[int], arrays: dict[int, Any], conte
     return needed - wholes | parts.keys()
 
 
-def _filled_first(places: Sequence[ArrayTarget], contents: Contents, number: int, *, has_boxes: bool) -> ArrayTarget:
-    """Return which of the template's arrays that share one is read into; the others are copies of that."""
+def _filled_first(places: Sequence[ArrayTarget], meta: ArrayMeta) -> NDArray[Any]:
+    """Return what the bytes are read into where several arrays get them, or several boxes: a numpy array."""
     for place in places:
         if isinstance(place, np.ndarray):
             return place
-    return fresh_array(contents.decoded.arrays[number]) if has_boxes or len(places) > 1 else places[0]
+    return fresh_array(meta)
 
 
 def _overwritten(contents: Contents, begun: Sequence[tuple[int, int, int]]) -> tuple[str, ...]:

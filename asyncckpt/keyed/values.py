@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 
 from asyncckpt.arrays.meta import ArrayMeta
+from asyncckpt.arrays.source import bytes_of
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import CheckpointWarning
 from asyncckpt.runtime.collector import young_collections_only
@@ -102,7 +103,7 @@ class PackedValue:
     @classmethod
     def of_flat(cls, flat: FlatState) -> PackedValue:
         """Pack a flattened value, so that the caller may change it."""
-        return cls.of(flat.index(), (array.tobytes() for array in flat.sources), names_of(flat.chunks))
+        return cls.of(flat.index(), map(bytes_of, flat.sources), names_of(flat.chunks))
 
     def share(self) -> PackedValue:
         """Return another one of the same memory, to be released by itself."""

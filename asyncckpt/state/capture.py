@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
 
-from asyncckpt.arrays.strided import flat_bytes, gather
+from asyncckpt.arrays.source import copy_bytes, view_bytes
 from asyncckpt.runtime.buffers import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.source import ArraySource
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.flat import FlatState
     from asyncckpt.state.index import Index
@@ -67,8 +68,9 @@ class LiveSnapshot:
         """Return the array's own memory if it may be used and is one run."""
         if not self._is_frozen and array not in self._stable:
             return None
-        data = flat_bytes(self._sources[array])
-        return None if data is None or start + nbytes > len(data) else [data[start : start + nbytes]]
+        source = self._sources[array]
+        data = None if start + nbytes > source.nbytes else view_bytes(source, start, nbytes)
+        return None if data is None else [data]
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
         """Copy from the array, and from those behind it."""
@@ -92,7 +94,7 @@ class StagedSnapshot:
 
     def __init__(self, flat: FlatState, pool: BufferPool | None) -> None:
         """Take the buffers; `capture` fills them. Without a pool they are plain memory, for small states."""
-        self._sources: Sequence[NDArray[Any]] | Mapping[int, NDArray[Any]] = flat.sources
+        self._sources: Sequence[ArraySource] | Mapping[int, ArraySource] = flat.sources
         self._metas = flat.arrays
         self._stable = flat.stable
         self._offsets, staged_nbytes = _lay_out(flat, Pacer(yields=pool is not None))
@@ -129,8 +131,8 @@ class StagedSnapshot:
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
         """Return the parts of the buffers that hold the bytes."""
         if array in self._stable:
-            data = flat_bytes(self._sources[array])
-            return None if data is None else [data[start : start + nbytes]]
+            data = view_bytes(self._sources[array], start, nbytes)
+            return None if data is None else [data]
         return list(self._parts(self._offsets[array] + start, nbytes))
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
@@ -251,7 +253,7 @@ def _padded(nbytes: int) -> int:
     return -(-nbytes // SMALL_BOUNDARY) * SMALL_BOUNDARY
 
 
-def _joined(arrays: Sequence[NDArray[Any]]) -> Bytes:
+def _joined(arrays: Sequence[ArraySource]) -> Bytes:
     """Copy small arrays behind each other, each filled up with zeros to the next boundary."""
     chunks: list[Any] = []
     for array in arrays:
@@ -271,15 +273,6 @@ def _joined(arrays: Sequence[NDArray[Any]]) -> Bytes:
             copy_bytes(array, 0, data[end : end + array.nbytes])
             end += _padded(array.nbytes)
         return data
-
-
-def copy_bytes(array: NDArray[np.generic], start: int, target: Bytes) -> None:
-    """Copy an array's bytes in C order, from byte `start` on, until `target` is full."""
-    data = flat_bytes(array)
-    if data is None:
-        gather(array, start, target)
-    else:
-        np.copyto(target, data[start : start + len(target)])
 
 
 def staged_nbytes(flat: FlatState, pacer: Pacer) -> int:

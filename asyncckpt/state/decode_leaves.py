@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
+from asyncckpt.arrays.adapters import find_adapter
 from asyncckpt.errors import (
     CheckpointKeyError,
     StateMismatchError,
@@ -21,7 +22,7 @@ from asyncckpt.runtime.pacing import CHUNK_ELEMENTS
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import SEQUENCES
 from asyncckpt.state.decode_objects import ObjectDecoder
-from asyncckpt.state.decode_walk import ABSENT, ARRAYS, END, FULL, Frame, damaged, text_of, type_name
+from asyncckpt.state.decode_walk import ABSENT, END, FULL, Frame, damaged, text_of, type_name
 from asyncckpt.state.dtypes import dtype_from_plain
 from asyncckpt.state.selection import join_path
 from asyncckpt.state.types import find_reduction
@@ -158,24 +159,20 @@ class LeafDecoder(ObjectDecoder):
             return None
         path = self._path()
         self._plan.paths.setdefault(number, path)
-        is_array = hasattr(template, "dtype") and hasattr(template, "shape") and not isinstance(template, np.generic)
-        if not is_array or (isinstance(template, np.ndarray) and type(template) not in ARRAYS):
+        adapter = find_adapter(type(template))
+        found = template if adapter is None or isinstance(template, np.ndarray) else adapter.leaf(template)
+        # Without an adapter, all that says what it is will do to be compared with, but nothing that is more.
+        is_array = hasattr(found, "dtype") and hasattr(found, "shape") and not isinstance(found, np.generic)
+        if not is_array or (isinstance(template, np.ndarray) and adapter is None):
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
-        if template.dtype != meta.dtype:
-            self._mismatch("dtype", template.dtype, meta.dtype)
-        if tuple(template.shape) != meta.shape:
-            self._mismatch("shape", tuple(template.shape), meta.shape)
+        if found.dtype != meta.dtype:
+            self._mismatch("dtype", found.dtype, meta.dtype)
+        if tuple(found.shape) != meta.shape:
+            self._mismatch("shape", tuple(found.shape), meta.shape)
         if self._in_place:
-            self._claim(number, template, path)
+            target = self._target(number, template, path)
+            self._plan.destinations.setdefault(number, []).append(target)
         return None
-
-    def _claim(self, number: int, template: Any, path: str) -> None:
-        """Note that a template's array is to be filled with array `number`."""
-        if not isinstance(template, np.ndarray):
-            self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
-        self._claim_memory(number, template, path)
-        self._plan.destinations.setdefault(number, []).append(template)
-        self._plan.paths.setdefault(number, path)
 
     def _scalar(self, argument: Any, template: Any) -> Any:
         name, data = argument

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from asyncckpt.arrays.overlap import overlaps_itself
+from asyncckpt.arrays.adapters import UnfitTargetError, find_adapter
 from asyncckpt.errors import CheckpointError, StateMismatchError, UnsupportedLeafError, brief
 from asyncckpt.state.containers import MAPPING_TYPES, SEQUENCES
 from asyncckpt.state.decode_walk import ABSENT, Frame, Walk, damaged, type_name
@@ -28,7 +28,7 @@ from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from numpy.typing import NDArray
+    from asyncckpt.arrays.target import ArrayTarget
 
 _MAX_UNKNOWN_TYPES: Final = 64
 """Types that a warning names."""
@@ -52,7 +52,7 @@ class ObjectDecoder(Walk):
         if wanted is None or not _is_same_type(wanted, name):
             self._mismatch("type", type_name(template), name)
         if self._in_place and wanted is STRING_ARRAY and self._arrays is None:
-            self._claim_memory(~id(template), template, self._path())  # strings have no number; one array may be twice
+            self._target(~id(template), template, self._path())  # strings have no number; one array may be twice
         if self._in_place and wanted.update is None and not wanted.is_value:
             reason = (
                 f"{type_name(template)} would be replaced, and whatever else holds it would keep the old one: give"
@@ -132,15 +132,19 @@ class ObjectDecoder(Walk):
             reason = brief(error)
             raise StateMismatchError(self._path(), "class", error.expected, error.found, reason=reason) from error
 
-    def _claim_memory(self, number: int, template: NDArray[Any], path: str) -> None:
-        """Note that an array's memory is to be filled, with what has that number."""
-        if not template.flags.writeable:
-            self._mismatch("writability", "a read-only array", "contents to be filled in")
-        filled, _, other = self._filled.setdefault(id(template), (number, template, path))
+    def _target(self, number: int, template: Any, path: str) -> ArrayTarget:
+        """Return what fills an array of the template with what has that number, and note that it will."""
+        adapter = find_adapter(type(template))
+        if adapter is None:
+            self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
+        try:
+            target = adapter.target(template)
+        except UnfitTargetError as error:
+            self._mismatch(*error.args)
+        filled, _, other = self._filled.setdefault(id(template), (number, target, path))
         if filled != number:
             self._mismatch("sharing", f"the same array here and at {other}", "different arrays")
-        if overlaps_itself(template):
-            self._mismatch("sharing", "an array with elements that share memory", "elements of their own")
+        return target
 
 
 def fields_of(frame: Frame) -> Fields | None:

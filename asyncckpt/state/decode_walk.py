@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 
+from asyncckpt.arrays.adapters import find_adapter
 from asyncckpt.errors import CorruptCheckpointError, StateMismatchError
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import Maker
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.target import ArrayTarget
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.reduction import Reduction
     from asyncckpt.state.selection import Selection
@@ -28,8 +30,6 @@ FULL: Final = object()
 """A container got its last child."""
 END: Final = object()
 """There are no more nodes."""
-ARRAYS: Final = (np.ndarray, np.memmap)
-"""What an array comes back as, or may be filled into: a masked array, say, has more than the array that was saved."""
 HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
 """Containers whose elements are hashed."""
 
@@ -42,7 +42,7 @@ class LoadPlan:
     """Numbers of the arrays that are needed."""
     contents: set[int] = field(default_factory=set)
     """Those of them that leaves are made from: long bytes, strings and runs of numbers."""
-    destinations: dict[int, list[NDArray[Any]]] = field(default_factory=dict)
+    destinations: dict[int, list[ArrayTarget]] = field(default_factory=dict)
     """The arrays of the template that are to be filled, by number: several where the template shares one array."""
     paths: dict[int, str] = field(default_factory=dict)
     """The path at which each array occurs first."""
@@ -89,7 +89,7 @@ class Walk:
         self._selection = selection
         self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while planning
         self._plan = LoadPlan()
-        self._filled: dict[int, tuple[int, NDArray[Any], str]] = {}  # a template's arrays: with what, and where
+        self._filled: dict[int, tuple[int, ArrayTarget, str]] = {}  # the template's arrays: with what, and their paths
         self._taken: set[int] = set()  # arrays that leaves were made from in this walk
         self._frames: list[Frame] = []
         self._found_any = False
@@ -127,7 +127,7 @@ def text_of(value: Any) -> str:
 def type_name(value: object) -> str:
     """Name what a template has, for an error."""
     if isinstance(value, np.ndarray):
-        kind = "an array" if type(value) in ARRAYS else f"a {type(value).__qualname__}"
+        kind = "an array" if find_adapter(type(value)) is not None else f"a {type(value).__qualname__}"
         return f"{kind} of {value.dtype} {value.shape}"
     return type(value).__qualname__
 

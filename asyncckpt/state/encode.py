@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from asyncckpt.arrays.adapters import find_adapter
 from asyncckpt.errors import StateChangedError, UnsupportedLeafError
 from asyncckpt.state import index as ix
 from asyncckpt.state.encode_leaves import CONTAINER_CODES, SHORT_TEXT, Frame, LeafEncoder, TooLargeError, advice
@@ -79,10 +80,12 @@ class _Encoder(LeafEncoder):
             self._add_reduced(value, ORDERED_DICT)
         elif kind in CONTAINER_CODES:
             self._add_container(value)
-        elif kind is np.ndarray or kind is np.memmap:
+        elif kind is np.ndarray:
             self._add_string_array(value)  # type: ignore[arg-type]
         elif isinstance(value, np.generic) and kind is value.dtype.type and kind not in ALIASED_SCALARS:
             self._nodes.append(self._scalar(value))
+        elif (adapter := find_adapter(kind)) is not None:
+            self._add_adapted(value, adapter)
         else:
             self._add_object(value)
         if len(self._nodes) >= self._due:
@@ -170,9 +173,7 @@ class _Encoder(LeafEncoder):
         try:
             state = reduction.to_state(value)
         except UnsupportedLeafError as error:
-            if error.path:
-                raise
-            raise self._refuse(str(error).removeprefix("the root: ")) from error
+            self._raise_here(error)
         except Exception as error:
             error.add_note(f"while asyncckpt asked {reduction.name} for its state, at {self._path() or 'the root'}")
             raise

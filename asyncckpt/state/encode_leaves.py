@@ -12,13 +12,14 @@ import functools
 import types
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import msgpack
 import numpy as np
 
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.errors import UnsupportedLeafError
+from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept, metadata_of
@@ -26,9 +27,11 @@ from asyncckpt.state.flat import FlatState
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from asyncckpt.arrays.adapters import ArrayAdapter
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
@@ -78,7 +81,7 @@ class LeafEncoder:
         self._due = self._next_due()
         self._stack: list[Frame] = []
         self._open: set[int] = set()
-        self._numbers: dict[int, int] = {}
+        self._numbers: dict[Hashable, int] = {}  # of arrays, by their identities
         self._metas: dict[tuple[int, tuple[int, ...]], ArrayMeta] = {}  # by the dtype's id, which they keep alive
         self._meta: ArrayMeta | None = None  # of the array before this one, which is often like it
         self._packed_numbers = 0
@@ -95,7 +98,7 @@ class LeafEncoder:
                 return False
         elif value is None or kind is bool or kind is float:
             self._nodes.append(value)
-        elif (add := _LEAF_ADDERS.get(kind)) is None or not add(self, value):
+        elif (add := self._ADDERS.get(kind)) is None or not add(self, value):
             return False
         if len(self._nodes) >= self._due:
             self._look_up()
@@ -153,6 +156,12 @@ class LeafEncoder:
 
     def _refuse(self, message: str) -> UnsupportedLeafError:
         return UnsupportedLeafError(message, path=self._path())
+
+    def _raise_here(self, error: UnsupportedLeafError) -> NoReturn:
+        """Raise an error of the value at hand again, with its path if that was not known."""
+        if error.path:
+            raise error
+        raise self._refuse(str(error).removeprefix("the root: ")) from error
 
     def _add_numbers(self, code: int, value: Sequence[Any]) -> bool:
         """Add a list or tuple of nothing but ints, or floats, as one node; return False where it is something else."""
@@ -234,6 +243,7 @@ class LeafEncoder:
         return number
 
     def _add_array(self, value: NDArray[Any]) -> bool:
+        """Add a numpy array: what `_add_adapted` does, without its calls."""
         flat = self._flat
         count = len(flat.sources)
         number = self._numbers.setdefault(id(value), count)
@@ -247,11 +257,6 @@ class LeafEncoder:
                         return False
                     meta = self._new_meta(dtype, shape)
                 self._meta = meta
-            if type(value) is not np.ndarray:
-                if more := sorted(vars(value).keys() - _MEMMAP_ATTRIBUTES):
-                    raise self._refuse(f"a memmap with the attribute {more[0]!r}, which would be lost: delete it")
-                self._kept.append(value)
-                value = value.view(np.ndarray)
             flat.arrays.append(meta)
             flat.sources.append(value)
             flat.array_nbytes += meta.nbytes
@@ -259,6 +264,27 @@ class LeafEncoder:
                 self._check_nbytes()
         self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
         return True
+
+    def _add_adapted(self, value: object, adapter: ArrayAdapter) -> None:
+        """Add an array of a type that has an adapter."""
+        try:
+            leaf = adapter.leaf(value)
+        except UnsupportedLeafError as error:
+            self._raise_here(error)
+        flat = self._flat
+        count = len(flat.sources)
+        number = self._numbers.setdefault(leaf.identity, count)
+        if number == count:
+            self._kept.append(value)
+            meta = self._metas.get((id(leaf.dtype), leaf.shape)) or self._new_meta(leaf.dtype, leaf.shape)
+            flat.arrays.append(meta)
+            flat.sources.append(leaf.source)
+            if leaf.is_stable and meta.nbytes >= PAGE_NBYTES:  # small ones are copied together
+                flat.stable.add(number)
+            else:
+                flat.array_nbytes += meta.nbytes
+            self._check_nbytes()
+        self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
 
     def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ArrayMeta:
         """Describe the arrays of a dtype and shape, once for all of them, or refuse them."""
@@ -300,14 +326,13 @@ class LeafEncoder:
         data[()] = value
         return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), data.tobytes()))
 
-
-_LEAF_ADDERS: Final[dict[type, Callable[[LeafEncoder, Any], bool]]] = {
-    int: LeafEncoder._add_int,  # noqa: SLF001 - the class's own table
-    str: LeafEncoder._add_string,  # noqa: SLF001
-    bytes: LeafEncoder._add_bytes,  # noqa: SLF001
-    np.memmap: LeafEncoder._add_array,  # noqa: SLF001
-    complex: LeafEncoder._add_complex,  # noqa: SLF001
-}
+    _ADDERS: ClassVar[dict[type, Callable[[Any, Any], bool]]] = {
+        int: _add_int,
+        str: _add_string,
+        bytes: _add_bytes,
+        complex: _add_complex,
+    }
+    """What adds the node of a leaf, by its type."""
 
 
 _ARRAY_NODES: Final[dict[int, ix.Node]] = {}
@@ -335,9 +360,6 @@ def _array_node(number: int) -> ix.Node:
 
 def _big_integer(value: int) -> ix.Node:
     return msgpack.ExtType(ix.INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
-
-
-_MEMMAP_ATTRIBUTES: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 
 
 _LEAVES: Final = (int, float, str, bytes, complex, np.ndarray)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from asyncckpt.arrays.meta import ArrayMeta
+    from asyncckpt.arrays.source import ArraySource
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -21,7 +20,7 @@ class FlatState:
     chunks: list[bytes] = field(default_factory=list)
     arrays: list[ArrayMeta] = field(default_factory=list)
     """What the index says of each array; arrays of one dtype and shape share theirs."""
-    sources: list[NDArray[Any]] = field(default_factory=list)
+    sources: list[ArraySource] = field(default_factory=list)
     """The arrays to be captured, until they have been."""
     stable: set[int] = field(default_factory=set)
     """Numbers of the arrays that nobody else can change, so that they need no copy: made from immutable leaves.
