@@ -18,6 +18,7 @@ from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.evaluations import Evaluations
 from asyncckpt.keyed.store_jobs import StoreJobs
 from asyncckpt.keyed.values import CapturedValue, Found, PackedValue, capture_live_flat, receive
+from asyncckpt.runtime.cancellation import DeferredCancellation
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.state.encode import flatten
@@ -77,37 +78,25 @@ class Session:
         self._depth -= 1
         if self._depth:
             return
-        cancelled = await self._close_surely()
-        raised = error or cancelled
-        if raised is None:
+        cancellation = await self._close_surely()
+        if error is None and not cancellation:
             self._refusals.tell()
             return
         for failure in self._refusals.take():
-            raised.add_note(f"asyncckpt: {self._place} could not be flushed: {failure}")
-        try:
-            if cancelled is not None and error is None:
-                raise cancelled
-        finally:
-            del cancelled, raised  # either leads to this frame, which must not lead back
+            (error or cancellation).add_note(f"asyncckpt: {self._place} could not be flushed: {failure}")
+        if error is None:
+            cancellation.reraise()
 
-    async def _close_surely(self) -> asyncio.CancelledError | None:
-        """Close in a task of its own, and return the last cancellation that came meanwhile."""
-        cancelled: asyncio.CancelledError | None = None
-        while True:
+    async def _close_surely(self) -> DeferredCancellation:
+        """Close in a task of its own, and return the cancellation that arrived meanwhile, if any."""
+        cancellation = DeferredCancellation()
+        closing = None
+        while closing is None or closing.cancelled():  # a loop that is shutting down cancels all its tasks
             closing = asyncio.Task(self._close(), loop=self._loop)
-            while not closing.done():
-                try:
-                    await asyncio.wait((closing,))
-                except asyncio.CancelledError as again:
-                    cancelled = again
-            if not closing.cancelled():  # as all tasks of a loop are that is ending, but this one has work to do
-                failure = closing.exception()
-                if failure is not None:
-                    self._refusals.add(failure)
-                try:
-                    return cancelled
-                finally:
-                    del cancelled  # as in `leave`
+            await cancellation.wait(closing)
+        if (failure := closing.exception()) is not None:
+            self._refusals.add(failure)
+        return cancellation
 
     async def _close(self) -> None:
         async with self._gate:

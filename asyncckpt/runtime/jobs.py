@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from asyncckpt.errors import ManagerClosedError
+from asyncckpt.runtime.cancellation import DeferredCancellation
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.exiting import ExitSafeThreadPool
 from asyncckpt.runtime.pacing import StopFlag
@@ -139,18 +140,11 @@ class Jobs:
         if callable(on_cancel):
             self._background.add(waiter)
         self._start_yielding()
-        cancelled: asyncio.CancelledError | None = None
+        cancellation = DeferredCancellation()
         try:
-            while not waiter.done():
-                try:
-                    await asyncio.wait((waiter,))
-                except asyncio.CancelledError as error:
-                    if callable(on_cancel):
-                        on_cancel(error)
-                    else:
-                        cancelled = error
-                        if on_cancel is not None:
-                            on_cancel.set()
+            await cancellation.wait(
+                waiter, (lambda _: on_cancel.set()) if isinstance(on_cancel, StopFlag) else on_cancel
+            )
         finally:
             self._background.discard(waiter)
             if future.done():
@@ -158,16 +152,16 @@ class Jobs:
         try:
             if waiter.cancelled():
                 raise ManagerClosedError("a thread is stuck in a system call, so its work was abandoned")
-            if cancelled is not None:
+            if cancellation and not callable(on_cancel):
                 # `exception()` also marks the exception as retrieved, so that asyncio does not report it.
                 if waiter.exception() is None and discard is not None:
                     discard(waiter.result())
-                raise cancelled.with_traceback(None)  # the frames of `asyncio.wait` hold the result
+                cancellation.reraise()
             return waiter.result()
         finally:
-            # An exception refers to this frame. If the frame referred back, the cycle would keep the caller's state
-            # alive until a garbage collection.
-            del waiter, future, cancelled
+            # A future refers to its exception, whose traceback refers to this frame. If the frame referred back, the
+            # cycle would keep the caller's state alive until a garbage collection.
+            del waiter, future
 
     def spawn(self, job: Callable[..., object], /, *args: object) -> Future[Any] | None:
         """Start a job without waiting for it; if the threads are being ended, do nothing and return None."""

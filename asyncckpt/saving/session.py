@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.buffers import BufferPool, PoolTrimmer, PoolWarmer
+from asyncckpt.runtime.cancellation import DeferredCancellation
 from asyncckpt.runtime.deadline import ShutdownDeadline
 from asyncckpt.runtime.jobs import Jobs
 from asyncckpt.saving.admission import Admission
@@ -159,18 +160,9 @@ class Session:
             here.deadline.start_countdown(error)
         if self._closing is None:
             self._closing = asyncio.Task(here.close(), loop=here.loop)
-        cancelled: asyncio.CancelledError | None = None
-        while not self._closing.done():
-            try:
-                await asyncio.wait((self._closing,))
-            except asyncio.CancelledError as again:
-                cancelled = again
-                here.deadline.start_countdown(again)
-        try:
-            if cancelled is not None:
-                raise cancelled
-        finally:
-            del cancelled  # its traceback holds this frame, and so the caller's state
+        cancellation = DeferredCancellation()
+        await cancellation.wait(self._closing, here.deadline.start_countdown)
+        cancellation.reraise()
         self._closing.result()
 
     def __del__(self) -> None:

@@ -41,6 +41,7 @@ def test_only_the_loops_side_is_async() -> None:
     }
     assert {name for name in found if not name.startswith("saving/")} <= {
         "manager.py",
+        "runtime/cancellation.py",
         "runtime/deadline.py",
         "runtime/jobs.py",
         "keyed/lifecycle.py",
