@@ -36,7 +36,7 @@ class Chaos(Rig):
     cases = "kill points"
     quick = 60
     goal = 90
-    seconds = 290.0
+    seconds = 1200.0  # it starts some fifty interpreters one after the other, and bounds each
 
     def missing(self) -> str | None:
         """Ask for the package."""

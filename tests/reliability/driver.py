@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ledger.skip(rig, why)
                 print(f"{rig.name} ({rig.subject}): SKIPPED: {why}")
                 is_well = is_well and not (options.require and rig.subject == OURS)
-        warm_up()
+        if options.units is None:
+            warm_up()
         plans = [
             Plan(rig, ledger, options.seed, wanted(rig, options), options.units, is_quick=options.quick) for rig in able
         ]

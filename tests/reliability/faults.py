@@ -21,7 +21,7 @@ from .crash_model import CrashModel
 from .disks import Change, ShimDisk
 from .rig import Result, Rig
 from .workload import Healing
-from .workloads import make_workload, workload_names
+from .workloads import make_workload, split_unit, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,6 +35,7 @@ _POINTS_MAX = 300
 CODES = ("EIO", "ENOSPC", "EDQUOT", "EFBIG")
 OTHERS = "others"
 _SAMPLE = "sample"
+_SYNCS = "syncs"
 _SAMPLED = 7  # no multiple of the number of errnos, so that all come up
 _RETRIED = ("create", "open_lock", "write", "truncate", "set_mode", "sync", "sync_directory")
 """Where CPython itself goes on after EINTR: it never comes up here."""
@@ -97,17 +98,13 @@ class Faults(Rig):
             if trial.result.has_enough:
                 break
             changed = record[number].name if number < len(record) else ""
+            if share == _SYNCS and changed not in ("sync", "sync_directory", ""):  # "" is behind the last
+                continue
             codes = codes_at(number + workload.seed, share)
             came = [trial.run(fault) for fault in _faults(number, changed, codes, is_rest=share == OTHERS)]
             if not any(came):
                 break
         return trial.result
-
-
-def split_unit(unit: str) -> tuple[str, str]:
-    """Return the workload of a unit, and which share of its faults the unit is: `` or `others`, or `sample`."""
-    words = unit.split("/")
-    return "/".join(words[:3]), "/".join(words[3:])
 
 
 def codes_at(number: int, share: str) -> tuple[str, ...]:

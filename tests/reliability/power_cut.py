@@ -14,7 +14,7 @@ from .crash_model import CrashModel, Shelf, State
 from .disks import Change, ShimDisk
 from .rig import Result, Rig
 from .workload import Looked
-from .workloads import make_workload, workload_names
+from .workloads import make_workload, split_unit, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from .workload import Expectation, Known, Workload
 
 PER_MOMENT = 400
+FEW = "few"
+"""The share of a unit with so few states at each moment, and no next start."""
+FEW_PER_MOMENT = 24
 _STATES_KEPT = 2000
 _SAVES_SHARE = 0.25
 _RANDOM_A_SEED = 20
@@ -54,15 +57,18 @@ class PowerCut(Rig):
 
     def run(self, unit: str, scratch: Path) -> Result:
         """Record a workload and try what a power cut may leave of it; then the same with what starts next."""
-        workload = make_workload(unit)
+        name, share = split_unit(unit)
+        workload = make_workload(name)
         again = workload.next_start()
         chance = random.Random(unit)  # noqa: S311 - seeded on purpose
         home = scratch / "home"
         asyncio.run(workload.fill(home))
-        cuts = Cuts(workload, scratch, chance)
+        cuts = Cuts(workload, scratch, chance, FEW_PER_MOMENT if share == FEW else PER_MOMENT)
         model = CrashModel(home)
         first = play(home, workload)
         cuts.try_run(copy.deepcopy(model), first, workload.history)
+        if share == FEW:
+            return cuts.result
         # Where a start has failed, and been counted as a loss, no program goes on.
         states = sorted((state for state, looked in cuts.looked.items() if looked.problem is None), key=repr)
         for number, state in enumerate(chance.sample(states, min(_CUTS_BEFORE, len(states)))):
@@ -108,10 +114,11 @@ def play(home: Path, workload: Workload) -> Run:
 class Cuts:
     """What is tried of one unit."""
 
-    def __init__(self, workload: Workload, scratch: Path, chance: random.Random) -> None:
+    def __init__(self, workload: Workload, scratch: Path, chance: random.Random, per_moment: int) -> None:
         self.workload = workload
         self.scratch = scratch
         self.chance = chance
+        self.per_moment = per_moment
         self.store: dict[bytes, bytes] = {}
         self.names: set[tuple[str, ...]] = set()
         self.known: Known = {}
@@ -140,7 +147,7 @@ class Cuts:
             for event in run.events_until(moment):
                 history.take(event)
             lost = set()
-            for state in model.states(PER_MOMENT, self.chance):
+            for state in model.states(self.per_moment, self.chance):
                 if result.has_enough:
                     break
                 if state not in self.looked:

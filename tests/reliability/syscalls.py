@@ -15,11 +15,11 @@ import asyncckpt
 from .changes import is_made_good, of_call, of_change
 from .checks import check_now, prepare
 from .disks import ShimDisk
-from .faults import OTHERS, codes_at, split_unit, why_silent
+from .faults import OTHERS, codes_at, why_silent
 from .kill import play_to_log, read_log
 from .rig import Result, Rig
 from .strace import Call, changes_below, missing_strace, traced
-from .workloads import make_workload, workload_names
+from .workloads import make_workload, split_unit, workload_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

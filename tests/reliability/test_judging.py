@@ -12,7 +12,7 @@ import pytest
 from reliability import chaos
 from reliability.changes import Made, is_made_good, of_call, of_change
 from reliability.disks import Change
-from reliability.faults import CODES, OTHERS, Faults, codes_at, split_unit
+from reliability.faults import CODES, OTHERS, Faults, codes_at
 from reliability.ledger import Ledger
 from reliability.mistakes import BUGS
 from reliability.report import lines
@@ -20,7 +20,7 @@ from reliability.rig import Result
 from reliability.rigs import RIGS
 from reliability.seeded import SEPARATOR, control_of
 from reliability.strace import _parse, missing_strace
-from reliability.workloads import NAMED, make_workload, workload_names
+from reliability.workloads import NAMED, make_workload, split_unit, workload_names
 
 ROOT = Path(__file__).parents[2]
 FILE, SIBLING, LOCK = Path("/r/woof.h5"), Path("/r/.woof.h5.tmp"), Path("/r/.woof.h5.lock")

@@ -20,7 +20,7 @@ from reliability.fuzz_files import FILE_TARGETS, VALUES, write_good
 from reliability.history import Event, History, KeyedHistory
 from reliability.ledger import Ledger
 from reliability.mistakes import BUGS, Bug, seed
-from reliability.power_cut import Cuts, Run, play
+from reliability.power_cut import FEW_PER_MOMENT, Cuts, Run, play
 from reliability.report import GUARANTEE, lines
 from reliability.rig import Result
 from reliability.rigs import RIGS
@@ -159,7 +159,6 @@ def test_the_model_forgets_what_was_not_synced(tmp_path: Path) -> None:
 @pytest.mark.rigs
 def test_each_sync_of_a_save_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model tells a protocol that forgets one sync: each one left out of a save is a loss."""
-    monkeypatch.setattr("reliability.power_cut.PER_MOMENT", 24)
     monkeypatch.setattr(Result, "enough", 1)
     workload = make_workload("msgpack/save/0")
     source = tmp_path / "source"
@@ -174,7 +173,7 @@ def test_each_sync_of_a_save_is_needed(tmp_path: Path, monkeypatch: pytest.Monke
     for left_out in [None, *syncs]:
         shutil.rmtree(root)
         shutil.copytree(source, root)
-        cuts = Cuts(workload, tmp_path / str(left_out), random.Random(0))  # noqa: S311 - seeded on purpose
+        cuts = Cuts(workload, tmp_path / str(left_out), random.Random(0), FEW_PER_MOMENT)  # noqa: S311 - seeded on purpose
         record = [change for change in whole.record if change.number != left_out]
         shifted = [(at - (left_out is not None and at > left_out), event) for at, event in whole.events]
         cuts.try_run(CrashModel(root), Run(record, shifted), workload.history)

@@ -42,6 +42,12 @@ def workload_names(seed: int, *, randoms: int) -> Iterator[str]:
         yield f"{files.FORMS[number % len(files.FORMS)]}/random/{seed * randoms + number}"
 
 
+def split_unit(unit: str) -> tuple[str, str]:
+    """Return the workload of a unit, and which share of its cases the unit is, if it is not all of them."""
+    words = unit.split("/")
+    return "/".join(words[:3]), "/".join(words[3:])
+
+
 def make_workload(name: str) -> Workload:
     """Make the workload of a name, whose kind is one of its room's, or `random`."""
     room = files if name.partition("/")[0] in files.FORMS else directories
