@@ -39,7 +39,7 @@ from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan
 from asyncckpt.saving.sigterm import leave_on_sigterm
 from asyncckpt.saving.tracking import SaveProgress, SaveState, SaveTimings
 from asyncckpt.state.types import register_type
-from asyncckpt.storage.base import CheckpointRecord
+from asyncckpt.storage.results import CheckpointRecord
 
 if typing.TYPE_CHECKING:
     from asyncckpt.checkpointer import (

@@ -25,7 +25,7 @@ import pytest
 from blockbuster import BlockBusterFunction, blockbuster_ctx
 from hypothesis import HealthCheck, settings
 
-import asyncckpt.testing
+import asyncckpt.testing.faulty_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -212,6 +212,6 @@ def _check_module(module: ModuleType) -> None:
                     setattr(found, method, _off_the_loop(function))
 
 
-_THREADS = (*_modules_of_threads(), asyncckpt.testing)
+_THREADS = (*_modules_of_threads(), asyncckpt.testing.faulty_disk)
 for _module in _THREADS:
     _check_module(_module)

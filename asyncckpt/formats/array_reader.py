@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from asyncckpt.state.decode_walk import LoadPlan
     from asyncckpt.state.index import Index
     from asyncckpt.state.segments import Segment
-    from asyncckpt.storage.base import CheckpointReader
+    from asyncckpt.storage.reader import CheckpointReader
 
 
 class Contents(NamedTuple):

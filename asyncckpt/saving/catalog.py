@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.retention import BestChoice, Candidate, Ranking, RetentionPolicy, metric_of
-from asyncckpt.storage.base import CheckpointRecord
+from asyncckpt.storage.results import CheckpointRecord
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.saving.stored_metric import MetricFile
-    from asyncckpt.storage.base import Identity, Listing
+    from asyncckpt.storage.results import Identity, Listing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from asyncckpt.disk.write_blocks import BLOCK_NBYTES, Content, Progress
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
-from asyncckpt.storage.base import SHORTAGES, CheckpointRecord, NoRoomError
+from asyncckpt.storage.results import SHORTAGES, CheckpointRecord, NoRoomError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.state.capture import Capture
-    from asyncckpt.storage.base import Committed, LocalDirectories, Store, Trash
+    from asyncckpt.storage.base import LocalDirectories, Store
+    from asyncckpt.storage.results import Committed, Trash
 
 
 ResultT = TypeVar("ResultT")
@@ -153,6 +154,6 @@ def would_suffice(store: Store, steps: Iterable[int], nbytes: int) -> bool:
 
 
 def _written(step: int, committed: Committed, info: dict[str, Any]) -> Written:
-    location, identity, trash, remarks = committed
-    record = CheckpointRecord(step=step, directory=location, training_info=info, identity=identity)
+    directory, identity, trash, remarks = committed
+    record = CheckpointRecord(step=step, directory=directory, training_info=info, identity=identity)
     return Written(record, trash, remarks)

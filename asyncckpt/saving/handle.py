@@ -9,7 +9,7 @@ from asyncckpt.saving.tracking import SaveProgress, SaveState, SaveTimings, Save
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from asyncckpt.storage.base import CheckpointRecord
+    from asyncckpt.storage.results import CheckpointRecord
 
 
 class SaveHandle:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.saving.stored_metric import MetricFile
-    from asyncckpt.storage.base import CheckpointRecord, Store
+    from asyncckpt.storage.base import Store
+    from asyncckpt.storage.results import CheckpointRecord
 
 
 def enter_store(store: Store, request: PolicyRequest, *, is_writer: bool, must_exist: bool) -> Listed:

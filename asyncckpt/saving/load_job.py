@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.segments import Segment
-    from asyncckpt.storage.base import CheckpointReader, LocalDirectories, Store
+    from asyncckpt.storage.base import LocalDirectories, Store
+    from asyncckpt.storage.reader import CheckpointReader
 
 
 ResultT = TypeVar("ResultT")
@@ -122,7 +123,7 @@ def _load(reader: CheckpointReader, request: LoadRequest, context: JobContext) -
         if place is None:
             message = (
                 f"step {step} holds files of the caller's own ({', '.join(files)}) and no state: open them below"
-                f" {reader.location}"
+                f" {reader.directory}"
             )
             raise CheckpointError(message)
         index, segments = _read_index(reader, pacer)
@@ -143,7 +144,7 @@ def _load(reader: CheckpointReader, request: LoadRequest, context: JobContext) -
             contents = Contents(place.file, index, segments, plan)
             arrays = read_arrays(reader, contents, context, lazy=request.lazy, is_whole=is_whole)
             state = decoder.decode(arrays)
-    checkpoint = LoadedCheckpoint(step=step, directory=reader.location, training_info=info, state=state)
+    checkpoint = LoadedCheckpoint(step=step, directory=reader.directory, training_info=info, state=state)
     return Loaded(
         checkpoint=checkpoint,
         unknown_types=decoder.unknown_types,

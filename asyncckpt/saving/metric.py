@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from asyncckpt.errors import MetricMissingError, brief, nearest
 from asyncckpt.saving.retention import metric_of
 from asyncckpt.saving.stored_metric import StoredMetric
-from asyncckpt.storage.base import METRIC_NAME
+from asyncckpt.storage.results import METRIC_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
-    from asyncckpt.storage.base import LocalDirectories, PendingDirectory, Store
+    from asyncckpt.storage.base import LocalDirectories, Store
+    from asyncckpt.storage.results import PendingDirectory
 
 
 class PendingDirectories:

@@ -26,14 +26,14 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving.commit import would_suffice
 from asyncckpt.saving.directory_warnings import warn_in_background
-from asyncckpt.storage.base import Retired
+from asyncckpt.storage.results import Retired
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from asyncckpt.saving.environment import Environment
     from asyncckpt.saving.ownership import DirectoryOwner
-    from asyncckpt.storage.base import Trash
+    from asyncckpt.storage.results import Trash
 
 MAX_WAITING: Final = 4
 """Retired checkpoints that may wait to be deleted while saves are on their way."""

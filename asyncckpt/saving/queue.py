@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.saving.environment import Environment
     from asyncckpt.state.capture import Capture
-    from asyncckpt.storage.base import CheckpointRecord
+    from asyncckpt.storage.results import CheckpointRecord
 
 MAX_WAITING_SAVES: Final = 64
 

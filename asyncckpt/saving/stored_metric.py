@@ -10,7 +10,7 @@ import json
 import reprlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.storage.base import METRIC_NAME, SHORTAGES
+from asyncckpt.storage.results import METRIC_NAME, SHORTAGES
 
 if TYPE_CHECKING:
     from asyncckpt.storage.base import Store

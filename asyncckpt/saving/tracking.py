@@ -23,7 +23,7 @@ from asyncckpt.errors import SaveFailedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from asyncckpt.storage.base import CheckpointRecord
+    from asyncckpt.storage.results import CheckpointRecord
 
 
 class SaveState(StrEnum):

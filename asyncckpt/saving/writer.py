@@ -22,7 +22,7 @@ from asyncckpt.runtime.tracebacks import drop_locals
 from asyncckpt.saving import commit
 from asyncckpt.saving.queue import Operation, QueuedSave
 from asyncckpt.saving.tracking import SaveState
-from asyncckpt.storage.base import NoRoomError
+from asyncckpt.storage.results import NoRoomError
 
 if TYPE_CHECKING:
     from asyncckpt.saving.environment import Environment

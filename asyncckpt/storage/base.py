@@ -17,108 +17,19 @@ from __future__ import annotations
 import errno
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias
-
-from asyncckpt.disk.read_blocks import Target
-from asyncckpt.errors import CheckpointError, CorruptCheckpointError
-from asyncckpt.runtime.memory import aligned_buffer
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
     from types import TracebackType
 
     from asyncckpt.disk.manifest import FileRecord, Manifest
-    from asyncckpt.disk.mapping import MappedFile
     from asyncckpt.disk.write_blocks import Content
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
-
-Identity: TypeAlias = Hashable
-"""Tells one checkpoint from another of the same step; None where that cannot be told."""
-
-METRIC_NAME: Final = ".asyncckpt.json"
-DOCUMENT_NAMES: Final = (METRIC_NAME,)
-"""The documents that a store may be asked for."""
-SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What the system answers when it is short of descriptors or memory, which says nothing of what was to be read."""
-_SHOWN_NAME: Final = 255
-
-
-class NoRoomError(OSError):
-    """The store was asked before anything was written, and has too little room."""
-
-    nbytes: int
-    """How much must be free, in bytes."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointRecord:
-    """A committed checkpoint."""
-
-    step: int
-    directory: str
-    """The path of its directory; as a str, because to make thousands of Paths takes a fifth of opening a manager."""
-    training_info: dict[str, Any] = field(default_factory=dict)
-    """What was passed with it; numpy scalars have become numbers."""
-    identity: Identity = field(default=None, repr=False, compare=False)
-    """Tells it from an earlier or later checkpoint of the same step; None where that cannot be told."""
-
-    @property
-    def path(self) -> Path:
-        """Its directory."""
-        return Path(self.directory)
-
-
-class Listing(NamedTuple):
-    """What is committed in a store."""
-
-    records: dict[int, CheckpointRecord]
-    """By step, ascending."""
-    remarks: tuple[str, ...] = ()
-
-
-class Trash(NamedTuple):
-    """A checkpoint that was retired or replaced, and is to be deleted by `Store.sweep`."""
-
-    name: str
-    """What the store calls it."""
-    nbytes: int
-    """How much room its files take, in bytes."""
-    free_nbytes: int
-    """How much room was left when it was retired, in bytes."""
-
-
-class Retired(NamedTuple):
-    """What became of steps that were to go."""
-
-    trash: tuple[Trash, ...]
-    refused: dict[int, OSError]
-    """Why steps are committed still, by step. The error's `filename` says where the checkpoint lies."""
-    remarks: tuple[str, ...]
-
-
-class Swept(NamedTuple):
-    """What became of trash."""
-
-    done: int
-    """How many items of it were dealt with, the first ones."""
-    left_nbytes: int
-    """How much room that takes which cannot be removed, in bytes."""
-    remarks: tuple[str, ...]
-
-
-class Committed(NamedTuple):
-    """A checkpoint that has just been committed, durably."""
-
-    location: str
-    """Where it lies: the path of its directory, if it has one."""
-    identity: Identity
-    trash: tuple[Trash, ...]
-    """What it has replaced."""
-    remarks: tuple[str, ...]
+    from asyncckpt.storage.reader import CheckpointReader
+    from asyncckpt.storage.results import CheckpointRecord, Committed, Listing, PendingDirectory, Retired, Swept, Trash
 
 
 class Store(ABC):
@@ -324,149 +235,6 @@ class Attempt(ABC):
             if error is None:
                 raise
             error.add_note(f"what was written could not be removed: {second}")
-
-
-class CheckpointReader(ABC):
-    """One checkpoint, opened once and read by one job; closed when its block is left."""
-
-    manifest: Manifest
-    location: str
-    """Where it lies: the path of its directory, if it has one."""
-
-    @abstractmethod
-    def is_current(self) -> bool:
-        """Whether the step is committed still, and this is its checkpoint."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let go of it."""
-
-    @abstractmethod
-    def _open(self, name: str, record: FileRecord) -> CheckpointFile:
-        """Open a file, whose record the manifest has, and check its size.
-
-        Raises:
-            CorruptCheckpointError: It is missing, or has another size.
-        """
-
-    def open(self, name: str) -> CheckpointFile:
-        """Open a file of the manifest and check its size.
-
-        Raises:
-            CorruptCheckpointError: It is missing, or has another size.
-        """
-        return self._open(name, self._record(name))
-
-    def read_small(self, name: str) -> bytes:
-        """Read and verify a whole file."""
-        return bytes(self.read_range(name, 0, self._record(name).nbytes))
-
-    def read_range(self, name: str, offset: int, nbytes: int) -> memoryview:
-        """Read bytes of a file, from verified blocks."""
-        with self.open(name) as file:  # first: the size claimed is a file's size
-            file.check_range(offset, nbytes)
-            data = aligned_buffer(nbytes)
-            file.read([Target(offset, nbytes, data)] if nbytes else [])
-        return data.data  # without a copy: an index may be large
-
-    def verify(self, name: str, context: JobContext) -> None:
-        """Read a whole file and verify it."""
-        with self.open(name) as file:
-            file.read([], context, is_whole=True)
-
-    def corrupt(self, name: str, reason: str) -> CorruptCheckpointError:
-        """Make the error that says what is wrong with a file."""
-        step = self.manifest.step
-        shown = name if len(name) <= _SHOWN_NAME else f"{name[:_SHOWN_NAME]}..."
-        return CorruptCheckpointError(f"step {step}: {shown} {reason}", step=step, file=name)
-
-    def _record(self, name: str) -> FileRecord:
-        record = self.manifest.files.get(name)
-        if record is None:
-            raise self.corrupt(name, "is not in the manifest")
-        return record
-
-    def __enter__(self) -> Self:
-        """Return the reader."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
-
-
-class CheckpointFile(ABC):
-    """One file of a checkpoint, open for reading; closed when its block is left."""
-
-    def __init__(self, record: FileRecord, corrupt: Callable[[str], CorruptCheckpointError]) -> None:
-        self.record = record
-        self.corrupt = corrupt
-        """Makes the error to raise from what is wrong with the file."""
-
-    def read(
-        self,
-        targets: Sequence[Target],
-        context: JobContext | None = None,
-        *,
-        is_whole: bool = False,
-        on_begin: Callable[[int, int], None] | None = None,
-    ) -> None:
-        """Read what is wanted, and verify every digest block that was touched.
-
-        Args:
-            targets: What is wanted, sorted by offset, without overlaps.
-            context: The job's; its flag is looked at before every chunk. Without one this thread reads alone.
-            is_whole: Whether to read and verify the rest of the file, too.
-            on_begin: Called with the range of each chunk before it is read, from any thread.
-
-        Raises:
-            CorruptCheckpointError: A digest does not match, or the file ends too early.
-            Stopped: The job was asked to stop.
-        """
-        if targets:
-            self.check_range(targets[-1].offset, targets[-1].nbytes)
-        self._read(targets, context, is_whole, on_begin)
-
-    def check_range(self, offset: int, nbytes: int) -> None:
-        """Refuse a range that the file does not have."""
-        if offset < 0 or nbytes < 0 or offset + nbytes > self.record.nbytes:
-            raise self.corrupt(f"has {self.record.nbytes} bytes, and {nbytes} from byte {offset} on are wanted")
-
-    @abstractmethod
-    def _read(
-        self,
-        targets: Sequence[Target],
-        context: JobContext | None,
-        is_whole: bool,  # noqa: FBT001 - as `read` has them
-        on_begin: Callable[[int, int], None] | None,
-    ) -> None:
-        """Do what `read` does."""
-
-    def map(self) -> MappedFile:
-        """Map the file into memory, read-only; the mapping outlives this object.
-
-        Raises:
-            CheckpointError: The store has no local files.
-        """
-        raise CheckpointError("lazy=True maps files of a local disk, which this store does not have: load without it")
-
-    def close(self) -> None:  # noqa: B027 - there may be nothing to close
-        """Let go of the file."""
-
-    def __enter__(self) -> Self:
-        """Return the file."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close it."""
-        self.close()
-
-
-class PendingDirectory(NamedTuple):
-    """A directory whose files a caller writes."""
-
-    path: Path
-    remarks: tuple[str, ...]
 
 
 class LocalDirectories(ABC):

@@ -16,7 +16,10 @@ import asyncckpt.testing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PUBLIC = [getattr(asyncckpt, name) for name in asyncckpt.__all__] + [asyncckpt.testing.FaultyDisk]
+PUBLIC = [getattr(asyncckpt, name) for name in asyncckpt.__all__] + [
+    asyncckpt.testing.FaultyDisk,
+    asyncckpt.testing.StorageContract,
+]
 COSTLY = (
     "h5py",
     "torch",

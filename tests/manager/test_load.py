@@ -35,7 +35,7 @@ from asyncckpt.testing import FaultyDisk
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from asyncckpt.storage.base import CheckpointReader
+    from asyncckpt.storage.reader import CheckpointReader
 
 MIB = 1 << 20
 both_formats = pytest.mark.parametrize("form", FORMATS)

@@ -24,8 +24,8 @@ from asyncckpt.state import index as ix
 from asyncckpt.state.capture import StagedSnapshot, staged_nbytes
 from asyncckpt.state.decode import Decoder
 from asyncckpt.state.encode import flatten
-from asyncckpt.storage.base import CheckpointFile
 from asyncckpt.storage.local.store import LocalStore
+from asyncckpt.storage.reader import CheckpointFile
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asyncckpt.disk.write_blocks import Content
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
-    from asyncckpt.storage.base import Committed
+    from asyncckpt.storage.results import Committed
 
 
 class LocalAttempt(Attempt):
@@ -44,7 +44,7 @@ class LocalAttempt(Attempt):
 
     def link(self, name: str, step: int) -> FileRecord:
         with open_step(self._root, step) as reader, reader.open(name) as file:
-            self._ops.link(Path(reader.location, name), self._pending / name)
+            self._ops.link(Path(reader.directory, name), self._pending / name)
             return file.record
 
     def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:

@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.write_blocks import write_bytes
-from asyncckpt.storage.base import DOCUMENT_NAMES
+from asyncckpt.storage.results import DOCUMENT_NAMES
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,8 +8,8 @@ from asyncckpt.disk.diagnosis import explain_refusal
 from asyncckpt.disk.listing import nbytes_of
 from asyncckpt.disk.room import explain as explain_shortage
 from asyncckpt.disk.room import free_nbytes
-from asyncckpt.storage.base import Committed, Trash
 from asyncckpt.storage.local.records import identity_of
+from asyncckpt.storage.results import Committed, Trash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -12,9 +12,10 @@ from asyncckpt.disk.manifest import Manifest
 from asyncckpt.disk.names import Kind, parse_name
 from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.disk.write_blocks import write_bytes
-from asyncckpt.storage.base import LocalDirectories, PendingDirectory
+from asyncckpt.storage.base import LocalDirectories
 from asyncckpt.storage.local.outcomes import committed_at, explain, remarks_of
 from asyncckpt.storage.local.reader import open_path
+from asyncckpt.storage.results import PendingDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.pacing import StopFlag
-    from asyncckpt.storage.base import CheckpointReader, Committed
+    from asyncckpt.storage.reader import CheckpointReader
+    from asyncckpt.storage.results import Committed
 
 
 class PendingDirectories(LocalDirectories):

@@ -18,7 +18,7 @@ from asyncckpt.disk.names import MANIFEST_NAME
 from asyncckpt.disk.open_below import open_below, open_directory
 from asyncckpt.disk.read_blocks import Run, read_run
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
-from asyncckpt.storage.base import CheckpointFile, CheckpointReader
+from asyncckpt.storage.reader import CheckpointFile, CheckpointReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,10 +38,10 @@ class LocalReader(CheckpointReader):
             FileNotFoundError: There is no such directory.
             OSError: It is something else.
         """
-        self._directory = open_directory(path)
-        self._identity = _identity(os.fstat(self._directory))
+        self._fd = open_directory(path)
+        self._identity = _identity(os.fstat(self._fd))
         self._find = find
-        self.location = str(path)
+        self.directory = str(path)
         self.manifest = Manifest(step=step, created=0.0)
 
     def read_manifest(self) -> None:
@@ -62,7 +62,7 @@ class LocalReader(CheckpointReader):
             return False
 
     def close(self) -> None:
-        os.close(self._directory)
+        os.close(self._fd)
 
     def _open(self, name: str, record: FileRecord) -> LocalFile:
         fd, nbytes = self._open_regular(name)
@@ -74,7 +74,7 @@ class LocalReader(CheckpointReader):
 
     def _open_regular(self, name: str) -> tuple[int, int]:
         try:
-            return open_below(self._directory, name)
+            return open_below(self._fd, name)
         except OSError as error:
             raise self.corrupt(name, f"cannot be opened: {error.strerror}") from error
         except ValueError as error:  # a name that no file can have

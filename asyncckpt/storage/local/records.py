@@ -11,7 +11,7 @@ from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.storage.base import SHORTAGES, CheckpointRecord
+from asyncckpt.storage.results import SHORTAGES, CheckpointRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,13 +13,14 @@ from asyncckpt.disk.listing import locate, nbytes_of
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.read_blocks import READERS
 from asyncckpt.errors import ConfigError
-from asyncckpt.storage.base import Listing, NoRoomError, Retired, Store, Swept
+from asyncckpt.storage.base import Store
 from asyncckpt.storage.local import documents
 from asyncckpt.storage.local.attempt import LocalAttempt
 from asyncckpt.storage.local.outcomes import explain, remarks_of, weigh
 from asyncckpt.storage.local.pending import PendingDirectories
 from asyncckpt.storage.local.reader import open_step
 from asyncckpt.storage.local.records import describe_strangers, read_listed, say_if_gone, scan_root
+from asyncckpt.storage.results import Listing, NoRoomError, Retired, Swept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     from asyncckpt.disk.listing import Scan
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.pacing import StopFlag
-    from asyncckpt.storage.base import Attempt, CheckpointReader, CheckpointRecord, Trash
+    from asyncckpt.storage.base import Attempt
+    from asyncckpt.storage.reader import CheckpointReader
+    from asyncckpt.storage.results import CheckpointRecord, Trash
 
 
 class LocalStore(Store):
