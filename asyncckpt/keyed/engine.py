@@ -1,8 +1,8 @@
-"""Keys and paths: what both views of a `Checkpointer` do with a store, in a thread that may wait for the disk.
+"""Access to a store by keys and paths, for both modes of a `Checkpointer`; in a thread that may wait for the disk.
 
-1. A store knows top-level keys only. A tuple is a path into the dicts of the value at its first part: reading it reads
-   that value, and changing it writes that value anew.
-2. A caller's serializer stands between the caller and everything else.
+1. A store has top-level keys only. A tuple is a path into the dicts of the value of its first part: to read it is to
+   read that value, and to change it is to rewrite that value.
+2. The caller's serializer converts each value before it is written and after it was read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHOWN: Final = 20
 
 
 class Serializer(Protocol):
-    """What turns a program's values into values that can be saved, and back."""
+    """Converts the values of a program to values that can be saved, and back."""
 
     def to_state(self, value: Any, /) -> object:
         """Return what is saved for a value; may run in a worker thread."""
@@ -49,31 +49,31 @@ def parse_key(key: object) -> Path:
         return (str.__str__(key),)  # of an Enum, too, whose own __str__ gives its name
     if isinstance(key, tuple) and key and isinstance(key[0], str):
         return (str.__str__(key[0]), *key[1:])
-    message = f"a key is a str, or a tuple that begins with one (a path into nested dicts), not {key!r}"
+    message = f"a key must be a str, or a tuple that begins with one (a path into nested dicts), not {key!r}"
     raise TypeError(message)
 
 
-def missing(path: Path, place: str, known: Sequence[object]) -> CheckpointKeyError:
-    """Make the error of a key that is not there."""
+def missing(path: Path, file_name: str, known: Sequence[object]) -> CheckpointKeyError:
+    """Return the error for a key that does not exist."""
     key = path[0] if len(path) == 1 else path
-    message = f"no key {key!r} in {place}; the keys there are: {format_keys(known)}"
+    message = f"no key {key!r} in {file_name}; the keys there are: {format_keys(known)}"
     return CheckpointKeyError(message, key=key, known=known)
 
 
 def format_keys(keys: Sequence[object]) -> str:
-    """List keys for an error, at most the first few."""
+    """Return a list of keys for an error message, at most the first few."""
     names = [repr(key) for key in keys[:_SHOWN]]
     return ", ".join([*names, f"... ({len(keys)} in all)"] if len(keys) > len(names) else names) or "none"
 
 
 @dataclass(frozen=True, slots=True)
 class KeyRules:
-    """Which keys there may be."""
+    """Which keys may be used."""
 
-    place: str
-    """What errors call the file."""
+    file_name: str
+    """The name of the file in error messages."""
     allowed: Mapping[str, None] | None
-    """Keys in the order in which they were given, looked up fast."""
+    """The allowed keys, in the order in which they were given; None for all."""
     omitted: Mapping[str, None] | None
 
     def allows(self, key: str) -> bool:
@@ -86,7 +86,7 @@ class KeyRules:
         return self.allowed is None and self.omitted is None
 
     def visible(self, keys: Collection[str]) -> Collection[str]:
-        """Return those of the keys that may be used."""
+        """Return the keys that may be used."""
         if self.allow_all:
             return keys
         return [key for key in keys if self.allows(key)]
@@ -96,19 +96,19 @@ class KeyRules:
 
         Args:
             key: The key.
-            known: Returns the keys there are, for an error; or None where nobody knows.
+            known: Returns the keys of the file for an error message, or None if they cannot be read.
 
         Raises:
             CheckpointKeyError: It may not be used.
-            TypeError: It is no key.
+            TypeError: It is not a key.
         """
         path = parse_key(key)
         if self.allows(path[0]):
             return path
         if self.allowed is not None and path[0] not in self.allowed:
-            reason = f"is not allowed in {self.place}; allowed are {format_keys(list(self.allowed))}"
+            reason = f"is not allowed in {self.file_name}; allowed are {format_keys(list(self.allowed))}"
         else:
-            reason = f"is omitted from {self.place}"
+            reason = f"is omitted from {self.file_name}"
         found = known()
         keys = [] if found is None else list(self.visible(found))
         there_are = "" if found is None else f"; the keys there are: {format_keys(keys)}"
@@ -120,42 +120,42 @@ def _whole(nbytes: int) -> str:
 
 
 class Engine:
-    """A store, seen by paths. Used by one thread at a time."""
+    """A store accessed by paths. Used by one thread at a time."""
 
-    def __init__(self, store: Store, place: str, serializer: Serializer | None) -> None:
+    def __init__(self, store: Store, file_name: str, serializer: Serializer | None) -> None:
         self.store = store
-        self._place = place
+        self._file_name = file_name
         self._serializer = serializer
 
     @property
     def has_serializer(self) -> bool:
-        """Whether `to_state` runs code of the caller's."""
+        """Whether `to_state` calls code of the caller."""
         return self._serializer is not None
 
     def keys(self) -> list[str]:
         """Return the top-level keys in their order."""
         return list(self.store.entries)
 
-    def contains(self, path: Path, work: JobContext) -> bool:
+    def contains(self, path: Path, context: JobContext) -> bool:
         """Tell whether there is a value at a path."""
         if path[0] not in self.store.entries:
             return False
         if len(path) == 1:
             return True
         try:
-            self._descend(self.store.read(path[0], work).value, path)
+            self._descend(self.store.read(path[0], context).value, path)
         except CheckpointKeyError:
             return False
         return True
 
-    def read(self, path: Path, work: JobContext) -> Found:
+    def read(self, path: Path, context: JobContext) -> Found:
         """Read the value at a path.
 
         Raises:
             CheckpointKeyError: There is none.
         """
         self._require(path)
-        found = self.store.read(path[0], work)
+        found = self.store.read(path[0], context)
         value = self._descend(found.value, path)
         return Found(value if self._serializer is None else self._serializer.from_state(value), found.unknown_types)
 
@@ -163,32 +163,32 @@ class Engine:
         """Return what is saved for a value."""
         return value if self._serializer is None else self._serializer.to_state(value)
 
-    def write(self, path: Path, value: object, work: JobContext) -> None:
-        """Stage a value, which nobody changes until this returns."""
-        self._put(path, self.to_state(value), work)
+    def write(self, path: Path, value: object, context: JobContext) -> None:
+        """Stage a value, which must not change until this returns."""
+        self._put(path, self.to_state(value), context)
 
-    def put(self, path: Path, captured: CapturedValue, work: JobContext) -> None:
+    def put(self, path: Path, captured: CapturedValue, context: JobContext) -> None:
         """Stage a captured value."""
         if len(path) == 1:
-            self._stage(path[0], captured, work)
+            self._stage(path[0], captured, context)
         else:
-            found = build_captured(captured, work.pacer)
+            found = build_captured(captured, context.pacer)
             self._refuse_unknown(found, f"the value for {path!r} holds")
-            self._put(path, found.value, work)
+            self._put(path, found.value, context)
 
-    def begin(self, work: JobContext) -> None:
+    def begin(self, context: JobContext) -> None:
         """Become the file's writer; see `Store.begin`."""
         with self._explaining():
-            self.store.begin(work)
+            self.store.begin(context)
 
-    def commit(self, work: JobContext) -> None:
+    def commit(self, context: JobContext) -> None:
         """Make what is staged durable; see `Store.commit`."""
         with self._explaining():
-            self.store.commit(work)
+            self.store.commit(context)
 
     @contextmanager
     def _explaining(self, needed: Callable[[int], str] = _whole) -> Iterator[None]:
-        """Let an error that is a lack of room say what is needed, which `needed` makes of the size of the file."""
+        """Add to an error about a lack of room what is needed; `needed` returns that, given the size of the file."""
         try:
             yield
         except OSError as error:
@@ -196,56 +196,56 @@ class Engine:
                 explain(error, use[0], needed(use[1]))
             raise
 
-    def delete(self, path: Path, work: JobContext) -> None:
+    def delete(self, path: Path, context: JobContext) -> None:
         """Stage a deletion.
 
         Raises:
             CheckpointKeyError: There is no value.
         """
         self._require(path)
-        self.begin(work)
+        self.begin(context)
         self._require(path)  # another writer may have been quicker
         if len(path) == 1:
             with self._explaining():
-                self.store.delete(path[0], work)
+                self.store.delete(path[0], context)
             return
-        whole = self._read_to_change(path, work)
+        whole = self._read_to_change(path, context)
         del self._descend(whole, path, without=1)[path[-1]]
-        self._put(path[:1], whole, work)
+        self._put(path[:1], whole, context)
 
     def _require(self, path: Path) -> None:
         if path[0] not in self.store.entries:
-            raise missing(path, self._place, self.keys())
+            raise missing(path, self._file_name, self.keys())
 
-    def _put(self, path: Path, value: object, work: JobContext) -> None:
+    def _put(self, path: Path, value: object, context: JobContext) -> None:
         if len(path) > 1:
-            self.begin(work)  # what another writer has left in it stays
-            whole = self._read_to_change(path, work) if path[0] in self.store.entries else {}
+            self.begin(context)  # the change must keep what another writer has put there
+            whole = self._read_to_change(path, context) if path[0] in self.store.entries else {}
             at = whole
             for number, part in enumerate(path[1:-1], 1):
                 at = self._dict(at, path, number).setdefault(part, {})
             self._dict(at, path, len(path) - 1)[path[-1]] = value
             value = whole
-        captured = capture_live(value, path[0], work)
+        captured = capture_live(value, path[0], context)
         try:
-            self._stage(path[0], captured, work)
+            self._stage(path[0], captured, context)
         finally:
             captured.release()
 
-    def _stage(self, key: str, captured: CapturedValue, work: JobContext) -> None:
+    def _stage(self, key: str, captured: CapturedValue, context: JobContext) -> None:
         with self._explaining(lambda _: f"the value of {key!r} takes {spell(captured.stored_nbytes)}"):
-            self.store.put(key, captured, work)
+            self.store.put(key, captured, context)
 
-    def _read_to_change(self, path: Path, work: JobContext) -> Any:
-        """Read the value that a path leads into, which will be written again."""
-        found = self.store.read(path[0], work)
+    def _read_to_change(self, path: Path, context: JobContext) -> Any:
+        """Read the value that contains a path, in order to rewrite it."""
+        found = self.store.read(path[0], context)
         self._refuse_unknown(found, f"{path!r} leads into a value with")
         self._dict(found.value, path, 1)
         return found.value
 
     @staticmethod
     def _refuse_unknown(found: Found, what: str) -> None:
-        """Refuse to write again what would lose the types that it was saved with."""
+        """Refuse to rewrite a value that would lose the types with which it was saved."""
         if found.unknown_types:
             types = ", ".join(found.unknown_types)
             message = f"{what} {types}, which would become plain data: register the type with asyncckpt.register_type"
@@ -264,18 +264,16 @@ class Engine:
         except (KeyError, TypeError) as error:
             if isinstance(error, CheckpointKeyError):
                 raise
-            place = f"{self._place} at {join_path(path[:number])!r}"
-            raise missing(path, place, list(value)) from None
+            file_name = f"{self._file_name} at {join_path(path[:number])!r}"
+            raise missing(path, file_name, list(value)) from None
 
     def _dict(self, value: Any, path: Path, number: int) -> dict[Any, Any]:
-        """Return the value that stands at the first parts of a path: a dict."""
+        """Return the value at the first parts of a path, which must be a dict."""
         if not isinstance(value, dict):
             self._refuse(value, path, number)
         return value
 
     def _refuse(self, value: object, path: Path, number: int) -> NoReturn:
-        message = (
-            f"no key {path!r} in {self._place}: at {join_path(path[:number])!r} is no dict but a"
-            f" {type(value).__qualname__}"
-        )
+        kind = type(value).__qualname__
+        message = f"no key {path!r} in {self._file_name}: {join_path(path[:number])!r} is of type {kind}, not a dict"
         raise CheckpointKeyError(message, key=path, known=self.keys())

@@ -1,7 +1,7 @@
-"""The index of an asynchronous view: the keys of a file, and those of the dicts in its values, in memory.
+"""The index of an asynchronous view: the keys of a file and of the dicts in its values, in memory.
 
-It is looked at and changed on the loop's thread, without waiting for anything. The names of a value are shared with
-its store and with other indexes, so they never change: an index changes copies.
+It is read and changed on the loop's thread, which never waits for it. The names of a value are shared with its store
+and with other indexes, so an index never changes them but replaces them by copies.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 
 
 class KeyIndex:
-    """Names by their names; see `asyncckpt.keyed.values.Names`."""
+    """The keys of a file, each with the `asyncckpt.keyed.values.Names` of its value."""
 
-    def __init__(self, names: dict[str, Names], place: str, *, keeps: bool = True) -> None:
+    def __init__(self, names: dict[str, Names], file_name: str, *, keeps: bool = True) -> None:
         self._names = names
-        self._place = place
+        self._file_name = file_name
         self._keeps = keeps
 
     @classmethod
-    def of(cls, store: Store, place: str) -> KeyIndex:
-        """Read what a store has."""
-        return cls(dict(store.entries), place, keeps=store.keeps)
+    def of(cls, store: Store, file_name: str) -> KeyIndex:
+        """Return the index of a store."""
+        return cls(dict(store.entries), file_name, keeps=store.keeps)
 
     def copy(self) -> KeyIndex:
-        """Return an index that changes by itself."""
-        return KeyIndex(dict(self._names), self._place, keeps=self._keeps)
+        """Return an independent copy."""
+        return KeyIndex(dict(self._names), self._file_name, keeps=self._keeps)
 
     def __len__(self) -> int:
         """Return the number of top-level keys."""
         return len(self._names)
 
     def view(self) -> KeysView[str]:
-        """Return the top-level keys, as they are from now on."""
+        """Return a live view of the top-level keys."""
         return self._names.keys()
 
     def keys(self) -> list[str]:
@@ -50,7 +50,7 @@ class KeyIndex:
         return list(self._names)
 
     def find(self, path: Path) -> bool | None:
-        """Tell whether there is a value at a path; None if the index does not reach so deep."""
+        """Tell whether there is a value at a path; None if the index does not have the keys to tell."""
         at: Any = self._names
         for part in path:
             if at is False:
@@ -58,7 +58,7 @@ class KeyIndex:
             try:
                 if not isinstance(at, dict) or part not in at:
                     return False
-            except TypeError:  # no key of a dict
+            except TypeError:  # not hashable
                 return False
             at = at[part]
         return True
@@ -67,37 +67,37 @@ class KeyIndex:
         """Tell whether there is a value at a path.
 
         Raises:
-            CheckpointerUsageError: The index does not reach so deep.
+            CheckpointerUsageError: The index does not have the keys to tell.
         """
         found = self.find(path)
         if found is None:
             message = (
-                f"whether {path!r} is in {self._place} takes reading {path[0]!r}, whose keys the index in memory does"
-                " not hold: use `await chk.get(key)`, or `await chk.delete_parameter(key)` to delete it"
+                f"{self._file_name}: the index in memory does not have the keys of the value of {path[0]!r}, so it"
+                f" cannot tell whether there is {path!r}: use `await chk.get(key)` or `await chk.delete_parameter(key)`"
             )
             raise CheckpointerUsageError(message)
         return found
 
     def check(self, path: Path) -> None:
-        """Check that there is a value at a path, as far as is known.
+        """Check that there is a value at a path, as far as the index can tell.
 
         Raises:
             CheckpointKeyError: There is none.
         """
         if self.find(path) is False:
-            raise missing(path, self._place, self.keys())
+            raise missing(path, self._file_name, self.keys())
 
     def check_way(self, path: Path) -> None:
-        """Check that a value may be put at a path, as far as is known: that it leads through dicts.
+        """Check that all but the last part of a path are dicts, as far as the index can tell.
 
         Raises:
-            CheckpointKeyError: It does not.
-            TypeError: It is no path into dicts.
+            CheckpointKeyError: One of them is not.
+            TypeError: A part is not hashable.
         """
         try:
             hash(path)
         except TypeError as error:
-            message = f"{path!r} is no path into nested dicts, whose keys are hashable: {error}"
+            message = f"{path!r} is not a path into nested dicts, whose keys are hashable: {error}"
             raise TypeError(message) from None
         at: Any = self._names
         for number, part in enumerate(path[:-1], 1):
@@ -105,11 +105,11 @@ class KeyIndex:
                 return
             at = at[part]
             if at is None:
-                message = f"no key {path!r} in {self._place}: at {join_path(path[:number])!r} is no dict"
+                message = f"no key {path!r} in {self._file_name}: {join_path(path[:number])!r} is not a dict"
                 raise CheckpointKeyError(message, key=path, known=self.keys())
 
     def note(self, path: Path, captured: CapturedValue | PackedValue | None) -> None:
-        """Show a value that is put, or the deletion of one."""
+        """Apply a write, or a deletion."""
         if captured is None:
             if self.find(path):
                 del self._owner(path)[path[-1]]
@@ -117,11 +117,11 @@ class KeyIndex:
             self._owner(path)[path[-1]] = captured.names
 
     def _owner(self, path: Path) -> dict[Any, Names]:
-        """Return the dict that the last part of a path is in, to be changed: a copy, as are those on the way."""
+        """Return a copy of the dict that the last part of a path is in, to be changed; copy those on the way to it."""
         at = self._names
         for part in path[:-1]:
             below = at.get(part, {})
-            if not isinstance(below, dict):  # not known, or no dict: the job will say so
+            if not isinstance(below, dict):  # not known, or not a dict, which the job will report
                 return {}
             at[part] = dict(below)
             at = at[part]  # type: ignore[assignment]

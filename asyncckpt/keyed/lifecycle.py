@@ -1,8 +1,8 @@
-"""The life of a `Checkpointer`'s file: opened in one of two modes, used, closed.
+"""The lifecycle of a `Checkpointer`'s file: it is opened in one of two modes, used and closed.
 
 1. A file is open in one mode at a time. Blocks of the same mode may be nested, and share one opened file.
-2. Blocking access never happens on a thread in which a loop runs.
-3. Nothing of ours wraps the body of a block: its exception comes out as it is, with a note if the flush failed, too.
+2. Blocking access is refused in a thread in which an event loop runs.
+3. The exception of a block's body is raised unchanged. If the flush fails, too, the exception gets a note.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _OF_THIS_PROCESS: Final = frozenset(("_lock", "_evaluations", "_depth", "_mode",
 
 
 class FileLifecycle(ABC):
-    """Opens and closes; `asyncckpt.Checkpointer` adds what is done in between."""
+    """Opens and closes the file of an `asyncckpt.Checkpointer`, which adds loading and saving."""
 
     def __init__(  # noqa: PLR0913 - the last five by keyword
         self,
@@ -57,11 +57,11 @@ class FileLifecycle(ABC):
             message = f"{type(self).__name__} has no option {', '.join(map(repr, unknown))}"
             raise ConfigError(message)
         if rewrite not in (False, True, "without_backup"):
-            message = f"rewrite is False, True or 'without_backup', not {rewrite!r}"
+            message = f"rewrite must be False, True or 'without_backup', not {rewrite!r}"
             raise ConfigError(message)
         self.checkpoint_file = self._check_file(checkpoint_file)
-        self.rules = KeyRules(
-            self.place, _key_set("allowed_keys", allowed_keys), _key_set("omitted_keys", omitted_keys)
+        self._rules = KeyRules(
+            self._file_name, _key_set("allowed_keys", allowed_keys), _key_set("omitted_keys", omitted_keys)
         )
         self._serializer = serializer
         self._disk = disk or DiskOps()
@@ -70,7 +70,7 @@ class FileLifecycle(ABC):
         self._settle()
 
     def _settle(self) -> None:
-        """Begin as one that is closed."""
+        """Begin closed, with what belongs to this process alone."""
         self._lock = threading.RLock()
         self._evaluations = Evaluations[Future[Any]](Future)
         self._depth = 0
@@ -80,67 +80,67 @@ class FileLifecycle(ABC):
         self._process = os.getpid()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy, in this process or another, is made of: which file it is, and how it is used.
+        """Return what a copy is made of, in this process or another one: the file and the options.
 
         Raises:
             CheckpointerUsageError: It is open.
         """
         if self.is_open:
-            message = f"{self!r} cannot be copied or pickled while it is open: close it first, and open the copy"
+            message = f"{self!r} cannot be copied or pickled while it is open: close it first"
             raise CheckpointerUsageError(message)
         return {name: value for name, value in vars(self).items() if name not in _OF_THIS_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Become a closed one of the same file."""
+        """Become a closed Checkpointer of the same file."""
         vars(self).update(state)
         self._settle()
 
     def __repr__(self) -> str:
         """Show the file and whether it is open."""
-        return f"<{type(self).__name__} {self.place} ({'open' if self.is_open else 'closed'})>"
+        return f"<{type(self).__name__} {self._file_name} ({'open' if self.is_open else 'closed'})>"
 
     @property
-    def place(self) -> str:
-        """What errors call the file."""
+    def _file_name(self) -> str:
+        """The name of the file in error messages."""
         file = self.checkpoint_file
         return repr(str(file) if isinstance(file, Path) else getattr(file, "name", file))
 
     @property
     def allowed_keys(self) -> tuple[str, ...] | None:
-        """The only keys there may be."""
-        return None if self.rules.allowed is None else tuple(self.rules.allowed)
+        """The only keys that may be used; None if there is no such restriction."""
+        return None if self._rules.allowed is None else tuple(self._rules.allowed)
 
     @property
     def omitted_keys(self) -> tuple[str, ...] | None:
-        """Keys that there may not be."""
-        return None if self.rules.omitted is None else tuple(self.rules.omitted)
+        """Keys that may not be used; None if there are none."""
+        return None if self._rules.omitted is None else tuple(self._rules.omitted)
 
     def check_allowed_key(self, key: Key) -> None:
         """Check that a key, or the first part of a path, may be used.
 
         Raises:
             CheckpointKeyError: It is omitted, or not among the allowed keys.
-            TypeError: It is no key at all.
+            TypeError: It is not a key.
         """
-        self.rules.path(key, self._known_keys)
+        self._rules.path(key, self._known_keys)
 
     def _known_keys(self) -> list[str] | None:
-        """Return the keys there are; None if that took blocking where it must not."""
+        """Return the keys of the file; None where they cannot be read without blocking a loop."""
         if self._session is not None:
             return self._session.names.keys()
         try:
-            with self.using() as engine:
+            with self._using() as engine:
                 return engine.keys()
         except CheckpointerUsageError:
             return None
 
     @abstractmethod
-    def _open_location(self, location: FileLocation, work: JobContext) -> Store:
+    def _open_location(self, location: FileLocation, context: JobContext) -> Store:
         """Open the store of a file of this kind."""
 
     def _check_file(self, file: Any) -> Any:
         if isinstance(file, str | os.PathLike):
-            return Path(file).absolute()  # the working directory may change until it is opened
+            return Path(file).absolute()  # the working directory may have changed when it is opened
         if not hasattr(file, "read"):
             message = f"{type(self).__name__} takes a path or an open binary file, not {file!r}"
             raise ConfigError(message)
@@ -148,23 +148,23 @@ class FileLifecycle(ABC):
         return file
 
     def open_checkpoint_file(self, chk: Any) -> Store:
-        """Open a file of this kind, and return what `close_checkpoint_file` takes. `with` does both."""
-        self.check_blocking(is_open=False)
-        return self._open_store(self._check_file(chk), one_thread())
+        """Open a file of this kind, and return its store for `close_checkpoint_file`. `with` does both."""
+        self._check_blocking(is_open=False)
+        return self._open_store(self._check_file(chk), JobContext())
 
     def close_checkpoint_file(self, stream: Store) -> None:
-        """Flush what `open_checkpoint_file` has opened, and close it; a file that came open stays open."""
-        self.check_blocking(is_open=False)
+        """Flush and close a store that `open_checkpoint_file` returned. A file object of the caller's stays open."""
+        self._check_blocking(is_open=False)
         try:
-            Engine(stream, self.place, None).commit(one_thread())
+            Engine(stream, self._file_name, None).commit(JobContext())
         finally:
             stream.close()
 
-    def _open_store(self, file: Any, work: JobContext) -> Store:
+    def _open_store(self, file: Any, context: JobContext) -> Store:
         if isinstance(file, Path):
-            return self._open_location(FileLocation(file, self._disk, rewrite=self._rewrite), work)
+            return self._open_location(FileLocation(file, self._disk, rewrite=self._rewrite), context)
         check_stream(file)
-        return FileObjectStore(file, lambda location: self._open_location(location, work), self._rewrite)
+        return FileObjectStore(file, lambda location: self._open_location(location, context), self._rewrite)
 
     @property
     def is_open(self) -> bool:
@@ -173,7 +173,7 @@ class FileLifecycle(ABC):
 
     @property
     def stream(self) -> Store | None:
-        """What the blocking mode has opened, or None."""
+        """The store that the blocking mode has opened, or None."""
         return self._engine.store if self._engine is not None else None
 
     def __enter__(self) -> Self:
@@ -184,17 +184,17 @@ class FileLifecycle(ABC):
             CorruptCheckpointError: The file is damaged.
             OSError: It cannot be read.
         """
-        self.check_blocking()
+        self._check_blocking()
         with self._lock:
             if self._depth == 0:
                 self._mode = "blocking"
                 try:
-                    store = self._open_store(self.checkpoint_file, one_thread())
+                    store = self._open_store(self.checkpoint_file, JobContext())
                 except BaseException:
                     self._mode = None
                     raise
                 self._process = os.getpid()
-                self._engine = Engine(store, self.place, self._serializer)
+                self._engine = Engine(store, self._file_name, self._serializer)
             self._depth += 1
         return self
 
@@ -202,21 +202,21 @@ class FileLifecycle(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Flush and close the file, if this is the outermost block; also when the block raised."""
-        self.check_blocking()
+        self._check_blocking()
         with self._lock:
             if self._engine is None:
-                message = f"{self!r} is not open: it was never entered by `with`, or has been left"
+                message = f"{self!r} is not open: its `with` block was not entered, or has been left"
                 raise CheckpointerUsageError(message)
             self._depth -= 1
             if self._depth:
                 return
             engine, self._engine, self._mode = self._engine, None, None
             try:
-                engine.commit(one_thread())
+                engine.commit(JobContext())
             except Exception as failure:
                 if error is None:
                     raise
-                error.add_note(f"asyncckpt: {self.place} could not be flushed: {failure}")
+                error.add_note(f"asyncckpt: {self._file_name} could not be flushed: {failure}")
             finally:
                 engine.store.close()
 
@@ -241,18 +241,18 @@ class FileLifecycle(ABC):
             finally:
                 self._forget(session)
             if is_entered:
-                return AsyncCheckpointer(f"{type(self).__name__} {self.place}", self.rules, session)
+                return AsyncCheckpointer(f"{type(self).__name__} {self._file_name}", self._rules, session)
 
     def _new_session(self) -> Session:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             self._mode = None
-            message = f"{self!r}: the asynchronous view runs on asyncio (stock or uvloop) only"
+            message = f"{self!r}: the asynchronous view needs an asyncio event loop (stock or uvloop)"
             raise CheckpointerUsageError(message) from None
         return Session(
-            lambda work: Engine(self._open_store(self.checkpoint_file, work), self.place, self._serializer),
-            self.place,
+            lambda context: Engine(self._open_store(self.checkpoint_file, context), self._file_name, self._serializer),
+            self._file_name,
             self._max_staged_nbytes,
         )
 
@@ -262,7 +262,7 @@ class FileLifecycle(ABC):
         """Flush and close the file, if this is the outermost block; also when the block raised."""
         session = self._session
         if session is None:
-            message = f"{self!r} is not open: it was never entered by `async with`, or has been left"
+            message = f"{self!r} is not open: its `async with` block was not entered, or has been left"
             raise CheckpointerUsageError(message)
         try:
             await session.leave(error)
@@ -275,23 +275,29 @@ class FileLifecycle(ABC):
             self._mode = None
 
     @contextmanager
-    def using(self) -> Iterator[Engine]:
-        """Give the engine to one access, which opens and closes the file by itself outside any block."""
-        self.check_blocking()
+    def _using(self) -> Iterator[Engine]:
+        """Provide the engine for one access. Outside any block, the file is opened and closed for it."""
+        self._check_blocking()
         with self._lock, self:
-            assert self._engine is not None  # noqa: S101 - it was made by entering
+            assert self._engine is not None  # noqa: S101 - entering has made it
             yield self._engine
 
-    def check_blocking(self, *, is_open: bool = True) -> None:
-        """Check that the blocking mode may be used here and now."""
+    def _check_blocking(self, *, is_open: bool = True) -> None:
+        """Check that blocking access is possible now, in this thread and process.
+
+        Raises:
+            CheckpointerUsageError: It is not; the message says why.
+        """
         if is_open and self._mode == "async":
-            message = f"{self!r} is open in asynchronous mode: use the view that `async with` gave, or leave it first"
+            message = (
+                f"{self!r} is open in asynchronous mode: use the view that `async with` returned, or leave it first"
+            )
             raise CheckpointerUsageError(message)
         if _is_loop_running():
-            message = f"{self!r}: blocking access on a running loop would stop it: use `async with`"
+            message = f"{self!r}: blocking access would stop the event loop of this thread: use `async with`"
             raise CheckpointerUsageError(message)
         if self._depth and self._process != os.getpid():
-            message = f"{self!r} was opened by the parent process: a forked child may not use it; make one of its own"
+            message = f"{self!r} was opened by the parent process: a forked child cannot use it: make a new one"
             raise CheckpointerUsageError(message)
 
 
@@ -299,19 +305,14 @@ def _key_set(name: str, keys: Iterable[str] | None) -> dict[str, None] | None:
     if keys is None:
         return None
     if isinstance(keys, str) or not isinstance(keys, Iterable):
-        message = f"{name} is a collection of str, not {keys!r}"
+        message = f"{name} must be a collection of str, not {keys!r}"
         raise ConfigError(message)
     found = dict.fromkeys(keys)
     for key in found:
         if not isinstance(key, str):
-            message = f"{name} holds {key!r}, and keys are str"
+            message = f"{name} contains {key!r}, but keys are str"
             raise ConfigError(message)
     return found
-
-
-def one_thread() -> JobContext:
-    """Return the work of one thread alone."""
-    return JobContext()
 
 
 def _is_loop_running() -> bool:

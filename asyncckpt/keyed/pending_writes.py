@@ -1,14 +1,14 @@
-"""The changes of an asynchronous view that are not in the store yet, the budget that bounds them, and the index.
+"""The pending changes of an asynchronous view, the budget that bounds them, and the index that shows them.
 
-1. All that were called are pending until they are settled, on the loop's thread: they were stored, or refused, or given
-   up. Most are writes that wait in the queue for whatever job comes next; a few are made by a job of their own.
-2. There are two indexes: what is in the store as of the last job that was settled, and that with all that is pending,
-   which callers see. When a change comes to nothing, the second is made from the first again.
-3. The thread of a job takes from the left of the queue what was there when the job was called, and touches nothing else
-   here.
-4. What the disk refuses waits, and so does all behind it: a deletion that became durable without the write before it
-   might be all that is left of a value that was moved. But a write that a later change of its whole key has overtaken
-   is dropped, so that a deletion takes back what the disk does not take.
+1. A change is pending from the call until it has been settled on the loop's thread: stored, refused or dropped. Most
+   are writes that wait in the queue for the next job; a few are made by a job of their own.
+2. There are two indexes: one of what is in the store as of the last settled job, and one with all pending changes,
+   which callers see. When a change fails, the second is made from the first again.
+3. The thread of a job takes from the left of the queue what was there when the job was requested, and touches nothing
+   else here.
+4. A write that the disk refuses stays in the queue, and so does everything behind it: if a deletion became durable
+   without the write before it, a value that was moved would be lost. But a write is dropped if a later change replaces
+   its whole key, so a deletion cancels a write that the disk does not take.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.values import CapturedValue, PackedValue
 
 _WRITE_NBYTES: Final = 2048
-"""What a write takes beside its bytes, in Python objects: a small one has 1.5 KB (measured)."""
+"""An estimate of the Python objects of a write, in bytes; a small one has 1.5 KB (measured)."""
 OF_ALL_CHANGES: Final = (FileLockedError, ReadOnlyFileError)
 """The errors of a file that cannot be changed at all."""
-_BATCH_WRITES: Final = 512  # of one job: settling what it did costs the loop 2 microseconds each
+_BATCH_WRITES: Final = 512  # of one job, because settling each costs the loop 2 microseconds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,25 +46,25 @@ class Change:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a job did: filled in its thread, looked at when it has ended."""
+    """What a job did: filled in its thread, read on the loop's when it has ended."""
 
     done: list[Change] = field(default_factory=list)
     dropped: list[Change] = field(default_factory=list)
-    """What the store never saw, because a later change overtakes it."""
+    """Writes that never reached the store, because a later change replaces them."""
     refused: list[tuple[Change, Exception]] = field(default_factory=list)
     found: KeyIndex | None = None
-    """What the store had before that, if it was not what it was known to have."""
+    """What the store contained before that, if it was not what the index has."""
 
 
 class Refusals:
-    """Errors of changes that were called before, until somebody can be told."""
+    """Errors of earlier changes, until they can be raised."""
 
-    def __init__(self, place: str) -> None:
-        self._place = place
+    def __init__(self, file_name: str) -> None:
+        self._file_name = file_name
         self._errors: list[BaseException] = []
 
     def add(self, error: BaseException) -> None:
-        """Keep an error, without the value that it is about; one of those that refuse every change, once."""
+        """Keep an error, without the value that it is about. Of those that refuse every change, one is kept."""
         drop_locals(error)
         if not (isinstance(error, OF_ALL_CHANGES) and any(type(each) is type(error) for each in self._errors)):
             self._errors.append(error)
@@ -74,18 +74,18 @@ class Refusals:
         errors, self._errors = self._errors, []
         return errors
 
-    def tell(self) -> None:
-        """Raise them, if there are any: one by itself, more as a group."""
+    def raise_all(self) -> None:
+        """Raise them, if there are any: one by itself, several as a group."""
         errors = self.take()
         if len(errors) == 1:
-            raise errors.pop()  # it leads to this frame, which must not lead back
+            raise errors.pop()  # it refers to this frame, which must not refer to it
         if errors:
-            message = f"{self._place}: {len(errors)} changes failed"
+            message = f"{self._file_name}: {len(errors)} changes failed"
             raise BaseExceptionGroup(message, errors)
 
 
 class WriteQueue:
-    """Changes in the order of the calls."""
+    """Pending changes, in the order of the calls."""
 
     def __init__(self, max_staged_nbytes: int, stored: KeyIndex) -> None:
         self._writes: deque[Change] = deque()
@@ -94,30 +94,30 @@ class WriteQueue:
         self._max_staged_nbytes = max_staged_nbytes
         self._stored = stored
         self.names = stored.copy()
-        """What there is, all that is pending included."""
+        """The index with all pending changes."""
         self.number = 0
-        """Of the last change."""
+        """The number of the last change."""
         self.staged_nbytes = 0
-        """Bytes of memory that those take which wait, or are being written."""
+        """Memory of the pending changes, in bytes."""
 
     def __len__(self) -> int:
-        """Return how many wait in the queue."""
+        """Return the number of writes in the queue."""
         return len(self._writes)
 
     def last_of(self, key: str) -> int:
-        """Return the number of the last write of a top-level key that waits, or 0."""
+        """Return the number of the last write of a top-level key in the queue, or 0."""
         return self._last.get(key, 0)
 
     def fits(self, nbytes: int) -> bool:
-        """Whether the budget holds a value of this size at all."""
+        """Tell whether the whole budget is enough for a value of this size."""
         return nbytes <= self._max_staged_nbytes
 
     def has_room(self, nbytes: int) -> bool:
-        """Whether it holds one now; a single value always has room."""
+        """Tell whether the budget has room for one now; a single value always has."""
         return not self._writes or self.fits(self.staged_nbytes + nbytes + _WRITE_NBYTES)
 
     def announce(self, path: Path, captured: CapturedValue | PackedValue | None, nbytes: int = 0) -> Change:
-        """Let a change be pending, which a job of its own makes, and show it."""
+        """Register a change that a job of its own makes, and show it in the index."""
         self.names.note(path, captured)
         self.number += 1
         change = Change(self.number, path, captured, nbytes)
@@ -126,34 +126,34 @@ class WriteQueue:
         return change
 
     def add(self, path: Path, captured: CapturedValue | PackedValue | None, nbytes: int) -> Change:
-        """Let a write wait, and show it."""
+        """Queue a write, and show it in the index."""
         change = self.announce(path, captured, nbytes + _WRITE_NBYTES)
         self._writes.append(change)
         self._last[path[0]] = change.number
         return change
 
     def drain(self, until: int, needed: int, store: Callable[[Change], None], outcome: Outcome) -> bool:
-        """Store what waits, or as much of it as one job shall; in its thread.
+        """Store writes of the queue, as many as one job may; in its thread.
 
         Args:
-            until: The number of the last write that is to be stored, and
-            needed: of the last that has to be.
+            until: The number of the last write to store.
+            needed: The number of the last write that must be stored.
             store: Stores one.
-            outcome: Is told.
+            outcome: Gets what was done.
 
         Returns:
-            Whether there is more to be stored.
+            Whether there is more to store.
 
         Raises:
-            OSError: The disk failed before all that is needed was stored; what was not stays in the queue.
-            MemoryError: So did the memory.
+            OSError: The disk failed before all that is needed was stored. What was not stored stays in the queue.
+            MemoryError: Likewise, because memory was lacking.
         """
         while self._writes and self._writes[0].number <= until:
             if len(outcome.done) >= _BATCH_WRITES:
                 return True
             try:
                 store(self._writes[0])
-            except OF_ALL_CHANGES as error:  # nor will any other do
+            except OF_ALL_CHANGES as error:  # it refuses all the others, too
                 while self._writes and self._writes[0].number <= until:
                     outcome.refused.append((self._take(), error))
             except (OSError, MemoryError):
@@ -163,32 +163,32 @@ class WriteQueue:
                 if self._writes[0].number <= needed:
                     raise
                 return False
-            except Exception as error:  # noqa: BLE001 - it will never do: others shall not wait behind it
-                drop_locals(error)  # which may be a large value: it is freed in this thread, not in the loop's
+            except Exception as error:  # noqa: BLE001 - it will always fail, and must not hold up those behind it
+                drop_locals(error)  # they may hold a large value, which is to be freed in this thread
                 outcome.refused.append((self._take(), error))
             else:
                 outcome.done.append(self._take())
         return False
 
     def _is_overtaken(self, write: Change, until: int) -> bool:
-        """Whether a later write, of those until that number, leaves nothing of this one."""
+        """Tell whether a later write, up to that number, replaces the whole key of this one."""
         whole = write.path[:1]
-        later = self._writes.copy()  # in one call: the loop's thread may add more
+        later = self._writes.copy()  # one atomic call, because the loop's thread may add more
         return any(write.number < each.number <= until and each.path == whole for each in later)
 
     def _take(self) -> Change:
-        """Remove the first write, and give its memory back."""
+        """Remove the first write, and release its memory."""
         write = self._writes.popleft()
         if write.captured is not None:
             write.captured.release()
         return write
 
     def settle(self, outcome: Outcome, change: Change | None = None) -> None:
-        """Count off what a job, which has ended, was to do, and let the index show what has come of it.
+        """Remove the changes of a job that has ended, and let the indexes show its outcome.
 
         Args:
             outcome: What it did.
-            change: The change that it was to make itself.
+            change: The change that the job itself was for, if it is over.
         """
         if outcome.found is not None:
             self._stored = outcome.found
@@ -207,6 +207,6 @@ class WriteQueue:
                 self.names.note(pending.path, pending.captured)
 
     def clear(self) -> None:
-        """Drop all that wait."""
+        """Drop all writes in the queue."""
         while self._writes:
             self._take()

@@ -1,12 +1,13 @@
-"""The jobs of a file that is open on a loop: whatever is done with its store, in worker threads, in the right order.
+"""The jobs of a file that is open on an event loop: all uses of its store, in worker threads, in the right order.
 
-1. Each use of the store is one job in a worker thread, and jobs follow each other in the order of the calls. A job
-   begins with the writes that were called before it, so a read sees them, and not those called after it.
-2. A write is a captured value in the queue until a job has put it into the store. If that fails for the disk's sake it
-   stays in the queue, and each job that comes tries again; a load of another key goes on without. A value that the
-   store refuses is dropped, and the error raised by the next change, `flush` or end of the block. If the file has
-   another writer, all that wait are refused.
-3. A job is awaited to its end, whatever is cancelled. A cancelled load ends early; a change is made or not.
+1. Each use of the store is one job in a worker thread, and jobs run in the order of the calls. A job begins with the
+   writes of earlier calls, so a read sees those and no later ones.
+2. A write is a captured value in the queue until a job has put it into the store. If the disk fails, it stays in the
+   queue, and each further job tries again; a load of another key does without it. A value that the store refuses is
+   dropped, and the error is raised by the next change, `flush` or end of the block. If the file has another writer, all
+   writes in the queue are refused.
+3. A job is awaited to its end, even if the caller is cancelled. A cancelled load ends early; a change is made wholly
+   or not at all.
 """
 
 from __future__ import annotations
@@ -38,27 +39,27 @@ ResultT = TypeVar("ResultT")
 
 
 class StoreJobs:
-    """What is done with one store. Used on the loop's thread only.
+    """Runs the jobs of one store. Used on the loop's thread only.
 
     Attributes:
-        queue: The writes that wait, and the index of the keys.
-        refusals: The errors that nobody has been told of yet.
+        queue: The pending changes, and the index of the keys.
+        refusals: The errors that have not been raised yet.
         pool: Memory for captured values.
         engine: The store, while it is open.
     """
 
-    def __init__(self, open_engine: Callable[[JobContext], Engine], place: str, max_staged_nbytes: int) -> None:
+    def __init__(self, open_engine: Callable[[JobContext], Engine], file_name: str, max_staged_nbytes: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs = Jobs(self._loop)
         self._open_engine = open_engine
-        self._place = place
-        self.queue = WriteQueue(max_staged_nbytes, KeyIndex({}, place))
-        self.refusals = Refusals(place)
+        self._file_name = file_name
+        self.queue = WriteQueue(max_staged_nbytes, KeyIndex({}, file_name))
+        self.refusals = Refusals(file_name)
         self.pool = BufferPool()
         self.engine: Engine | None = None
         self.idle: PoolTrimmer | None = None
-        self._opened: Engine | None = None  # set in a thread, whoever is cancelled meanwhile
-        self._turn = asyncio.Lock()
+        self._opened: Engine | None = None  # set in a thread, even if the caller is cancelled meanwhile
+        self._running = asyncio.Lock()  # one job at a time
         self._drainer: asyncio.Task[None] | None = None
         self._is_writer = False
         self._entries: Mapping[str, Names] | None = None  # of which the index was made
@@ -79,7 +80,7 @@ class StoreJobs:
             self._find_names(self._opened)
 
     async def end(self) -> None:
-        """Close the store, and let go of the threads and of what waits."""
+        """Close the store, end the threads and drop the queue."""
         self.engine = None
         if self.idle is not None:
             self.idle.stop()
@@ -97,10 +98,10 @@ class StoreJobs:
             self.pool.close()
 
     def _find_names(self, engine: Engine) -> None:
-        """Read what the store has, unless that is known; in a thread."""
+        """Make the index of the store, unless there is one of the same entries; in a thread."""
         entries = engine.store.entries
         if entries is not self._entries:
-            self._entries, self._found = entries, KeyIndex.of(engine.store, self._place)
+            self._entries, self._found = entries, KeyIndex.of(engine.store, self._file_name)
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class StoreJobs:
         action: Callable[[Engine, JobContext], ResultT],
         stop: StopFlag | None = None,
     ) -> ResultT:
-        """Change what is at a path by a job, and let the index show it from now on."""
+        """Change the value at a path by a job of its own; the index shows the change at once."""
         needed = self.queue.last_of(path[0])
         return await self.run(action, stop, change=self.queue.announce(path, captured), needed=needed)
 
@@ -123,13 +124,13 @@ class StoreJobs:
         change: Change | None = None,
         needed: int | None = None,
     ) -> ResultT:
-        """Do something with the store, once the queue has been written.
+        """Store the writes of the queue, then run an action with the store.
 
         Args:
-            action: What is done; in a thread.
+            action: The action; in a thread.
             stop: Ends it early when the caller is cancelled.
-            change: The change that it makes, if it does.
-            needed: The number of the last write that it cannot do without; all there are now, if None.
+            change: The change that it makes, if any.
+            needed: The number of the last write that must be stored before; None for the last one of all.
         """
         until = self.queue.number
         needed = until if needed is None else needed
@@ -138,8 +139,8 @@ class StoreJobs:
         def job(engine: Engine, outcome: Outcome) -> ResultT | None:
             nonlocal is_complete
             with young_collections_only():
-                work = self._jobs.context()
-                if self.queue.drain(until, needed, lambda write: self._store(engine, write, work), outcome):
+                context = self._jobs.context()
+                if self.queue.drain(until, needed, lambda write: self._store(engine, write, context), outcome):
                     return None
                 result = action(engine, self._jobs.context(stop=stop))
                 is_complete = True
@@ -148,7 +149,7 @@ class StoreJobs:
                 return result
 
         try:
-            async with self._turn:
+            async with self._running:
                 while True:
                     engine = self._check_open()
                     outcome = Outcome()
@@ -163,8 +164,8 @@ class StoreJobs:
                 self._settle(Outcome(), change)
 
     def _check_open(self) -> Engine:
-        if self.engine is None:  # it was closed while its caller waited
-            message = f"{self._place} is closed: use the view inside its `async with`"
+        if self.engine is None:  # it was closed while the caller waited
+            message = f"{self._file_name} is closed: use the view inside its `async with`"
             raise CheckpointerUsageError(message)
         return self.engine
 
@@ -173,64 +174,64 @@ class StoreJobs:
         self.queue.settle(outcome, change)
         for _, error in outcome.refused:
             self.refusals.add(error)
-        outcome.refused.clear()  # of the job's frames, to which the errors lead
+        outcome.refused.clear()  # the errors refer to the job's frames, which refer to `outcome`
 
-    def _store(self, engine: Engine, write: Change, work: JobContext) -> None:
-        self._begin(engine, work)
+    def _store(self, engine: Engine, write: Change, context: JobContext) -> None:
+        self._begin(engine, context)
         if write.captured is None:
-            # One that is gone is what was asked for: the write of it, which the disk refused, was dropped for this.
+            # The key may not exist, because its write, which the disk refused, was dropped in favor of this deletion.
             with suppress(CheckpointKeyError) if len(write.path) == 1 else nullcontext():
-                engine.delete(write.path, work)
+                engine.delete(write.path, context)
         else:
             captured = write.captured
-            engine.put(write.path, captured.unpack() if isinstance(captured, PackedValue) else captured, work)
-        work.pacer.pause()
+            engine.put(write.path, captured.unpack() if isinstance(captured, PackedValue) else captured, context)
+        context.pacer.pause()
 
     async def become_writer(self) -> None:
-        """Let a caller who can wait know at once that the file has another writer."""
+        """Become the file's writer, so that a caller that can wait gets the error if there is another one."""
         if not self._is_writer:
             await self.run(self._begin, needed=0)
 
-    def _begin(self, engine: Engine, work: JobContext) -> None:
-        """Become the writer; in a thread. The index is made again if another writer was there since it was made."""
+    def _begin(self, engine: Engine, context: JobContext) -> None:
+        """Become the writer; in a thread. If another writer has changed the file, the index is made again."""
         if not self._is_writer:
-            engine.begin(work)
+            engine.begin(context)
             self._find_names(engine)
             self._is_writer = True
 
     async def in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
-        """Run a job that looks at the caller's value, and is stopped when the caller is cancelled."""
+        """Run a job that does not use the store, and is stopped when the caller is cancelled."""
         self._check_open()
         return await self._jobs.run_in_context(0, job, *args)
 
     async def capture(self, flat: FlatState) -> CapturedValue:
-        """Copy a state's arrays."""
+        """Copy the arrays of a flattened value."""
         return await self._jobs.run_in_context(1, capture, flat, self.pool, discard=CapturedValue.give_back)
 
     # --- writes -------------------------------------------------------------------------------------------------------
 
     def add(self, path: Path, captured: CapturedValue | PackedValue | None, nbytes: int) -> None:
-        """Queue a write, or a deletion, and write it in the background."""
+        """Queue a write or a deletion, to be stored in the background."""
         self.queue.add(path, captured, nbytes)
         if self._drainer is None:
-            # In an empty context, which nothing of the caller's outlives.
+            # In an empty context, so that the task keeps no variables of the caller's alive.
             self._drainer = contextvars.Context().run(lambda: asyncio.Task(self._drain(), loop=self._loop))
 
     async def _drain(self) -> None:
-        """Write what waits, in the background. What fails stays, for the next job to try and to tell."""
+        """Store the writes of the queue in the background. Those that fail stay, and the next job tries again."""
         try:
             while self.queue and self.engine is not None:
                 await self.run(_nothing)
-        except Exception:  # noqa: BLE001 - the write is still in the queue, or its error among the refused
+        except Exception:  # noqa: BLE001 - the write is still in the queue, or its error in `refusals`
             return
         finally:
             self._drainer = None
 
     async def wait_for_room(self, nbytes: int) -> None:
-        """Wait until the budget holds so many bytes more."""
+        """Wait until the budget has room for so many bytes more."""
         while not self.queue.has_room(nbytes):
             await self.run(_nothing)
 
 
-def _nothing(engine: Engine, work: JobContext) -> None:
-    """Do nothing: the writes that come before are what the job is for."""
+def _nothing(engine: Engine, context: JobContext) -> None:
+    """Do nothing: the job only stores the writes of the queue."""

@@ -1,13 +1,12 @@
-"""A value on its way into a store, and out of one.
+"""Values as stores take and return them.
 
-1. Every kind of store takes the same captured value: the nodes of its tree and the bytes of its arrays, with the same
-   machinery as a checkpoint's state. So what comes back from one kind comes back from all.
-2. What is built is fresh: no two reads share anything.
+1. Every kind of store takes the same captured value: the nodes of its tree and the bytes of its arrays, encoded as in a
+   checkpoint. So a value comes back the same from all of them.
+2. A value that is read consists of new objects; no two reads share anything.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,7 +18,7 @@ import numpy as np
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.arrays.source import bytes_of
 from asyncckpt.arrays.strided import flat_bytes, scatter
-from asyncckpt.errors import CheckpointWarning
+from asyncckpt.errors import warn
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.memory import SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
@@ -39,16 +38,15 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"
-"""The keys of a dict, each with the names of its value; None for what is not a dict; False if that is not known."""
+"""The keys of a dict, each with the names of its value; None for a value that is not a dict; False if not known."""
 
 
 class Found(NamedTuple):
     """A value that was read."""
 
     value: Any
-    """New objects, which nothing else refers to."""
     unknown_types: Mapping[str, str]
-    """Names of types that came back as plain data, each with the path of its first object."""
+    """Names of types whose objects came back as plain data, each with the path of the first object."""
 
 
 _MAX_NAMES: Final = 256
@@ -149,7 +147,7 @@ def _stored_nbytes(index: ix.Index) -> int:
 
 
 def pack_index(index: ix.Index) -> tuple[Any, ...]:
-    """Return an index as one tuple of bytes, dtypes and ints, which a garbage collection passes over."""
+    """Return an index as one tuple of bytes, dtypes and ints, which a garbage collection does not look into."""
     arrays = (each for meta in index.arrays for each in (meta.dtype, len(meta.shape), *meta.shape))
     return (len(index.chunks), *index.chunks, *arrays)
 
@@ -177,37 +175,37 @@ def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> Ca
 
 
 def capture_live(value: object, key: str, work: JobContext) -> CapturedValue:
-    """Take a value as it is, without a copy: for a caller who waits until it has been stored.
+    """Capture a value without a copy, for a caller that waits until it has been stored.
 
     Raises:
-        UnsupportedLeafError: It cannot be saved; names the path.
+        UnsupportedLeafError: It cannot be saved; the message names the path.
     """
     with young_collections_only():
         return capture_live_flat(flatten(value, root=key, pacer=work.pacer))
 
 
 def capture_live_flat(flat: FlatState) -> CapturedValue:
-    """Take a flattened value, as `capture_live` does."""
+    """Capture a flattened value, as `capture_live` does."""
     return CapturedValue.of(Capture.live(flat, is_frozen=True))
 
 
-def receive(found: Found, key: str, *, stacklevel: int) -> Any:
-    """Return a value that was read, and warn of what is in it and came back as plain data."""
+def receive(found: Found, key: str) -> Any:
+    """Return a value that was read, and warn of the types whose objects came back as plain data."""
     for name, path in found.unknown_types.items():
         message = (
             f"{key!r}: {path or 'the value'} was saved as {name}, which is not registered here, and comes back as plain"
             " data: use asyncckpt.register_type"
         )
-        warnings.warn(message, CheckpointWarning, stacklevel=stacklevel + 1)
+        warn(message)
     return found.value
 
 
 def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pacer) -> Found:
-    """Make the value from its nodes and its arrays, which become parts of it.
+    """Build a value from its nodes and its arrays, which become parts of it.
 
     Raises:
         CorruptCheckpointError: The nodes are not a tree.
-        CheckpointError: An object could not be made from its state.
+        CheckpointError: An object could not be built from its state.
     """
     with young_collections_only():
         decoder = Decoder(index, pacer)
@@ -215,13 +213,13 @@ def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pace
 
 
 def build_captured(captured: CapturedValue, pacer: Pacer) -> Found:
-    """Make a value from a captured one, which stays as it is."""
+    """Build a value from a captured one, which does not change."""
     index = captured.index
     return build_value(index, copies_of(index, captured.snapshot, pacer), pacer)
 
 
 def copies_of(index: ix.Index, source: ArrayBytes, pacer: Pacer) -> dict[int, NDArray[Any]]:
-    """Return the arrays of a value, copied from where their bytes are."""
+    """Return copies of the arrays of a value."""
     arrays = {}
     for number, meta in enumerate(index.arrays):
         array: NDArray[Any] = np.ndarray(meta.shape, meta.dtype)
@@ -239,7 +237,7 @@ def copies_of(index: ix.Index, source: ArrayBytes, pacer: Pacer) -> dict[int, ND
 
 
 def runs_of(captured: CapturedValue, number: int, nbytes: int = _COPY_NBYTES) -> Iterator[NDArray[np.uint8]]:
-    """Yield the bytes of an array in C order, in runs of at most `nbytes`, each valid until the next is asked for."""
+    """Yield the bytes of an array in C order, in runs of at most `nbytes`, each valid until the next is requested."""
     return _runs(captured.snapshot, number, captured.index.arrays[number].nbytes, nbytes)
 
 
@@ -258,7 +256,11 @@ def _runs(source: ArrayBytes, number: int, total: int, nbytes: int = _COPY_NBYTE
 
 
 def names_of(chunks: list[bytes]) -> Names:
-    """Return the keys of the dicts that an encoded tree begins with, or False where they are too many."""
+    """Return the names of an encoded value; False if they are too many.
+
+    They are decoded, instead of taken from the value, so that they are those that are stored even if another thread
+    changes the value meanwhile.
+    """
     if not chunks or len(chunks[0]) > 1 << 16:
         return False
     nodes = iter(ix.read_nodes(chunks[:1], Pacer(yields=False)))
@@ -269,7 +271,7 @@ def names_of(chunks: list[bytes]) -> Names:
 
 
 def plain_names(value: object) -> Names:
-    """Return the keys of the dicts in a value of the same depth and number that `names_of` would tell."""
+    """Return the names of a value, up to the same number and depth as `names_of`."""
     left = _MAX_NAMES
 
     def read(value: object, depth: int) -> Names:
@@ -288,14 +290,14 @@ def plain_names(value: object) -> Names:
 
 
 def flat_names(names: Names) -> object:
-    """Return names as arrays of keys and their names: stock readers take no map whose keys are not str."""
+    """Return names as lists of keys and their names, because common msgpack readers refuse maps with other than str."""
     if not isinstance(names, dict):
         return names
     return [each for key, below in names.items() for each in (key, flat_names(below))]
 
 
 def nested_names(flat: Any) -> Names:
-    """Return what `flat_names` was given; False if that is not to be had."""
+    """Return names from what `flat_names` returned; False if they are damaged."""
     if flat is None or type(flat) is not list:
         return None if flat is None else False
     try:

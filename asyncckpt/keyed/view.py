@@ -1,4 +1,4 @@
-"""What `async with` on a `Checkpointer` gives."""
+"""AsyncCheckpointer: the view of a `Checkpointer` for event loops."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ _MISSING: Final = object()
 
 
 class AsyncCheckpointer:
-    """The view of a `Checkpointer` for event loops, which `async with` gives.
+    """The view of a `Checkpointer` for event loops, which `async with` returns.
 
     Calls take effect in their order: a load sees the writes before it. (A coroutine does so when it runs, and a
-    `save_parameter` once it has captured the value: await it before what shall come after it.) Writes are captured when
-    they are called, so that the value may be changed afterwards, and stored in the background; `flush`, or leaving the
-    block, makes them durable, all together. What was refused in the background, such as every change while another
-    Checkpointer is the writer, is dropped, and raises at the next change, `flush` or end of the block.
+    `save_parameter` once it has captured the value, so await it before any call that must come after it.) A write
+    captures the value during the call, so the value may be changed afterwards, and stores it in the background.
+    `flush`, or leaving the block, makes all writes durable, together. A change that is refused in the background is
+    dropped, such as every change while another Checkpointer is the writer, and its error is raised by the next change,
+    `flush` or end of the block.
 
-    `chk[key] = value` captures on the spot, up to about 1 MiB. `in`, `len`, iteration, `keys()` and `del` look at an
-    index in memory. It has all keys, and those of the dicts in their values where they are few; for a path below any
-    others, `in` and `del` raise `CheckpointerUsageError`, and `get`, `pop` and `delete_parameter` serve. Everything
-    else is awaited; ``await chk[key]`` loads.
+    `chk[key] = value` captures at once, up to about 1 MiB. `in`, `len`, iteration, `keys()` and `del` use an index in
+    memory. It has all keys, and those of the dicts in their values if they are few; for a path below any others, `in`
+    and `del` raise `CheckpointerUsageError`, and `get`, `pop` and `delete_parameter` are to be used. Everything else is
+    awaited; ``await chk[key]`` loads.
     """
 
     def __init__(self, owner: str, rules: KeyRules, session: Session) -> None:
@@ -52,19 +53,19 @@ class AsyncCheckpointer:
     if not TYPE_CHECKING:  # a type checker refuses `with` by itself
 
         def __enter__(self) -> NoReturn:
-            """Say what is entered instead."""
-            message = f"{self!r} is what `async with` gave: use it as it is, or enter the {self._owner} itself"
+            """Raise an error that names what to enter instead."""
+            message = f"{self!r} was returned by `async with`: use it as it is, or enter the {self._owner} itself"
             raise CheckpointerUsageError(message)
 
         def __exit__(self, *_: object) -> None:
-            """Do nothing: `with` looks for it before it calls `__enter__`."""
+            """Do nothing. `with` requires it before it calls `__enter__`."""
 
         async def __aenter__(self) -> NoReturn:
-            """Say the same."""
+            """Raise the same error."""
             self.__enter__()
 
         async def __aexit__(self, *_: object) -> None:
-            """Do nothing, as above."""
+            """Do nothing."""
 
     def check_allowed_key(self, key: Key) -> None:
         """Check that a key may be used; see `Checkpointer.check_allowed_key`."""
@@ -76,14 +77,14 @@ class AsyncCheckpointer:
     # --- the index in memory ------------------------------------------------------------------------------------------
 
     def keys(self) -> AwaitableList[str]:
-        """Return the keys in the order in which they came; may be awaited, too."""
+        """Return the keys in the order in which they were added. The list may be awaited, too."""
         return AwaitableList(self._rules.visible(self._session.names.view()))
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a value, and the key is allowed.
 
         Raises:
-            CheckpointerUsageError: It is a path below a key whose dicts are not in the index: use `get`.
+            CheckpointerUsageError: The index does not have the keys of the dicts in the value: use `get`.
         """
         try:
             path = parse_key(key)
@@ -92,7 +93,7 @@ class AsyncCheckpointer:
         return self._rules.allows(path[0]) and self._session.names.contains(path)
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the keys there are now."""
+        """Iterate over a snapshot of the keys."""
         return iter(self.keys())
 
     def __len__(self) -> int:
@@ -102,46 +103,46 @@ class AsyncCheckpointer:
     # --- changes ------------------------------------------------------------------------------------------------------
 
     def __setitem__(self, key: Key, value: object) -> None:
-        """Capture a value on the spot, to be written in the background.
+        """Capture a value at once, to be written in the background.
 
         Raises:
-            CheckpointKeyError: The key is not allowed.
+            CheckpointKeyError: The key is not allowed, or a part of the path is not a dict.
             CheckpointerUsageError: The value is larger than about 1 MiB: use `save_parameter`.
             QueueFullError: The values that wait to be written fill the budget.
             UnsupportedLeafError: The value cannot be saved.
-            FileLockedError: Another Checkpointer is changing the file, and an earlier change was refused for it. Any
-                other error of an earlier change comes here, too (such as that the file is another program's, a
-                ReadOnlyFileError); several come as an ExceptionGroup.
+            FileLockedError: An earlier change was refused, because another Checkpointer is changing the file. Other
+                errors of earlier changes are raised here, too (such as a ReadOnlyFileError, if the file is another
+                program's); several as an ExceptionGroup.
         """
         self._session.save_now(self._path(key), value)
 
     async def save_parameter(self, key: Key, value: object) -> None:
         """Capture a value of any size in a worker thread, to be written in the background.
 
-        Waits for room in the budget. A value larger than that is written while the call lasts.
+        Waits for room in the budget. A value larger than the whole budget is written before this returns.
 
         Raises:
             CheckpointKeyError: The key is not allowed.
             UnsupportedLeafError: The value cannot be saved.
             FileLockedError: Another Checkpointer is changing the file.
-            OSError: The disk failed when room was to be made.
+            OSError: The disk failed while earlier values were written to make room.
         """
         await self._session.save(self._path(key), value)
 
     def __delitem__(self, key: Key) -> None:
-        """Delete a key, or what a path leads to.
+        """Delete a key, or the value at a path.
 
         Raises:
-            CheckpointKeyError: There is none, or it is not allowed.
-            CheckpointerUsageError: It is a path below a key whose dicts are not in the index: use `delete_parameter`.
+            CheckpointKeyError: There is none, or the key is not allowed.
+            CheckpointerUsageError: The index does not have the keys of the dicts in the value: use `delete_parameter`.
         """
         self._session.delete(self._path(key))
 
     async def delete_parameter(self, key: Key) -> None:
-        """Delete a key, or what a path leads to.
+        """Delete a key, or the value at a path.
 
         Raises:
-            CheckpointKeyError: There is none, or it is not allowed.
+            CheckpointKeyError: There is none, or the key is not allowed.
             FileLockedError: Another Checkpointer is changing the file.
         """
         await self._session.remove(self._path(key))
@@ -153,12 +154,12 @@ class AsyncCheckpointer:
             await self.save_parameter(key, value)
 
     async def flush(self) -> None:
-        """Make all changes called so far durable, together.
+        """Make all changes so far durable, together.
 
         Raises:
             OSError: The disk failed. The changes are kept, and the next flush tries again.
-            FileLockedError: Another Checkpointer is changing the file; the changes were dropped.
-            CheckpointError: So was a change that can never be made: of a path that leads into what is no dict, say.
+            FileLockedError: Another Checkpointer is changing the file. The changes were dropped.
+            CheckpointError: A change is not possible, because a part of its path is not a dict, say. It was dropped.
             ExceptionGroup: There are several such errors.
         """
         await self._session.flush()
@@ -166,21 +167,21 @@ class AsyncCheckpointer:
     # --- loading ------------------------------------------------------------------------------------------------------
 
     async def load_parameter(self, key: Key) -> Any:
-        """Load the value of a key, or what a path leads to.
+        """Load the value of a key or at a path.
 
         Raises:
-            CheckpointKeyError: There is none, or it is not allowed.
+            CheckpointKeyError: There is none, or the key is not allowed.
             CorruptCheckpointError: It is damaged.
-            OSError: It cannot be read, or the disk refused an earlier change of the same key, which waits.
+            OSError: It cannot be read, or the disk refused an earlier change of the same key, which is still queued.
         """
         return await self._session.load(self._path(key))
 
     def __getitem__(self, key: Key) -> Awaitable[Any]:
-        """Return what loads the value when it is awaited."""
+        """Return an awaitable that loads the value."""
         return self.load_parameter(key)
 
     async def get(self, key: Key, default: Any = None) -> Any:
-        """Load a value; without one, return the default."""
+        """Load a value; if there is none, return the default."""
         try:
             return await self._session.load(self._path(key), default)
         except CheckpointKeyError:
@@ -191,7 +192,7 @@ class AsyncCheckpointer:
         return [await self.load_parameter(key) for key in keys]
 
     async def pop(self, key: Key, default: Any = _MISSING) -> Any:
-        """Load a value and delete it; without one, return the default if there is one."""
+        """Load a value and delete it. If there is none, return the default, if that is given."""
         try:
             return await self._session.take(self._path(key))
         except CheckpointKeyError:
@@ -210,11 +211,13 @@ class AsyncCheckpointer:
     ) -> Any:
         """Load a value, or compute and save it; see `Checkpointer.cached_eval`.
 
-        Concurrent calls for one key compute it once, if it will do for all. What `generator` returns is awaited if it
-        can be. A plain function runs on the loop: hand long ones to `asyncio.to_thread` in it.
+        Of concurrent calls for one key, one computes it, and the others use the result if it meets their condition.
+        What `generator` returns is awaited, if it is awaitable. A plain function runs on the loop's thread, and should
+        use `asyncio.to_thread` for long computations.
 
         Raises:
-            CheckpointerUsageError: Generators wait for each other's keys, or one for its own.
+            CheckpointerUsageError: There is a deadlock: generators wait for each other's keys, or one waits for its
+                own.
         """
         path = self._path(key)
         evaluations = self._session.evaluations
@@ -240,7 +243,7 @@ class AsyncCheckpointer:
 
 
 class AwaitableList(list[ItemT], Generic[ItemT]):
-    """A list that may be awaited, and is itself."""
+    """A list that may be awaited, which returns it."""
 
     def __await__(self) -> Generator[Any, None, AwaitableList[ItemT]]:
         """Return the list."""

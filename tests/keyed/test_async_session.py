@@ -187,7 +187,7 @@ async def test_the_index_after_a_refusal_shows_what_waits(place: Place) -> None:
         assert list(chk) == ["many", "held", "big"]
         await asyncio.gather(load, save)
         assert list(chk) == ["many", "held", "big"]
-        with pytest.raises(asyncckpt.CheckpointKeyError, match="no dict but a int"):
+        with pytest.raises(asyncckpt.CheckpointKeyError, match="is of type int, not a dict"):
             await chk.flush()
     assert list(await contents(place)) == ["many", "held", "big"]
 

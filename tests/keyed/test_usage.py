@@ -83,9 +83,9 @@ async def test_a_view_is_not_entered(place: Place) -> None:
     """Neither by `with` nor by `async with`: it is what the latter gave."""
     async with place.open() as view:
         for enter in (ExitStack().enter_context, lambda view: view.__enter__()):
-            with pytest.raises(CheckpointerUsageError, match="is what `async with` gave: use it as it is"):
+            with pytest.raises(CheckpointerUsageError, match="was returned by `async with`: use it as it is"):
                 enter(view)
-        with pytest.raises(CheckpointerUsageError, match="is what `async with` gave: use it as it is"):
+        with pytest.raises(CheckpointerUsageError, match="was returned by `async with`: use it as it is"):
             async with view:
                 pass
         view["a"] = 1
@@ -97,14 +97,14 @@ async def test_leaving_what_was_never_entered(place: Place) -> None:
     """And what has been left: in either mode it says so, and the Checkpointer can be used afterwards."""
     chk = place.open()
     for _ in range(2):
-        with pytest.raises(CheckpointerUsageError, match="is not open: it was never entered by `async with`"):
+        with pytest.raises(CheckpointerUsageError, match="is not open: its `async with` block was not entered"):
             await chk.__aexit__(None, None, None)
         async with chk:
             pass
 
     def script() -> None:
         for _ in range(2):
-            with pytest.raises(CheckpointerUsageError, match="is not open: it was never entered by `with`"):
+            with pytest.raises(CheckpointerUsageError, match="is not open: its `with` block was not entered"):
                 chk.__exit__(None, None, None)
             with chk:
                 chk["a"] = 1
