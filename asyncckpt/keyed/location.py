@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import warnings
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 from asyncckpt.disk import obstacles
 from asyncckpt.disk.lock import FileLock, acquire_file_lock
 from asyncckpt.disk.publish import ensure_directory
-from asyncckpt.errors import CheckpointWarning, ReadOnlyFileError
+from asyncckpt.errors import ReadOnlyFileError, warn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -166,7 +165,7 @@ class FileLocation:
         try:
             if not self._lock.is_supported:
                 message = f"{self.path}: the file system has no locks, so nothing keeps a second writer away"
-                warnings.warn(message, CheckpointWarning, stacklevel=2)
+                warn(message)
             self._remove_leftovers()
             if self._identity() != self._opened:
                 read_again()
@@ -318,7 +317,7 @@ class FileLocation:
     def _warn_once(self, what: str, message: str) -> None:
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(f"{self.name}: {message}", CheckpointWarning, stacklevel=2)
+            warn(f"{self.name}: {message}")
 
 
 def _backup_name(path: Path, number: int) -> str:
