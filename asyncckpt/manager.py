@@ -1,4 +1,4 @@
-"""CheckpointManager."""
+"""`CheckpointManager`: checkpoints in a directory."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Which: TypeAlias = "int | Choice | os.PathLike[str]"
 
 
 class ManagerStatistics(NamedTuple):
-    """What a manager is doing."""
+    """The current state of a manager, as `CheckpointManager.statistics` returns it."""
 
     queue_depth: int
-    """Saves that wait, the one being written aside."""
+    """The number of saves that wait, without the one that is being written."""
     staged_nbytes: int
-    """Memory held by captured states, in bytes."""
+    """The memory that captured states hold, in bytes."""
     last_committed_step: int | None
     """The newest committed step that is not known to be corrupt."""
     trash_nbytes: int
-    """What checkpoints that were deleted, pruned or overwritten still take on the disk, in bytes."""
+    """The disk space that deleted, pruned and overwritten checkpoints still take, in bytes."""
 
 
 class CheckpointManager:
@@ -52,13 +52,14 @@ class CheckpointManager:
             handle = await manager.save(step, state)
             await handle  # durable
 
-    Leaving the block writes what was captured. On a normal exit that may take as long as it needs; when the body was
-    cancelled (Ctrl-C, `asyncio.run` ending) it has `grace` seconds, and a second cancellation ends it. The body's own
-    exception comes out unchanged, with failed saves added to it as notes; without one, they are raised.
+    Leaving the block writes what was captured. After a normal exit there is no time limit; if the body was cancelled
+    (Ctrl-C, `asyncio.run` ending) the limit is ``grace`` seconds, and a second cancellation stops the writing. An
+    exception of the body is raised unchanged, with failed saves added to it as notes; without one, the failures are
+    raised.
 
     Args:
         directory: The checkpoint directory, or one `CheckpointingConfig` mapping with all options.
-        disk: What changes the disk; another one lets tests inject faults.
+        disk: The operations that change the disk; tests pass `asyncckpt.testing.FaultyDisk`.
         **options: The options, by keyword: any keys of `CheckpointingConfig`, which describes each, except
             ``checkpoint_dir``.
 
@@ -129,15 +130,15 @@ class CheckpointManager:
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def should_save(self, step: int) -> bool:
-        """Whether `step` is a multiple of ``save_period``, or there is none.
+        """Return whether `step` is a multiple of ``save_period``; always True if ``save_period`` is None.
 
         Raises:
-            TypeError: The step is not an integer, of Python or numpy.
-            ValueError: It is negative.
+            TypeError: The step is not an integer of Python or numpy.
+            ValueError: The step is negative, or 2**63 or more.
         """
         return check_step(step) % (self._settings.save_period or 1) == 0
 
-    async def save(  # noqa: PLR0913
+    async def save(  # noqa: PLR0913 - the arguments of a save
         self,
         step: int,
         state: object,
@@ -149,19 +150,19 @@ class CheckpointManager:
     ) -> SaveHandle:
         """Capture a state and queue it for writing.
 
-        Until this returns, no task may change the state; afterwards all may. Array bytes are copied in worker threads
-        (states of up to 1 MiB in few leaves at once, on the loop). If it raises, `asyncio.CancelledError` included,
-        nothing was queued, the step is free again, and no thread looks at the caller's arrays any more.
+        No task may change the state until this returns; afterwards any task may. The bytes of arrays are copied in
+        worker threads; states of at most 1 MiB and 512 nodes are copied on the loop. If this raises, including
+        `asyncio.CancelledError`, nothing was queued, the step is free again, and no thread reads the arrays any more.
 
         Args:
-            step: The checkpoint's key, an int >= 0. Below the latest one it is saved with a warning.
-            state: Nested containers of leaves; docs/format.md lists the kinds.
-            training_info: Metrics and the like, written as JSON: a mapping with str keys, of numbers, strings and so
-            on.
+            step: The checkpoint's key, an int >= 0. A step below the latest one is saved with a warning.
+            state: Nested containers of leaves; docs/format.md lists their types.
+            training_info: Metrics and other values, written as JSON: a mapping from str to numbers, strings, and lists
+                and mappings of them.
             run_config: Written as YAML: a mapping, a dataclass, or an object with ``model_dump()``.
-            overwrite: Whether the step may exist, or be in flight; the last save of a step wins.
-            frozen: Promise not to change the arrays until the save is committed: they are not copied then. If the
-                promise is broken, the checkpoint holds a mixture of old and new bytes, and nothing can tell.
+            overwrite: Whether the step may be committed or in flight already; the last save of a step wins.
+            frozen: A promise not to change the arrays until the save is committed; they are not copied then. If the
+                promise is broken, the checkpoint holds a mixture of old and new bytes, which is not detected.
 
         Returns:
             The save's handle. With ``overflow="skip"`` it may say "skipped".
@@ -171,9 +172,8 @@ class CheckpointManager:
             MetricMissingError: `training_info` lacks the metric, and the manager has ``metric_required=True``.
             UnsupportedLeafError: A leaf cannot be saved; nothing was written.
             StateChangedError: A container changed while it was captured.
-            SaveFailedError: An earlier save failed and nobody had received it (this one was not looked at), or this
-                state was too large for the budget, was written while it was captured, and that failed. Several come as
-                an ExceptionGroup.
+            SaveFailedError: An earlier save failed, and no caller had received its error; this state was not looked at.
+                Or this state is larger than the budget, and writing it failed. Several come as an ExceptionGroup.
             DirectoryLockedError: Another writer uses the directory.
             ManagerClosedError: The manager is closing.
             OSError: The directory cannot be made or written.
@@ -197,12 +197,12 @@ class CheckpointManager:
         overwrite: bool = False,
         frozen: bool = False,
     ) -> SaveHandle:
-        """Capture a small state on the spot and queue it for writing, without awaiting.
+        """Capture a small state and queue it for writing, without awaiting. The arguments are those of `save`.
 
         Raises:
             ValueError: The state has more than 1 MiB or 512 nodes.
             QueueFullError: `save` would wait.
-            CheckpointError: As `save`. That the directory cannot be written is the handle's to say.
+            CheckpointError: As `save`; but if the directory cannot be written, the handle raises the error.
         """
         here = self._session.use(writes=True)
         step = check_step(step)
@@ -213,40 +213,40 @@ class CheckpointManager:
             return here.admission.save_nowait(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
 
     async def prewarm(self, state: object) -> None:
-        """Make the memory ready that a save of `state` will need, so that the first save is as quick as later ones.
+        """Allocate the memory that a save of `state` needs, so that the first save is as fast as later ones.
 
-        Fresh memory costs three to four times as much to copy into as memory that has been used. Nothing is saved, and
-        nothing of `state` is kept; only its structure and sizes matter. Later saves warm the memory themselves.
+        Copying into fresh memory takes three to four times as long as copying into memory that has been used. Nothing
+        is saved, and no reference to `state` is kept; only its structure and sizes matter.
 
         Raises:
             UnsupportedLeafError: A leaf cannot be saved.
-            StateChangedError: A container changed meanwhile.
+            StateChangedError: A container changed during the call.
         """
         here = self._session.use(writes=True)
         if self._settings.enabled:
             await here.admission.prewarm(state)
 
     async def flush(self) -> None:
-        """Wait until everything queued so far is done, saves and deletes.
+        """Wait until all saves and deletes that are queued now are done.
 
         Raises:
-            SaveFailedError: A save failed and nobody had received it; several come as an ExceptionGroup.
+            SaveFailedError: A save failed, and no caller had received the error; several come as an ExceptionGroup.
         """
         here = self._session.use()
         await here.queue.perform(_nothing)
         here.queue.failures.raise_any()
 
     async def delete(self, step: int) -> None:
-        """Delete a checkpoint, after everything queued so far. When this returns, it is committed no more, for good.
+        """Delete a checkpoint, after everything that is queued now. When this returns, it is durably not committed.
 
-        Its files are deleted beside the program, and before this returns if they hold more than half as much as the
-        disk has left: ``statistics().trash_nbytes`` says what is still there.
+        Its files are deleted in the background, or before this returns if they take more than half of the free space:
+        ``statistics().trash_nbytes`` is what is still there.
 
         Raises:
-            CheckpointNotFoundError: It is not committed. What a failed save of the step has left is gone for good too.
+            CheckpointNotFoundError: The step is not committed. What a failed save of the step left is deleted, too.
             ManagerUsageError: The manager is disabled.
-            OSError: The disk failed, or does not let the checkpoint go: the message says whose it is, or which file
-                system is in the way. It is committed still.
+            OSError: The disk failed, or the checkpoint cannot be removed: the message names its owner, or the file
+                system that prevents it. It is still committed.
         """
         here = self._session.use(writes=True)
         step = check_step(step)
@@ -274,26 +274,29 @@ class CheckpointManager:
         lazy: bool = False,
         missing_ok: bool = False,
     ) -> LoadedCheckpoint | None:
-        """Load a checkpoint into new objects. Loads may run beside saves and each other.
+        """Load a checkpoint into new objects. Loads may run concurrently with saves and other loads.
 
         Args:
             step: A step, "latest" or "best". The latter two fall back to the next intact checkpoint, with a warning,
-                unless the manager was made with ``fallback=False``. Or a ``pathlib.Path``: the checkpoint that this
-                directory is, wherever it lies and whatever it is called.
-            like: A template: containers come back as its types, and each leaf must have its type, dtype and shape.
-            select: A path ("params"), a glob whose parts match the path's parts ("params/*/w", "**/bias"), or several.
-                Only the digest blocks that hold the selected arrays are read. Dicts keep what is selected; in lists
-                and tuples the rest is None; part of an object comes as plain data.
-            lazy: Whether arrays are mapped read-only instead of read: only manifest and index are verified, and
-                touching an array reads from the disk, on the loop too if it is touched there. They stay valid when the
-                checkpoint is pruned. `verify` verifies the rest.
+                unless the manager was made with ``fallback=False``. Or a ``pathlib.Path``: the directory of a
+                checkpoint, wherever it is and whatever its name.
+            like: A template: containers are restored as its types, and each leaf must have its type, dtype and shape.
+            select: A path ("params"), a glob whose parts match the parts of paths ("params/*/w", "**/bias"), or
+                several. Only the digest blocks that hold the selected arrays are read. Dicts keep only what is
+                selected; in lists and tuples the other items are None; a selected part of an object is plain data.
+            lazy: Whether arrays are mapped read-only instead of read. Only the manifest and the index are verified
+                then, and accessing an array reads from the disk, also on the loop's thread. The arrays stay valid when
+                the checkpoint is pruned. `verify` verifies the rest.
             missing_ok: Whether to return None if there is no such checkpoint.
+
+        Returns:
+            The checkpoint with its state, or None with `missing_ok`.
 
         Raises:
             CheckpointNotFoundError: There is no such checkpoint, or it is not committed yet.
-            CorruptCheckpointError: It is damaged, and so is what could stand in for it.
+            CorruptCheckpointError: The checkpoint is damaged, and so are those to fall back to.
             StateMismatchError: The template does not fit; names the path, what was expected and what was found.
-            CheckpointKeyError: Nothing is selected.
+            CheckpointKeyError: Nothing matches `select`.
             UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed.
         """
         request = LoadRequest(template=ABSENT if like is None else like, select=select, lazy=lazy)
@@ -308,22 +311,22 @@ class CheckpointManager:
         """Load a checkpoint into an existing state.
 
         Structure, dtypes, shapes and writability are checked before the first byte is read. Arrays are filled in place;
-        dicts, lists, deques, sets, dataclasses and Generators are updated; other leaves are replaced. Until this
-        returns, no task may use the state.
+        dicts, lists, deques, sets, dataclasses and Generators are updated; other leaves are replaced. No task may use
+        the state until this returns.
 
         Args:
             step: As for `load`.
-            into: The state to fill. What cannot be updated in place at the very root is found in the record's
-            ``state``.
+            into: The state to fill. If the root itself cannot be updated in place, the new one is the ``state`` of what
+                is returned.
 
         Returns:
             The checkpoint, whose ``state`` is `into`.
 
         Raises:
-            StateMismatchError: The state does not fit; nothing was changed, unless a fallback came to this: then a note
-                names the arrays that a damaged checkpoint had begun to overwrite.
-            CorruptCheckpointError: The checkpoint is damaged, and nothing stands in for it: `overwritten` names the
-                arrays that hold a mixture now.
+            StateMismatchError: The state does not fit. Nothing was changed, except after a fallback: then a note names
+                the arrays that a damaged checkpoint had begun to overwrite.
+            CorruptCheckpointError: The checkpoint is damaged, and there is none to fall back to: `overwritten` names
+                the arrays that hold a mixture now.
             CheckpointNotFoundError: There is no such checkpoint, or it is not committed yet.
         """
         return await self._load(step, LoadRequest(template=into, in_place=True))
@@ -341,7 +344,7 @@ class CheckpointManager:
         """Read every file of a checkpoint and verify every bit of it.
 
         Raises:
-            CorruptCheckpointError: It is damaged; it counts neither as latest nor as best from now on.
+            CorruptCheckpointError: It is damaged; from now on it is neither the latest nor the best.
             CheckpointNotFoundError: It is not committed.
         """
         await self._session.use().loader.verify(check_step(step))
@@ -357,20 +360,20 @@ class CheckpointManager:
     def best_step(self) -> int | None:
         """Return the committed step with the best metric, or None. No I/O.
 
-        Of equals the higher step wins. Checkpoints without the metric are left out, with a warning; if none has it, the
-        latest is returned, with another.
+        Among equals the higher step wins. Checkpoints without the metric are left out, with a warning; if none has it,
+        the latest is returned, with another warning.
         """
         return self._session.use().loader.chosen("best")
 
     async def refresh(self) -> None:
-        """List the directory again, for what other processes have done: which steps they have saved, or deleted.
+        """List the directory again, to see which steps other processes have saved or deleted.
 
-        The files of a committed step are not read again, for nobody changes them.
+        The files of a step that is known are not read again, because committed checkpoints do not change.
         """
         await self._session.use().loader.refresh()
 
     def statistics(self) -> ManagerStatistics:
-        """Return what the manager is doing."""
+        """Return the lengths of the queue and the trash, the memory that is used, and the last committed step."""
         here = self._session.use(is_closing=True)
         return ManagerStatistics(
             here.queue.waiting_saves, here.queue.staged_nbytes, here.catalog.latest(), here.pruner.nbytes
@@ -381,17 +384,16 @@ class CheckpointManager:
     async def init_tmp_checkpoint(
         self, step: int, training_info: Mapping[str, object] | None = None, run_config: object = None
     ) -> Path:
-        """Make a pending directory for a step, for the caller to put files into.
+        """Make a pending directory for a step, to which the caller writes files.
 
         Args:
             step: The step.
-            training_info: Written to ``training_info.json``; numpy scalars and 0-d arrays, torch ones too, become
-            numbers.
+            training_info: Written to ``training_info.json``; scalars and 0-d arrays of numpy and torch become numbers.
             run_config: Written to ``config.yaml`` if given.
 
         Returns:
-            The directory, ``tmp_step_{step}``. A stale one was cleared first; where that cannot be done, or the name
-            is taken by something else, a number follows.
+            The directory, ``tmp_step_{step}``. A stale one is cleared first; if that fails, or if the name is used for
+            something else, a number is appended.
 
         Raises:
             StepExistsError: A save of this step is in flight.
@@ -410,15 +412,15 @@ class CheckpointManager:
     async def finalize_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Commit a pending directory: manifest, sync, rename to ``step_{step}``, sync, then `remove_old_checkpoints`.
 
-        It runs in the writer's order. An existing ``step_{step}`` is replaced.
+        It is done after everything that is queued now. An existing ``step_{step}`` is replaced.
 
         Args:
-            path: What `init_tmp_checkpoint` returned. Below it there may be files and directories, nothing else.
+            path: What `init_tmp_checkpoint` returned. It may contain files and directories, nothing else.
 
         Raises:
             ValueError: The path is not a pending directory of this manager.
             MetricMissingError: Its training_info.json lacks the metric, and ``metric_required`` is set. The directory
-                stays, and may be finalized again.
+                is kept, and may be finalized again.
             CheckpointError: It holds a symbolic link or a special file.
             OSError: The disk failed. The step is not listed.
         """
@@ -427,14 +429,14 @@ class CheckpointManager:
         await here.pending.commit(Path(path))
 
     async def remove_old_checkpoints(self, exclude_latest: bool = True) -> None:  # noqa: FBT001, FBT002 - a given name
-        """Apply the retention policy, after everything queued so far.
+        """Apply the retention policy, after everything that is queued now.
 
-        When this returns, what the policy gives up is committed no more. Its files are deleted beside the program, and
-        before this returns if they hold more than half as much as the disk has left: ``statistics().trash_nbytes``. A
-        step that cannot be removed stays, and a warning names what is in the way.
+        When this returns, the checkpoints that the policy does not keep are not committed any more. Their files are
+        deleted in the background, or before this returns if they take more than half of the free space:
+        ``statistics().trash_nbytes``. A step that cannot be removed is kept, and a warning names the reason.
 
         Args:
-            exclude_latest: Whether the newest checkpoint stays whatever the policy says.
+            exclude_latest: Whether the newest checkpoint is kept whatever the policy says.
         """
         here = self._session.use(writes=True)
         if not self._settings.enabled:
@@ -451,7 +453,7 @@ class CheckpointManager:
     async def checkpoint(
         self, step: int, training_info: Mapping[str, object] | None = None, run_config: object = None
     ) -> AsyncIterator[Path]:
-        """Make a pending directory, and commit it when the block is left; an exception inside discards it.
+        """Make a pending directory, and commit it at the end of the block; an exception of the block discards it.
 
         Raises:
             CheckpointError: As `init_tmp_checkpoint` and `finalize_checkpoint`.
@@ -498,7 +500,7 @@ class CheckpointManager:
 
 
 async def _nothing() -> None:
-    """Keep a place in the queue."""
+    """Do nothing, after everything that is queued before."""
 
 
 def _load_checkpoint_history(

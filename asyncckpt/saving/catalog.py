@@ -1,10 +1,10 @@
-"""What is committed. Owned by the loop's thread; no I/O.
+"""The catalog of committed checkpoints. Used on the loop's thread; no I/O.
 
-1. It holds committed checkpoints only: a step enters when its bytes, its directory and its parent are durable.
+1. It holds committed checkpoints only: a step is added when its bytes, its directory and its parent are durable.
 2. A step that this process has begun to write is not taken from a listing of the directory: it may have its name
    already, and not be durable yet, or never have become so.
-3. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing
-   else.
+3. A checkpoint found corrupt is still listed by `steps`, so that it can be examined and deleted, and is otherwise
+   ignored.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class LoadedCheckpoint(CheckpointRecord):
 
 
 class Listed(NamedTuple):
-    """What a listing of the directory found, arranged for the catalog."""
+    """A listing of the directory, prepared for the catalog."""
 
     records: dict[int, CheckpointRecord]
     """By step, ascending."""
     ranking: Ranking
     remarks: tuple[str, ...] = ()
-    """What there is to warn of."""
+    """Warnings about the directory."""
 
 
 def arrange(listing: Listing, request: PolicyRequest, file: MetricFile, remarks: Iterable[str] = ()) -> Listed:
@@ -68,7 +68,7 @@ class Catalog:
         self._ranking = Ranking(policy)  # of the intact ones
         self._begun: set[int] = set()
         self.changes = 0
-        """Counts additions and removals, so that a listing that they have overtaken can be made anew."""
+        """Counts additions and removals, so that a listing that is out of date by then can be repeated."""
 
     def __contains__(self, step: int) -> bool:
         """Whether the step is committed, and not known to be corrupt."""
@@ -76,11 +76,11 @@ class Catalog:
 
     @property
     def policy(self) -> RetentionPolicy:
-        """The policy that the directory and the manager's options have led to."""
+        """The policy that follows from the manager's options and the directory's stored metric."""
         return self._ranking.policy
 
     def replace(self, listed: Listed) -> None:
-        """Hold what was listed, without the steps that were begun.
+        """Replace all records by those of a listing, without the steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
@@ -114,7 +114,7 @@ class Catalog:
             self._corrupt.pop(step, None)
 
     def begin(self, step: int) -> None:
-        """Note that a step is about to be written; until it is added, it is not committed, whatever the disk shows."""
+        """Note that a step is about to be written: until it is added, it is not committed, whatever a listing shows."""
         if step not in self._records:
             self._begun.add(step)
 

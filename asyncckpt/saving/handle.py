@@ -1,4 +1,4 @@
-"""What a caller holds of a save."""
+"""`SaveHandle`: a save, for its caller."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SaveHandle:
-    """A save that was accepted. Await it to learn that it is durable.
+    """A save that was accepted. Await it to wait until it is durable.
 
     ``await handle`` returns the committed checkpoint's `CheckpointRecord`, or None if the save was skipped, replaced or
     cancelled; it raises a fresh `SaveFailedError` if the save failed. It may be awaited any number of times, by any
@@ -35,7 +35,7 @@ class SaveHandle:
         return f"<SaveHandle step={self.step} {self.state}>"
 
     def __await__(self) -> Generator[object, None, CheckpointRecord | None]:
-        """Wait until the save has come to its end."""
+        """Wait until the save has ended."""
         with self._tracker.waiting():
             yield from self._tracker.wait().__await__()
         if self.state is SaveState.FAILED:
@@ -50,33 +50,33 @@ class SaveHandle:
 
     @property
     def state(self) -> SaveState:
-        """Where the save stands; compares equal to its name, "queued" say."""
+        """The state; it compares equal to its name, such as "queued"."""
         return self._tracker.state
 
     @property
     def is_done(self) -> bool:
-        """Whether the save has come to its end, good or bad."""
+        """Whether the save has ended, in whatever state."""
         return self._tracker.is_done
 
     @property
     def captured_nbytes(self) -> int:
-        """Memory that the captured state takes while it waits, in bytes."""
+        """The memory that the captured state takes while it waits, in bytes."""
         return self._tracker.captured_nbytes
 
     @property
     def timings(self) -> SaveTimings:
-        """When the save came how far, in seconds after it was called for."""
+        """When the phases of the save ended, in seconds after the call of `save`."""
         return self._tracker.timings
 
     def progress(self) -> SaveProgress:
-        """Return how many bytes of the state file have been written, and of how many."""
+        """Return how many bytes of the state file have been written, and its size."""
         return SaveProgress(self._tracker.written_nbytes, self._tracker.total_nbytes)
 
     def cancel(self) -> bool:
-        """Drop the save if it is still waiting for its turn.
+        """Drop the save if it still waits in the queue.
 
         Returns:
-            Whether it was dropped. A save that is being written, or has ended, goes on as it was.
+            Whether it was dropped. A save that is being written, or has ended, is not affected.
         """
         if self.state is not SaveState.QUEUED or self._tracker.on_cancel is None:
             return False

@@ -1,10 +1,10 @@
-"""The metric: which one ranks, and what is said of a save that lacks it. Pure: others read, write and warn.
+"""The metric: which one ranks checkpoints, and the warnings about saves that lack it. Pure: no I/O.
 
-1. A manager without a metric's name goes by the one that its directory was saved with. One that has a name goes by its
-   own, and by the stored direction where it has the stored name and was given none; what contradicts is said.
-2. What retention will go by is what is looked at: the training_info as it is read back from the checkpoint.
-3. Each way of lacking the metric is said once, because many loops measure at some steps only; with `metric_required`
-   every one is refused.
+1. A manager without a metric's name uses the one that its directory was saved with. A manager with a name uses its own,
+   with the stored direction if the stored name is the same and no direction was given; a contradiction is warned of.
+2. What is checked is what retention will use: the training_info as it is read back from the checkpoint.
+3. Each way of lacking the metric is warned of once, because many loops measure only at some steps; with
+   `metric_required` every such save is refused.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _LIKENESS: Final = 0.5
 
 
 class PolicyRequest(NamedTuple):
-    """What a manager was given, before its directory says which metric its checkpoints were saved with."""
+    """The retention options of a manager, before they are combined with the stored metric of the directory."""
 
     policy: RetentionPolicy
     is_direction_given: bool
-    """Whether `higher_is_better` was given, or is the default."""
+    """Whether `higher_is_better` was given, even if with its default."""
 
     def resolve(self, file: MetricFile) -> tuple[RetentionPolicy, tuple[str, ...]]:
-        """Return the policy to go by in a directory with this file, and what there is to warn of."""
+        """Return the policy for a directory with this stored metric, and warnings."""
         stored = file.stored
         if stored is None:
             problem = file.problem and f"{METRIC_NAME}, which names the metric, {file.problem}; it is ignored"
@@ -62,7 +62,7 @@ class PolicyRequest(NamedTuple):
 
 
 def metric_to_store(policy: RetentionPolicy, file: MetricFile) -> StoredMetric | None:
-    """Return what a writer with this policy is to write, after what it found; None if nothing."""
+    """Return the metric that a writer with this policy has to store; None if nothing is to be changed."""
     if policy.metric_name is None or not file.may_be_written:
         return None
     metric = StoredMetric(policy.metric_name, policy.higher_is_better)
@@ -70,16 +70,16 @@ def metric_to_store(policy: RetentionPolicy, file: MetricFile) -> StoredMetric |
 
 
 class MetricWatch:
-    """Looks at what is saved for the metric. Used on the loop's thread only."""
+    """Checks that what is saved has the metric. Used on the loop's thread only."""
 
     def __init__(self, catalog: Catalog, given_name: str | None, *, is_required: bool) -> None:
         self._catalog = catalog
         self._given_name = given_name
         self._is_required = is_required
-        self._said: set[tuple[bool, str | None]] = set()
+        self._warned: set[tuple[bool, str | None]] = set()
 
     def check(self, step: int, info: Mapping[str, object]) -> str | None:
-        """Return what to warn of before a training_info is saved; None if it has the metric, or this was said before.
+        """Return a warning about a training_info without the metric; None if it has it, or this was warned of before.
 
         Raises:
             MetricMissingError: It lacks the metric, and `metric_required` is set.
@@ -89,9 +89,9 @@ class MetricWatch:
             return None
         kind = type(info[name]).__name__ if name in info else None
         way = (bool(info), kind)
-        if way in self._said and not self._is_required:
+        if way in self._warned and not self._is_required:
             return None
-        self._said.add(way)
+        self._warned.add(way)
         problem = f"step {step}: {_lack(name, info)}"
         if self._is_required:
             message = f"{problem}. Pass the metric, or leave out metric_required"
@@ -104,12 +104,12 @@ class MetricWatch:
 
 
 def _lack(name: str, info: Mapping[str, object]) -> str:
-    """Say how a training_info lacks the metric, which keys it has, and which is the nearest."""
+    """Describe how a training_info lacks the metric, which keys it has, and which is the nearest."""
     metric = _shown(name)
     if name in info:
         value = info[name]
         return (
-            f"the metric {metric} is {reprlib.repr(value)} ({type(value).__name__}), which is no number;"
+            f"the metric {metric} is {reprlib.repr(value)} ({type(value).__name__}), which is not a number;"
             f" the keys of training_info are {_listed(info)}"
         )
     if not info:

@@ -75,27 +75,24 @@ class PendingDirectories:
         step = directories.parse_step(path)
 
         async def action() -> None:
-            await self._owner.take_in_writer()
-            info = await self._deadline.run(StopFlag(), commit.read_pending_info, directories, path)
-            if info is not None and (lack := self._metric.check(step, info)) is not None:
-                warn_in_background(lack)
-            self._catalog.begin(step)
-            stop = StopFlag()
-            written = await self._owner.change(stop, commit.finalize, directories, path, step, info or {}, stop)
-            self._catalog.add(written.record)
-            self._warnings.issue_in_background(written.remarks)
-            self._pruner.sweep(written.trash)
-            await self._pruner.prune_after(step)
-
-        async def freeing() -> None:
             try:
-                await action()
+                await self._owner.take_in_writer()
+                info = await self._deadline.run(StopFlag(), commit.read_pending_info, directories, path)
+                if info is not None and (lack := self._metric.check(step, info)) is not None:
+                    warn_in_background(lack)
+                self._catalog.begin(step)
+                stop = StopFlag()
+                written = await self._owner.change(stop, commit.finalize, directories, path, step, info or {}, stop)
+                self._catalog.add(written.record)
+                self._warnings.issue_in_background(written.remarks)
+                self._pruner.sweep(written.trash)
+                await self._pruner.prune_after(step)
             finally:
                 self._steps.filling.discard(step)  # if it failed, it may be tried again, or the step saved instead
                 self._steps.free(step)
 
         self._steps.reserve(step)
-        await self._queue.perform(freeing)
+        await self._queue.perform(action)
 
     async def discard(self, path: Path, error: BaseException) -> None:
         """Delete a pending directory because of an error, to which an error of the disk is added as a note."""

@@ -1,4 +1,4 @@
-"""What names a checkpoint in a call: a step, the words "latest" and "best", or its path (pure)."""
+"""The arguments that name a checkpoint: a step, "latest" or "best", or a path (pure functions)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_step(step: object) -> int:
     """Return a step as an int.
 
     Raises:
-        TypeError: It is not an integer, of Python or numpy.
+        TypeError: It is not an integer of Python or numpy.
         ValueError: It is negative, or too large.
     """
     if isinstance(step, bool):
@@ -41,10 +41,10 @@ def check_step(step: object) -> int:
 
 
 def check_which(step: object) -> int | Choice | Path:
-    """Return a step as an int, or the word for one that is to be chosen, or a checkpoint's path.
+    """Return a step as an int, "latest" or "best", or a checkpoint's path.
 
     Raises:
-        TypeError: It is none of them.
+        TypeError: The argument is none of them.
         ValueError: It is negative, or too large.
     """
     if isinstance(step, os.PathLike):
@@ -58,7 +58,7 @@ def check_which(step: object) -> int | Choice | Path:
 
 
 def _no_step(value: object) -> str:
-    """Say that a value is no step, and what to pass instead."""
+    """Return the message that a value is not a step, and what to pass instead."""
     message = f"a step is an int >= 0, not {_shown(value)}"
     if isinstance(value, str) and value in _CHOICES:
         return f"{message}: only load and restore take the word; {value}_step() returns the step"
@@ -70,7 +70,7 @@ def _no_step(value: object) -> str:
 
 
 def _nearest(word: str) -> str:
-    """Say what a word that is none of those known was meant to be."""
+    """Return what an unknown word was probably meant to be."""
     synonym = _SYNONYMS.get(word.strip().casefold())
     for close in [synonym] if synonym else nearest(word, _CHOICES):
         return f'; did you mean "{close}"?'

@@ -1,12 +1,12 @@
-"""The course of one save, as its owner follows it.
+"""The progress of one save.
 
-The states of a save and the moves between them:
+The states of a save and the transitions between them:
 
     queued  -> writing | replaced | cancelled | failed
     writing -> committed | failed
     skipped, replaced, cancelled, committed, failed: final
 
-A save that was skipped never was anything else.
+A skipped save has no earlier state.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class SaveState(StrEnum):
-    """Where a save stands."""
+    """The state of a save."""
 
     QUEUED = "queued"
-    """Captured, waiting for its turn."""
+    """Captured, and waiting to be written."""
     WRITING = "writing"
     COMMITTED = "committed"
     """Durable, and listed."""
@@ -55,7 +55,7 @@ TRANSITIONS: Final[dict[SaveState, frozenset[SaveState]]] = {
 
 
 class SaveProgress(NamedTuple):
-    """How far a save has come, in bytes of its state file."""
+    """The progress of a save, in bytes of its state file."""
 
     written_nbytes: int
     total_nbytes: int
@@ -63,33 +63,33 @@ class SaveProgress(NamedTuple):
 
 
 class SaveTimings(NamedTuple):
-    """When a save came how far, in seconds after `save` was called; None for what has not happened."""
+    """When the phases of a save ended, in seconds after the call of `save`; None for what has not happened."""
 
     blocked: float | None = None
-    """`save` returned: the caller could go on."""
+    """`save` returned."""
     queued: float | None = None
-    """It left the queue: writing began."""
+    """It left the queue, and writing began."""
     written: float | None = None
     """The last byte of its state was on the disk."""
     committed: float | None = None
-    """It was durable, and listed."""
+    """It was durable and listed."""
 
 
 class SaveTracker:
-    """One save. Its owner is whoever makes the tracker; the caller of `save` gets a `SaveHandle` of it.
+    """The state of one save, for the library; the caller of `save` gets a `SaveHandle` of it.
 
-    Used on the loop's thread only, but for `add_written`.
+    Used on the loop's thread only, except for `add_written`.
 
     Attributes:
         step: The step.
-        state: Where the save stands.
+        state: The state of the save.
         record: The committed checkpoint, for the caller.
         captured_nbytes: Memory that the captured state takes while it waits, in bytes.
         total_nbytes: Size of the state file, in bytes; 0 until the layout is known.
         written_nbytes: How many of them have been written.
-        timings: When the save came how far.
-        on_cancel: Drops the save while it waits for its turn.
-        is_received: Whether somebody has been told that it failed.
+        timings: When its phases ended.
+        on_cancel: Drops the save while it waits in the queue.
+        is_received: Whether a caller has received its error.
     """
 
     def __init__(self, step: int, state: SaveState = SaveState.QUEUED) -> None:
@@ -110,17 +110,17 @@ class SaveTracker:
 
     @property
     def is_done(self) -> bool:
-        """Whether the save has come to its end, good or bad."""
+        """Whether the save has ended, in whatever state."""
         return not TRANSITIONS[self.state]
 
     @property
     def is_unreceived(self) -> bool:
-        """Whether the save failed and nobody has been told, or is about to be."""
+        """Whether the save failed, and no caller has received the error or waits for it."""
         return self.state is SaveState.FAILED and not self.is_received and not self._waiters
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Note that somebody waits for the end, and will be told if the save fails."""
+        """Count a caller who waits for the end within the block, and receives the error if the save fails."""
         self._waiters += 1
         try:
             yield
@@ -128,13 +128,13 @@ class SaveTracker:
             self._waiters -= 1
 
     async def wait(self) -> None:
-        """Wait until the save has come to its end."""
+        """Wait until the save has ended."""
         await self._ended.wait()
 
     def move(
         self, state: SaveState, *, record: CheckpointRecord | None = None, cause: BaseException | None = None
     ) -> None:
-        """Note that the save has come to another state, which its present one must lead to."""
+        """Change the state; `TRANSITIONS` must allow it."""
         if state not in TRANSITIONS[self.state]:
             message = f"a save cannot go from {self.state} to {state}"
             raise AssertionError(message)
@@ -147,7 +147,7 @@ class SaveTracker:
             self._ended.set()
 
     def time(self, mark: str, at: float | None = None) -> None:
-        """Note when something happened, by `time.perf_counter`; by default, now."""
+        """Set a mark of the timings to a time of `time.perf_counter`; by default, to now."""
         now = time.perf_counter() if at is None else at
         self.timings = self.timings._replace(**{mark: now - self._called_at})
 
@@ -157,7 +157,7 @@ class SaveTracker:
             self.written_nbytes += nbytes
 
     def error(self) -> SaveFailedError:
-        """Make a new error: one exception raised in two tasks would mix up their tracebacks."""
+        """Return a new error: one exception raised in two tasks would mix up their tracebacks."""
         reason = str(self._cause) or type(self._cause).__name__
         error = SaveFailedError(f"step {self.step} was not saved: {reason}", step=self.step)
         error.__cause__ = self._cause
@@ -165,7 +165,7 @@ class SaveTracker:
 
 
 class UnreceivedFailures:
-    """The saves that have failed and whose error has not reached a caller yet."""
+    """The failed saves whose error no caller has received yet."""
 
     def __init__(self) -> None:
         self._failed: list[SaveTracker] = []

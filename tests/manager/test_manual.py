@@ -460,7 +460,7 @@ async def test_best_without_metrics(ranking: asyncckpt.CheckpointManager, tmp_pa
         assert await manager.get_best_checkpoint_path() == str(tmp_path / "runs" / "step_3")
     assert [str(each.message) for each in warned] == [
         "2 of 2 checkpoints lack the metric 'loss' and are left out of the choice of the best; their steps: 1, 3",
-        "no checkpoint has the metric 'loss': the latest, step 3, stands in for the best",
+        "no checkpoint has the metric 'loss': the latest, step 3, is taken as the best",
     ]
     await commit(manager, 2, loss=9.0)
     with pytest.warns(asyncckpt.CheckpointWarning, match="2 of 3 .* steps: 1, 3"):

@@ -58,8 +58,8 @@ LACKING: list[tuple[Mapping[str, Any] | None, list[str]]] = [
     ({"lr": 0.1, "LOSS": 0.5}, ["no metric 'loss'", "'lr', 'LOSS'", "did you mean 'LOSS'?"]),
     ({"val_loss": 0.1}, ["did you mean 'val_loss'?"]),
     ({"eval": {"loss": 0.1}}, ["no metric 'loss'", "'eval'"]),
-    ({"loss": None}, ["the metric 'loss' is None (NoneType)", "no number", "'loss'"]),
-    ({"loss": "0.5", "lr": 1}, ["the metric 'loss' is '0.5' (str)", "no number", "'loss', 'lr'"]),
+    ({"loss": None}, ["the metric 'loss' is None (NoneType)", "not a number", "'loss'"]),
+    ({"loss": "0.5", "lr": 1}, ["the metric 'loss' is '0.5' (str)", "not a number", "'loss', 'lr'"]),
     ({"loss": True}, ["the metric 'loss' is True (bool)"]),
     ({"loss": np.False_}, ["the metric 'loss' is False (bool)"]),
     ({"loss": np.array(True)}, ["the metric 'loss' is True (bool)"]),  # noqa: FBT003 - an array of one
