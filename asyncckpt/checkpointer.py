@@ -373,7 +373,7 @@ class JSONCheckpointer(Checkpointer):
     default_extension = ".json"
 
     def _open_location(self, location: FileLocation, context: JobContext) -> Store:
-        from asyncckpt.keyed.json_file import JSONStore
+        from asyncckpt.keyed.json.store import JSONStore
 
         return JSONStore(location, context)
 

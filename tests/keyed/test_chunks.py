@@ -19,7 +19,7 @@ from helpers.support import assert_same, held_by
 import asyncckpt
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.keyed import async_session
-from asyncckpt.keyed.json_values import LONG
+from asyncckpt.keyed.json.decode import LONG
 from asyncckpt.keyed.values import PackedValue, build_captured, capture, capture_live, pack_index, unpack_index
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.context import JobContext

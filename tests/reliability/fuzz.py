@@ -248,7 +248,7 @@ def _search_guided(target: str, seconds: int, seed: str) -> int:
     with atheris.instrument_imports(include=["asyncckpt"]):
         import asyncckpt.disk.manifest
         import asyncckpt.keyed.hdf5.store
-        import asyncckpt.keyed.json_file
+        import asyncckpt.keyed.json.store
         import asyncckpt.keyed.log.store
         import asyncckpt.keyed.npz
         import asyncckpt.state.decode  # noqa: F401 - imported for the readers

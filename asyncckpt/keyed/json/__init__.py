@@ -1,0 +1,1 @@
+"""The JSON kind: one object, an entry on each line."""
