@@ -63,6 +63,6 @@ def test_the_options_to_tune_exist() -> None:
     """What the text calls an option of the manager is one."""
     options = {field.name for field in dataclasses.fields(Settings)}
     assert {"max_staged_nbytes", "overflow", "format", "keep_latest_k", "keep_top_k", "keep_every"} <= options
-    text = PAGE.partition("## What to tune")[2].partition("## Where it stops")[0]
+    text = PAGE.partition("## What to tune")[2].partition("## Limits")[0]
     arguments = {"frozen", "select", "lazy"}
     assert set(re.findall(r"`(\w+)=", text)) <= options | arguments
