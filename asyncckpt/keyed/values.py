@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from asyncckpt.disk.write_blocks import ArrayBytes
     from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.runtime.context import JobContext
+    from asyncckpt.state.capture import Snapshot
 
 Names: TypeAlias = "dict[Any, Any] | bool | None"
 """The keys of a dict, each with the names of its value; None for a value that is not a dict; False if not known."""
@@ -61,6 +62,13 @@ class CapturedValue(Capture):
 
     names: Names
     _packed: PackedValue | None = None
+
+    @classmethod
+    def of_index(
+        cls, index: ix.Index, snapshot: Snapshot, names: Names, packed: PackedValue | None = None
+    ) -> CapturedValue:
+        """Combine an index, where the bytes of its arrays are, and its names."""
+        return cls(FlatState(chunks=list(index.chunks), arrays=list(index.arrays)), snapshot, names, packed)
 
     @classmethod
     def of(cls, capture: Capture) -> CapturedValue:
@@ -111,8 +119,8 @@ class PackedValue:
         """Return it as a store takes it."""
         index = unpack_index(self._index)
         offsets = accumulate((-(-meta.nbytes // SMALL_BOUNDARY) * SMALL_BOUNDARY for meta in index.arrays), initial=0)
-        flat = FlatState(chunks=list(index.chunks), arrays=list(index.arrays))
-        return CapturedValue(flat, ArraysInMemory(self._arrays, dict(enumerate(offsets))), self.names, self)
+        arrays = ArraysInMemory(self._arrays, dict(enumerate(offsets)))
+        return CapturedValue.of_index(index, arrays, self.names, self)
 
     def release(self) -> None:
         """Let go of the memory; more than once does no harm."""

@@ -17,10 +17,9 @@ import numpy as np
 from asyncckpt.disk.write_blocks import Part, write_all
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, ForeignObject, link_name
-from asyncckpt.keyed.hdf5.region import Value
 from asyncckpt.keyed.hdf5.superblock import SIGNATURE
 from asyncckpt.keyed.hdf5.value_reader import ValueReader, names_in
-from asyncckpt.keyed.values import Found, capture_live
+from asyncckpt.keyed.values import Found
 from asyncckpt.libhdf5 import h5o, h5py
 
 if TYPE_CHECKING:
@@ -101,10 +100,6 @@ class ForeignFile:
             return Found(reader.entry(self._file, self.names[key], ""), {})
         except HDF5_ERRORS as error:
             raise self._unreadable(repr(key), error) from error
-
-    def value(self, key: str, context: JobContext) -> Value:
-        """Return a value that is to be written as one of ours, because its objects cannot be copied; see `read`."""
-        return Value.of(key, capture_live(self.read(key, context).value, key, context))
 
     def _unreadable(self, what: str, error: Exception) -> CorruptCheckpointError:
         return CorruptCheckpointError(f"{self._name}: {what} cannot be read as HDF5: {error}", file=self._name)

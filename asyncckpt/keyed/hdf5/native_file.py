@@ -40,8 +40,8 @@ from asyncckpt.keyed.hdf5.catalog import (
     find_slots,
     link_name,
 )
-from asyncckpt.keyed.hdf5.region import RegionPlan, Value, digest_runs
-from asyncckpt.keyed.values import ArraysInMemory, build_value, copies_of
+from asyncckpt.keyed.hdf5.region import SMALL_NBYTES, RegionPlan, digest_runs
+from asyncckpt.keyed.values import ArraysInMemory, CapturedValue, build_value, copies_of
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import Pacer, discard
 from asyncckpt.state.index import Index, decode_index
@@ -169,7 +169,7 @@ class NativeFile:
         os.close(self.fd)
         self.fd = fd
 
-    def append(self, ops: DiskOps, values: Sequence[Value], context: JobContext) -> dict[str, Extent]:
+    def append(self, ops: DiskOps, values: Mapping[str, CapturedValue], context: JobContext) -> dict[str, Extent]:
         """Append values, and return their extents. Nothing is synced yet.
 
         Raises:
@@ -180,7 +180,7 @@ class NativeFile:
         pacer = context.pacer
         region = RegionPlan(values, self.tail, pacer, max_leaves=self._leaves_left)
         image = None
-        if all(value.is_small for value in values):
+        if all(value.stored_nbytes <= SMALL_NBYTES for value in values.values()):
             image = region.image(pacer)
             record = FileRecord(len(image), b"")
             write_all(ops, self.fd, [Part(self.tail, image)])
@@ -305,14 +305,15 @@ class NativeFile:
             raise self._corrupt(key)("has an index that leads elsewhere")
         return index, segments
 
-    def stored(self, key: str, extent: Extent, pacer: Pacer) -> Value:
+    def stored(self, key: str, extent: Extent, pacer: Pacer) -> CapturedValue:
         """Return a value that is to be copied to another file. The arrays of a large one are not read yet."""
         if extent.digest is not None:
-            return Value(key, *self._read_small(key, extent, pacer), extent.names)
+            return CapturedValue.of_index(*self._read_small(key, extent, pacer), extent.names)
         index, segments = self._read_index(key, extent, pacer)
         # The copy gets HDF5 objects of its own. These are verified, so that a change to them is not lost silently.
         self._read(key, extent.region, [self._objects_of(extent)], None)
-        return Value(key, index, _StoredArrays(self, key, extent.region, segments), extent.names)
+        arrays = _StoredArrays(self, key, extent.region, segments)
+        return CapturedValue.of_index(index, arrays, extent.names)
 
     def copy(self, key: str, region: Region, offset: int, target: Bytes) -> None:
         """Read and verify a run of bytes of a region; from any thread."""
@@ -362,7 +363,9 @@ class NativeFile:
 
 
 class _StoredArrays:
-    """The arrays of a large value in a file."""
+    """The arrays of a large value in a file; a `Snapshot`."""
+
+    nbytes = 0
 
     def __init__(self, file: NativeFile, key: str, region: Region, segments: Sequence[Segment]) -> None:
         self._file = file
@@ -375,3 +378,6 @@ class _StoredArrays:
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
         self._file.copy(self._key, self._region, self._offsets[array] + start, target)
+
+    def release(self) -> None:
+        pass

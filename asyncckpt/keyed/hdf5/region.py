@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from xxhash import xxh3_128
 
+from asyncckpt.disk.manifest import FileRecord
 from asyncckpt.disk.plan import FilePlan, PlanEntry, Span, align
 from asyncckpt.formats.hdf5.layout import Mirror
 from asyncckpt.formats.hdf5.metadata import MetadataFile
@@ -18,15 +18,13 @@ from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from asyncckpt.disk.manifest import FileRecord
     from asyncckpt.disk.write_blocks import ArrayBytes
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue
     from asyncckpt.runtime.pacing import Pacer
-    from asyncckpt.state import index as ix
 
     Bytes = NDArray[np.uint8]
 
@@ -37,39 +35,14 @@ SMALL_NBYTES: Final = 1 << 18
 """The size up to which a value is read and verified as a whole, and has a digest of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Value:
-    """A value to be written."""
-
-    key: str
-    index: ix.Index
-    arrays: ArrayBytes
-    names: Names
-
-    @classmethod
-    def of(cls, key: str, captured: CapturedValue) -> Value:
-        """Return a captured value as it is to be written."""
-        return cls(key, captured.index, captured.snapshot, captured.names)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its arrays and of its tree."""
-        return sum(meta.nbytes for meta in self.index.arrays) + sum(map(len, self.index.chunks))
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it has a digest of its own."""
-        return self.nbytes <= SMALL_NBYTES
-
-
 class RegionPlan:
     """The layout of a region."""
 
-    def __init__(self, values: Sequence[Value], base: int, pacer: Pacer, *, max_leaves: int) -> None:
+    def __init__(self, values: Mapping[str, CapturedValue], base: int, pacer: Pacer, *, max_leaves: int) -> None:
         """Lay out a region.
 
         Args:
-            values: What goes into it.
+            values: Its values, by their keys.
             base: Its offset in the file, a multiple of `PAGE_NBYTES` behind the head.
             pacer: Paused between chunks.
             max_leaves: How many Python leaves get HDF5 objects at most.
@@ -77,53 +50,57 @@ class RegionPlan:
         Raises:
             UnsupportedLeafError: HDF5 cannot hold a value.
         """
-        self._values = values
         self._base = base
         self.leaves_left = max_leaves
         file = MetadataFile(pacer, has_root=False)
-        starts, mirrors, firsts = [0], [], []
-        first = 0
-        for value in values:
-            name = link_name(value.key)
-            mirror = Mirror(file, value.index, pacer, entry=name, max_leaves=self.leaves_left)
+        starts, mirrors, names = [0], [], [link_name(key) for key in values]
+        indexes = [value.index for value in values.values()]
+        firsts = list(accumulate((len(index.arrays) for index in indexes), initial=0))
+        for name, index in zip(names, indexes, strict=True):
+            mirror = Mirror(file, index, pacer, entry=name, max_leaves=self.leaves_left)
             mirror.write_tree()
             self.leaves_left = mirror.leaves_left
             mirrors.append(mirror)
             starts.append(file.count)
-            firsts.append(first)
-            first += len(value.index.arrays)
         end = file.arrange(base)
-        self._objects = [(file.address(begin), file.address(stop)) for begin, stop in pairwise(starts)]
-        linked = {name: node.address for name, node in file.root.links or ()}
-        self._addresses = [linked.get(link_name(value.key)) for value in values]
+        addresses = {name: node.address for name, node in file.root.links or ()}
         chunks: list[PlanEntry] = []
-        self._indexes = []
-        self._data_offsets = []
-        for value, mirror, number in zip(values, mirrors, firsts, strict=True):
-            segments = []
+        self._extents: list[tuple[str, Extent, int]] = []
+        for number, (key, value) in enumerate(values.items()):
+            index, segments, begin = indexes[number], list[Segment](), None
             end = align(end, 8)
-            begin = None
-            for array, meta in enumerate(value.index.arrays):
+            for array, meta in enumerate(index.arrays):
                 if not meta.nbytes:
                     continue
                 end = align(end, _boundary(meta.nbytes))
-                mirror.datasets[array].place = end
+                mirrors[number].datasets[array].place = end
                 segments.append(Segment(array, end, meta.nbytes))
                 begin = end if begin is None else begin
-                chunks.append(PlanEntry(end, meta.nbytes, Span(number + array, 0)))
+                chunks.append(PlanEntry(end, meta.nbytes, Span(firsts[number] + array, 0)))
                 end += meta.nbytes
                 pacer.pause()
-            index = b"".join(value.index.encode(segments, pacer))
+            encoded = b"".join(index.encode(segments, pacer))
             end = align(end, 8)
-            self._indexes.append((end, len(index)))
-            self._data_offsets.append(end if begin is None else begin)
-            chunks.append(PlanEntry(end, len(index), index))
-            end += len(index)
+            extent = Extent(
+                region=Region(base, FileRecord(0, b"")),  # not known yet
+                begin=file.address(starts[number]),
+                end=file.address(starts[number + 1]),
+                index_offset=end,
+                index_nbytes=len(encoded),
+                address=addresses.get(names[number]),
+                array_nbytes=sum(meta.nbytes for meta in index.arrays),
+                names=value.names,
+                data_offset=None,
+                digest=None,
+            )
+            self._extents.append((key, extent, end if begin is None else begin))
+            chunks.append(PlanEntry(end, len(encoded), encoded))
+            end += len(encoded)
         chunks = [*file.render(None), *chunks]  # now that the offsets of the arrays are known
         chunks = [chunk._replace(offset=chunk.offset - base) for chunk in chunks]
         self.plan = FilePlan(align(end, PAGE_NBYTES) - base, chunks, 0, 0)
         """The layout, with offsets relative to `base`."""
-        self.arrays: ArrayBytes = _JoinedArrays([value.arrays for value in values], firsts)
+        self.arrays: ArrayBytes = _JoinedArrays([value.snapshot for value in values.values()], firsts[:-1])
         """The bytes of all arrays, by their numbers in the plan."""
 
     def image(self, pacer: Pacer) -> Bytes:
@@ -147,17 +124,14 @@ class RegionPlan:
             pacer: Paused between values.
         """
         region = Region(self._base, record)
-        columns = zip(self._values, self._objects, self._indexes, self._addresses, self._data_offsets, strict=True)
-        for value, (begin, end), (index_offset, index_nbytes), address, data_offset in columns:
+        for key, extent, data_offset in self._extents:
             pacer.pause()
-            data_begin = digest = None
+            digest = None
             if image is not None:
-                data_begin, stop = data_offset, index_offset + index_nbytes
-                objects = image[begin - self._base : end - self._base]
-                digest = digest_runs(objects.data, image[data_offset - self._base : stop - self._base].data)
-            array_nbytes = sum(meta.nbytes for meta in value.index.arrays)
-            where = (begin, end, index_offset, index_nbytes, address, array_nbytes)
-            yield value.key, Extent(region, *where, value.names, data_begin, digest)
+                runs = (extent.begin, extent.end), (data_offset, extent.index_offset + extent.index_nbytes)
+                digest = digest_runs(*(image[begin - self._base : end - self._base].data for begin, end in runs))
+            small_offset = None if image is None else data_offset
+            yield key, extent._replace(region=region, data_offset=small_offset, digest=digest)
 
 
 def digest_runs(objects: bytes | memoryview, data: bytes | memoryview) -> bytes:

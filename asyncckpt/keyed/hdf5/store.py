@@ -22,9 +22,9 @@ from asyncckpt.errors import CorruptCheckpointError, warn
 from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.hdf5.native_file import NativeFile
 from asyncckpt.keyed.hdf5.opening import Content, open_content, open_foreign_objects
-from asyncckpt.keyed.hdf5.region import SMALL_NBYTES, Value
+from asyncckpt.keyed.hdf5.region import SMALL_NBYTES
 from asyncckpt.keyed.hdf5.value_table import OBJECT_NBYTES, InFile, InObjects, ValueTable
-from asyncckpt.keyed.values import PackedValue, build_captured
+from asyncckpt.keyed.values import PackedValue, build_captured, capture_live
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -125,7 +125,7 @@ class HDF5Store(FileStore[Content]):
             source = value.pack()
         else:
             target = self._target(context, key, nbytes)
-            values = [Value.of(key, value)]
+            values = {key: value}
             try:
                 extents = target.append(self._location.ops, values, context)
             except OSError as error:
@@ -248,9 +248,9 @@ class HDF5Store(FileStore[Content]):
         """Write the values that wait in memory, in batches, because freeing all of them at once would take long."""
         waiting = [(key, each) for key, each in self._values.sources.items() if isinstance(each, PackedValue)]
         for batch in context.pacer.batches(waiting):
-            self._append(target, [Value.of(key, packed.unpack()) for key, packed in batch], context)
+            self._append(target, {key: packed.unpack() for key, packed in batch}, context)
 
-    def _append(self, target: NativeFile, values: list[Value], context: JobContext) -> None:
+    def _append(self, target: NativeFile, values: Mapping[str, CapturedValue], context: JobContext) -> None:
         if values:
             for key, extent in target.append(self._location.ops, values, context).items():
                 self._values.set(key, InFile(target, extent))
@@ -279,12 +279,12 @@ class HDF5Store(FileStore[Content]):
 
     def _move_all(self, target: NativeFile, context: JobContext) -> None:
         """Copy the values that are elsewhere to a file, in batches."""
-        batches: dict[bool, list[Value]] = {True: [], False: []}
+        batches: dict[bool, dict[str, CapturedValue]] = {True: {}, False: {}}
         nbytes = 0
-        for value in self._values_elsewhere(target, context):
-            batch = batches[value.is_small]
-            batch.append(value)
-            nbytes += value.nbytes
+        for key, value in self._values_elsewhere(target, context):
+            batch = batches[value.stored_nbytes <= SMALL_NBYTES]
+            batch[key] = value
+            nbytes += value.stored_nbytes
             if nbytes > _MEMORY_NBYTES or len(batch) == _BATCH_KEYS:
                 for each in batches.values():
                     self._append(target, each, context)
@@ -297,14 +297,14 @@ class HDF5Store(FileStore[Content]):
             file.close()
             self._files.remove(file)
 
-    def _values_elsewhere(self, target: NativeFile, context: JobContext) -> Iterator[Value]:
+    def _values_elsewhere(self, target: NativeFile, context: JobContext) -> Iterator[tuple[str, CapturedValue]]:
         for key, source in list(self._values.sources.items()):
             if isinstance(source, InObjects):
                 if key not in target.foreign_objects:
                     assert self._foreign is not None  # noqa: S101 - it reads them
-                    yield self._foreign.value(key, context)
+                    yield key, capture_live(self._foreign.read(key, context).value, key, context)
             elif isinstance(source, InFile) and source.file is not target:
-                yield source.file.stored(key, source.extent, context.pacer)
+                yield key, source.file.stored(key, source.extent, context.pacer)
 
     def _commit(self, target: NativeFile, context: JobContext) -> None:
         extents = {
