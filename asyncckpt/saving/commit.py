@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.state.capture import Capture
-    from asyncckpt.storage.base import LocalDirectories, Store
+    from asyncckpt.storage.base import CheckpointStore, LocalDirectories
     from asyncckpt.storage.results import Committed, Trash
 
 
@@ -72,7 +72,9 @@ def block_nbytes_within(nbytes: int) -> int:
     return min(max(blocks, 1) * DIGEST_BLOCK_NBYTES, BLOCK_NBYTES)
 
 
-def change(store: Store, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs) -> ResultT:
+def change(
+    store: CheckpointStore, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
+) -> ResultT:
     """Do a job that changes a store, if this is its writer still.
 
     Raises:
@@ -82,7 +84,7 @@ def change(store: Store, job: Callable[Params, ResultT], /, *args: Params.args, 
     return job(*args, **kwargs)
 
 
-def write_checkpoint(store: Store, request: WriteRequest, context: JobContext) -> Written:
+def write_checkpoint(store: CheckpointStore, request: WriteRequest, context: JobContext) -> Written:
     """Write a checkpoint and commit it. Whatever happens, the capture is released.
 
     Raises:
@@ -147,7 +149,7 @@ def read_pending_info(directories: LocalDirectories, path: Path) -> dict[str, An
     return {}
 
 
-def would_suffice(store: Store, steps: Iterable[int], nbytes: int) -> bool:
+def would_suffice(store: CheckpointStore, steps: Iterable[int], nbytes: int) -> bool:
     """Whether a store has too little room now, and enough without these steps."""
     free = store.free_nbytes() or 0
     return free < nbytes <= free + store.nbytes_of(steps)

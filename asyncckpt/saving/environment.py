@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from asyncckpt.saving.directory_warnings import DirectoryWarnings
     from asyncckpt.saving.ledger import StepLedger
     from asyncckpt.saving.metric import PolicyRequest
-    from asyncckpt.storage.base import Store
+    from asyncckpt.storage.base import CheckpointStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +25,7 @@ class Environment:
 
     settings: Settings
     policy_request: PolicyRequest
-    store: Store
+    store: CheckpointStore
     jobs: Jobs
     deadline: ShutdownDeadline
     pool: BufferPool

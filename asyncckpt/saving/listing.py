@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
     from asyncckpt.saving.metric import PolicyRequest
     from asyncckpt.saving.stored_metric import MetricFile
-    from asyncckpt.storage.base import Store
+    from asyncckpt.storage.base import CheckpointStore
     from asyncckpt.storage.results import CheckpointRecord
 
 
-def enter_store(store: Store, request: PolicyRequest, *, is_writer: bool, must_exist: bool) -> Listed:
-    """List a store for a manager that begins to use it; see `Store.enter`."""
+def enter_store(store: CheckpointStore, request: PolicyRequest, *, is_writer: bool, must_exist: bool) -> Listed:
+    """List a store for a manager that begins to use it; see `CheckpointStore.enter`."""
     listing = store.enter(is_writer=is_writer, must_exist=must_exist)
     return arrange(listing, request, read_stored_metric(store))
 
 
-def list_again(store: Store, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
-    """List a store; see `Store.list_checkpoints`."""
+def list_again(store: CheckpointStore, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
+    """List a store; see `CheckpointStore.list_checkpoints`."""
     return arrange(store.list_checkpoints(known), request, read_stored_metric(store))
 
 
-def take_store(store: Store, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
-    """Become the store's writer, write the metric that ranks its checkpoints, and list them; see `Store.take`.
+def take_store(store: CheckpointStore, request: PolicyRequest, known: Mapping[int, CheckpointRecord]) -> Listed:
+    """Become the store's writer, write the metric that ranks its checkpoints, and list them.
 
     Raises:
         DirectoryLockedError: There is another writer.
@@ -45,7 +45,7 @@ def take_store(store: Store, request: PolicyRequest, known: Mapping[int, Checkpo
         raise
 
 
-def _store_metric(store: Store, request: PolicyRequest, file: MetricFile) -> tuple[str, ...]:
+def _store_metric(store: CheckpointStore, request: PolicyRequest, file: MetricFile) -> tuple[str, ...]:
     """Write the metric if the store does not have it yet; return what there is to warn of."""
     metric = metric_to_store(request.resolve(file)[0], file)
     try:

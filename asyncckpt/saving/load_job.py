@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.segments import Segment
-    from asyncckpt.storage.base import LocalDirectories, Store
+    from asyncckpt.storage.base import CheckpointStore, LocalDirectories
     from asyncckpt.storage.reader import CheckpointReader
 
 
@@ -56,7 +56,7 @@ class Loaded(NamedTuple):
     parts of it were loaded."""
 
 
-def load_checkpoint(store: Store, step: int, request: LoadRequest, context: JobContext) -> Loaded:
+def load_checkpoint(store: CheckpointStore, step: int, request: LoadRequest, context: JobContext) -> Loaded:
     """Load one checkpoint.
 
     Raises:
@@ -80,7 +80,7 @@ def load_directory(directories: LocalDirectories, path: Path, request: LoadReque
     return _reading(partial(directories.open, path), partial(_load, request=request, context=context))
 
 
-def verify_checkpoint(store: Store, step: int, context: JobContext) -> None:
+def verify_checkpoint(store: CheckpointStore, step: int, context: JobContext) -> None:
     """Read every file of a checkpoint and verify every bit of it, the structure of its index included.
 
     Raises:

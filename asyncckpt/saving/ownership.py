@@ -1,6 +1,6 @@
 """The right to change a store, and jobs that need it.
 
-The first change takes the store; see `Store.take`. Then it is listed.
+The first change takes the store; see `CheckpointStore.take`. Then it is listed.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
-    from asyncckpt.storage.base import LocalDirectories, Store
+    from asyncckpt.storage.base import CheckpointStore, LocalDirectories
     from asyncckpt.storage.results import PendingDirectory
 
 
@@ -105,7 +105,7 @@ class PendingDirectories:
             self._steps.filling.discard(directories.parse_step(path))
 
 
-def local_directories(store: Store) -> LocalDirectories:
+def local_directories(store: CheckpointStore) -> LocalDirectories:
     """Return the local directories of a store.
 
     Raises:

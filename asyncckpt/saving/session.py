@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.config import Settings
-    from asyncckpt.storage.base import Store
+    from asyncckpt.storage.base import CheckpointStore
 
 
 class Session:
@@ -54,7 +54,7 @@ class Session:
     """
 
     def __init__(
-        self, settings: Settings, make_store: Callable[[Path], Store], *, is_direction_given: bool, kind: str
+        self, settings: Settings, make_store: Callable[[Path], CheckpointStore], *, is_direction_given: bool, kind: str
     ) -> None:
         # The working directory may change until the manager is entered.
         self.settings = settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())

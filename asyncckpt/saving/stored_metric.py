@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from asyncckpt.storage.results import METRIC_NAME, SHORTAGES
 
 if TYPE_CHECKING:
-    from asyncckpt.storage.base import Store
+    from asyncckpt.storage.base import CheckpointStore
 
 FORMAT_VERSION: Final = 1
 
@@ -36,7 +36,7 @@ class MetricFile(NamedTuple):
     """Whether a writer may put another one in its place."""
 
 
-def read_stored_metric(store: Store) -> MetricFile:
+def read_stored_metric(store: CheckpointStore) -> MetricFile:
     """Read the document of a store.
 
     Raises:
@@ -65,7 +65,7 @@ def read_stored_metric(store: Store) -> MetricFile:
     return MetricFile(stored)
 
 
-def write_stored_metric(store: Store, stored: StoredMetric) -> None:
+def write_stored_metric(store: CheckpointStore, stored: StoredMetric) -> None:
     """Put the document in its place; only for the store's writer.
 
     Raises:

@@ -5,8 +5,8 @@
    is written last, makes it the checkpoint of its step, in the place of one that was there.
 3. Steps are ints. A file of a checkpoint has a name relative to it, with slashes. Only `LocalDirectories`, which not
    every store has, knows paths.
-4. Every call may block, so it is made in a worker thread; `Store.release` alone must not. Several threads may use a
-   store at the same time; an attempt and a reader belong to one job each.
+4. Every call may block, so it is made in a worker thread; `CheckpointStore.release` alone must not. Several threads may
+   use a store at the same time; an attempt and a reader belong to one job each.
 5. What a call cannot remove is no error: it is returned as remarks, which the manager warns of once each.
 
 `asyncckpt.testing.StorageContract` tests these promises of any store.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from asyncckpt.storage.results import CheckpointRecord, Committed, Listing, PendingDirectory, Retired, Swept, Trash
 
 
-class Store(ABC):
+class CheckpointStore(ABC):
     """A place that holds the checkpoints of one run, at most one for each step."""
 
     location: str
@@ -291,5 +291,5 @@ class LocalDirectories(ABC):
 
         Raises:
             CheckpointNotFoundError: It is none.
-            CheckpointError: As `Store.open`.
+            CheckpointError: As `CheckpointStore.open`.
         """

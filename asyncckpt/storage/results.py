@@ -62,7 +62,7 @@ class Listing(NamedTuple):
 
 
 class Trash(NamedTuple):
-    """A checkpoint that was retired or replaced, and is to be deleted by `Store.sweep`."""
+    """A checkpoint that was retired or replaced, and is to be deleted by `CheckpointStore.sweep`."""
 
     name: str
     """What the store calls it."""

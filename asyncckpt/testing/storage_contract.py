@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.storage.base import Attempt, Store
+    from asyncckpt.storage.base import Attempt, CheckpointStore
     from asyncckpt.storage.results import Committed
 
     Bytes = NDArray[np.uint8]
@@ -56,19 +56,19 @@ class StorageContract:
 
     # --- what is to be defined ----------------------------------------------------------------------------------------
 
-    def make_store(self) -> Store:
+    def make_store(self) -> CheckpointStore:
         """Make a store of a new, empty place."""
         raise NotImplementedError
 
-    def reopen(self, store: Store) -> Store:
+    def reopen(self, store: CheckpointStore) -> CheckpointStore:
         """Make another store of the same place."""
         raise NotImplementedError
 
-    def damage(self, store: Store, step: int, name: str, position: int) -> None:
+    def damage(self, store: CheckpointStore, step: int, name: str, position: int) -> None:
         """Change the byte at a position of a file of a committed checkpoint."""
         raise NotImplementedError
 
-    def take_away(self, store: Store) -> None:
+    def take_away(self, store: CheckpointStore) -> None:
         """Let a store that was taken lose its place: to another writer, or because the place is removed."""
         raise NotImplementedError
 
@@ -411,7 +411,7 @@ class StorageContract:
         with store.open(4) as reader:
             assert reader.read_small(STATE_NAME) == _STATE
 
-    def _taken(self) -> Store:
+    def _taken(self) -> CheckpointStore:
         store = self.make_store()
         store.take({})
         return store
@@ -447,7 +447,7 @@ def _write(
     return Manifest(step=step, created=time.time(), files=files, index=IndexPlace(STATE_NAME, 0, len(head)))
 
 
-def _commit(store: Store, step: int, data: bytes, small: Mapping[str, bytes] | None = None) -> Committed:
+def _commit(store: CheckpointStore, step: int, data: bytes, small: Mapping[str, bytes] | None = None) -> Committed:
     with store.begin(step, len(data)) as attempt:
         return attempt.commit(_write(attempt, step, data, small), StopFlag())
 

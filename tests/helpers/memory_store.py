@@ -14,7 +14,7 @@ from asyncckpt.disk.plan import Span
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import CheckpointNotFoundError, DirectoryLockedError
 from asyncckpt.runtime.context import JobContext
-from asyncckpt.storage.base import Attempt, Store
+from asyncckpt.storage.base import Attempt, CheckpointStore
 from asyncckpt.storage.reader import CheckpointFile, CheckpointReader
 from asyncckpt.storage.results import CheckpointRecord, Committed, Listing, NoRoomError, Retired, Swept, Trash
 
@@ -62,7 +62,7 @@ class Place:
         return self.capacity - sum(each.nbytes for each in (*self.checkpoints.values(), *self.trash.values()))
 
 
-class MemoryStore(Store):
+class MemoryStore(CheckpointStore):
     """A store of one place."""
 
     location = "memory"

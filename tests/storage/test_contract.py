@@ -20,7 +20,7 @@ from asyncckpt.storage.results import Committed, Listing, Retired, Swept
 from asyncckpt.testing import StorageContract
 
 if TYPE_CHECKING:
-    from asyncckpt.storage.base import Attempt, Store
+    from asyncckpt.storage.base import Attempt, CheckpointStore
 
 
 class TestLocalStore(StorageContract):
@@ -30,15 +30,15 @@ class TestLocalStore(StorageContract):
     def _root(self, tmp_path: Path) -> None:
         self.root = tmp_path
 
-    def make_store(self) -> Store:
+    def make_store(self) -> CheckpointStore:
         """Name a directory that does not exist."""
         return LocalStore(Path(tempfile.mkdtemp(dir=self.root)) / "run", DiskOps())
 
-    def reopen(self, store: Store) -> Store:
+    def reopen(self, store: CheckpointStore) -> CheckpointStore:
         """Name it again."""
         return LocalStore(Path(store.location), DiskOps())
 
-    def damage(self, store: Store, step: int, name: str, position: int) -> None:
+    def damage(self, store: CheckpointStore, step: int, name: str, position: int) -> None:
         """Change a byte of a file."""
         with Path(store.location, f"step_{step}", name).open("r+b") as file:
             file.seek(position)
@@ -46,7 +46,7 @@ class TestLocalStore(StorageContract):
             file.seek(position)
             file.write(bytes([byte ^ 1]))
 
-    def take_away(self, store: Store) -> None:
+    def take_away(self, store: CheckpointStore) -> None:
         """Rename the directory."""
         Path(store.location).rename(self.root / "elsewhere")
 
@@ -56,21 +56,21 @@ class MemoryContract(StorageContract):
 
     kind = MemoryStore
 
-    def make_store(self) -> Store:
+    def make_store(self) -> CheckpointStore:
         """Make a place of its own."""
         return self.kind(Place())
 
-    def reopen(self, store: Store) -> Store:
+    def reopen(self, store: CheckpointStore) -> CheckpointStore:
         """Use its place again."""
         assert isinstance(store, MemoryStore)
         return self.kind(store.place)
 
-    def damage(self, store: Store, step: int, name: str, position: int) -> None:
+    def damage(self, store: CheckpointStore, step: int, name: str, position: int) -> None:
         """Change a byte of a file."""
         assert isinstance(store, MemoryStore)
         store.place.checkpoints[step].files[name][position] ^= 1
 
-    def take_away(self, store: Store) -> None:
+    def take_away(self, store: CheckpointStore) -> None:
         """Let another writer have it."""
         assert isinstance(store, MemoryStore)
         store.place.writer = object()

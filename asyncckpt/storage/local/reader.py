@@ -105,7 +105,7 @@ class LocalFile(CheckpointFile):
 
 
 def open_step(root: Path, step: int) -> LocalReader:
-    """Open a committed checkpoint of a directory, as `Store.open` does."""
+    """Open a committed checkpoint of a directory, as `CheckpointStore.open` does."""
 
     def find() -> Path:
         path = locate(root, step)

@@ -13,7 +13,7 @@ from asyncckpt.disk.listing import locate, nbytes_of
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
 from asyncckpt.disk.read_blocks import READERS
 from asyncckpt.errors import ConfigError
-from asyncckpt.storage.base import Store
+from asyncckpt.storage.base import CheckpointStore
 from asyncckpt.storage.local import documents
 from asyncckpt.storage.local.attempt import LocalAttempt
 from asyncckpt.storage.local.outcomes import explain, remarks_of, weigh
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.storage.results import CheckpointRecord, Trash
 
 
-class LocalStore(Store):
+class LocalStore(CheckpointStore):
     """A checkpoint directory: one directory below it for each checkpoint, an advisory lock, and a few documents."""
 
     read_threads = READERS
