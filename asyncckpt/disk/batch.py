@@ -1,8 +1,8 @@
-"""Small files that become durable together.
+"""Sync small files together.
 
-1. All are written first, and only then is each synced, once, through the descriptor that wrote it.
-2. Before the first sync the system is told to begin to write all of them. So each has its place on the disk by then,
-   and one commit of the file system's journal takes them all, instead of one for each.
+1. All files are written first. Then each is synced, once, through the descriptor that wrote it.
+2. Before the first sync the system is asked to begin writing all of them. So their blocks are allocated by then, and
+   one commit of the file system's journal covers all files, instead of one for each.
 3. If anything fails, the files are closed, and none is synced again.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SyncBatch:
-    """Open files that wait to be synced; closed when its block is left."""
+    """Open files that are to be synced; they are closed when its block is left."""
 
     def __init__(self, ops: DiskOps) -> None:
         self._ops = ops
@@ -33,11 +33,11 @@ class SyncBatch:
         """Make all files durable.
 
         Raises:
-            OSError: A sync failed; nobody knows what of that file is on the disk.
+            OSError: A sync failed. How much of that file is on the disk is not known.
         """
         if hasattr(os, "posix_fadvise"):
             for fd in self._fds:
-                with contextlib.suppress(OSError):  # a hint, not a need
+                with contextlib.suppress(OSError):  # only a hint
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         for fd in self._fds:
             self._ops.sync(fd)

@@ -1,6 +1,6 @@
-"""What there is instead of what was looked for, in words: for errors and warnings, in a worker thread.
+"""Describe what there is instead of what was expected, for errors and warnings.
 
-1. It goes by names and by what manifests say of themselves: nothing is verified, and nothing is raised.
+1. It goes by names and by unverified manifests, and raises nothing.
 2. It looks at no more than `_LOOKED_AT` entries of a directory, and names no more than a few.
 """
 
@@ -36,7 +36,7 @@ _STEPS_NAMED: Final = 10
 
 
 def step_of(path: Path) -> int | None:
-    """Return the step of the checkpoint that a directory is, whatever it is called; None if it is none."""
+    """Return the step of the checkpoint in a directory of any name; None if there is none."""
     try:
         directory = open_directory(os.path.realpath(path))
         try:
@@ -47,15 +47,15 @@ def step_of(path: Path) -> int | None:
         return None
     try:
         content = json.loads(text)
-    except (ValueError, RecursionError):  # damaged, if it is one of ours
-        place = parse_name(path.name)
-        return None if place is None else place[1]
+    except (ValueError, RecursionError):  # damaged, if it is ours
+        parsed = parse_name(path.name)
+        return None if parsed is None else parsed[1]
     is_ours = isinstance(content, dict) and {"format_version", "step", "files"} <= content.keys()
     return content["step"] if is_ours and type(content["step"]) is int else None
 
 
 def explain_refusal(error: OSError) -> None:
-    """Let an error that says that nothing may be written say what to do; any other stays, and one that says more."""
+    """Add what to do to an error that means that nothing may be written here, unless its text says more already."""
     reason = _REFUSALS.get(error.errno or 0)
     if reason is not None and error.strerror == os.strerror(error.errno or 0):
         error.strerror = f"{error.strerror} ({reason}, or use another directory)"
@@ -63,7 +63,7 @@ def explain_refusal(error: OSError) -> None:
 
 
 def describe_checkpoint(path: Path) -> str | None:
-    """Say that a directory is a checkpoint, and how to load it; None if it is none."""
+    """Say that a directory is a checkpoint, and how to load it; None if it is not."""
     step = step_of(path)
     if step is None:
         return None
@@ -75,7 +75,7 @@ def describe_checkpoint(path: Path) -> str | None:
 
 
 def describe_missing(root: Path) -> str:
-    """Say of a directory that does not exist which ones do."""
+    """Say that a directory does not exist, and which similar ones do."""
     above, name = root.parent, root.name
     while not above.exists():
         above, name = above.parent, above.name
@@ -126,7 +126,7 @@ def _by_path(path: Path) -> str:
 
 
 def _uncounted(path: Path) -> int | None:
-    """Return the step of a directory that is a checkpoint and is not listed as one."""
+    """Return the step of a checkpoint that is not listed, because of its name or because it is a symbolic link."""
     return step_of(path) if parse_name(path.name) is None or path.is_symlink() else None
 
 

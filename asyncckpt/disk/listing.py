@@ -1,4 +1,4 @@
-"""What there is in a checkpoint directory, by its names alone; `publish` says what they mean."""
+"""List a checkpoint directory by names alone; `publish` says what the names mean."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from asyncckpt.runtime.pacing import Pacer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_READ: Final = (Kind.SUCCESSOR, Kind.COMMITTED, Kind.SWAPPED, Kind.DELETED)
-"""What readers go by: the first stands for the step, and the next one where there is none; a mark is none."""
+_READ: Final = (Kind.SUCCESSOR, Kind.COMMITTED, Kind.SWAPPED)
+"""The names under which readers find a step: the first one that exists counts."""
 _STAT_BLOCK_NBYTES: Final = 512  # the unit of st_blocks
 
 
 class Scan(NamedTuple):
-    """What there is in a checkpoint directory."""
+    """The result of listing a checkpoint directory."""
 
     committed: dict[int, str]
     """The names of the committed checkpoints, by ascending step: `step_N`, a lone `old_step_N`, or `new_step_N`."""
     has_leftovers: bool
     """Whether there is something for `recover` to do."""
-    strangers: tuple[str, ...] = ()
-    """What has a checkpoint's name and is not a directory: symbolic links and files."""
+    misnamed: tuple[str, ...] = ()
+    """What has the name of a checkpoint and is not a directory: symbolic links and files."""
 
 
 class Names(NamedTuple):
@@ -35,7 +35,7 @@ class Names(NamedTuple):
 
     directories: dict[Kind, list[tuple[int, str]]]
     """The steps and names of each kind, in no order."""
-    strangers: list[str]
+    misnamed: list[str]
 
 
 def scan(root: Path) -> Scan:
@@ -51,30 +51,30 @@ def scan(root: Path) -> Scan:
     committed: dict[int, str] = {}
     for steps in pacer.batches(sorted(names)):
         committed.update((step, names[step]) for step in steps)
-    return Scan(committed, has_leftovers, tuple(sorted(found.strangers)))
+    return Scan(committed, has_leftovers, tuple(sorted(found.misnamed)))
 
 
 def locate(root: Path, step: int) -> Path | None:
     """Return the directory of a committed checkpoint, or None."""
-    for _ in range(2):  # an overwrite may have gone on between two looks
-        kind = standing(look(root, step))
+    for _ in range(2):  # another process may overwrite the step between two calls of lstat
+        kind = committed_kind(kinds_of(root, step))
         if kind is not None:
             return root / name_of(kind, step)
     return None
 
 
-def look(root: Path, step: int) -> dict[Kind, bool]:
-    """Return which names a step has that readers go by, and whether each is a directory."""
+def kinds_of(root: Path, step: int) -> dict[Kind, bool]:
+    """Return which names of a step that matter to readers exist, and whether each is a directory."""
     found = {}
-    for kind in _READ:
+    for kind in (*_READ, Kind.DELETED):
         with contextlib.suppress(FileNotFoundError):
             found[kind] = stat.S_ISDIR(os.lstat(root / name_of(kind, step)).st_mode)
     return found
 
 
-def standing(found: Mapping[Kind, bool]) -> Kind | None:
-    """Choose the name that stands for the step; None if it is not committed."""
-    kinds = _READ[:1] if found.get(Kind.DELETED) else _READ[:3]
+def committed_kind(found: Mapping[Kind, bool]) -> Kind | None:
+    """Choose the name under which readers find a step; None if it is not committed."""
+    kinds = _READ[:1] if found.get(Kind.DELETED) else _READ
     return next((kind for kind in kinds if found.get(kind)), None)
 
 
@@ -86,8 +86,8 @@ def is_directory(path: Path) -> bool:
         return False
 
 
-def what_stands_at(path: Path) -> str:
-    """Say of something that is not a checkpoint's directory, and has its name, what it is, and what to do."""
+def describe_misnamed(path: Path) -> str:
+    """Say what something is that has the name of a checkpoint's directory, and what to do about it."""
     what = "a symbolic link, which is not followed" if path.is_symlink() else "not a directory"
     return f"it is {what}, and is left as it is: remove it or give it another name"
 
@@ -99,21 +99,21 @@ def names_in(root: Path, pacer: Pacer) -> Names:
         with os.scandir(root) as found:
             for entries in pacer.batches(found):
                 for entry in entries:
-                    place = parse_name(entry.name)
-                    if place is None:
+                    parsed = parse_name(entry.name)
+                    if parsed is None:
                         continue
-                    kind, step = place
+                    kind, step = parsed
                     if entry.is_dir(follow_symlinks=False):
                         names.directories[kind].append((step, entry.name))
-                    elif kind in _READ[:3]:
-                        names.strangers.append(entry.name)
+                    elif kind in _READ:
+                        names.misnamed.append(entry.name)
     except FileNotFoundError:
         pass
     return names
 
 
 def nbytes_of(path: Path) -> int:
-    """Return what the files below a directory take on the disk, in bytes."""
+    """Return how much room the files below a directory take on the disk, in bytes."""
     return sum(
         os.lstat(Path(folder, name)).st_blocks * _STAT_BLOCK_NBYTES
         for folder, _, names in os.walk(path)

@@ -3,10 +3,11 @@
 1. The lock is advisory (flock), taken by a writer's first mutation and held until it is released or the process ends.
    Listing and loading take none.
 2. It belongs to the open file, so a second writer in the same process is refused as well.
-3. A forked child closes its copy of the descriptor and never unlocks: unlocking would free the parent's lock too, and
-   an orphan that kept the descriptor would hold it on. The holder does unlock: a child may not have come so far.
-4. A file is renamed over when it is rewritten, so its lock is a file beside it. Whoever leaves removes that; whoever
-   takes it looks whether it still has its name.
+3. A forked child closes its copy of the descriptor and never unlocks: that would release the lock of the parent, and a
+   child that kept the descriptor would keep the lock after the parent has ended. The holder unlocks explicitly, because
+   a child may not have closed its copy yet.
+4. A keyed file is replaced by renaming when it is rewritten, so its lock is a file beside it. The holder removes that
+   when it is done; who takes the lock checks that the file still has its name.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from asyncckpt.disk.ops import DiskOps
 
 _ENOTSUPP: Final = (
-    524  # of the kernel's own, which some network and FUSE file systems let out; Python has no name for it
+    524  # internal to the kernel, but some network and FUSE file systems return it; Python has no name for it
 )
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, _ENOTSUPP})
 
@@ -36,8 +37,8 @@ class DirectoryLock:
     """The lock of one checkpoint directory, held."""
 
     def __init__(self, fd: int, file: os.stat_result, *, is_supported: bool) -> None:
-        """Take over a locked descriptor, and what is known of its file."""
-        # Closed as well when nobody refers to it any more: a manager that was never closed locks nobody out.
+        """Take over a locked descriptor; `file` is the status of its file."""
+        # Also when the lock is collected: a manager that was never closed does not keep others out.
         self._close = weakref.finalize(self, self._unlock, fd)
         self._fd = fd
         self._file = file
@@ -46,13 +47,13 @@ class DirectoryLock:
         _held[fd] = self
 
     def release(self) -> None:
-        """Give the lock back; more than once does no harm."""
+        """Release the lock; more than once does no harm."""
         self._close()
 
     @staticmethod
     def _unlock(fd: int) -> None:
-        """Unlock and close; neither waits, so any thread may."""
-        with contextlib.suppress(OSError):  # there is none where the file system has no locks
+        """Unlock and close. Neither blocks, so this may run in any thread."""
+        with contextlib.suppress(OSError):  # the file system may have no locks
             fcntl.flock(fd, fcntl.LOCK_UN)
         os.close(fd)
 
@@ -78,7 +79,7 @@ class DirectoryLock:
         return self._close.alive and os.path.samestat(self._file, file)
 
     def close_copy(self) -> None:
-        """Close a forked child's copy, and let the lock be."""
+        """Close a forked child's copy, without unlocking."""
         if self._close.detach() is not None:
             os.close(self._fd)
 
@@ -114,9 +115,9 @@ class FileLock(DirectoryLock):
         self._path = path
 
     def release(self) -> None:
-        """Remove the lock file and give the lock back; more than once does no harm."""
+        """Remove the lock file and release the lock; more than once does no harm."""
         if self._close.alive and self.is_supported:
-            with contextlib.suppress(OSError):  # one that stays is empty, and in nobody's way
+            with contextlib.suppress(OSError):  # one that stays is empty, and does no harm
                 self._ops.unlink(self._path)
         super().release()
 
@@ -157,7 +158,7 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
 
 
 def _open(ops: DiskOps, path: Path) -> tuple[int, os.stat_result]:
-    """Open a lock file, and look which file it is."""
+    """Open a lock file, and return its descriptor and status."""
     fd = ops.open_lock(path)
     try:
         return fd, os.fstat(fd)
@@ -167,7 +168,11 @@ def _open(ops: DiskOps, path: Path) -> tuple[int, os.stat_result]:
 
 
 def _try_lock(fd: int, path: Path) -> bool | None:
-    """Lock an open file: True if that worked, False if it is not to be had here, None (and closed) if it is taken."""
+    """Lock an open file.
+
+    Returns:
+        True if that worked, False if the file system has no locks, None if another holder has it; then it is closed.
+    """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -189,7 +194,7 @@ _held: weakref.WeakValueDictionary[int, DirectoryLock] = weakref.WeakValueDictio
 
 
 def _all_held() -> list[DirectoryLock]:
-    return [lock for each in _held.valuerefs() if (lock := each()) is not None]  # whatever other threads do meanwhile
+    return [lock for each in _held.valuerefs() if (lock := each()) is not None]  # other threads may change it meanwhile
 
 
 def _is_held_here(file: os.stat_result) -> bool:
@@ -199,7 +204,7 @@ def _is_held_here(file: os.stat_result) -> bool:
 def _close_in_child() -> None:
     for lock in _all_held():
         with contextlib.suppress(OSError):
-            lock.close_copy()  # and nothing else: the lock and its file are the parent's
+            lock.close_copy()  # the lock and its file belong to the parent
 
 
 os.register_at_fork(after_in_child=_close_in_child)

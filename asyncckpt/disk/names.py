@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 
 class Kind(StrEnum):
-    """What a directory holds, told by its name's prefix."""
+    """What a directory holds, by the prefix of its name."""
 
     COMMITTED = "step_"
     PENDING = "tmp_step_"
-    SWAPPED = "old_step_"  # moved aside by an overwrite, until its successor is synced
-    SUCCESSOR = "new_step_"  # the step, whatever else has a name of it: what it replaces cannot be renamed
+    SWAPPED = "old_step_"  # the old version of a step, until an overwrite by renaming has been synced
+    SUCCESSOR = "new_step_"  # the version of a step that counts, where the old one cannot be renamed
     TRASH = "trash_step_"
-    DELETED = "deleted_step_"  # an empty mark: `step_N` and `old_step_N`, which cannot be renamed, are deleted
+    DELETED = "deleted_step_"  # an empty mark: the step is deleted, but its directory cannot be renamed
 
 
-_KINDS: Final = {kind.value: kind for kind in Kind}  # to call the class takes ten times as long
+_KINDS: Final = {kind.value: kind for kind in Kind}  # calling the class takes ten times as long
 
 LOCK_NAME: Final = ".lock"
 MANIFEST_NAME: Final = "manifest.json"
 
-# A step in its one spelling. A number comes behind it where the name itself is taken by what cannot be deleted, or is
-# not deleted yet.
+# A step, without leading zeros. A number follows where the plain name belongs to something that cannot be deleted, or
+# that has not been deleted yet.
 _NAME: Final = re.compile(
     r"(step_|old_step_|new_step_|deleted_step_)(0|[1-9][0-9]*)|(tmp_step_|trash_step_)(0|[1-9][0-9]*)(\.[1-9][0-9]*)?"
 )
@@ -41,14 +41,14 @@ def name_of(kind: Kind, step: int) -> str:
 
 
 def paths_of(root: Path, kind: Kind, step: int) -> Iterator[Path]:
-    """Give the paths that a pending directory, or trash, of a step may have, the plain one first."""
+    """Yield the paths that a pending directory, or trash, of a step may have, the plain one first."""
     name = name_of(kind, step)
     yield root / name
     yield from (root / f"{name}.{number}" for number in itertools.count(1))
 
 
 def parse_name(name: str) -> tuple[Kind, int] | None:
-    """Return what a directory's name says, or None if it is none of ours (`step_1-hf`, `step_01`)."""
+    """Return what a directory's name says, or None if it is not ours (`step_1-hf`, `step_01`)."""
     found = _NAME.fullmatch(name)
     if found is None:
         return None

@@ -1,6 +1,6 @@
-"""What keeps a name where it is, in words: whose it is, or which file system, and what to do.
+"""Explain why the system does not let a path be renamed or deleted: its owner, or the file system, and what to do.
 
-It is looked at after the system has refused something, and what cannot be found out is not said.
+It is called after the system has refused something. What cannot be found out is left out.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _REASONS: Final = {
     errno.EBUSY: "keeps it while a program uses it: it goes when that program ends",
     errno.ENOTEMPTY: "keeps what a program has open in it (NFS, as .nfs...): it goes when that program ends",
 }
-"""What a file system means by what it answers."""
+"""What a file system means by an errno."""
 
 
 def explain(error: OSError, path: Path) -> str:
-    """Say why a path could not be renamed or deleted: what the system says, of which file, and what is in the way."""
+    """Say why a path could not be renamed or deleted: the system's error, the file, and the obstacle."""
     culprit = Path(os.fsdecode(error.filename)) if error.filename else path
     whose = f" ({culprit.relative_to(path)})" if culprit != path and culprit.is_relative_to(path) else ""
     obstacle = _obstacle(error.errno, path, culprit)
@@ -40,7 +40,7 @@ def explain(error: OSError, path: Path) -> str:
 
 
 def mounted_below(path: Path) -> set[Path]:
-    """Return where other file systems, or directories of the same one, are mounted at or below a path."""
+    """Return the mount points at or below a path, bind mounts included."""
     real = _real(path)
     return {path / Path(at).relative_to(real) for at in _mounts() if at == str(real) or at.startswith(f"{real}/")}
 
@@ -55,7 +55,7 @@ def _obstacle(code: int | None, path: Path, culprit: Path) -> str | None:
 
 
 def _protection(path: Path) -> str | None:
-    """Say who may rename or delete a path, if it is not us."""
+    """Say who may rename or delete a path, if this process may not."""
     parent = path.parent
     for each in (path, parent):
         if _is_protected(each):
@@ -98,7 +98,7 @@ def _user(number: int) -> str:
 
 
 def _file_system_of(path: Path) -> str:
-    """Say of which type a path's file system is, and where it is mounted; nothing if that is not known."""
+    """Return the type of a path's file system and its mount point, in parentheses; nothing if that is not known."""
     real = f"{_real(path)}/"
     mounts = _mounts()
     at = max((each for each in mounts if real.startswith(os.path.join(each, ""))), key=len, default=None)  # noqa: PTH118
@@ -106,7 +106,7 @@ def _file_system_of(path: Path) -> str:
 
 
 def _real(path: Path) -> Path:
-    """Resolve the links that lead to a path, but not itself."""
+    """Resolve the symbolic links in a path, but not its last part."""
     return Path(os.path.realpath(path.parent)) / path.name
 
 

@@ -29,7 +29,7 @@ def read_unverified(directory: int, name: str) -> bytes:
 
 
 def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
-    """Open a checkpoint's directory, and return its descriptor; `at` is one of the directory that `path` lies below.
+    """Open a directory, and return its descriptor; a relative path is below the directory of the descriptor `at`.
 
     Raises:
         OSError: It is missing, or something else.
@@ -38,7 +38,7 @@ def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
 
 
 def open_below(directory: int, name: str) -> tuple[int, int]:
-    """Open a regular file below a directory without following symbolic links, or waiting for anybody.
+    """Open a regular file below a directory without following symbolic links or waiting for a FIFO.
 
     Returns:
         Its descriptor, and how many bytes it has.

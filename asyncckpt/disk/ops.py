@@ -1,9 +1,8 @@
-"""Every mutation of the disk.
+"""Change the disk: all changes that asyncckpt makes go through a `DiskOps`.
 
-1. Whatever asyncckpt changes on a disk, it changes through a `DiskOps`. It is passed down, so that tests can record the
-   operations, or fail, tear or kill at each one.
+1. It is passed down, so that tests can record the operations, or fail, tear or kill at each one.
 2. Reading does not go through it.
-3. Each method is one system call, or says what else it does.
+3. Each method is one system call, unless its docstring says what else it does.
 """
 
 from __future__ import annotations

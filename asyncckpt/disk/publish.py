@@ -1,21 +1,22 @@
-"""The publish protocol: how a checkpoint comes to be, and is replaced; how it goes, says `removal`.
+"""Publish a checkpoint: give its directory the name under which readers find it; `removal` takes names away.
 
-What is true of a checkpoint directory at every moment, whatever fails and wherever a kill or a power cut falls:
+The following holds for a checkpoint directory at every moment, whatever fails and wherever a kill or a power cut falls:
 
-1. What has one of the names of step N that readers go by is complete and was durable, with everything in it, before it
-   got the name. Readers take `new_step_N`, else `step_N`, else `old_step_N`; beside a mark `deleted_step_N`, only the
-   first.
-2. A step once committed exists under such a name until its successor's name, or its deletion, is durable. An overwrite
-   exchanges the two names in one step. Where that is not to be had, the old one is moved to `old_step_N` first; where
-   the old one cannot be renamed, the new one becomes `new_step_N`, and takes the plain name when the old one has been
-   deleted. If the names cannot be made durable, they are moved back.
-3. `tmp_step_N` and `trash_step_N`, with a number behind them or without, mean nothing to readers. What `tmp_step_N`
-   holds may be what an overwrite has just exchanged: the parent is synced before it is cleared.
-4. Only directories count: a symbolic link, or a file, with one of these names is left alone and never followed.
+1. A directory that has one of the names of step N that readers use is complete, and was durable with all of its files
+   before it got the name. Readers use `new_step_N`, else `step_N`, else `old_step_N`; if there is a mark
+   `deleted_step_N`, only the first.
+2. A committed step keeps such a name until the name of its successor, or its deletion, is durable. An overwrite
+   exchanges the two names in one operation. If the file system cannot do that, the old directory is renamed to
+   `old_step_N` first. If the old directory cannot be renamed, the new one becomes `new_step_N`, and gets the plain name
+   after the old one has been deleted. If the names cannot be made durable, they are moved back.
+3. Readers ignore `tmp_step_N` and `trash_step_N`, with or without a number behind them. An overwrite may just have
+   exchanged `tmp_step_N` with the committed directory, so the parent is synced before it is cleared.
+4. Only directories count: a symbolic link or a file with one of these names is left alone and never followed.
 5. Only the holder of the lock changes anything.
-6. What the file system will not let go of stays, and stops nothing: a name that is taken gets a number behind it.
+6. What the file system refuses to delete stays, and does not stop anything else: a pending directory whose name is in
+   use gets a number behind its name.
 
-What POSIX does not promise: a disk that lies about having flushed its cache loses what it lies about.
+This assumes that a disk which reports a flush has done it.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
 
-from asyncckpt.disk.listing import locate, look, standing
+from asyncckpt.disk.listing import committed_kind, kinds_of, locate
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
 from asyncckpt.disk.obstacles import explain
-from asyncckpt.disk.removal import Leftover, check_place, clear, give_plain_name, settle, take_away, undo
+from asyncckpt.disk.removal import Leftover, check_is_directory, clear, move_to_trash, rename_successor, settle, undo
 from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 
@@ -45,12 +46,12 @@ if TYPE_CHECKING:
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.pacing import StopFlag
 
-# A directory above ours may be unreadable for us, or on a file system that syncs no directories.
+# A directory above ours may be unreadable for this process, or on a file system that cannot sync directories.
 _NOT_OURS_TO_SYNC: Final = frozenset({errno.EACCES, errno.EPERM, errno.EINVAL, errno.EROFS})
 
 
 class UnsyncedError(OSError):
-    """A sync failed: nobody knows what of it is on the disk, and syncing it again would not tell."""
+    """A sync failed. How much is on the disk is not known, and a second sync would not tell."""
 
 
 class Staged(NamedTuple):
@@ -58,20 +59,20 @@ class Staged(NamedTuple):
 
     path: Path
     leftovers: list[Leftover]
-    """What has a name that it might have had."""
+    """What could not be cleared, and has a name that the directory would have had."""
 
 
 class Moved(NamedTuple):
-    """Names that were moved, and are not durable yet."""
+    """Names that were changed, and are not durable yet."""
 
     step: int
     pending: Path
     committed: Path
-    """What the pending directory is called now."""
+    """The new path of the pending directory."""
     old: Path | None
-    """Where the step's former directory is now, if there was one."""
+    """The present path of the step's former directory, if there was one."""
     was_renamed: bool = False
-    """Whether the former directory has another name than before."""
+    """Whether the former directory was renamed."""
     leftovers: tuple[Leftover, ...] = ()
 
 
@@ -88,7 +89,7 @@ class Published(NamedTuple):
 def ensure_directory(ops: DiskOps, root: Path) -> None:
     """Make a directory and its missing ancestors, each durable in its parent before the next is made in it.
 
-    The deepest one that exists is made durable too: whoever made it may have been killed, or have failed, just then.
+    The deepest one that exists is made durable too: the process that made it may have failed before it did that.
     """
     missing = []
     at = root
@@ -109,20 +110,20 @@ def ensure_directory(ops: DiskOps, root: Path) -> None:
         except FileExistsError:
             if not path.is_dir():
                 raise
-        # Synced even if another process has just made it: that one may not have come so far.
+        # Also if another process has just made it, which may not have come so far.
         ops.sync_directory(path.parent)
 
 
 def stage(ops: DiskOps, root: Path, step: int) -> Staged:
-    """Make an empty pending directory for a step, clearing a stale one first.
+    """Make an empty pending directory for a step; a stale one is cleared first.
 
-    Where the name is taken by something that is not ours, or cannot be cleared, it gets a number behind it.
+    If its name belongs to something that is not ours, or that cannot be cleared, a number is added to the name.
 
     Raises:
-        NotADirectoryError: Something else is in the place of the step.
+        NotADirectoryError: Something else has the name of the step.
         OSError: The disk failed.
     """
-    check_place(root / name_of(Kind.COMMITTED, step))
+    check_is_directory(root / name_of(Kind.COMMITTED, step))
     leftovers: list[Leftover] = []
     for path in paths_of(root, Kind.PENDING, step):
         with contextlib.suppress(FileExistsError):
@@ -138,13 +139,13 @@ def stage(ops: DiskOps, root: Path, step: int) -> Staged:
 
 
 def seal(ops: DiskOps, pending: Path, manifest: Manifest, batch: SyncBatch | None = None) -> None:
-    """Write the manifest of a pending directory, and make it, the files of a batch and all entries durable.
+    """Write the manifest of a pending directory, and make it, the files of a batch and the directory durable.
 
-    What is not in the batch is durable already.
+    All other files are durable already.
 
     Raises:
         UnsyncedError: The directory could not be synced.
-        OSError: The manifest could not be written, or a file of the batch not be synced.
+        OSError: The manifest could not be written, or a file of the batch could not be synced.
     """
     write_bytes(ops, pending / MANIFEST_NAME, manifest.encode(), batch)
     if batch is not None:
@@ -154,7 +155,7 @@ def seal(ops: DiskOps, pending: Path, manifest: Manifest, batch: SyncBatch | Non
 
 
 def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> dict[str, FileRecord]:
-    """Read back the files that a user wrote, make them durable, and return their records.
+    """Read the files that a user wrote into a pending directory, make them durable, and return their records.
 
     Raises:
         CheckpointError: There is a symbolic link or a special file.
@@ -170,7 +171,7 @@ def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> di
             for entry in sorted(entries, key=lambda each: each.name):
                 name = f"{folder}/{entry.name}" if folder else entry.name
                 if name == MANIFEST_NAME:
-                    ops.unlink(pending / name)  # of a finalize that failed
+                    ops.unlink(pending / name)  # left by a failed attempt to commit
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(name)
                 else:
@@ -182,27 +183,27 @@ def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> di
 
 
 def move(ops: DiskOps, pending: Path, step: int) -> Moved:
-    """Give a sealed pending directory its committed name, which `make_durable` makes durable.
+    """Give a sealed pending directory its committed name, which `make_durable` then makes durable.
 
     Raises:
-        NotADirectoryError: Something else is in the place of the step.
-        OSError: The disk failed, or does not let the step's former directory go. What was committed still is, and the
-            pending directory is where it was.
+        NotADirectoryError: Something else has the name of the step.
+        OSError: The disk failed, or the step's former directory cannot be replaced. What was committed still is, and
+            the pending directory has its name still.
     """
     root = pending.parent
     committed, swapped, successor = (
         root / name_of(kind, step) for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.SUCCESSOR)
     )
     leftovers: tuple[Leftover, ...] = ()
-    found = look(root, step)
+    found = kinds_of(root, step)
     if found.keys() - {Kind.COMMITTED}:
         leftovers = tuple(settle(ops, root, step))
-        found = look(root, step)
-    for path, kind in ((committed, Kind.COMMITTED), (successor, Kind.SUCCESSOR)):
-        if found.get(kind) is False:
-            check_place(path)
-    name = standing(found)
-    current = None if name is None else root / name_of(name, step)
+        found = kinds_of(root, step)
+    for path, each in ((committed, Kind.COMMITTED), (successor, Kind.SUCCESSOR)):
+        if found.get(each) is False:
+            check_is_directory(path)
+    kind = committed_kind(found)
+    current = None if kind is None else root / name_of(kind, step)
     if current in (committed, successor):
         try:
             if ops.exchange(pending, current):
@@ -220,11 +221,11 @@ def move(ops: DiskOps, pending: Path, step: int) -> Moved:
 
 
 def make_durable(ops: DiskOps, moved: Moved) -> Published:
-    """Make moved names durable; what had the name before becomes trash.
+    """Make changed names durable. The step's former directory becomes trash.
 
     Raises:
-        OSError: The disk failed. The names were moved back, if that could be done, and nothing was deleted: nobody
-            knows which of them would survive a power cut.
+        OSError: The disk failed. The names were moved back, if that could be done. Nothing was deleted, because it is
+            not known which of the names would survive a power cut.
     """
     step, pending, path, old, was_renamed, _ = moved
     root = path.parent
@@ -244,9 +245,9 @@ def make_durable(ops: DiskOps, moved: Moved) -> Published:
         raise
     if old is None:
         return Published(path, None, moved.leftovers)
-    trash, leftovers = take_away(ops, old, step)
+    trash, leftovers = move_to_trash(ops, old, step)
     if path.name == name_of(Kind.SUCCESSOR, step):
-        leftovers += give_plain_name(ops, root, step)
+        leftovers += rename_successor(ops, root, step)
         path = locate(root, step) or path
     return Published(path, trash, (*moved.leftovers, *leftovers))
 

@@ -1,16 +1,17 @@
-"""How a checkpoint goes, and what becomes of what a killed writer left.
+"""Delete checkpoints, and clear what a killed writer has left.
 
-What `publish` says of the names is true at every moment of it. Besides:
+What `publish` says about names holds at every moment. Besides:
 
-1. Nothing is unlinked below a name that a reader goes by. A victim becomes `trash_step_N`, the parent is synced, and
-   only then are its files unlinked. Files are never truncated, because a reader may have them mapped.
+1. No file is unlinked while its directory has a name that readers use. The directory is renamed to `trash_step_N`, the
+   parent is synced, and only then are the files unlinked. They are never truncated, because a reader may have them
+   mapped.
 2. A directory that cannot be renamed, because it lies in a lower layer of overlayfs (EXDEV), is deleted in place: the
-   mark `deleted_step_N` is made and synced, and then everything goes, the manifest first and durably. The mark goes
-   last. So what is there of a step beside its mark, or below `new_step_N`, is ours to delete. Any other `step_N`
-   without a manifest is a damaged checkpoint, or somebody else's: nobody deletes it who is not told to.
-3. Deleting in place is never done beside the writer, which may give the name away again. Trash may be.
-4. What the file system will not let go of stays, and stops nothing: whoever asked is told what stays, and why. Nothing
-   is deleted through a mount point or a symbolic link.
+   mark `deleted_step_N` is made and synced, then all files are deleted, the manifest first and durably, and the mark
+   last. So what a step has beside its mark, or beside `new_step_N`, may be deleted. Any other `step_N` without a
+   manifest is a damaged checkpoint, or not a checkpoint: it is deleted only on request.
+3. Nothing is deleted in place while the writer works, because it may use the name again. Trash may be deleted then.
+4. What the file system refuses to delete stays, and does not stop anything else: it is returned, with the reason.
+   Nothing is deleted through a mount point or a symbolic link.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from asyncckpt.disk.listing import is_directory, names_in, what_stands_at
+from asyncckpt.disk.listing import describe_misnamed, is_directory, names_in
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
 from asyncckpt.disk.obstacles import explain, mounted_below
 from asyncckpt.runtime.pacing import Pacer, Stopped
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Leftover(NamedTuple):
-    """Something that stays because the file system does not let it go."""
+    """Something that the file system refuses to rename or delete."""
 
     path: Path
     errno: int | None
@@ -43,40 +44,40 @@ class Leftover(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, error: OSError) -> Self:
-        """Look what is in the way."""
+        """Find out why."""
         return cls(path, error.errno, explain(error, path))
 
     def __str__(self) -> str:
-        """Say what stays, and why."""
+        """Describe it, as a warning does."""
         return f"{self.path.name} cannot be removed: {self.reason}; the next start tries again"
 
 
 class Retired(NamedTuple):
-    """What became of steps that were to go."""
+    """The result of retiring steps."""
 
     trash: tuple[Path, ...]
-    """What `sweep` is to delete."""
+    """What `sweep` has to delete."""
     refused: dict[int, Leftover]
-    """Why steps stay committed, by step."""
+    """The steps that are committed still, and why."""
     leftovers: tuple[Leftover, ...]
-    """What cannot be removed of steps that are deleted."""
+    """What cannot be deleted of steps that are no longer committed."""
 
 
 class Swept(NamedTuple):
-    """What became of trash."""
+    """The result of deleting trash."""
 
     done: int
-    """How many of the directories were dealt with, the first ones."""
+    """How many directories were processed, in their order."""
     leftovers: tuple[Leftover, ...]
 
 
 def recover(ops: DiskOps, root: Path) -> list[Leftover]:
-    """Bring a directory that a killed writer left into order; only the lock's holder may call this.
+    """Finish or undo what a killed writer began; only the lock's holder may call this.
 
-    Every name that is found is durable afterwards: the writer may have been killed just before it synced them.
+    All names that are found are durable afterwards: the writer may have been killed just before it synced them.
 
     Returns:
-        What could not be deleted or moved back. It is in nobody's way.
+        What could not be deleted or moved back, which does no harm.
 
     Raises:
         OSError: The directory cannot be read or synced.
@@ -96,7 +97,7 @@ def recover(ops: DiskOps, root: Path) -> list[Leftover]:
 
 
 def settle(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
-    """Complete or undo what an overwrite or a deletion in place has left of a step, as far as that is possible.
+    """Finish or undo an overwrite or a deletion in place of a step, as far as that is possible.
 
     Raises:
         OSError: A directory could not be synced.
@@ -110,21 +111,21 @@ def settle(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
         if leftovers:
             return leftovers
     if is_directory(successor):
-        ops.sync_directory(root)  # it takes the others' place for good
+        ops.sync_directory(root)  # before the others are deleted, it must be durable
         for each in (swapped, committed):
-            leftovers += take_away(ops, each, step)[1]
-        leftovers += give_plain_name(ops, root, step)
+            leftovers += move_to_trash(ops, each, step)[1]
+        leftovers += rename_successor(ops, root, step)
     elif is_directory(swapped):
         if os.path.lexists(committed):
             ops.sync_directory(root)
-            leftovers += take_away(ops, swapped, step)[1]
+            leftovers += move_to_trash(ops, swapped, step)[1]
         else:
             leftovers += _renamed(ops, swapped, committed)
     return leftovers
 
 
-def take_away(ops: DiskOps, path: Path, step: int) -> tuple[Path | None, list[Leftover]]:
-    """Let a directory that something durable stands above become trash, which is returned, or delete it in place."""
+def move_to_trash(ops: DiskOps, path: Path, step: int) -> tuple[Path | None, list[Leftover]]:
+    """Rename a directory whose successor is durable to trash, which is returned, or delete it in place."""
     if not is_directory(path):
         return None, []
     trash = trash_path(path.parent, step)
@@ -135,8 +136,8 @@ def take_away(ops: DiskOps, path: Path, step: int) -> tuple[Path | None, list[Le
     return trash, []
 
 
-def give_plain_name(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
-    """Rename `new_step_N` to `step_N`, if that has gone; it stands for the step under either name."""
+def rename_successor(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
+    """Rename `new_step_N` to `step_N`, if that is free; readers find the step under either name."""
     committed = root / name_of(Kind.COMMITTED, step)
     if os.path.lexists(committed) or is_directory(root / name_of(Kind.DELETED, step)):
         return []
@@ -144,18 +145,18 @@ def give_plain_name(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
 
 
 def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool = True) -> Retired:
-    """Take away the committed names of steps.
+    """Rename the directories of steps to trash, or mark them as deleted.
 
-    That a step has no such name is made durable too: a save that failed may have moved its name back, or not.
+    The parent is synced even if a step has no committed name: a failed save may have moved its name back.
 
     Args:
         ops: The disk.
         root: The directory.
-        steps: Which.
-        durably: Whether no power cut can bring them back when this returns; otherwise `sweep` sees to it.
+        steps: The steps.
+        durably: Whether to sync the parent, so that no power cut can bring the steps back. `sweep` does it otherwise.
 
     Raises:
-        OSError: The disk failed. The names were given back, if that could be done.
+        OSError: The disk failed. The names were moved back, if that could be done.
     """
     undone: list[Callable[[], object]] = []
     trash: list[Path] = []
@@ -163,13 +164,13 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool = Tr
     refused: dict[int, Leftover] = {}
     try:
         for step in steps:
-            # What a name stands for shows when the one above it has gone: so the lowest goes first.
+            # If one name goes, readers find the step under the next one: so the name that counts least goes first.
             for kind in (Kind.SWAPPED, Kind.COMMITTED, Kind.SUCCESSOR):
                 path, into = root / name_of(kind, step), trash_path(root, step)
                 try:
                     if not is_directory(path):
                         if kind is not Kind.SWAPPED:
-                            check_place(path)
+                            check_is_directory(path)
                         continue
                     if _renamed_or_marked(ops, path, into, step, undone):
                         trash.append(into)
@@ -195,7 +196,7 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
         OSError: The directory could not be synced.
     """
     if trash:
-        ops.sync_directory(root)  # a victim's new name must be durable before its first file goes
+        ops.sync_directory(root)  # the new name must be durable before the first file is unlinked
     leftovers: list[Leftover] = []
     for number, path in enumerate(trash):
         try:
@@ -206,16 +207,16 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
 
 
 def sweep_all(ops: DiskOps, root: Path, stop: StopFlag | None = None) -> Swept:
-    """Delete all trash that is there, whoever left it, as `sweep` does."""
+    """Delete all trash in a directory, as `sweep` does."""
     trash = names_in(root, Pacer()).directories[Kind.TRASH]
     return sweep(ops, root, [root / name for _, name in sorted(trash)], stop)
 
 
 def discard(ops: DiskOps, path: Path) -> None:
-    """Delete what `clear` does.
+    """Delete a directory, as `clear` does.
 
     Raises:
-        OSError: Something in it stays; all else is deleted.
+        OSError: Something in it cannot be deleted; all else is.
     """
     if refusals := clear(ops, path):
         raise refusals[0]
@@ -225,7 +226,7 @@ def clear(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[OSErro
     """Delete a directory that has no committed name, if it exists.
 
     Returns:
-        Why something in it stays. All else is deleted.
+        The errors of what cannot be deleted. All else is deleted.
 
     Raises:
         Stopped: `stop` was set.
@@ -234,7 +235,7 @@ def clear(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[OSErro
 
 
 def delete_in_place(ops: DiskOps, path: Path) -> list[Leftover]:
-    """Delete a directory under its committed name, which means nothing any more: the manifest first, durably."""
+    """Delete a directory that has a committed name which no longer counts: the manifest first, durably."""
     if not is_directory(path):
         return []
     try:
@@ -247,38 +248,42 @@ def delete_in_place(ops: DiskOps, path: Path) -> list[Leftover]:
     return _cleared(ops, path)
 
 
-def check_place(path: Path) -> None:
-    """Refuse what is in the place of a checkpoint's directory and is none.
+def check_is_directory(path: Path) -> None:
+    """Refuse something that has the name of a checkpoint's directory.
 
     Raises:
-        NotADirectoryError: It is a symbolic link, or a file.
+        NotADirectoryError: The path is a symbolic link, or a file.
     """
     if os.path.lexists(path) and not is_directory(path):
-        raise NotADirectoryError(errno.ENOTDIR, f"{path.name}: {what_stands_at(path)}", str(path))
+        raise NotADirectoryError(errno.ENOTDIR, f"{path.name}: {describe_misnamed(path)}", str(path))
 
 
 def undo(error: OSError, action: Callable[[], object]) -> None:
-    """Move names back because of an error, which goes before one of the moving back."""
+    """Move names back because of an error; if that fails, the second error becomes a note of the first."""
     try:
         action()
-    except OSError as second:  # the first error is what matters; recovery understands what is left
+    except OSError as second:  # `recover` will handle what is left
         error.add_note(f"the names could not be moved back: {second}")
 
 
 def trash_path(root: Path, step: int) -> Path:
-    """Return a free name for what a step leaves behind."""
+    """Return a free path for the trash of a step."""
     return next(path for path in paths_of(root, Kind.TRASH, step) if not os.path.lexists(path))
 
 
 def _renamed_or_marked(ops: DiskOps, path: Path, into: Path, step: int, undone: list[Callable[[], object]]) -> bool:
-    """Rename a directory that is to go, or mark its step as deleted if that cannot be; note how to take it back."""
+    """Rename a directory to trash, or if that is impossible mark its step as deleted; add to `undone` how to undo it.
+
+    Returns:
+        Whether it was renamed.
+    """
     try:
         ops.rename(path, into)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         mark = path.with_name(name_of(Kind.DELETED, step))
-        if not is_directory(mark):  # else what was deleted before could not be removed
+        if not is_directory(mark):  # else an earlier deletion could not be finished
             ops.mkdir(mark)
             undone.append(functools.partial(ops.rmdir, mark))
         return False
@@ -287,12 +292,12 @@ def _renamed_or_marked(ops: DiskOps, path: Path, into: Path, step: int, undone: 
 
 
 def _finish_deletion(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
-    """Delete what is left of a marked step, then the mark."""
+    """Delete what is left of a step that is marked as deleted, then the mark."""
     leftovers = [
         each for kind in (Kind.SWAPPED, Kind.COMMITTED) for each in delete_in_place(ops, root / name_of(kind, step))
     ]
     if not leftovers:
-        ops.sync_directory(root)  # a mark that went first would leave the rest without one
+        ops.sync_directory(root)  # the mark must not go before the rest
         leftovers += _cleared(ops, root / name_of(Kind.DELETED, step))
     return leftovers
 
@@ -306,7 +311,7 @@ def _renamed(ops: DiskOps, path: Path, target: Path) -> list[Leftover]:
 
 
 def _cleared(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[Leftover]:
-    """Delete what `clear` does; return the directory if it stays."""
+    """Delete a directory, as `clear` does; return it if something in it stays."""
     return [Leftover.of(path, error) for error in clear(ops, path, stop)[:1]]
 
 
@@ -314,7 +319,7 @@ def _clear(ops: DiskOps, path: Path, mounted: set[Path], stop: StopFlag | None) 
     refusals: list[OSError] = []
     try:
         _check_not_mounted(path, mounted)
-        check_place(path)
+        check_is_directory(path)
         with os.scandir(path) as found:
             entries = sorted(found, key=lambda each: each.name)
     except FileNotFoundError:
@@ -327,17 +332,17 @@ def _clear(ops: DiskOps, path: Path, mounted: set[Path], stop: StopFlag | None) 
         if entry.is_dir(follow_symlinks=False):
             refusals += _clear(ops, Path(entry.path), mounted, stop)
         else:
-            refusals += _gone(ops.unlink, Path(entry.path))
-    return refusals or _gone(ops.rmdir, path)
+            refusals += _deleted(ops.unlink, Path(entry.path))
+    return refusals or _deleted(ops.rmdir, path)
 
 
 def _check_not_mounted(path: Path, mounted: set[Path]) -> None:
-    """Refuse a mount point: what lies below it may be anybody's."""
+    """Refuse a mount point, below which there may be files of others."""
     if path in mounted:
         raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
 
 
-def _gone(delete: Callable[[Path], object], path: Path) -> list[OSError]:
+def _deleted(delete: Callable[[Path], object], path: Path) -> list[OSError]:
     try:
         delete(path)
     except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""How much room a disk has, and what is said when there is too little.
+"""Measure the free space of a disk, and explain errors that are a lack of space.
 
-1. A lack of room stays the OSError that the system would raise, with its errno: what is added is how much was needed,
-   how much is free, and what to do.
-2. What `statvfs` says is a hint. It knows of no quota and of no limit on a file's size; a file system that says nothing
-   is taken to have room.
+1. A lack of space stays the OSError that the system raises, with its errno. Added are how much was needed, how much is
+   free, and what to do.
+2. What `statvfs` returns is a hint. It knows no quota and no limit on the size of a file. A file system that reports
+   nothing is assumed to have space.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ _WAYS_OUT: Final = {
     errno.EDQUOT: "the quota is used up, whatever the disk has left: make room within it, or have it raised",
     errno.EFBIG: "a file may not become so large here: raise the limit (ulimit -f), or use another file system",
 }
-"""What to do, by the errno of what a file system answers for lack of room."""
+"""What to do about each errno that is a lack of space."""
 _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
 def free_nbytes(path: Path) -> int | None:
-    """Return how much the disk of a path has left, in bytes; None where its file system does not say."""
+    """Return how much space the disk of a path has left, in bytes; None if its file system does not report that."""
     try:
         disk = os.statvfs(path)
-    except OSError:  # if there is something wrong with the disk, whoever writes will say it better
+    except OSError:  # if something is wrong with the disk, the error of the next write is better
         return None
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
 
 
 def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:
-    """Let an error that is a lack of room say so in full; any other stays as it is.
+    """Complete the text of an error that is a lack of space; any other stays as it is.
 
     Args:
-        error: What the disk answered.
+        error: The error.
         path: What was to be written, or the directory that it was to go to.
-        needed: How much room that takes, in words.
+        needed: How much space that takes, in words.
         advice: What else to do about it.
     """
     way_out = _WAYS_OUT.get(error.errno or 0)
@@ -58,7 +58,7 @@ def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:
 
 @contextmanager
 def explaining(path: Path, needed: Callable[[], str], advice: str = "") -> Iterator[None]:
-    """Let errors that pass say what they lack, as `explain` does."""
+    """Complete the errors that leave the block, as `explain` does."""
     try:
         yield
     except OSError as error:
@@ -75,7 +75,7 @@ def spell(nbytes: int) -> str:
 
 
 def _left(path: Path) -> str:
-    """Say what the disk of a path has left; of a path that is not there yet, that of the directory it will be in."""
+    """Say how much space the disk of a path has left; the path need not exist yet."""
     while not path.exists():
         path = path.parent
     disk = os.statvfs(path)

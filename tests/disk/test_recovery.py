@@ -135,7 +135,7 @@ def test_only_directories_count(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 6
     found = listing.scan(tmp_path)
     assert found.committed == {}
-    assert found.strangers == ("old_step_3", "step_1", "step_5")
+    assert found.misnamed == ("old_step_3", "step_1", "step_5")
     assert not found.has_leftovers
 
 

@@ -235,7 +235,7 @@ BUGS = (
             (
                 "disk/removal.py",
                 "            leftovers += _renamed(ops, swapped, committed)\n",
-                "            leftovers += take_away(ops, swapped, step)[1]\n",
+                "            leftovers += move_to_trash(ops, swapped, step)[1]\n",
             ),
         ),
         (("kill", "msgpack/recover/1"), ("power-cut", "msgpack/overwrite-renaming/1/few")),

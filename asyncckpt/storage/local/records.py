@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.disk.diagnosis import describe_checkpoint
-from asyncckpt.disk.listing import Scan, scan, what_stands_at
+from asyncckpt.disk.listing import Scan, describe_misnamed, scan
 from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.runtime.collector import young_collections_only
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def describe_strangers(root: Path, listing: Scan) -> list[str]:
-    """Say what has the name of a checkpoint in a directory and is none."""
-    return [f"{name} is no checkpoint: {what_stands_at(root / name)}" for name in listing.strangers]
+def describe_misnamed_entries(root: Path, listing: Scan) -> list[str]:
+    """Say what has the name of a checkpoint in a directory and is not one."""
+    return [f"{name} is no checkpoint: {describe_misnamed(root / name)}" for name in listing.misnamed]
 
 
 def say_if_gone(root: Path, known: Mapping[int, CheckpointRecord]) -> list[str]:
