@@ -73,8 +73,8 @@ async def leave_on_sigterm(
         message = "a block of leave_on_sigterm is active: the program exits once, so save everything in one, around all"
         raise ManagerUsageError(message)
     leaving = _Exit(deadline, signals)
-    leaving.set_handlers()
     try:
+        leaving.set_handlers()
         try:
             yield
         except asyncio.CancelledError:
@@ -83,7 +83,7 @@ async def leave_on_sigterm(
         finally:
             leaving.is_in_block = False
         if leaving.signal is None:
-            leaving.restore_handlers()
+            leaving.restore_handlers()  # until this is done, a signal may come
         if leaving.signal is not None:
             await leaving.save(save)
             raise SystemExit(128 + leaving.signal)
@@ -108,7 +108,6 @@ class _Exit:
         self._handlers_before: dict[signal.Signals, Any] = {}
 
     def set_handlers(self) -> None:
-        """Set the handlers."""
         _active[:] = [self]
         with _blocked(self.signals):
             for number in self.signals:
@@ -118,7 +117,7 @@ class _Exit:
                     self._loop.add_signal_handler(number, lambda: None)
                 signal.signal(number, self._handle)
 
-    def restore_handlers(self, *, in_child: bool = False) -> None:
+    def restore_handlers(self) -> None:
         """Restore the earlier handlers, except where the program has replaced this one."""
         if self not in _active:
             return
@@ -126,7 +125,7 @@ class _Exit:
         with _blocked(self.signals):
             for number, before in self._handlers_before.items():
                 if signal.getsignal(number) == self._handle:
-                    if not callable(before) and not in_child:  # a child's loop is its parent's
+                    if not callable(before):
                         self._loop.remove_signal_handler(number)
                     signal.signal(number, before or signal.SIG_DFL)
 
@@ -163,9 +162,8 @@ class _Exit:
                 raise
             self.task.uncancel()
         if self._is_over:
-            warn(
-                f"time ran out {self._deadline} s after the signal, or a second one came: the last save may be missing"
-            )
+            times = f"{self._deadline} s after the signal, or a second one came"
+            warn(f"time ran out {times}: the last save may be missing")
 
 
 @contextmanager
@@ -191,7 +189,7 @@ def _after_fork() -> None:
 
 def _after_fork_in_child() -> None:
     for leaving in _active.copy():
-        leaving.restore_handlers(in_child=True)
+        leaving.restore_handlers()
     _after_fork()
 
 

@@ -238,6 +238,21 @@ async def test_blocks_do_not_overlap() -> None:
         pass
 
 
+async def test_a_signal_that_cannot_be_handled_is_an_error() -> None:
+    """No block is entered, and a later one works."""
+
+    async def save() -> None:
+        """Nothing."""
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(RuntimeError, match="cannot be caught"):
+        async with asyncckpt.leave_on_sigterm(save, signals=(signal.SIGTERM, signal.SIGKILL)):
+            pass
+    assert signal.getsignal(signal.SIGTERM) == before
+    async with asyncckpt.leave_on_sigterm(save):
+        pass
+
+
 async def test_the_loops_own_handlers_go_on() -> None:
     """What the program has registered by `add_signal_handler` is called within the block, and after it."""
 
