@@ -113,12 +113,13 @@ def _mappable(contents: Contents) -> set[int]:
     """Return the arrays that become leaves, and that are, or can be mapped as, one run of memory."""
     _, index, segments, plan = contents
     found = plan.arrays - plan.contents - {box.whole for box in index.boxes.values()}
+    cut = {segment.array for segment in segments if segment.start}
     files: dict[int, int] = {}
-    for number, offset, nbytes, file, start in segments:
-        missing = index.arrays[number].nbytes - nbytes
-        if missing:
-            is_cut = offset % PAGE_NBYTES or (nbytes % PAGE_NBYTES and start != missing)
-            if is_cut or files.setdefault(number, file) != file:
+    for number, offset, nbytes, file, start in segments if cut else ():
+        if number in cut:
+            is_last = start + nbytes == index.arrays[number].nbytes
+            fits = offset % PAGE_NBYTES == 0 and (is_last or nbytes % PAGE_NBYTES == 0)
+            if not fits or files.setdefault(number, file) != file:
                 found.discard(number)
     return found
 

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -376,11 +375,15 @@ def _selected(frame: Frame) -> list[Any]:
 
 
 def _child_of(template: Any, key: Any) -> Any:
-    if template is ABSENT or type(template) in (deque, *SETS):
+    if template is ABSENT or type(template) in _WITHOUT_KEYS:
         return ABSENT
-    with contextlib.suppress(KeyError, IndexError):
+    try:
         return template[key]
-    return ABSENT
+    except (KeyError, IndexError):
+        return ABSENT
+
+
+_WITHOUT_KEYS: Final = frozenset({deque, *SETS})
 
 
 def _nearest(missing: Sequence[object], extra: Sequence[object]) -> str:

@@ -160,17 +160,20 @@ class LeafDecoder(ObjectDecoder):
         path = self._path()
         self._plan.paths.setdefault(number, path)
         adapter = find_adapter(type(template))
-        found = template if adapter is None or isinstance(template, np.ndarray) else adapter.leaf(template)
-        # Without an adapter, all that says what it is will do to be compared with, but nothing that is more.
-        is_array = hasattr(found, "dtype") and hasattr(found, "shape") and not isinstance(found, np.generic)
-        if not is_array or (isinstance(template, np.ndarray) and adapter is None):
+        found: Any = template
+        if isinstance(template, np.ndarray):
+            is_array = adapter is not None
+        else:  # whatever else says its dtype and shape can be compared with
+            found = template if adapter is None else adapter.leaf(template)
+            is_array = hasattr(found, "dtype") and hasattr(found, "shape") and not isinstance(found, np.generic)
+        if not is_array:
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
         if found.dtype != meta.dtype:
             self._mismatch("dtype", found.dtype, meta.dtype)
         if tuple(found.shape) != meta.shape:
             self._mismatch("shape", tuple(found.shape), meta.shape)
         if self._in_place:
-            target = self._target(number, template, path)
+            target = self._target(number, template, path, adapter)
             self._plan.destinations.setdefault(number, []).append(target)
         return None
 

@@ -28,6 +28,7 @@ from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction,
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from asyncckpt.arrays.adapters import ArrayAdapter
     from asyncckpt.arrays.target import ArrayTarget
 
 _MAX_UNKNOWN_TYPES: Final = 64
@@ -52,7 +53,8 @@ class ObjectDecoder(Walk):
         if wanted is None or not _is_same_type(wanted, name):
             self._mismatch("type", type_name(template), name)
         if self._in_place and wanted is STRING_ARRAY and self._arrays is None:
-            self._target(~id(template), template, self._path())  # strings have no number; one array may be twice
+            # Strings have no number of an array; one array may occur twice.
+            self._target(~id(template), template, self._path(), find_adapter(np.ndarray))
         if self._in_place and wanted.update is None and not wanted.is_value:
             reason = (
                 f"{type_name(template)} would be replaced, and whatever else holds it would keep the old one: give"
@@ -132,9 +134,8 @@ class ObjectDecoder(Walk):
             reason = brief(error)
             raise StateMismatchError(self._path(), "class", error.expected, error.found, reason=reason) from error
 
-    def _target(self, number: int, template: Any, path: str) -> ArrayTarget:
+    def _target(self, number: int, template: Any, path: str, adapter: ArrayAdapter | None) -> ArrayTarget:
         """Return what fills an array of the template with what has that number, and note that it will."""
-        adapter = find_adapter(type(template))
         if adapter is None:
             self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
         try:
