@@ -23,6 +23,7 @@ import xxhash
 from msgpack import ExtType
 
 from asyncckpt.state import index as ix
+from asyncckpt.state.containers import TYPES
 from asyncckpt.state.dtypes import dtype_from_plain
 
 if TYPE_CHECKING:
@@ -34,15 +35,6 @@ _CUT_LENGTH: Final = 200
 _DECIMAL_MAX_NBYTES: Final = 128  # longer ints are spelled in hex, which takes linear time and has no limit
 _SPECIAL: Final = re.compile("[/%\0\ud800-\udfff]")
 _DECIMAL: Final = re.compile("-?[0-9]+")
-_CONTAINER_NAMES: Final = {
-    ix.LIST: "list",
-    ix.TUPLE: "tuple",
-    ix.DICT: "dict",
-    ix.SET: "set",
-    ix.FROZENSET: "frozenset",
-    ix.DEQUE: "deque",
-    ix.ORDERED_DICT: "OrderedDict",
-}
 
 
 class Literal(NamedTuple):
@@ -99,7 +91,7 @@ def integer_text(data: bytes) -> str:
 
 def container_name(code: int) -> str:
     """Return Python's name of a container."""
-    return _CONTAINER_NAMES[code]
+    return str(TYPES[code].__name__)
 
 
 def _percent(character: str) -> str:
@@ -137,7 +129,7 @@ def _opening(node: Any) -> tuple[str, int]:
     if node.code == ix.OBJECT:
         return argument, 1
     count = argument[0] if node.code == ix.DEQUE else argument
-    return _CONTAINER_NAMES[node.code], 2 * count if node.code in ix.MAPPINGS else count
+    return container_name(node.code), 2 * count if node.code in ix.MAPPINGS else count
 
 
 def _leaf_literal(node: ix.Node) -> str:  # noqa: PLR0911 - one for each kind of node
@@ -158,7 +150,7 @@ def _leaf_literal(node: ix.Node) -> str:  # noqa: PLR0911 - one for each kind of
         return f"{dtype.name}({np.ndarray((), dtype, data)[()]!s})"
     if node.code == ix.NUMBERS:
         code, dtype, data = argument
-        return f"{_CONTAINER_NAMES[code]}({', '.join(map(repr, np.frombuffer(data, dtype).tolist()))})"
+        return f"{container_name(code)}({', '.join(map(repr, np.frombuffer(data, dtype).tolist()))})"
     if node.code == ix.NUMBERS_ARRAY:
-        return f"{_CONTAINER_NAMES[argument[0]]}(array {argument[1]})"
+        return f"{container_name(argument[0])}(array {argument[1]})"
     return f"array {argument}"

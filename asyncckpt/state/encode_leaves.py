@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import types
-from collections import OrderedDict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
@@ -22,6 +21,7 @@ from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
+from asyncckpt.state.containers import TYPES
 from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept, metadata_of
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.selection import join_path
@@ -38,15 +38,7 @@ INLINE_LEAF_NBYTES: Final = 4096
 SHORT_TEXT: Final = 64  # characters; strings and bytes up to this are counted as nodes, longer ones by their bytes
 _INLINE_NUMBERS: Final = 16_384  # in such lists; packing them takes a few milliseconds
 _CHUNK_NBYTES: Final = 1 << 18
-CONTAINER_CODES: Final[dict[type, int]] = {
-    list: ix.LIST,
-    tuple: ix.TUPLE,
-    dict: ix.DICT,
-    set: ix.SET,
-    frozenset: ix.FROZENSET,
-    deque: ix.DEQUE,
-    OrderedDict: ix.ORDERED_DICT,
-}
+CONTAINER_CODES: Final[dict[type, int]] = {type_: code for code, type_ in TYPES.items()}
 
 
 class TooLargeError(Exception):

@@ -40,11 +40,6 @@ class Selection:
         """Whether everything from here on is selected."""
         return any(all(part == _ANY_DEPTH for part in rest) for rest in self._rests)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing from here on can be selected."""
-        return not self._rests
-
     def below(self, key: object) -> Selection:
         """Return the selection as seen from the child at `key`."""
         if self.is_whole:

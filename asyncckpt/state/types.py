@@ -14,7 +14,7 @@ import datetime as dt
 import pathlib
 import random
 from collections import OrderedDict, deque
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
@@ -176,22 +176,13 @@ def _timezone(state: Any) -> dt.tzinfo | None:
     return zone if zone.tzname(None) == name else dt.timezone(offset, name)
 
 
-def _datetime_state(value: dt.datetime) -> object:
+def _time_state(value: dt.datetime | dt.time) -> object:
     return (value.replace(tzinfo=None, fold=0).isoformat(), value.fold, _timezone_state(value.tzinfo))
 
 
-def _datetime(state: Any) -> dt.datetime:
+def _time(cls: type[dt.datetime | dt.time], state: Any) -> dt.datetime | dt.time:
     text, fold, zone = state
-    return dt.datetime.fromisoformat(text).replace(fold=fold, tzinfo=_timezone(zone))
-
-
-def _time_state(value: dt.time) -> object:
-    return (value.replace(tzinfo=None, fold=0).isoformat(), value.fold, _timezone_state(value.tzinfo))
-
-
-def _time(state: Any) -> dt.time:
-    text, fold, zone = state
-    return dt.time.fromisoformat(text).replace(fold=fold, tzinfo=_timezone(zone))
+    return cls.fromisoformat(text).replace(fold=fold, tzinfo=_timezone(zone))
 
 
 def _timedelta_state(value: dt.timedelta) -> object:
@@ -257,9 +248,9 @@ _BUILTINS: Final = (
     Reduction("pure_posix_path", pathlib.PurePosixPath, str, pathlib.PurePosixPath, is_value=True),
     Reduction("pure_windows_path", pathlib.PureWindowsPath, str, pathlib.PureWindowsPath, is_value=True),
     Reduction("bytearray", bytearray, bytes, _bytearray, _update_bytearray),
-    Reduction("datetime", dt.datetime, _datetime_state, _datetime, is_value=True),
+    Reduction("datetime", dt.datetime, _time_state, partial(_time, dt.datetime), is_value=True),
     Reduction("date", dt.date, dt.date.isoformat, dt.date.fromisoformat, is_value=True),
-    Reduction("time", dt.time, _time_state, _time, is_value=True),
+    Reduction("time", dt.time, _time_state, partial(_time, dt.time), is_value=True),
     Reduction("timedelta", dt.timedelta, _timedelta_state, lambda state: dt.timedelta(*state), is_value=True),
     Reduction(
         "seed_sequence",
