@@ -215,8 +215,8 @@ class CheckpointManager:
     async def prewarm(self, state: object) -> None:
         """Allocate the memory that a save of `state` needs, so that the first save is as fast as later ones.
 
-        Copying into fresh memory takes three to four times as long as copying into memory that has been used. Nothing
-        is saved, and no reference to `state` is kept; only its structure and sizes matter.
+        Copying into fresh memory takes several times as long as copying into memory that has been used. Nothing is
+        saved, and no reference to `state` is kept; only its structure and sizes matter.
 
         Raises:
             UnsupportedLeafError: A leaf cannot be saved.

@@ -31,7 +31,7 @@ _WRITE_NBYTES: Final = 2048
 """An estimate of the Python objects of a write, in bytes; a small one has 1.5 KB (measured)."""
 OF_ALL_CHANGES: Final = (FileLockedError, ReadOnlyFileError)
 """The errors of a file that cannot be changed at all."""
-_BATCH_WRITES: Final = 512  # of one job, because settling each costs the loop 2 microseconds
+_BATCH_WRITES: Final = 512  # per job, because the loop settles each of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -33,8 +33,8 @@ class CheckpointRecord:
 
     step: int
     directory: str
-    """The path of its directory; empty if the store has no local directories. A str, because to make thousands of Paths
-    takes a fifth of the time in which a manager is opened."""
+    """The path of its directory; empty if the store has no local directories. A str, because creating thousands of
+    Paths would slow down the opening of a manager."""
     training_info: dict[str, Any] = field(default_factory=dict)
     """What was passed with it; numpy scalars have become numbers."""
     identity: Identity = field(default=None, repr=False, compare=False)

@@ -155,14 +155,15 @@ def test_the_table_of_objects_is_complete() -> None:
 
 def test_the_numbers_are_the_codes() -> None:
     """Sizes and bounds in the text are the code's."""
-    assert f"`block_nbytes` | {manifest.DIGEST_BLOCK_NBYTES}:" in PAGE
-    assert f"({stream.EXTENT_NBYTES} bytes)" in PAGE
-    assert f"a whole page of {PAGE_NBYTES} bytes" in PAGE
-    assert f"more than {encode_leaves.INLINE_LEAF_NBYTES} bytes or characters" in PAGE
-    assert f"runs of {encode._NUMBERS_MIN} or more" in PAGE
-    assert f"at most {packed.MAX_ROW} in one" in PAGE
-    assert f"in at most {index._MAX_DTYPE_NBYTES} bytes" in PAGE
-    assert f"at most {encode.MAX_KEY_DEPTH} deep" in PAGE
+    text = " ".join(PAGE.split())
+    assert f"`block_nbytes` | {manifest.DIGEST_BLOCK_NBYTES}:" in text
+    assert f"({stream.EXTENT_NBYTES} bytes)" in text
+    assert f"padded with zeros to a multiple of {PAGE_NBYTES} bytes" in text
+    assert f"more than {encode_leaves.INLINE_LEAF_NBYTES} bytes or characters" in text
+    assert f"lists and tuples of {encode._NUMBERS_MIN} or more" in text
+    assert f"at most {packed.MAX_ROW} in each" in text
+    assert f"in at most {index._MAX_DTYPE_NBYTES} bytes" in text
+    assert f"at most {encode.MAX_KEY_DEPTH} deep" in text
     assert f"`asyncckpt` | {index.FORMAT_VERSION}," in PAGE
     assert f"`format_version` | {manifest.FORMAT_VERSION} |" in PAGE
     assert re.search(r"on disk, version (\d+)", PAGE)[1] == str(index.FORMAT_VERSION)  # type: ignore[index]

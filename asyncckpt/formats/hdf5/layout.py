@@ -1,7 +1,7 @@
 """state.h5: an ordinary HDF5 file, for every HDF5 reader there is (docs/format.md has the mapping).
 
-1. The metadata is made here, byte by byte (`metadata`): through libhdf5 each dataset would cost fifty microseconds.
-   h5py only describes datatypes. An array has one segment, of any size.
+1. The metadata is encoded here, byte by byte (`metadata`), not by libhdf5 (docs/design.md, section 7, says why). h5py
+   only describes datatypes. An array has one segment, of any size.
 2. Every array is a dataset and every key a name. Python leaves are mirrored as attributes or small datasets, up to
    `MAX_LEAVES` in a file; the index, which is the dataset `/__asyncckpt__`, has them all.
 3. Below `MAX_DEPTH` and where no name leads, arrays lie in the group `/__asyncckpt_arrays__`, by number.
