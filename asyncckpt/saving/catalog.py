@@ -5,6 +5,10 @@
    already, and not be durable yet, or never have become so.
 3. A checkpoint found corrupt is still listed by `steps`, so that it can be examined and deleted, and is otherwise
    ignored.
+=======
+3. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing
+   else. The same holds for one without a manifest, which may be somebody else's: only `overwrite` replaces it.
+>>>>>>> 150d764 (A step without a manifest counts for nothing, and is named when it is first listed)
 """
 
 from __future__ import annotations
@@ -40,6 +44,8 @@ class Listed(NamedTuple):
     ranking: Ranking
     remarks: tuple[str, ...] = ()
     """Warnings about the directory."""
+    incomplete: frozenset[int] = frozenset()
+    """Which of them have no manifest."""
 
 
 def arrange(listing: Listing, request: PolicyRequest, file: MetricFile, remarks: Iterable[str] = ()) -> Listed:
@@ -54,9 +60,9 @@ def arrange(listing: Listing, request: PolicyRequest, file: MetricFile, remarks:
         remarks: What there is to warn of, besides what the listing and the document lead to.
     """
     policy, found = request.resolve(file)
-    candidates = (_candidate(record, policy) for record in listing.records.values())
-    ranking = Ranking(policy, candidates, Pacer())
-    return Listed(listing.records, ranking, (*found, *remarks, *listing.remarks))
+    whole = (record for record in listing.records.values() if record.step not in listing.incomplete)
+    ranking = Ranking(policy, (_candidate(record, policy) for record in whole), Pacer())
+    return Listed(listing.records, ranking, (*found, *remarks, *listing.remarks), listing.incomplete)
 
 
 class Catalog:
@@ -65,6 +71,7 @@ class Catalog:
     def __init__(self, policy: RetentionPolicy) -> None:
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, Identity] = {}
+        self._incomplete: frozenset[int] = frozenset()
         self._ranking = Ranking(policy)  # of the intact ones
         self._begun: set[int] = set()
         self.changes = 0
@@ -84,7 +91,7 @@ class Catalog:
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
-        self._records, self._ranking, _ = listed
+        self._records, self._ranking, _, self._incomplete = listed
         for step in self._begun & self._records.keys():
             del self._records[step]
         self._corrupt = {
@@ -101,6 +108,7 @@ class Catalog:
         is_in_order = record.step in self._records or record.step > next(reversed(self._records), -1)
         self._records[record.step] = record
         self._corrupt.pop(record.step, None)
+        self._incomplete -= {record.step}
         self._ranking.add(_candidate(record, self.policy))
         if not is_in_order:
             self._records = dict(sorted(self._records.items()))
@@ -147,7 +155,10 @@ class Catalog:
 
     def latest(self) -> int | None:
         """Return the newest intact step, or None."""
-        return next((step for step in reversed(self._records) if step not in self._corrupt), None)
+        return next((step for step in reversed(self._records) if self._is_intact(step)), None)
+
+    def _is_intact(self, step: int) -> bool:
+        return step not in self._corrupt and step not in self._incomplete
 
     def best(self) -> BestChoice:
         """Choose the best intact checkpoint."""
@@ -167,7 +178,7 @@ class Catalog:
         ranking.add(Candidate(step, metric_of(training_info, self.policy.metric_name)))
         steps = ranking.to_prune(committed=step)
         ranking.remove([step])
-        if step in self:
+        if step in self._records and self._is_intact(step):
             ranking.add(_candidate(self._records[step], self.policy))
         return [each for each in steps if each not in kept]
 

@@ -59,6 +59,8 @@ class Listing(NamedTuple):
     records: dict[int, CheckpointRecord]
     """By step, ascending."""
     remarks: tuple[str, ...] = ()
+    incomplete: frozenset[int] = frozenset()
+    """The steps that have no manifest: damaged, or not asyncckpt's. They do not count as checkpoints."""
 
 
 class Trash(NamedTuple):

@@ -35,6 +35,7 @@ def test_records_are_read_without_a_path_for_each(tmp_path: Path, root: str) -> 
     for count in (2, 40):
         for step in range(count):
             (directory / f"step_{step}").mkdir(parents=True, exist_ok=True)
+            (directory / f"step_{step}" / "manifest.json").touch()
         paths = 0
 
         def count_paths(frame: FrameType, event: str, _: Any) -> None:
@@ -77,6 +78,7 @@ def _make(root: Path, step: int, *, loss: float) -> None:
     directory = root / f"step_{step}"
     directory.mkdir(parents=True)
     (directory / "training_info.json").write_text(json.dumps({"loss": loss}))
+    (directory / "manifest.json").touch()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

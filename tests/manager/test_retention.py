@@ -7,6 +7,7 @@ import errno
 import math
 import shutil
 import warnings
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from helpers.gates import hold
 
 import asyncckpt
+from asyncckpt.storage.local import records
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -200,6 +202,60 @@ async def test_corrupt_ones_do_not_count(tmp_path: Path) -> None:
         await (await manager.save(4, {"a": 4}, training_info={"r": 0}))
         await manager.flush()
         assert manager.steps() == [2, 3, 4]
+
+
+@pytest.mark.parametrize("rule", [{"keep_latest_k": 2}, {"metric_name": "r", "keep_top_k": 2}])
+async def test_a_step_without_a_manifest_does_not_count(tmp_path: Path, rule: dict[str, Any]) -> None:
+    """It may be somebody else's: it is named once, stays listed, and is neither latest nor best, nor pruned."""
+    async with asyncckpt.CheckpointManager(tmp_path) as manager:
+        for step in (1, 2, 3):
+            await (await manager.save(step, {"a": step}, training_info={"r": step}))
+    theirs = tmp_path / "step_9" / "theirs"
+    theirs.parent.mkdir()
+    theirs.touch()
+    async with AsyncExitStack() as exits:
+        with pytest.warns(asyncckpt.CheckpointWarning, match="step_9 has no manifest.json.*does not count") as said:
+            manager = await exits.enter_async_context(asyncckpt.CheckpointManager(tmp_path, **rule))
+        assert len(said) == 1
+        assert manager.latest_step() == manager.best_step() == 3
+        loaded = await manager.load("latest")
+        assert loaded is not None
+        assert loaded.step == 3
+        await (await manager.save(4, {"a": 4}, training_info={"r": 4}))
+        await manager.flush()
+        await manager.refresh()
+        assert manager.steps() == [3, 4, 9]
+        with pytest.raises(asyncckpt.StepExistsError):
+            await manager.save(9, {"a": 9}, training_info={"r": 9})
+        assert theirs.exists()
+        await (await manager.save(9, {"a": 9}, training_info={"r": 9}, overwrite=True))
+        await manager.flush()
+        assert manager.latest_step() == 9
+        assert manager.steps() == [4, 9]
+
+
+async def test_a_checkpoint_that_is_replaced_while_it_is_listed_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its old directory, from which the manifest has gone, is not taken for it."""
+    async with asyncckpt.CheckpointManager(tmp_path) as manager:
+        for step in (1, 2):
+            await (await manager.save(step, {"a": step}))
+    look = records.identity_of
+
+    def replace_first(what: Any, at: int | None = None) -> Any:
+        if what == "manifest.json" and not (tmp_path / "trash_step_2").exists():
+            shutil.copytree(tmp_path / "step_2", tmp_path / "new")
+            (tmp_path / "step_2").rename(tmp_path / "trash_step_2")
+            (tmp_path / "new").rename(tmp_path / "step_2")
+            (tmp_path / "trash_step_2" / "manifest.json").unlink()
+        return look(what, at)
+
+    (tmp_path / "step_1").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(records, "identity_of", replace_first)
+    async with asyncckpt.CheckpointManager(tmp_path, read_only=True) as manager:
+        assert (tmp_path / "trash_step_2").exists()
+        assert manager.latest_step() == 2
 
 
 async def test_other_names_are_left_alone(tmp_path: Path) -> None:

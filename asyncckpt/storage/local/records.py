@@ -6,21 +6,17 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.disk.diagnosis import describe_checkpoint
-from asyncckpt.disk.listing import Scan, describe_misnamed, scan
+from asyncckpt.disk.listing import Scan, describe_misnamed, locate, scan
+from asyncckpt.disk.names import MANIFEST_NAME
 from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import Pacer
-from asyncckpt.storage.results import SHORTAGES, CheckpointRecord
+from asyncckpt.storage.results import SHORTAGES, CheckpointRecord, Listing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
-
-
-def describe_misnamed_entries(root: Path, listing: Scan) -> list[str]:
-    """Say what has the name of a checkpoint in a directory and is not one."""
-    return [f"{name} is no checkpoint: {describe_misnamed(root / name)}" for name in listing.misnamed]
 
 
 def say_if_gone(root: Path, known: Mapping[int, CheckpointRecord]) -> list[str]:
@@ -50,11 +46,13 @@ def scan_root(root: Path) -> Scan:
         raise NotADirectoryError(message) from None
 
 
-def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord]) -> list[CheckpointRecord]:
-    """Read the records of what was listed; `known` is that of `read_records`."""
+def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord], remarks: Iterable[str]) -> Listing:
+    """Read the records of what was listed; those in `known` are not read again, unless they have changed."""
+    remarks = [*remarks, *(f"{name} is no checkpoint: {describe_misnamed(root / name)}" for name in listing.misnamed)]
     if not listing.committed:
-        return []
-    records = []
+        return Listing({}, tuple(remarks))
+    records: dict[int, CheckpointRecord] = {}
+    incomplete: list[int] = []
     pacer = Pacer()
     below = _below(root)
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -64,11 +62,22 @@ def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord]
                 pacer.pause()
                 record = known.get(step)
                 if record is None or not _stands_for(record, below, name, at):
-                    record = _record(step, below, name, at)
-                records.append(record)
+                    record = _record(step, below, name, at, incomplete)
+                records[step] = record
     finally:
         os.close(at)
-    return records
+    incomplete = [step for step in incomplete if _is_incomplete(root, step, records[step].path)]
+    remarks += (
+        f"{listing.committed[step]} has no {MANIFEST_NAME}: it is damaged, or not asyncckpt's. It is listed,"
+        " does not count as a checkpoint, and stays until it is deleted or overwritten"
+        for step in incomplete
+    )
+    return Listing(records, tuple(remarks), frozenset(incomplete))
+
+
+def _is_incomplete(root: Path, step: int, path: Path) -> bool:
+    """Look again: when the manifest was not found, the checkpoint may have been replaced, or its deletion begun."""
+    return locate(root, step) == path and not os.path.lexists(path / MANIFEST_NAME)
 
 
 def _below(root: Path) -> str:
@@ -76,14 +85,20 @@ def _below(root: Path) -> str:
     return os.path.join(root, "")  # noqa: PTH118 - a Path would drop the separator
 
 
-def _record(step: int, below: str, name: str, at: int) -> CheckpointRecord:
-    """Read a record; `at` is a descriptor of the directory that holds the checkpoint."""
+def _record(step: int, below: str, name: str, at: int, incomplete: list[int]) -> CheckpointRecord:
+    """Read a record; `at` is a descriptor of the directory that holds the checkpoint.
+
+    If the checkpoint has no manifest, its step is added to `incomplete`.
+    """
     info: dict[str, Any] = {}
     identity = None  # of what could not be read: the next listing tries again
     try:
         directory = open_directory(name, at)
         try:
             found = identity_of(directory)
+            if not os.access(MANIFEST_NAME, os.F_OK, dir_fd=directory):
+                found = None
+                incomplete.append(step)
             info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
             identity = found
         finally:

@@ -19,7 +19,7 @@ from asyncckpt.storage.local.attempt import LocalAttempt
 from asyncckpt.storage.local.outcomes import explain, remarks_of, weigh
 from asyncckpt.storage.local.pending import PendingDirectories
 from asyncckpt.storage.local.reader import open_step
-from asyncckpt.storage.local.records import describe_misnamed_entries, read_listed, say_if_gone, scan_root
+from asyncckpt.storage.local.records import read_listed, say_if_gone, scan_root
 from asyncckpt.storage.results import Listing, NoRoomError, Retired, Swept
 
 if TYPE_CHECKING:
@@ -145,9 +145,7 @@ class LocalStore(CheckpointStore):
     # --- both ---------------------------------------------------------------------------------------------------------
 
     def _read(self, listing: Scan, known: Mapping[int, CheckpointRecord], remarks: list[str]) -> Listing:
-        records = read_listed(self._root, listing, known)
-        remarks += describe_misnamed_entries(self._root, listing)
-        return Listing({record.step: record for record in records}, tuple(remarks))
+        return read_listed(self._root, listing, known, remarks)
 
     def _recover(self) -> tuple[str, ...]:
         """Bring the directory into order, for the lock's holder; return what stays, and why."""
