@@ -58,7 +58,7 @@ class Session:
 
     async def enter(self) -> bool:
         """Open the file, if this is the outermost block; return False if the session has ended meanwhile."""
-        self._check(is_opening=True)
+        self._check_caller()
         async with self._opening:
             if self.is_over:
                 return False
@@ -112,8 +112,8 @@ class Session:
                 self._refusals.add(failure)
             await self._jobs.end()
 
-    def _check(self, *, is_opening: bool = False) -> None:
-        """Check that the file can be used now, in this thread and process."""
+    def _check_caller(self) -> None:
+        """Check that the session can be used in this thread and process."""
         if self._process != os.getpid():
             message = f"{self._file_name} was opened by the parent process: a forked child cannot use it"
             raise CheckpointerUsageError(message)
@@ -124,10 +124,15 @@ class Session:
         if running is not self._loop:
             message = f"{self._file_name} is open on another event loop: use it there, on that loop's thread"
             raise CheckpointerUsageError(message)
-        if not is_opening and (self._jobs.engine is None or self.is_over):
-            state = "is closed" if self._jobs.engine is None else "is being closed"
-            message = f"{self._file_name} {state}: use the view inside its `async with`"
+
+    def _check(self) -> Engine:
+        """Check that the file can be used here and now, and return its engine."""
+        self._check_caller()
+        engine = self._jobs.check_open()
+        if self.is_over:
+            message = f"{self._file_name} is being closed: use the view inside its `async with`"
             raise CheckpointerUsageError(message)
+        return engine
 
     # --- the index ----------------------------------------------------------------------------------------------------
 
@@ -146,11 +151,10 @@ class Session:
             CheckpointerUsageError: It is not small.
             QueueFullError: There is no room in the budget.
         """
-        self._check()
+        engine = self._check()
         self._refusals.raise_all()
         self._queue.names.check_way(path)
-        assert self._jobs.engine is not None  # noqa: S101 - it is open
-        flat = flatten_inline(self._jobs.engine.to_state(value), join_path(path))
+        flat = flatten_inline(engine.to_state(value), join_path(path))
         if flat is None:
             message = (
                 f"{path[0]!r}: a value of more than {INLINE_NBYTES} bytes, or of more than {INLINE_NODES} nodes in its"
@@ -168,26 +172,22 @@ class Session:
 
     async def save(self, path: Path, value: object) -> None:
         """Capture a value of any size; if it exceeds the whole budget, return when it has been written."""
-        self._check()
+        engine = self._check()
         self._refusals.raise_all()
         self._queue.names.check_way(path)
         await self._yield_to_loop()
         async with self._capturing:
-            flat = None if self._has_serializer() else flatten_inline(value, join_path(path))
-            if flat is not None:
-                nbytes = flat.encoded_nbytes + flat.array_nbytes
-                await self._jobs.become_writer()
-                await self._jobs.wait_for_room(nbytes)
-                self._enqueue(path, PackedValue.of_flat(flat), nbytes)
-                return
-            flat = await self._jobs.in_thread(self._flatten, path, value)
+            flat = None if engine.has_serializer else flatten_inline(value, join_path(path))
+            is_small = flat is not None
+            if flat is None:
+                flat = await self._jobs.in_thread(_flatten, engine, path, value)
             await self._jobs.become_writer()
             nbytes = flat.encoded_nbytes + flat.array_nbytes
-            if not self._queue.fits(nbytes):
+            if not is_small and not self._queue.fits(nbytes):
                 await self._stream(path, flat)
                 return
             await self._jobs.wait_for_room(nbytes)
-            self._enqueue(path, await self._jobs.capture(flat), nbytes)
+            self._enqueue(path, PackedValue.of_flat(flat) if is_small else await self._jobs.capture(flat), nbytes)
 
     def delete(self, path: Path) -> None:
         """Delete the value at a path.
@@ -218,14 +218,6 @@ class Session:
         if time.perf_counter() - self._yielded_at > _YIELD_SECONDS:
             await asyncio.sleep(0)
             self._yielded_at = time.perf_counter()
-
-    def _has_serializer(self) -> bool:
-        return self._jobs.engine is not None and self._jobs.engine.has_serializer
-
-    def _flatten(self, path: Path, value: object, context: JobContext) -> FlatState:
-        assert self._jobs.engine is not None  # noqa: S101 - it is open
-        with young_collections_only():
-            return flatten(self._jobs.engine.to_state(value), root=join_path(path), pacer=context.pacer)
 
     async def _stream(self, path: Path, flat: FlatState) -> None:
         """Write a value that exceeds the budget, without a copy, while the caller waits."""
@@ -274,6 +266,11 @@ class Session:
         self._check()
         await self._jobs.run(_commit)
         self._refusals.raise_all()
+
+
+def _flatten(engine: Engine, path: Path, value: object, context: JobContext) -> FlatState:
+    with young_collections_only():
+        return flatten(engine.to_state(value), root=join_path(path), pacer=context.pacer)
 
 
 def _commit(engine: Engine, context: JobContext) -> None:

@@ -151,7 +151,7 @@ class StoreJobs:
         try:
             async with self._running:
                 while True:
-                    engine = self._check_open()
+                    engine = self.check_open()
                     outcome = Outcome()
                     try:
                         result = await self._jobs.run_stoppable(stop, job, engine, outcome)
@@ -163,8 +163,9 @@ class StoreJobs:
             if not is_complete:
                 self._settle(Outcome(), change)
 
-    def _check_open(self) -> Engine:
-        if self.engine is None:  # it was closed while the caller waited
+    def check_open(self) -> Engine:
+        """Return the engine, or raise an error if the store is closed, perhaps while the caller waited."""
+        if self.engine is None:
             message = f"{self._file_name} is closed: use the view inside its `async with`"
             raise CheckpointerUsageError(message)
         return self.engine
@@ -201,7 +202,7 @@ class StoreJobs:
 
     async def in_thread(self, job: Callable[..., ResultT], *args: object) -> ResultT:
         """Run a job that does not use the store, and is stopped when the caller is cancelled."""
-        self._check_open()
+        self.check_open()
         return await self._jobs.run_in_context(0, job, *args)
 
     async def capture(self, flat: FlatState) -> CapturedValue:

@@ -96,14 +96,17 @@ class HDF5Store(FileStore[Content]):
         if isinstance(source, PackedValue):
             return build_captured(source.unpack(), context.pacer)
         if isinstance(source, InObjects):
-            assert self._foreign is not None  # noqa: S101 - it reads them
-            return self._foreign.read(key, context)
+            return self._read_objects(key, context)
         try:
             return source.file.read(key, source.extent, context)
         except CorruptCheckpointError as error:
             if not self._trusted or source.file is not self._current:
                 raise
             return self._read_modified(source.file, key, error, context)
+
+    def _read_objects(self, key: str, context: JobContext) -> Found:
+        assert self._foreign is not None  # noqa: S101 - there are such objects
+        return self._foreign.read(key, context)
 
     def _read_modified(self, file: NativeFile, key: str, error: CorruptCheckpointError, context: JobContext) -> Found:
         """Read a value that another program changed in place, which only its digest shows."""
@@ -129,9 +132,10 @@ class HDF5Store(FileStore[Content]):
             try:
                 extents = target.append(self._location.ops, values, context)
             except OSError as error:
-                if not self._can_fall_back(target):
+                current = self._fallback(target)
+                if current is None:
                     raise
-                target = self._fall_back(error, context)
+                target = self._fall_back(current, error, context)
                 extents = target.append(self._location.ops, values, context)
             source = InFile(target, extents[key])
         self._values.set(key, source)
@@ -156,12 +160,13 @@ class HDF5Store(FileStore[Content]):
             self._commit(target, context)
         except (OSError, CorruptCheckpointError) as error:
             # A new file has no room or cannot take the name, say, or a value that would be copied is damaged.
-            if not self._can_fall_back(target):
+            current = self._fallback(target)
+            if current is None:
                 raise
             for key, source in before.items():
                 if not (isinstance(source, InFile) and source.file is target):
                     self._values.set(key, source)
-            self._commit(self._fall_back(error, context), context)
+            self._commit(self._fall_back(current, error, context), context)
         self._is_dirty = False
         if self._postponement is not None and self._current is not None:
             self._location.warn_of_growth(self._current.tail, self._values.file_nbytes, self._postponement.reason)
@@ -257,14 +262,12 @@ class HDF5Store(FileStore[Content]):
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    def _can_fall_back(self, target: NativeFile) -> bool:
-        """Tell whether the target is a new file, instead of which the current one may be appended to."""
-        return target is self._temporary and self._appendable is not None
+    def _fallback(self, target: NativeFile) -> NativeFile | None:
+        """Return the current file, if the target is a new one and the current one may be appended to instead."""
+        return self._appendable if target is self._temporary else None
 
-    def _fall_back(self, reason: Exception, context: JobContext) -> NativeFile:
+    def _fall_back(self, current: NativeFile, reason: Exception, context: JobContext) -> NativeFile:
         """Discard the temporary file, append its values to the current file, and return that."""
-        current = self._current
-        assert current is not None  # noqa: S101 - asked before
         self._write_waiting(current, context)
         self._move_all(current, context)  # what was written to the new one directly
         self._files = [current]
@@ -301,8 +304,7 @@ class HDF5Store(FileStore[Content]):
         for key, source in list(self._values.sources.items()):
             if isinstance(source, InObjects):
                 if key not in target.foreign_objects:
-                    assert self._foreign is not None  # noqa: S101 - it reads them
-                    yield key, capture_live(self._foreign.read(key, context).value, key, context)
+                    yield key, capture_live(self._read_objects(key, context).value, key, context)
             elif isinstance(source, InFile) and source.file is not target:
                 yield key, source.file.stored(key, source.extent, context.pacer)
 
@@ -331,7 +333,7 @@ class HDF5Store(FileStore[Content]):
         except BaseException:
             if foreign is not None:
                 foreign.close()
-            if not self._can_fall_back(target):
+            if self._fallback(target) is None:
                 self._abandon()
             raise
         with self._abandoning_on_failure():
