@@ -137,10 +137,10 @@ class Session:
     # --- the index ----------------------------------------------------------------------------------------------------
 
     @property
-    def names(self) -> KeyIndex:
+    def index(self) -> KeyIndex:
         """The index with all pending changes; valid until the next change."""
         self._check()
-        return self._queue.names
+        return self._queue.index
 
     # --- writes -------------------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class Session:
         """
         engine = self._check()
         self._refusals.raise_all()
-        self._queue.names.check_way(path)
+        self._queue.index.check_way(path)
         flat = flatten_inline(engine.to_state(value), join_path(path))
         if flat is None:
             message = (
@@ -174,7 +174,7 @@ class Session:
         """Capture a value of any size; if it exceeds the whole budget, return when it has been written."""
         engine = self._check()
         self._refusals.raise_all()
-        self._queue.names.check_way(path)
+        self._queue.index.check_way(path)
         await self._yield_to_loop()
         async with self._capturing:
             flat = None if engine.has_serializer else flatten_inline(value, join_path(path))
@@ -197,17 +197,17 @@ class Session:
         """
         self._check()
         self._refusals.raise_all()
-        if not self._queue.names.contains(path):
-            raise missing(path, self._file_name, self._queue.names.keys())
+        if not self._queue.index.contains(path):
+            raise missing(path, self._file_name, self._queue.index.keys())
         self._enqueue(path, None, 0)
 
     async def remove(self, path: Path) -> None:
         """Delete the value at a path, as the file's writer; by a job, if the index cannot tell whether there is one."""
         self._check()
-        self._queue.names.check(path)
+        self._queue.index.check(path)
         await self._yield_to_loop()
         await self._jobs.become_writer()
-        if self._queue.names.find(path) is not None:
+        if self._queue.index.find(path) is not None:
             self.delete(path)
             return
         self._refusals.raise_all()
@@ -248,9 +248,9 @@ class Session:
     async def take(self, path: Path) -> Any:
         """Load the value at a path and delete it, unless the caller is cancelled before that."""
         self._check()
-        self._queue.names.check(path)
+        self._queue.index.check(path)
         await self._jobs.become_writer()
-        self._queue.names.check(path)  # another task, or another writer, may have been quicker
+        self._queue.index.check(path)  # another task, or another writer, may have been quicker
         stop = StopFlag()
 
         def action(engine: Engine, context: JobContext) -> Found:

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Found, Names
+    from asyncckpt.keyed.values import CapturedValue, Found
     from asyncckpt.runtime.context import JobContext
 
 ContentT = TypeVar("ContentT")
@@ -31,7 +32,7 @@ class Store(ABC):
 
     @property
     @abstractmethod
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         """The keys in their order, each with what is known of the dicts in its value; staged changes included."""
 
     keeps: ClassVar[bool] = True

@@ -23,8 +23,9 @@ from asyncckpt.keyed.location import FileLocation
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import Rewrite
-    from asyncckpt.keyed.values import CapturedValue, Found, Names
+    from asyncckpt.keyed.values import CapturedValue, Found
     from asyncckpt.runtime.context import JobContext
 
 _CHUNK_NBYTES: Final = 1 << 20
@@ -90,7 +91,7 @@ class FileObjectStore(Store):
         self._is_changed = False
 
     @property
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         """See `Store`."""
         return self._inner.entries
 

@@ -1,7 +1,7 @@
 """The index of an asynchronous view: the keys of a file and of the dicts in its values, in memory.
 
-It is read and changed on the loop's thread, which never waits for it. The names of a value are shared with its store
-and with other indexes, so an index never changes them but replaces them by copies.
+It is read and changed on the loop's thread, which never waits for it. The key tree of a value is shared with its
+store and with other indexes, so an index never changes it but replaces it by a copy.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.engine import Path
-    from asyncckpt.keyed.values import CapturedValue, Names, PackedValue
+    from asyncckpt.keyed.key_tree import KeyTree
+    from asyncckpt.keyed.values import CapturedValue, PackedValue
 
 
 class KeyIndex:
-    """The keys of a file, each with the `asyncckpt.keyed.values.Names` of its value."""
+    """The keys of a file, each with the key tree of its value."""
 
-    def __init__(self, names: dict[str, Names], file_name: str, *, keeps: bool = True) -> None:
-        self._names = names
+    def __init__(self, trees: dict[str, KeyTree], file_name: str, *, keeps: bool = True) -> None:
+        self._trees = trees
         self._file_name = file_name
         self._keeps = keeps
 
@@ -35,23 +36,23 @@ class KeyIndex:
 
     def copy(self) -> KeyIndex:
         """Return an independent copy."""
-        return KeyIndex(dict(self._names), self._file_name, keeps=self._keeps)
+        return KeyIndex(dict(self._trees), self._file_name, keeps=self._keeps)
 
     def __len__(self) -> int:
         """Return the number of top-level keys."""
-        return len(self._names)
+        return len(self._trees)
 
     def view(self) -> KeysView[str]:
         """Return a live view of the top-level keys."""
-        return self._names.keys()
+        return self._trees.keys()
 
     def keys(self) -> list[str]:
         """Return the top-level keys."""
-        return list(self._names)
+        return list(self._trees)
 
     def find(self, path: Path) -> bool | None:
         """Tell whether there is a value at a path; None if the index does not have the keys to tell."""
-        at: Any = self._names
+        at: Any = self._trees
         for part in path:
             if at is False:
                 return None
@@ -99,7 +100,7 @@ class KeyIndex:
         except TypeError as error:
             message = f"{path!r} is not a path into nested dicts, whose keys are hashable: {error}"
             raise TypeError(message) from None
-        at: Any = self._names
+        at: Any = self._trees
         for number, part in enumerate(path[:-1], 1):
             if not isinstance(at, dict) or part not in at:
                 return
@@ -114,11 +115,11 @@ class KeyIndex:
             if self.find(path):
                 del self._owner(path)[path[-1]]
         elif self._keeps:
-            self._owner(path)[path[-1]] = captured.names
+            self._owner(path)[path[-1]] = captured.key_tree
 
-    def _owner(self, path: Path) -> dict[Any, Names]:
+    def _owner(self, path: Path) -> dict[Any, KeyTree]:
         """Return a copy of the dict that the last part of a path is in, to be changed; copy those on the way to it."""
-        at = self._names
+        at = self._trees
         for part in path[:-1]:
             below = at.get(part, {})
             if not isinstance(below, dict):  # not known, or not a dict, which the job will report

@@ -127,7 +127,7 @@ class FileLifecycle(ABC):
     def _known_keys(self) -> list[str] | None:
         """Return the keys of the file; None where they cannot be read without blocking a loop."""
         if self._session is not None:
-            return self._session.names.keys()
+            return self._session.index.keys()
         try:
             with self._using() as engine:
                 return engine.keys()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.keyed.base import Store
-from asyncckpt.keyed.values import Found, build_captured, capture_live, plain_names
+from asyncckpt.keyed.key_tree import key_tree_of_value
+from asyncckpt.keyed.values import Found, build_captured, capture_live
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.key_tree import KeyTree
+    from asyncckpt.keyed.values import CapturedValue
     from asyncckpt.runtime.context import JobContext
 
 
@@ -23,12 +25,12 @@ class MemoryStore(Store):
         self._deleted: dict[str, None] = {}
         self._staged: dict[str, Any] = {}  # put after what was deleted
         self._unknown_types: dict[str, Mapping[str, str]] = {}
-        self._entries: dict[str, Names] = {}
+        self._entries: dict[str, KeyTree] = {}
         for batch in work.pacer.batches(self._values.items()):
-            self._entries.update((key, plain_names(value)) for key, value in batch)
+            self._entries.update((key, key_tree_of_value(value)) for key, value in batch)
 
     @property
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         """See `Store`."""
         return self._entries
 
@@ -46,7 +48,7 @@ class MemoryStore(Store):
         found = build_captured(value, work.pacer)
         self._values[key] = self._staged[key] = found.value
         self._unknown_types[key] = found.unknown_types
-        self._entries[key] = value.names
+        self._entries[key] = value.key_tree
 
     def delete(self, key: str, work: JobContext) -> None:  # noqa: ARG002 - see `Store`
         """See `Store`."""
@@ -73,7 +75,7 @@ class NullStore(Store):
     keeps = False
 
     @property
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         """Always empty."""
         return {}
 

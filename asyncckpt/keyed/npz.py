@@ -21,8 +21,9 @@ from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, UntrustedFileError
 from asyncckpt.formats import key_names as names
 from asyncckpt.keyed.base import FileStore
+from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
 from asyncckpt.keyed.npz_file import SUFFIX, NpzFile, check_expansion, damaged, npy_header, told
-from asyncckpt.keyed.values import Found, build_value, flat_names, nested_names, runs_of
+from asyncckpt.keyed.values import Found, build_value, runs_of
 from asyncckpt.state import index as ix
 from asyncckpt.state.packed import TEXT_ERRORS
 from asyncckpt.state.segments import Segment
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.arrays.meta import ArrayMeta
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.values import CapturedValue
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
@@ -54,7 +56,7 @@ class _Item(NamedTuple):
     file: NpzFile
     members: tuple[ZipInfo, ...]
     tree: bytes | None
-    names: Names
+    key_tree: KeyTree
 
 
 class _Content(NamedTuple):
@@ -75,7 +77,7 @@ class NumPyStore(FileStore[_Content]):
 
     def _use(self, content: _Content) -> None:
         self._items: dict[str, _Item] = {}
-        self._entries: dict[str, Names] = {}
+        self._entries: dict[str, KeyTree] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
         self._temporary: NpzFile | None = None
         for key, item in content.items.items():
@@ -86,7 +88,7 @@ class NumPyStore(FileStore[_Content]):
             file.close_file()
 
     @property
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         """See `Store`."""
         return self._entries
 
@@ -129,7 +131,7 @@ class NumPyStore(FileStore[_Content]):
         except BaseException:
             temporary.end = before
             raise
-        self._set(key, _Item(temporary, tuple(members), tree, value.names))
+        self._set(key, _Item(temporary, tuple(members), tree, value.key_tree))
 
     def delete(self, key: str, work: JobContext) -> None:
         """See `Store`."""
@@ -189,7 +191,7 @@ class NumPyStore(FileStore[_Content]):
             if lacking := [name for name in listed if name not in by_name]:
                 damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
             members = tuple([by_name.pop(name) for name in dict.fromkeys(listed)])
-            items[key] = _Item(file, members, tree, nested_names(of))
+            items[key] = _Item(file, members, tree, unflatten_key_tree(of))
         return items
 
     def _rows(self, file: NpzFile, by_name: dict[str, ZipInfo], pacer: Pacer) -> Iterator[_Row]:
@@ -264,7 +266,7 @@ class NumPyStore(FileStore[_Content]):
     def _set(self, key: str, item: _Item) -> None:
         self._drop(key)
         self._items[key] = item
-        self._entries[key] = item.names
+        self._entries[key] = item.key_tree
         self._owners.update((info.filename, key) for info in item.members)
         self._is_changed = True
 
@@ -292,7 +294,7 @@ def _encode_directory(items: dict[str, _Item], pacer: Pacer) -> bytes:
     chunks = [packer.pack_map_header(len(_HEAD) + 1), *(packer.pack(each) for pair in _HEAD.items() for each in pair)]
     chunks += [packer.pack("keys"), packer.pack_array_header(len(items))]
     for key, item in items.items():
-        row = key, flat_names(item.names), item.tree, [info.filename for info in item.members]
+        row = key, flatten_key_tree(item.key_tree), item.tree, [info.filename for info in item.members]
         chunks.append(packer.pack(row))
         pacer.pause()
     return b"".join(chunks)

@@ -93,7 +93,7 @@ class WriteQueue:
         self._last: dict[str, int] = {}
         self._max_staged_nbytes = max_staged_nbytes
         self._stored = stored
-        self.names = stored.copy()
+        self.index = stored.copy()
         """The index with all pending changes."""
         self.number = 0
         """The number of the last change."""
@@ -118,7 +118,7 @@ class WriteQueue:
 
     def announce(self, path: Path, captured: CapturedValue | PackedValue | None, nbytes: int = 0) -> Change:
         """Register a change that a job of its own makes, and show it in the index."""
-        self.names.note(path, captured)
+        self.index.note(path, captured)
         self.number += 1
         change = Change(self.number, path, captured, nbytes)
         self._pending[self.number] = change
@@ -202,9 +202,9 @@ class WriteQueue:
                 if self._last.get(each.path[0]) == each.number:
                     del self._last[each.path[0]]
         if outcome.found is not None or outcome.dropped or refused or (own and outcome.done[-1:] != own):
-            self.names = self._stored.copy()
+            self.index = self._stored.copy()
             for pending in self._pending.values():
-                self.names.note(pending.path, pending.captured)
+                self.index.note(pending.path, pending.captured)
 
     def clear(self) -> None:
         """Drop all writes in the queue."""

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from asyncckpt.keyed.engine import Engine, Path
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.pending_writes import Change
-    from asyncckpt.keyed.values import Names
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.state.flat import FlatState
 
@@ -62,7 +62,7 @@ class StoreJobs:
         self._running = asyncio.Lock()  # one job at a time
         self._drainer: asyncio.Task[None] | None = None
         self._is_writer = False
-        self._entries: Mapping[str, Names] | None = None  # of which the index was made
+        self._entries: Mapping[str, KeyTree] | None = None  # of which the index was made
         self._found: KeyIndex | None = None
 
     # --- opening and closing ------------------------------------------------------------------------------------------

@@ -7,21 +7,19 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgpack
 import numpy as np
 
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.arrays.source import bytes_of
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import warn
+from asyncckpt.keyed.key_tree import key_tree_of
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.memory import SMALL_BOUNDARY
-from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.capture import Capture
 from asyncckpt.state.decode import Decoder
@@ -34,12 +32,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from asyncckpt.disk.write_blocks import ArrayBytes
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.runtime.context import JobContext
+    from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.capture import Snapshot
-
-Names: TypeAlias = "dict[Any, Any] | bool | None"
-"""The keys of a dict, each with the names of its value; None for a value that is not a dict; False if not known."""
 
 
 class Found(NamedTuple):
@@ -50,8 +47,6 @@ class Found(NamedTuple):
     """Names of types whose objects came back as plain data, each with the path of the first object."""
 
 
-_MAX_NAMES: Final = 256
-_MAX_DEPTH: Final = 32
 _COPY_NBYTES: Final = 1 << 20
 _ZEROS: Final = bytes(SMALL_BOUNDARY)
 
@@ -60,20 +55,20 @@ _ZEROS: Final = bytes(SMALL_BOUNDARY)
 class CapturedValue(Capture):
     """A value as a store takes it."""
 
-    names: Names
+    key_tree: KeyTree
     _packed: PackedValue | None = None
 
     @classmethod
     def of_index(
-        cls, index: ix.Index, snapshot: Snapshot, names: Names, packed: PackedValue | None = None
+        cls, index: ix.Index, snapshot: Snapshot, key_tree: KeyTree, packed: PackedValue | None = None
     ) -> CapturedValue:
-        """Combine an index, where the bytes of its arrays are, and its names."""
-        return cls(FlatState(chunks=list(index.chunks), arrays=list(index.arrays)), snapshot, names, packed)
+        """Combine an index, where the bytes of its arrays are, and its key tree."""
+        return cls(FlatState(chunks=list(index.chunks), arrays=list(index.arrays)), snapshot, key_tree, packed)
 
     @classmethod
     def of(cls, capture: Capture) -> CapturedValue:
-        """Add the names of its dicts to a capture."""
-        return cls(capture.flat, capture.snapshot, names_of(capture.flat.chunks))
+        """Add its key tree to a capture."""
+        return cls(capture.flat, capture.snapshot, key_tree_of(capture.flat.chunks))
 
     @property
     def stored_nbytes(self) -> int:
@@ -86,41 +81,41 @@ class CapturedValue(Capture):
             return self._packed.share()
         index = self.index
         arrays = (b"".join(run.tobytes() for run in runs_of(self, number)) for number in range(len(index.arrays)))
-        return PackedValue.of(index, arrays, self.names)
+        return PackedValue.of(index, arrays, self.key_tree)
 
 
 class PackedValue:
     """A small value in memory, in few objects that a garbage collection walks over, because there may be many."""
 
-    __slots__ = ("_arrays", "_index", "names", "stored_nbytes")
+    __slots__ = ("_arrays", "_index", "key_tree", "stored_nbytes")
 
-    def __init__(self, index: tuple[Any, ...], arrays: bytes, names: Names, stored_nbytes: int) -> None:
+    def __init__(self, index: tuple[Any, ...], arrays: bytes, key_tree: KeyTree, stored_nbytes: int) -> None:
         self._index = index
         self._arrays = arrays
-        self.names = names
+        self.key_tree = key_tree
         self.stored_nbytes = stored_nbytes
 
     @classmethod
-    def of(cls, index: ix.Index, arrays: Iterable[bytes], names: Names) -> PackedValue:
+    def of(cls, index: ix.Index, arrays: Iterable[bytes], key_tree: KeyTree) -> PackedValue:
         """Pack an index and the bytes of its arrays."""
         padded = b"".join([part for data in arrays for part in (data, _ZEROS[: -len(data) % SMALL_BOUNDARY])])
-        return cls(pack_index(index), padded, names, _stored_nbytes(index))
+        return cls(pack_index(index), padded, key_tree, _stored_nbytes(index))
 
     @classmethod
     def of_flat(cls, flat: FlatState) -> PackedValue:
         """Pack a flattened value, so that the caller may change it."""
-        return cls.of(flat.index(), map(bytes_of, flat.sources), names_of(flat.chunks))
+        return cls.of(flat.index(), map(bytes_of, flat.sources), key_tree_of(flat.chunks))
 
     def share(self) -> PackedValue:
         """Return another one of the same memory, to be released by itself."""
-        return PackedValue(self._index, self._arrays, self.names, self.stored_nbytes)
+        return PackedValue(self._index, self._arrays, self.key_tree, self.stored_nbytes)
 
     def unpack(self) -> CapturedValue:
         """Return it as a store takes it."""
         index = unpack_index(self._index)
         offsets = accumulate((-(-meta.nbytes // SMALL_BOUNDARY) * SMALL_BOUNDARY for meta in index.arrays), initial=0)
         arrays = ArraysInMemory(self._arrays, dict(enumerate(offsets)))
-        return CapturedValue.of_index(index, arrays, self.names, self)
+        return CapturedValue.of_index(index, arrays, self.key_tree, self)
 
     def release(self) -> None:
         """Let go of the memory; more than once does no harm."""
@@ -261,98 +256,3 @@ def _runs(source: ArrayBytes, number: int, total: int, nbytes: int = _COPY_NBYTE
             spare = np.empty(min(nbytes, total), np.uint8)
         source.copy_to(spare[:count], number, start)
         yield spare[:count]
-
-
-def names_of(chunks: list[bytes]) -> Names:
-    """Return the names of an encoded value; False if they are too many.
-
-    They are decoded, instead of taken from the value, so that they are those that are stored even if another thread
-    changes the value meanwhile.
-    """
-    if not chunks or len(chunks[0]) > 1 << 16:
-        return False
-    nodes = iter(ix.read_nodes(chunks[:1], Pacer(yields=False)))
-    try:
-        return _Names(nodes).read(0)
-    except (StopIteration, _UnknownError):
-        return False
-
-
-def plain_names(value: object) -> Names:
-    """Return the names of a value, up to the same number and depth as `names_of`."""
-    left = _MAX_NAMES
-
-    def read(value: object, depth: int) -> Names:
-        nonlocal left
-        if type(value) not in (dict, OrderedDict):
-            return None
-        left -= len(value)  # type: ignore[arg-type]
-        if left < 0 or depth > _MAX_DEPTH:
-            raise _UnknownError
-        return {key: read(child, depth + 1) for key, child in value.items()}  # type: ignore[attr-defined]
-
-    try:
-        return read(value, 0)
-    except _UnknownError:
-        return False
-
-
-def flat_names(names: Names) -> object:
-    """Return names as lists of keys and their names, because common msgpack readers refuse maps with other than str."""
-    if not isinstance(names, dict):
-        return names
-    return [each for key, below in names.items() for each in (key, flat_names(below))]
-
-
-def nested_names(flat: Any) -> Names:
-    """Return names from what `flat_names` returned; False if they are damaged."""
-    if flat is None or type(flat) is not list:
-        return None if flat is None else False
-    try:
-        return {key: nested_names(below) for key, below in zip(flat[::2], flat[1::2], strict=True)}
-    except (TypeError, ValueError, RecursionError):
-        return False
-
-
-class _UnknownError(Exception):
-    pass
-
-
-class _Names:
-    def __init__(self, nodes: Iterator[ix.Node]) -> None:
-        self._nodes = nodes
-        self._left = _MAX_NAMES
-
-    def read(self, depth: int) -> Names:
-        node = next(self._nodes)
-        if type(node) is not msgpack.ExtType or node.code not in ix.MAPPINGS:
-            if depth:
-                self._skip(node)
-            return None
-        if depth > _MAX_DEPTH:
-            raise _UnknownError
-        found: dict[Any, Any] = {}
-        for _ in range(ix.argument_of(node)):
-            key = next(self._nodes)
-            self._left -= 1
-            if type(key) is msgpack.ExtType or self._left < 0:
-                raise _UnknownError
-            found[key] = self.read(depth + 1)
-        return found
-
-    def _skip(self, node: ix.Node) -> None:
-        left = _children(node)
-        while left:
-            left += _children(next(self._nodes)) - 1
-
-
-def _children(node: ix.Node) -> int:
-    if type(node) is not msgpack.ExtType:
-        return 0
-    if node.code == ix.OBJECT:
-        return 1
-    if node.code not in ix.CONTAINERS:
-        return 0
-    argument = ix.argument_of(node)
-    count: int = argument[0] if node.code == ix.DEQUE else argument
-    return 2 * count if node.code in ix.MAPPINGS else count

@@ -78,7 +78,7 @@ class AsyncCheckpointer:
 
     def keys(self) -> AwaitableList[str]:
         """Return the keys in the order in which they were added. The list may be awaited, too."""
-        return AwaitableList(self._rules.visible(self._session.names.view()))
+        return AwaitableList(self._rules.visible(self._session.index.view()))
 
     def __contains__(self, key: object) -> bool:
         """Tell whether there is a value, and the key is allowed.
@@ -90,7 +90,7 @@ class AsyncCheckpointer:
             path = parse_key(key)
         except TypeError:
             return False
-        return self._rules.allows(path[0]) and self._session.names.contains(path)
+        return self._rules.allows(path[0]) and self._session.index.contains(path)
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over a snapshot of the keys."""
@@ -98,7 +98,7 @@ class AsyncCheckpointer:
 
     def __len__(self) -> int:
         """Return the number of keys."""
-        return len(self._session.names) if self._rules.allow_all else len(self.keys())
+        return len(self._session.index) if self._rules.allow_all else len(self.keys())
 
     # --- changes ------------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from asyncckpt.runtime.memory import PAGE_NBYTES
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from asyncckpt.keyed.values import Names
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.runtime.pacing import Pacer
 
 FORMAT_VERSION: Final = 1
@@ -131,7 +131,7 @@ class Extent(NamedTuple):
     """The address of the header of its own HDF5 object; None if it has none."""
     array_nbytes: int
     """Bytes of its arrays."""
-    names: Names
+    key_tree: KeyTree
     """The keys of its dicts."""
     data_offset: int | None
     """The offset of the arrays of a small value, which its index follows; None for a large one."""

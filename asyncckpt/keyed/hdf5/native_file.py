@@ -308,12 +308,12 @@ class NativeFile:
     def stored(self, key: str, extent: Extent, pacer: Pacer) -> CapturedValue:
         """Return a value that is to be copied to another file. The arrays of a large one are not read yet."""
         if extent.digest is not None:
-            return CapturedValue.of_index(*self._read_small(key, extent, pacer), extent.names)
+            return CapturedValue.of_index(*self._read_small(key, extent, pacer), extent.key_tree)
         index, segments = self._read_index(key, extent, pacer)
         # The copy gets HDF5 objects of its own. These are verified, so that a change to them is not lost silently.
         self._read(key, extent.region, [self._objects_of(extent)], None)
         arrays = _StoredArrays(self, key, extent.region, segments)
-        return CapturedValue.of_index(index, arrays, extent.names)
+        return CapturedValue.of_index(index, arrays, extent.key_tree)
 
     def copy(self, key: str, region: Region, offset: int, target: Bytes) -> None:
         """Read and verify a run of bytes of a region; from any thread."""

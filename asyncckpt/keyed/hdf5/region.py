@@ -89,7 +89,7 @@ class RegionPlan:
                 index_nbytes=len(encoded),
                 address=addresses.get(names[number]),
                 array_nbytes=sum(meta.nbytes for meta in index.arrays),
-                names=value.names,
+                key_tree=value.key_tree,
                 data_offset=None,
                 digest=None,
             )

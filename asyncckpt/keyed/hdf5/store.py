@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.hdf5.foreign_file import ForeignFile
     from asyncckpt.keyed.hdf5.value_table import Source
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Found, Names
+    from asyncckpt.keyed.values import CapturedValue, Found
     from asyncckpt.runtime.context import JobContext
 
 _MEMORY_NBYTES: Final = 16 << 20  # of values that wait
@@ -82,9 +83,9 @@ class HDF5Store(FileStore[Content]):
         self._values = ValueTable(sources)
 
     @property
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         """See `Store`."""
-        return self._values.names
+        return self._values.key_trees
 
     def disk_use(self) -> tuple[Path, int]:
         """See `Store`."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.keyed.hdf5.catalog import Extent
     from asyncckpt.keyed.hdf5.native_file import NativeFile
-    from asyncckpt.keyed.values import Names
+    from asyncckpt.keyed.key_tree import KeyTree
 
 OBJECT_NBYTES: Final = 512
 """An estimate of what a value takes in a file besides itself, until it has been written."""
@@ -44,7 +44,7 @@ class ValueTable:
 
     Attributes:
         sources: The sources. To be changed by `set` and `delete` only.
-        names: The keys of the dicts in the values; see `Store.entries`.
+        key_trees: The keys, each with the key tree of its value; see `Store.entries`.
         file_nbytes: What the values take in a file, in bytes.
         payload_nbytes: How much of that is their arrays and nodes.
         memory_nbytes: How much of `file_nbytes` is of values in memory.
@@ -52,7 +52,7 @@ class ValueTable:
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self.sources: dict[str, Source] = {}
-        self.names: dict[str, Names] = {}
+        self.key_trees: dict[str, KeyTree] = {}
         self.file_nbytes = self.payload_nbytes = self.memory_nbytes = 0
         for key, source in sources.items():
             self.set(key, source)
@@ -65,16 +65,16 @@ class ValueTable:
         self._count(source, 1)
         self.sources[key] = source
         if isinstance(source, InFile):
-            self.names[key] = source.extent.names
+            self.key_trees[key] = source.extent.key_tree
         else:
-            self.names[key] = source.names if isinstance(source, PackedValue) else False
+            self.key_trees[key] = source.key_tree if isinstance(source, PackedValue) else False
 
     def delete(self, key: str) -> None:
         """Remove a key, if it is there."""
         source = self.sources.pop(key, None)
         if source is not None:
             self._count(source, -1)
-            del self.names[key]
+            del self.key_trees[key]
 
     def clear(self) -> None:
         """Remove all keys, which may take long."""

@@ -22,7 +22,7 @@ from asyncckpt.keyed.appender import Appender
 from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.json.decode import decode_key, decode_value, json_decoder
 from asyncckpt.keyed.json.encode import encode_key, encode_value
-from asyncckpt.keyed.values import plain_names
+from asyncckpt.keyed.key_tree import key_tree_of_value
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import Pacer, discard
 
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Found, Names
+    from asyncckpt.keyed.values import CapturedValue, Found
     from asyncckpt.runtime.context import JobContext
 
 Entry: TypeAlias = tuple[str, int | None, bytes]
@@ -50,7 +51,7 @@ class _Content(NamedTuple):
     """What a file holds."""
 
     file: IO[bytes] | None
-    entries: dict[str, Names]
+    entries: dict[str, KeyTree]
     extents: dict[str, tuple[int, int, int]]
     """The offset, size and digest of each value's text in the file."""
     staged: dict[str, bytes]
@@ -69,7 +70,7 @@ class JSONStore(FileStore[_Content]):
         self._file, self._entries, self._extents, self._staged = content
 
     @property
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         return self._entries
 
     def disk_use(self) -> tuple[Path, int]:
@@ -86,7 +87,7 @@ class JSONStore(FileStore[_Content]):
     def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
         self.begin(work)
         self._staged[key] = encode_value(value, work.pacer)
-        self._entries[key] = value.names
+        self._entries[key] = value.key_tree
         self._is_changed = True
 
     def delete(self, key: str, work: JobContext) -> None:
@@ -211,7 +212,7 @@ def _content(file: IO[bytes], found: Iterator[Entry], work: JobContext, *, is_st
         if len(text) <= left:
             left -= len(text)
             try:
-                content.entries[key] = plain_names(_decode(text, work).value)
+                content.entries[key] = key_tree_of_value(_decode(text, work).value)
             except (ValueError, CheckpointError):
                 if is_strict:
                     raise

@@ -20,14 +20,16 @@ import xxhash
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord, digest_bytes
 from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
 from asyncckpt.keyed.stored_value import Place
-from asyncckpt.keyed.values import flat_names, nested_names, runs_of
+from asyncckpt.keyed.values import runs_of
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.state.index import IndexEncoder
 from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
-    from asyncckpt.keyed.values import CapturedValue, Names
+    from asyncckpt.keyed.key_tree import KeyTree
+    from asyncckpt.keyed.values import CapturedValue
     from asyncckpt.runtime.pacing import Pacer
 
 VERSION: Final = 1
@@ -48,7 +50,7 @@ class Record:
     offset: int
     end: int
     place: Place | None
-    names: Names
+    key_tree: KeyTree
     head_nbytes: int = 0
     is_aligned: bool = False
 
@@ -76,10 +78,10 @@ def delete_head(key: str) -> bytes:
     return _pack({"asyncckpt": "delete", "key": key})
 
 
-def set_head(key: str, names: Names, index_nbytes: int, nbytes: int, *, is_aligned: bool) -> bytes:
+def set_head(key: str, key_tree: KeyTree, index_nbytes: int, nbytes: int, *, is_aligned: bool) -> bytes:
     """Return the head of a value."""
     place = {"index": index_nbytes, "nbytes": nbytes, "aligned": is_aligned}
-    return _pack({"asyncckpt": "set", "key": key, "names": flat_names(names), **place})
+    return _pack({"asyncckpt": "set", "key": key, "names": flatten_key_tree(key_tree), **place})
 
 
 def tail(head: bytes, digests: bytes) -> bytes:
@@ -243,7 +245,7 @@ class _Reader:
             raise _UnreadableError(f"a record of {nbytes} bytes is not whole")
         digests, end = self._check_tail(encoded, begin + nbytes, -(-nbytes // DIGEST_BLOCK_NBYTES))
         place = Place(begin, index_nbytes, FileRecord(nbytes, digests))
-        return head, Record(offset, end, place, nested_names(head["names"]), head_nbytes, is_aligned)
+        return head, Record(offset, end, place, unflatten_key_tree(head["names"]), head_nbytes, is_aligned)
 
     def _head(self, offset: int) -> tuple[dict[str, Any], int]:
         if offset >= self.nbytes:

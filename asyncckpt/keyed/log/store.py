@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import FileLocation
-    from asyncckpt.keyed.values import CapturedValue, Found, Names
+    from asyncckpt.keyed.values import CapturedValue, Found
     from asyncckpt.runtime.context import JobContext
 
 ALIGNED_MIN_NBYTES: Final = 64 << 10
@@ -54,7 +55,7 @@ class MsgpackStore(FileStore[tuple[int, records.Log] | None]):
         self._fd, log = (None, records.Log(b"")) if content is None else content
         self._file_id, self._commit, self._end, self._has_tail = log.file_id, log.commit, log.end, log.has_tail
         self._live: dict[str, records.Record] = {}
-        self._entries: dict[str, Names] = {}
+        self._entries: dict[str, KeyTree] = {}
         self._live_nbytes = 0
         for key, record in log.live.items():
             self._set(key, record)
@@ -67,7 +68,7 @@ class MsgpackStore(FileStore[tuple[int, records.Log] | None]):
             os.close(before)
 
     @property
-    def entries(self) -> Mapping[str, Names]:
+    def entries(self) -> Mapping[str, KeyTree]:
         """See `Store`."""
         return self._entries
 
@@ -295,13 +296,13 @@ class MsgpackStore(FileStore[tuple[int, records.Log] | None]):
             pacer.pause()
         out.flush()
         moved = Place(offset, place.index_nbytes, place.record)
-        return records.Record(end, out.offset, moved, record.names, record.head_nbytes, record.is_aligned)
+        return records.Record(end, out.offset, moved, record.key_tree, record.head_nbytes, record.is_aligned)
 
     def _set(self, key: str, live: records.Record) -> None:
         if key in self._live:
             self._live_nbytes -= _nbytes(self._live[key])
         self._live[key] = live
-        self._entries[key] = live.names
+        self._entries[key] = live.key_tree
         self._live_nbytes += _nbytes(live)
 
     def _teller(self, record: records.Record, key: str) -> Callable[[str], CorruptCheckpointError]:
@@ -332,7 +333,7 @@ def _write_value(  # noqa: PLR0913, PLR0917 - one step of `put`, which has them 
     is_aligned = sum(meta.nbytes for meta in index.arrays) >= ALIGNED_MIN_NBYTES
     if is_aligned:
         plan = FORMAT.plan(index, work.pacer)
-        head = records.set_head(key, value.names, plan.index_nbytes, plan.nbytes, is_aligned=True)
+        head = records.set_head(key, value.key_tree, plan.index_nbytes, plan.nbytes, is_aligned=True)
         offset = align(begin + len(head) + records.MIN_PADDING_NBYTES, PAGE_NBYTES)
         out = Appender(location.ops, fd, begin)
         out.write(head)
@@ -342,7 +343,7 @@ def _write_value(  # noqa: PLR0913, PLR0917 - one step of `put`, which has them 
         index_nbytes = plan.index_nbytes
     else:
         body, index_nbytes, record = records.small_body(value, work.pacer)
-        head = records.set_head(key, value.names, index_nbytes, record.nbytes, is_aligned=False)
+        head = records.set_head(key, value.key_tree, index_nbytes, record.nbytes, is_aligned=False)
         offset = begin + len(head)
         out = Appender(location.ops, fd, begin)
         out.write(head)
@@ -353,4 +354,4 @@ def _write_value(  # noqa: PLR0913, PLR0917 - one step of `put`, which has them 
     out.write(records.tail(head, record.digests))
     out.flush()
     place = Place(offset, index_nbytes, record)
-    return records.Record(begin, out.offset, place, value.names, len(head), is_aligned)
+    return records.Record(begin, out.offset, place, value.key_tree, len(head), is_aligned)
