@@ -182,7 +182,7 @@ class Admission:
         await self._jobs.run_in_context(1, _prewarm, state, self._settings, self._pool)
 
     def _make_room(self, step: int, nbytes: int) -> bool:
-        """Make room without waiting; return whether the save may go on, or is to be skipped."""
+        """Make room without waiting; return False if the save is to be skipped."""
         if not self._lock.locked():
             if not self._queue.has_room(nbytes) and self._settings.overflow == "replace":
                 self._queue.replace_waiting()
@@ -259,7 +259,7 @@ class Admission:
         tracker = item.tracker
         self._is_streaming = True
         try:
-            with tracker.waiting():  # if it fails, this call will say so
+            with tracker.waiting():  # if it fails, this call raises the error
                 await item.captured.wait()
         except asyncio.CancelledError:
             if not item.captured.is_set():
@@ -267,11 +267,11 @@ class Admission:
                 await _wait_through_cancellation(tracker)
             if not item.captured.is_set() or tracker.state not in (SaveState.WRITING, SaveState.COMMITTED):
                 raise
-            _cancel_again()  # it came too late to count here, and counts at the caller's next await
+            _cancel_again()  # it came too late, and is raised at the next await of the caller
         finally:
             self._is_streaming = False
         if tracker.state is SaveState.FAILED:
-            await SaveHandle(tracker)  # raises: nothing was saved, and the caller learns it here
+            await SaveHandle(tracker)  # raises the error
 
     def _warn_if_below(self, step: int, latest: int) -> None:
         latest = max(latest, self._catalog.latest() or 0)
@@ -295,7 +295,7 @@ def _prewarm(state: object, settings: Settings, pool: BufferPool, context: JobCo
         return  # it will be streamed, through a few buffers of its own
     buffers = pool.take(nbytes)
     try:
-        context.run(lambda buffer: buffer.fill(0), buffers)  # a page is the system's to give until it is touched
+        context.run(lambda buffer: buffer.fill(0), buffers)  # the system allocates a page when it is touched
     finally:
         pool.give(buffers)
 
@@ -313,7 +313,7 @@ def _on_the_loop() -> JobContext:
 def _cancel_again() -> None:
     """Deliver a cancellation once more, at the task's next await, unless it is withdrawn before.
 
-    An `asyncio.timeout` around nothing but the save is over by then, and so may be the task.
+    By then, an `asyncio.timeout` around the save alone has ended, and the task may have ended, too.
     """
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - it was cancelled

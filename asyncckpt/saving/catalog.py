@@ -56,7 +56,7 @@ def arrange(listing: Listing, request: PolicyRequest, file: MetricFile, remarks:
     Args:
         listing: What is committed.
         request: What the manager was given.
-        file: What the store says of the metric.
+        file: The stored metric.
         remarks: What there is to warn of, besides what the listing and the document lead to.
     """
     policy, found = request.resolve(file)

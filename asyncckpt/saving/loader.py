@@ -120,14 +120,14 @@ class Loader:
                 message = f"falling back from step {step} to step {instead}: {error}"
                 warn(message)
             except CheckpointError as error:
-                if overwritten:  # by a checkpoint tried before, whatever this error says of its own
+                if overwritten:  # by a checkpoint that was tried before
                     error.add_note(f"arrays overwritten by then: {', '.join(sorted(overwritten))}")
                 raise
         if steps := self._catalog.steps():
             listed = ", ".join(map(str, steps))
             message = (
-                f"every checkpoint in {self._root} has been found corrupt; their steps: {listed}. `verify` says of each"
-                " what is wrong with it"
+                f"every checkpoint in {self._root} has been found corrupt; their steps: {listed}. `verify` raises the"
+                " reason for each"
             )
             raise CorruptCheckpointError(message, step=steps[-1])
         found = await self._jobs.run(self._store.describe_absence)

@@ -56,7 +56,7 @@ class PolicyRequest(NamedTuple):
         remark = (
             f"the checkpoints were saved with metric_name={_shown(stored.metric_name)},"
             f" higher_is_better={stored.higher_is_better}, as {METRIC_NAME} says, and this manager was given {given}:"
-            f" it goes by metric_name={_shown(policy.metric_name)}, higher_is_better={policy.higher_is_better}"
+            f" it uses metric_name={_shown(policy.metric_name)}, higher_is_better={policy.higher_is_better}"
         )
         return policy, (remark,)
 

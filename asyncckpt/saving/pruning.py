@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from asyncckpt.storage.results import Trash
 
 MAX_WAITING: Final = 4
-"""Retired checkpoints that may wait to be deleted while saves are on their way."""
+"""How many retired checkpoints may wait to be deleted while a step is in flight."""
 
 
 class Pruner:
-    """Applies the retention policy. Used on the loop's thread only."""
+    """Applies the retention policy, and deletes what has been retired. Used on the loop's thread only."""
 
     def __init__(self, env: Environment, owner: DirectoryOwner) -> None:
         self._root = env.root
@@ -63,9 +63,9 @@ class Pruner:
     async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
         """Apply the retention policy."""
         loading = self._steps.loading.keys()
-        surplus = self._catalog.to_prune(exclude_latest=exclude_latest, protect=loading, committed=committed)
-        again = [step for step in self._stuck if step in surplus]
-        steps = [step for step in surplus if step not in again]
+        to_prune = self._catalog.to_prune(exclude_latest=exclude_latest, protect=loading, committed=committed)
+        again = [step for step in self._stuck if step in to_prune]
+        steps = [step for step in to_prune if step not in again]
         if committed is not None:
             again = again[: bool(steps)]
         retired = await self._retire([*steps, *again], durably=False)
@@ -83,25 +83,25 @@ class Pruner:
             warn_in_background(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
 
     async def make_room(self, step: int, training_info: dict[str, Any], nbytes: int) -> None:
-        """Delete what retention does not keep, for a save that so many bytes must be free for; a failure warns."""
+        """Delete what retention does not keep, for a save that needs so many free bytes; a failure warns."""
         try:
             await self.prune()
             await self.finish()
             stop = StopFlag()
-            with suppress(OSError):  # what stays has been warned of before
+            with suppress(OSError):  # of which there has been a warning
                 await self._owner.change(stop, self._store.sweep, None, stop)
-            surplus = self._catalog.to_prune_after(step, training_info, protect={*self._steps.loading, *self._stuck})
-            if await self._deadline.run(StopFlag(), would_suffice, self._store, surplus, nbytes):
-                await self.retire(surplus)
+            steps = self._catalog.to_prune_after(step, training_info, protect={*self._steps.loading, *self._stuck})
+            if await self._deadline.run(StopFlag(), would_suffice, self._store, steps, nbytes):
+                await self.retire(steps)
                 await self.finish()
-        except Exception as error:  # noqa: BLE001 - whether there is room now, the save will see
+        except Exception as error:  # noqa: BLE001 - the save checks again
             warn_in_background(f"{self._root}: making room for step {step} failed: {error}")
 
     async def retire(self, steps: Collection[int]) -> None:
-        """Take steps away: their names durably, then their files when there is time.
+        """Remove the names of steps, durably, and later their files.
 
         Raises:
-            OSError: The disk failed, or would not let a step go; the others are gone.
+            OSError: The disk failed, or a step cannot be deleted; the others have been.
         """
         retired = await self._retire(steps, durably=True)
         for step, error in retired.refused.items():
@@ -121,22 +121,22 @@ class Pruner:
         return retired
 
     def sweep(self, trash: Iterable[Trash]) -> None:
-        """Delete what has been retired, as soon as no save is on its way."""
+        """Delete what has been retired, as soon as no step is in flight."""
         self._trash += trash
         self._go_on()
 
     def _interrupt(self) -> None:
         self._stop.set()
 
-    # --- beside the saves ---------------------------------------------------------------------------------------------
+    # --- deletion of files --------------------------------------------------------------------------------------------
 
     @property
     def nbytes(self) -> int:
-        """What has been retired, and is still there, takes on the disk, in bytes."""
+        """The disk space that retired checkpoints still take, in bytes."""
         return self._left_nbytes + sum(each.nbytes for each in self._trash)
 
     async def catch_up(self) -> None:
-        """Wait until no more than what may wait is left; for the writer, before it takes a save."""
+        """Wait until no more is left than may wait; for the writer, before its next operation."""
         while self._steps.in_flight and self._allowance and not self._deadline.is_over:
             self._go_on()
             await self._deadline.wait_for(self._wait)
@@ -150,20 +150,20 @@ class Pruner:
         self._is_urgent = False
 
     async def finish_if_short(self) -> None:
-        """Wait until everything is deleted, if that is much of what the disk has left."""
+        """Wait until everything is deleted, if it takes more than half of the free space."""
         if self._surplus(len(self._trash)):
             await self.finish()
 
     @property
     def _allowance(self) -> int:
-        """How many retired checkpoints, the oldest first, may be deleted now."""
+        """How many of the retired checkpoints, the oldest first, may be deleted now."""
         count = len(self._trash)
         if not self._steps.in_flight or self._is_urgent:
             return count
         return self._surplus(MAX_WAITING)
 
     def _surplus(self, most: int) -> int:
-        """How many must be deleted until no more than `most` wait, nor more than half of what the disk has left."""
+        """How many must be deleted until at most `most` wait, which take at most half of the free space."""
         nbytes = sum(each.nbytes for each in self._trash)
         count, surplus = len(self._trash), 0
         while surplus < count and (count - surplus > most or nbytes > self._trash[-1].free_nbytes // 2):

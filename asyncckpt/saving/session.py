@@ -70,7 +70,9 @@ class Session:
         reason = policy.why_nothing_is_pruned()
         if reason is not None and self._is_writer:
             warn(f"{settings.checkpoint_dir}: {reason}")
-        self._process = os.getpid()  # last: `__del__` looks at it, and says nothing if the warning was an error
+        self._process = (
+            os.getpid()
+        )  # last: without it, because the warning was raised as an error, `__del__` does nothing
 
     def __repr__(self) -> str:
         """Show the directory."""

@@ -54,7 +54,7 @@ def check_which(step: object) -> int | Choice | Path:
     if step in _CHOICES:
         return cast("Choice", str(step))
     known = '"latest", "best", a step (an int) or the path of a checkpoint (a pathlib.Path)'
-    raise TypeError(f"{known} is needed, not {_shown(step)}{_nearest(step)}")
+    raise TypeError(f"a checkpoint is named by {known}, not by {_shown(step)}{_nearest(step)}")
 
 
 def _no_step(value: object) -> str:

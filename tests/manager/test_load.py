@@ -633,11 +633,11 @@ def test_a_checkpoint_that_is_swapped_again_and_again_is_never_called_damaged(tm
     swaps = 0
     save_to(tmp_path, 1, {"a": 1})
 
-    def swapped_under_us(reader: CheckpointReader) -> str:
+    def swapped_under_us(_: CheckpointReader) -> str:
         nonlocal swaps
         if swaps < 5:
             swaps += 1
-            shutil.rmtree(reader.location)
+            shutil.rmtree(tmp_path / "step_1")
             save_to(tmp_path, 1, {"a": swaps})
             raise CorruptCheckpointError("its files were being deleted")
         return "whole"

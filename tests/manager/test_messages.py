@@ -142,7 +142,9 @@ async def test_a_word_that_is_not_known(tmp_path: Path, use: str, word: str, mea
 async def test_a_word_that_is_like_none(tmp_path: Path) -> None:
     """It names the words that there are, and guesses nothing."""
     async with CheckpointManager(tmp_path) as manager:
-        with pytest.raises(TypeError, match=r'^"latest", "best", a step.* is needed, not \'first\' \(str\)$'):
+        with pytest.raises(
+            TypeError, match=r'^a checkpoint is named by "latest", "best", a step.*, not by \'first\' \(str\)$'
+        ):
             await manager.load("first")  # type: ignore[arg-type]
         with pytest.raises(TypeError, match="pass the int 50"):
             await manager.load("step_50")  # type: ignore[arg-type]
