@@ -107,7 +107,7 @@ async def test_while_waiting_for_room(tmp_path: Path) -> None:
 
 
 async def test_while_taking_the_directory(tmp_path: Path) -> None:
-    """Cancelled while the lock is taken: nothing is queued, and the manager has the lock for whoever comes next."""
+    """Cancelled while the lock is taken: nothing is queued, and the manager keeps the lock for the next save."""
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
         with hold(disk, "open_lock", "") as gate:

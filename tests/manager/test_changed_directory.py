@@ -28,7 +28,7 @@ async def save(manager: CheckpointManager, step: int, **options: Any) -> None:
 
 @pytest.fixture
 def mount() -> Iterator[Callable[..., Path]]:
-    """Mount file systems for a test; each call takes the target, and what `mount` is to be told."""
+    """Mount file systems for a test; each call takes the target, and the options of `mount`."""
     mounted: list[Path] = []
 
     def run(*command: object) -> int:

@@ -482,7 +482,7 @@ async def test_a_cancelled_scope_counts_once(tmp_path: Path) -> None:
     assert handle.state == "committed"
 
 
-async def test_a_cancelled_closer_hastens_the_others(tmp_path: Path) -> None:
+async def test_a_cancelled_close_starts_the_countdown_for_all(tmp_path: Path) -> None:
     """If one of the tasks that close is cancelled, the manager ends within the grace, for all of them."""
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk, grace=0) as manager:
@@ -497,12 +497,12 @@ async def test_a_cancelled_closer_hastens_the_others(tmp_path: Path) -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(results[0], asyncio.CancelledError)
         assert handle.state == "failed"
-        told = [each for each in results if each is not None and ("step 1" in str(each) or "step 1" in notes(each))]
-        assert len(told) == 1
+        received = [each for each in results if each is not None and ("step 1" in str(each) or "step 1" in notes(each))]
+        assert len(received) == 1
 
 
 async def test_a_thread_that_is_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread stuck in a system call holds up nobody for ever: it alone stays, and keeps the lock until it ends."""
+    """A thread stuck in a system call does not prevent closing: it alone remains, and keeps the lock until it ends."""
     monkeypatch.setattr("asyncckpt.saving.writer._STUCK_SECONDS", 0.05)
     monkeypatch.setattr("asyncckpt.saving.writer._POLL_SECONDS", 0.02)
     tasks = asyncio.all_tasks()
@@ -550,7 +550,7 @@ class Brake:
         assert self.cancelled.wait(60)
 
     async def until_reached(self) -> None:
-        """Wait until the disk stands still."""
+        """Wait until the disk is idle."""
         while not self.reached.is_set():
             await asyncio.sleep(0)
 

@@ -189,9 +189,9 @@ def lose_roots_rights() -> None:
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory that is somebody else's")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory of another user")
 def test_no_permission_for_real(tmp_path: Path) -> None:
-    """Somebody who may read the directory and not write it loads from it, and is told at the first save."""
+    """A user who may read the directory but not write to it can load; the first save raises the error."""
     root = tmp_path / "runs"
 
     async def fill() -> None:
@@ -260,7 +260,7 @@ async def test_a_disk_that_fills_up(tmp_path: Path, format_name: str, code: int)
         assert manager.steps() == [1, 2]
 
 
-async def test_a_failure_that_nobody_awaits(tmp_path: Path) -> None:
+async def test_a_failure_that_no_caller_awaits(tmp_path: Path) -> None:
     """It is raised once, by the next `save` before it captures, by `flush`, or on leaving; several as a group."""
     disk = FaultyDisk()
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:

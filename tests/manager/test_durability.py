@@ -352,7 +352,7 @@ CODES = (errno.EIO, errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT)
 
 
 def no_sync_is_repeated(disk: FaultyDisk, failed: Operation) -> None:
-    """Check that the file whose sync failed was not synced again before it was made anew."""
+    """Check that the file whose sync failed was not synced again before it was created again."""
     if failed.name != "sync":
         return
     at = next(number for number, each in enumerate(disk.operations) if each is failed)
@@ -367,12 +367,12 @@ async def play_with_fault(scene: Scene, root: Path, position: int, *, lasting: b
     """Play a scene on a disk that fails; check what it promises, and that all is well afterwards.
 
     Returns:
-        Whether the failure was told, and the operation that failed, if there were so many.
+        Whether the failure was reported, and the operation that failed, if there were so many.
     """
     disk = scene.disk()
     disk.fail(None, CODES[position % len(CODES)], after=position, lasting=lasting)
     done: dict[int, int] = {}
-    told: BaseException | None = None
+    reported: BaseException | None = None
     where = root / scene.below
     before = dict.fromkeys(scene.steps, 0)
     with warnings.catch_warnings(record=True) as warned:
@@ -382,7 +382,7 @@ async def play_with_fault(scene: Scene, root: Path, position: int, *, lasting: b
                 try:
                     await scene.act(manager, done.__setitem__)
                 except (OSError, asyncckpt.SaveFailedError) as error:
-                    told = error
+                    reported = error
                 if len(disk.operations) <= position:
                     return False, None
                 failed = disk.operations[position]
@@ -398,11 +398,11 @@ async def play_with_fault(scene: Scene, root: Path, position: int, *, lasting: b
                 await save(manager, done.__setitem__, 3, 7)
                 assert {3, 9} <= set(manager.steps())
         except OSError as error:  # from entering: nothing to read, or recovery
-            told = told or error
+            reported = reported or error
             failed = disk.operations[position]
     no_sync_is_repeated(disk, failed)
-    cause: BaseException | None = told.__cause__ if isinstance(told, asyncckpt.SaveFailedError) else told
-    if told is not None:
+    cause: BaseException | None = reported.__cause__ if isinstance(reported, asyncckpt.SaveFailedError) else reported
+    if reported is not None:
         assert isinstance(cause, OSError)
         assert cause.errno == CODES[position % len(CODES)]
     warned = [each for each in warned if "below the latest" not in str(each.message)]
@@ -413,7 +413,7 @@ async def play_with_fault(scene: Scene, root: Path, position: int, *, lasting: b
             assert found[step] == version
     leftovers = [path.name for path in where.iterdir() if path.name != ".lock" and not path.name.startswith("step_")]
     assert leftovers == []
-    return told is not None or bool(warned), failed
+    return reported is not None or bool(warned), failed
 
 
 @pytest.mark.parametrize("lasting", [False, True])
@@ -436,7 +436,7 @@ def test_a_fault_at_any_operation(name: str, home: Path, place: Path, *, lasting
 
 
 async def test_a_failed_parents_sync_prunes_nothing(tmp_path: Path) -> None:
-    """The step is not listed, nobody is pruned for it, no file is unlinked, and the same step may be saved again."""
+    """The step is not listed, nothing is pruned for it, no file is unlinked, and the same step may be saved again."""
     disk = FaultyDisk()
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk, keep_latest_k=1) as manager:
         await (await manager.save(1, content(1, 0)))
@@ -544,7 +544,7 @@ async def test_a_failed_delete_leaves_the_step(tmp_path: Path, kind: type[Faulty
         assert manager.steps() == []
 
 
-async def test_a_forsaken_finalize_that_fails_warns(tmp_path: Path) -> None:
+async def test_a_finalize_that_fails_after_its_caller_was_cancelled_warns(tmp_path: Path) -> None:
     """When the awaiter of a finalize was cancelled, its failure is not silent."""
     disk = FaultyDisk()
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
@@ -575,7 +575,7 @@ async def test_a_pending_step_of_another_writer_is_left_alone(tmp_path: Path) ->
 
 
 async def test_without_locks_opening_clears_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are no locks, somebody may be writing what looks like a leftover: only a first save clears it."""
+    """Without locks, another process may be writing what looks like a leftover: only a first save clears it."""
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))

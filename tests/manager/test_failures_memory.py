@@ -46,7 +46,7 @@ def damage(directory: Path) -> None:
 
 
 async def fail_unnoticed(manager: CheckpointManager, disk: FaultyDisk) -> None:
-    """Let a save fail of which nobody hears."""
+    """Let a save fail whose error no caller receives."""
     disk.fail("write", errno.EIO)
     await manager.save(9, {"a": 1})
     while manager._session.use().steps.in_flight:
@@ -198,7 +198,7 @@ async def test_nor_do_cancellations(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_load_keeps_nothing_that_was_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though somebody keeps the cancellation, as a task does."""
+    """Even if a reference to the cancellation is kept, as a task does."""
     async with CheckpointManager(tmp_path) as manager:
         await (await manager.save(1, {"leaf": Traced(), "w": np.ones(MIB, "u1")}))
         Traced.read.clear()

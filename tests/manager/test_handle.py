@@ -1,4 +1,4 @@
-"""What a SaveHandle tells, and that no failure is lost or told twice."""
+"""SaveHandle: its states, and that each failure is received once."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ async def test_a_failed_step_is_free(tmp_path: Path) -> None:
         assert [each.name for each in tmp_path.glob("*step*")] == ["step_1"]
 
 
-# --- failures that nobody received ------------------------------------------------------------------------------------
+# --- failures that no caller has received -----------------------------------------------------------------------------
 
 
 async def test_an_unreceived_failure_is_raised_by_the_next_save(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ async def test_a_received_failure_is_raised_no_more(tmp_path: Path) -> None:
 
 
 async def test_a_failure_that_is_awaited_is_its_awaiters(tmp_path: Path) -> None:
-    """While somebody awaits the handle, the failure is theirs; if they are cancelled before, it is the next one's."""
+    """While a task awaits the handle, it receives the failure; if it is cancelled before, the next caller does."""
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
         await (await manager.save(0, {}))

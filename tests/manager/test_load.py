@@ -132,7 +132,7 @@ async def test_an_uncommitted_step_advises_to_await_its_handle(tmp_path: Path) -
 
 
 async def test_an_overwrite_in_flight_leaves_the_old_one_loadable(tmp_path: Path) -> None:
-    """While a step is written anew, its committed contents load."""
+    """While a step is overwritten, its committed contents load."""
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk) as manager:
         await (await manager.save(1, "old"))
@@ -215,10 +215,10 @@ async def test_corrupt_ones_count_for_nothing(tmp_path: Path) -> None:
         await save_all(manager, {3: 0.0})
         assert {1, 3} <= set(manager.steps()), "step 1 is one of the two most recent intact ones"
         with pytest.warns(CheckpointWarning, match="below"):
-            await (await manager.save(2, "anew"))
+            await (await manager.save(2, "again"))
         loaded = await manager.load(2)
         assert loaded is not None
-        assert loaded.state == "anew"
+        assert loaded.state == "again"
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

@@ -202,7 +202,7 @@ async def test_init_refuses_what_is_no_step(manager: asyncckpt.CheckpointManager
 
 
 async def test_init_refuses_a_step_in_flight(tmp_path: Path) -> None:
-    """While a save or a finalize of the step is on its way, its pending directory is somebody's."""
+    """While a save or a finalize of the step is in progress, its pending directory is in use."""
     disk = FaultyDisk()
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
         with hold(disk) as gate:
@@ -377,7 +377,7 @@ async def test_finalize_prunes(tmp_path: Path) -> None:
 
 
 async def test_a_cancelled_finalize_goes_on(tmp_path: Path) -> None:
-    """A publish is never split: whoever waited is cancelled at once, and the commit comes to its end."""
+    """A publish is never split: the caller is cancelled at once, and the commit is completed."""
     disk = FaultyDisk()
     async with asyncckpt.CheckpointManager(tmp_path, disk=disk) as manager:
         path = await manager.init_tmp_checkpoint(1, {})

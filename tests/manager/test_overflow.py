@@ -133,7 +133,7 @@ async def test_replace_waits_for_the_one_being_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overflow", ["wait", "skip", "replace"])
 async def test_a_state_beyond_the_budget_waits_its_turn(tmp_path: Path, overflow: Any) -> None:
-    """Whatever `overflow` says, a state larger than the budget waits, drops nobody, and is saved."""
+    """Whatever `overflow` says, a state larger than the budget waits, drops no other save, and is saved."""
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk, overflow=overflow, max_staged_nbytes=8 * MIB + 1000) as manager:
         with hold(disk) as gate:

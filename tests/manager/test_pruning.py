@@ -1,4 +1,4 @@
-"""When what was retired is deleted: while nobody waits for the disk, and before it fills up."""
+"""When retired checkpoints are deleted: while no save is in progress, and before the disk fills up."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ async def test_tied_arrays(tmp_path: Path) -> None:
 @both_formats
 @pytest.mark.parametrize("which", ["latest", "best"])
 async def test_corruption_found_midway_falls_back_and_refills_everything(tmp_path: Path, form: Any, which: Any) -> None:
-    """What a damaged checkpoint has begun to fill is filled anew by its stand-in: no mixture stays."""
+    """What a damaged checkpoint has begun to fill is filled again by the fallback: no mixture remains."""
     async with CheckpointManager(tmp_path, format=form, metric_name="m") as manager:
         for step in (1, 2):
             state = {f"a{i}": np.full(5 * MIB, step, "u1") for i in range(6)}
@@ -256,7 +256,7 @@ async def test_a_fallback_that_does_not_fit_tells_what_was_overwritten(tmp_path:
 
 
 def test_only_what_was_begun_is_named(tmp_path: Path) -> None:
-    """Arrays behind the damaged place, which nobody has begun to read, are not named, and keep what they held."""
+    """Arrays behind the damaged place, which have not been read, are not named, and keep their contents."""
     state = {f"a{i}": np.ones(8 * MIB, "u1") for i in range(5)}
     damage(save_to(tmp_path, 1, state) / "state.msgpack", 20 * MIB)
     target = {name: np.zeros(8 * MIB, "u1") for name in state}

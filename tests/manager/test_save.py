@@ -802,7 +802,7 @@ async def test_prewarm_leaves_the_first_save_nothing_to_allocate(
         state = {"w": np.ones(5_000_000), "b": [np.ones(300_000), "x"]}
         await manager.prewarm(state)
         assert not (tmp_path / "a").exists()
-        monkeypatch.delattr("asyncckpt.runtime.buffers.aligned_buffer")  # whoever asks for a fresh buffer fails
+        monkeypatch.delattr("asyncckpt.runtime.buffers.aligned_buffer")  # a request for a fresh buffer fails
         await (await manager.save(1, state))
         loaded = await manager.load(1)
         assert loaded is not None

@@ -119,7 +119,7 @@ def test_a_last_save_that_fails_is_raised(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["deadline", "second signal"])
 def test_when_time_is_over_nothing_is_waited_for(tmp_path: Path, ending: str) -> None:
-    """A disk that takes too long keeps nobody: it warns, and ends; what was committed stays."""
+    """If the disk takes too long, the program warns and ends; what was committed stays."""
     disk = FaultyDisk()
 
     async def main() -> None:
@@ -147,7 +147,7 @@ def test_when_time_is_over_nothing_is_waited_for(tmp_path: Path, ending: str) ->
 @LOOPS
 @pytest.mark.parametrize("held", ["lock", "save", "closing", "delete"])
 @pytest.mark.filterwarnings("ignore::asyncckpt.CheckpointWarning")
-def test_a_disk_that_hangs_keeps_nobody_beyond_the_deadline(
+def test_a_disk_that_hangs_delays_no_program_beyond_the_deadline(
     tmp_path: Path, held: str, loop_factory: LoopFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The deadline ends the grace of every manager: the program leaves while the disk still hangs, and logs nothing."""
@@ -204,9 +204,9 @@ def test_a_signal_in_the_last_turn_of_the_block_counts(tmp_path: Path, loop_fact
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
-def test_other_threads_are_told(tmp_path: Path) -> None:
+def test_other_threads_are_refused(tmp_path: Path) -> None:
     """Signals come to the main thread only; elsewhere it is an error that says so."""
-    told: list[Exception] = []
+    raised: list[Exception] = []
 
     async def main() -> None:
         async with asyncckpt.CheckpointManager(tmp_path) as manager:
@@ -214,12 +214,12 @@ def test_other_threads_are_told(tmp_path: Path) -> None:
                 async with asyncckpt.leave_on_sigterm(lambda: manager.save(1, {})):
                     pass
             except asyncckpt.ManagerUsageError as error:
-                told.append(error)
+                raised.append(error)
 
     thread = threading.Thread(target=lambda: asyncio.run(main()))
     thread.start()
     thread.join()
-    assert "main thread" in str(told[0])
+    assert "main thread" in str(raised[0])
 
 
 async def test_blocks_do_not_overlap() -> None:
@@ -421,7 +421,7 @@ with asyncio.Runner(loop_factory=new_event_loop) as runner:
 @pytest.mark.parametrize("loop_name", ["stock", "uvloop"])
 @pytest.mark.parametrize("how", ["later", "at once", "and leave"])
 def test_forked_children_end_by_the_signal(how: str, loop_name: str) -> None:
-    """They do not take it for their parent's: so nobody waits for them for ever."""
+    """They do not handle it as their parent does, so the parent need not wait for them for ever."""
     process = subprocess.Popen(  # noqa: S603 - our own interpreter
         [sys.executable, "-c", _FORKING, how, loop_name], stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -1,4 +1,4 @@
-"""What stands in a checkpoint directory without being ours: links, pipes, other people's files."""
+"""Foreign entries of a checkpoint directory: links, pipes, other programs' files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def save(root: Path, *steps: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "endless", "loop"])
-async def test_a_listing_waits_for_nobody(tmp_path: Path, kind: str) -> None:
+async def test_a_listing_does_not_block(tmp_path: Path, kind: str) -> None:
     """A pipe without a writer, or a link to what never ends, in place of a training_info: listed without metrics."""
     await save(tmp_path, 1, 2)
     place = tmp_path / "step_2" / "training_info.json"
@@ -102,7 +102,7 @@ async def test_a_link_in_the_place_of_a_step_is_never_replaced(
 @pytest.mark.filterwarnings("ignore:.*(is no checkpoint|cannot be removed)")
 @pytest.mark.parametrize("name", ["tmp_step_2", "old_step_2", "trash_step_2", "deleted_step_2"])
 @pytest.mark.parametrize("kind", ["link", "file"])
-async def test_what_has_another_name_of_ours_is_in_nobodys_way(tmp_path: Path, name: str, kind: str) -> None:
+async def test_what_has_another_name_of_ours_is_not_in_the_way(tmp_path: Path, name: str, kind: str) -> None:
     """A link, or a file, stays; saving, overwriting and deleting the step go on beside it."""
     root = tmp_path / "runs"
     await save(root, 1)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Command = Callable[..., bool]
 
-ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make what is somebody else's")
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's files")
 
 
 async def save(root: Path, *steps: int, **options: object) -> list[int]:
@@ -158,7 +158,7 @@ async def test_a_lower_layer_is_pruned(layered: Path) -> None:
     assert sorted(path.name for path in layered.iterdir()) == [".lock", "step_3"]
 
 
-# --- other users, and files that nobody may change --------------------------------------------------------------------
+# --- other users, and immutable files ---------------------------------------------------------------------------------
 
 AS_USER = """
 import asyncio, os, pathlib, sys, tempfile, warnings

@@ -256,7 +256,7 @@ async def test_read_only_refuses_to_write(tmp_path: Path, use: str) -> None:
 
 
 async def test_read_only_sees_what_another_commits(tmp_path: Path) -> None:
-    """Loads of "latest" and "best" look anew each time; what is pending, and what a crash left, stays as it is."""
+    """Loads of "latest" and "best" list the directory; what is pending, or was left by a crash, is not changed."""
     reading = FaultyDisk()
     writing = FaultyDisk()
     async with (
@@ -284,7 +284,7 @@ async def test_read_only_sees_what_another_commits(tmp_path: Path) -> None:
             best = await evaluator.load("best")
             assert best is not None
             assert best.state == 1
-        assert await handle is not None, "nobody cleared its pending directory"
+        assert await handle is not None, "its pending directory was not cleared"
     assert reading.operations == []
 
 
@@ -304,7 +304,7 @@ async def test_read_only_beside_a_crash(tmp_path: Path) -> None:
 
 
 async def test_read_only_retries_when_pruned_meanwhile(tmp_path: Path) -> None:
-    """What was chosen and is gone when it is to be read is chosen anew, until there is something to read."""
+    """If the chosen checkpoint is gone when it is to be read, another is chosen, until there is something to read."""
     async with CheckpointManager(tmp_path, keep_latest_k=1) as trainer:
         await (await trainer.save(0, 0))
         async with CheckpointManager(tmp_path, read_only=True) as evaluator:

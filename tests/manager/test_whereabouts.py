@@ -80,7 +80,7 @@ async def test_a_checkpoint_that_holds_checkpoints(tmp_path: Path, read_only: bo
 
 @pytest.mark.parametrize("content", ['{"name": "app", "step": 5}', "[]", "3", '"format_version"', "not JSON"])
 async def test_another_manifest_is_none_of_ours(tmp_path: Path, content: str) -> None:
-    """A file of another program's that has the name of ours is in nobody's way."""
+    """A file of another program's that has the name of ours is not in the way."""
     (tmp_path / "manifest.json").write_text(content)
     await fill(tmp_path, 1)
     async with CheckpointManager(tmp_path) as manager:
@@ -102,7 +102,7 @@ async def test_another_manifest_is_none_of_ours(tmp_path: Path, content: str) ->
     ],
 )
 async def test_a_reader_of_a_directory_that_does_not_exist(tmp_path: Path, name: str, said: str) -> None:
-    """It is told when it is entered, with the nearest names; loading says so again; it sees what comes to be there."""
+    """Entering it warns, with the nearest names; loading repeats that; it sees what is created there later."""
     await fill(tmp_path / "runs" / "walk", 1)
     expected = literally(tmp_path / name, "does not exist", said.format(tmp_path))
     with pytest.warns(CheckpointWarning, match=expected):
@@ -154,7 +154,7 @@ async def test_a_directory_that_goes(tmp_path: Path) -> None:
 
 
 async def test_a_directory_that_goes_before_the_first_save(tmp_path: Path) -> None:
-    """A writer that has not saved yet makes it anew, and warns of what has gone."""
+    """A writer that has not saved yet creates it again, and warns of what is missing."""
     root = await fill(tmp_path / "a", 3)
     async with CheckpointManager(root) as manager:
         await asyncio.to_thread(shutil.rmtree, root)
@@ -222,7 +222,7 @@ async def test_a_renumbered_checkpoint_is_brought_in(tmp_path: Path, form: Any) 
         )
         with pytest.raises(CorruptCheckpointError, match=said):
             await manager.load(0)
-        with pytest.raises(CorruptCheckpointError, match=r"steps: 0\. `verify` says"):
+        with pytest.raises(CorruptCheckpointError, match=r"steps: 0\. `verify` raises"):
             await manager.load("latest")
         source = await manager.load(tmp_path / "b" / "step_0")
         assert source is not None
