@@ -29,10 +29,10 @@ Params = ParamSpec("Params")
 
 
 class WriteProgress(Progress):
-    """Is told how the writing of a checkpoint goes on, from any thread. This one looks at nothing."""
+    """Receives the progress of a checkpoint that is being written, from any thread. This one ignores it."""
 
     def planned(self, nbytes: int) -> None:
-        """The state file will have so many bytes."""
+        """Receive the size that the state file will have, in bytes."""
 
 
 class WriteRequest(NamedTuple):
@@ -78,7 +78,7 @@ def change(
     """Do a job that changes a store, if this is its writer still.
 
     Raises:
-        OSError: The place was removed or replaced, and the job was not done; or the store failed.
+        OSError: The location was removed or has another writer, and the job was not done; or the store failed.
     """
     store.check()
     return job(*args, **kwargs)

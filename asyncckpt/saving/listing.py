@@ -46,7 +46,7 @@ def take_store(store: CheckpointStore, request: PolicyRequest, known: Mapping[in
 
 
 def _store_metric(store: CheckpointStore, request: PolicyRequest, file: MetricFile) -> tuple[str, ...]:
-    """Write the metric if the store does not have it yet; return what there is to warn of."""
+    """Write the metric if the store does not have it yet; return remarks."""
     metric = metric_to_store(request.resolve(file)[0], file)
     try:
         if metric is not None:

@@ -1,7 +1,7 @@
 """The job that reads a checkpoint, in a worker thread, to its end.
 
 1. Everything is verified before it is used: the manifest by its own digest, then the blocks that hold the index, then
-   those of the arrays while they are filled. Only a lazy load leaves the arrays' blocks to whoever touches them.
+   those of the arrays while they are filled. Only a lazy load leaves the arrays' blocks unverified.
 2. A template is checked against the index before the first byte of an array is read.
 3. A checkpoint that is found damaged may have been replaced or deleted meanwhile by another process. Then it is opened
    again, as often as that happens: an error is about a checkpoint that was there from beginning to end.

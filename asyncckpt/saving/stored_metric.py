@@ -33,7 +33,7 @@ class MetricFile(NamedTuple):
     problem: str | None = None
     """Why it cannot be used, in words; None where nothing is wrong."""
     may_be_written: bool = True
-    """Whether a writer may put another one in its place."""
+    """Whether a writer may replace it."""
 
 
 def read_stored_metric(store: CheckpointStore) -> MetricFile:
@@ -66,7 +66,7 @@ def read_stored_metric(store: CheckpointStore) -> MetricFile:
 
 
 def write_stored_metric(store: CheckpointStore, stored: StoredMetric) -> None:
-    """Put the document in its place; only for the store's writer.
+    """Write the document; only for the store's writer.
 
     Raises:
         OSError: The store failed, or the metric's name is too long. What was there before still is.

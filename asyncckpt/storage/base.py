@@ -1,8 +1,8 @@
-"""What a store of checkpoints is: the protocol between `saving/` and the place where checkpoints are kept.
+"""The protocol between `saving/` and the storage in which checkpoints are kept.
 
 1. A step is committed, or it is not. Readers find a whole checkpoint or none, whatever fails and wherever a kill falls.
 2. An attempt is invisible until it is committed. Its bytes are durable before its manifest is, and the manifest, which
-   is written last, makes it the checkpoint of its step, in the place of one that was there.
+   is written last, makes it the checkpoint of its step and replaces an earlier one.
 3. Steps are ints. A file of a checkpoint has a name relative to it, with slashes. Only `LocalDirectories`, which not
    every store has, knows paths.
 4. Every call may block, so it is made in a worker thread; `CheckpointStore.release` alone must not. Several threads may
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class CheckpointStore(ABC):
-    """A place that holds the checkpoints of one run, at most one for each step."""
+    """Holds the checkpoints of one run, at most one for each step, at one location."""
 
     location: str
     """Where it is, for messages."""
@@ -51,10 +51,10 @@ class CheckpointStore(ABC):
         Args:
             is_writer: Whether the manager may change the store. If so, what a killed writer has left is brought into
                 order, unless a writer is there now or this fails.
-            must_exist: Whether a remark says so if the place does not exist.
+            must_exist: Whether to return a remark if the location does not exist.
 
         Raises:
-            ConfigError: The place is something else.
+            ConfigError: The location is that of something else.
             OSError: The store cannot be read.
         """
 
@@ -84,7 +84,7 @@ class CheckpointStore(ABC):
         """
 
     def describe_absence(self, step: int | None = None) -> str:  # noqa: ARG002 - for those who know more
-        """Say what there is instead of this checkpoint, or of any, after a semicolon; empty if nothing is known."""
+        """Describe, after a semicolon, what there is instead of this checkpoint, or of any; empty if not known."""
         return ""
 
     @abstractmethod
@@ -107,10 +107,10 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def take(self, known: Mapping[int, CheckpointRecord]) -> tuple[str, ...]:
-        """Become the only writer: make the place, and finish or undo what a killed writer began.
+        """Become the only writer: create the location, and finish or undo what a killed writer began.
 
         Args:
-            known: Records of an earlier listing; if there were any and the place has gone since, a remark says so.
+            known: Records of an earlier listing, for a remark if the location has been removed since.
 
         Returns:
             Remarks.
@@ -125,7 +125,7 @@ class CheckpointStore(ABC):
         """Check that this is the only writer still; nothing if it was not taken.
 
         Raises:
-            OSError: The place was removed, or another writer has it.
+            OSError: The location was removed, or there is another writer.
         """
 
     @abstractmethod
@@ -134,7 +134,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def begin(self, step: int, nbytes: int, min_free_nbytes: int | None = None) -> Attempt:
-        """Begin a checkpoint that nobody sees yet.
+        """Begin a checkpoint that no reader sees yet.
 
         Args:
             step: Its step, committed or not.
@@ -160,7 +160,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def sweep(self, trash: Sequence[Trash] | None, stop: StopFlag) -> Swept:
-        """Delete trash, in its order, until `stop` is set; None: all that there is, whoever left it.
+        """Delete trash, in its order, until `stop` is set; None: all trash of the store.
 
         Raises:
             OSError: The store failed.
@@ -206,7 +206,7 @@ class Attempt(ABC):
 
     @abstractmethod
     def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
-        """Make this the checkpoint of its step, durably, in the place of one that was there.
+        """Make this the checkpoint of its step, durably; an earlier one is replaced and becomes trash.
 
         Raises:
             OSError: The store failed. What was there before still is.

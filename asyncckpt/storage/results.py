@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from asyncckpt.errors import ManagerUsageError
 
 Identity: TypeAlias = Hashable
-"""Tells one checkpoint from another of the same step; None where that cannot be told."""
+"""Tells one checkpoint from another of the same step; None if that is not known."""
 
 METRIC_NAME: Final = ".asyncckpt.json"
 DOCUMENT_NAMES: Final = (METRIC_NAME,)
@@ -38,7 +38,7 @@ class CheckpointRecord:
     training_info: dict[str, Any] = field(default_factory=dict)
     """What was passed with it; numpy scalars have become numbers."""
     identity: Identity = field(default=None, repr=False, compare=False)
-    """Tells it from an earlier or later checkpoint of the same step; None where that cannot be told."""
+    """Tells it from an earlier or later checkpoint of the same step; None if that is not known."""
 
     @property
     def path(self) -> Path:

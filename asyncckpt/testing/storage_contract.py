@@ -51,30 +51,32 @@ class StorageContract:
                 return MyStore(f"memory://{uuid4()}")
             ...
 
-    Each test makes one store, and others of the same place by `reopen`, as other processes would.
+    The protocol is not public yet, and may change with any release.
+
+    Each test makes one store, and others of the same location by `reopen`, as other processes would.
     """
 
     # --- what is to be defined ----------------------------------------------------------------------------------------
 
     def make_store(self) -> CheckpointStore:
-        """Make a store of a new, empty place."""
+        """Make a store of a new, empty location."""
         raise NotImplementedError
 
     def reopen(self, store: CheckpointStore) -> CheckpointStore:
-        """Make another store of the same place."""
+        """Make another store of the same location."""
         raise NotImplementedError
 
     def damage(self, store: CheckpointStore, step: int, name: str, position: int) -> None:
         """Change the byte at a position of a file of a committed checkpoint."""
         raise NotImplementedError
 
-    def take_away(self, store: CheckpointStore) -> None:
-        """Let a store that was taken lose its place: to another writer, or because the place is removed."""
+    def lose(self, store: CheckpointStore) -> None:
+        """Let another writer take over the location of a store that was taken, or remove the location."""
         raise NotImplementedError
 
     # --- commits ------------------------------------------------------------------------------------------------------
 
-    def test_a_new_place_is_empty(self) -> None:
+    def test_a_new_store_is_empty(self) -> None:
         """Nothing is listed or found in it, before and after it was taken."""
         store = self.make_store()
         assert store.enter(is_writer=True, must_exist=False).records == {}
@@ -88,7 +90,7 @@ class StorageContract:
             store.release()
 
     def test_a_commit_is_found_as_it_was_written(self) -> None:
-        """Its record, its manifest and every byte of its files, also by other stores of the place."""
+        """Its record, its manifest and every byte of its files, also by other stores of the location."""
         store = self._taken()
         data = _random(3 * _BLOCK + PAGE_NBYTES)
         committed = _commit(store, 5, data, _info(loss=0.5))
@@ -183,7 +185,7 @@ class StorageContract:
             assert reader.read_small(STATE_NAME) == _NEW
             assert "extra" not in reader.manifest.files
 
-    def test_an_attempt_of_a_killed_writer_is_in_nobodys_way(self) -> None:
+    def test_an_attempt_of_a_killed_writer_does_no_harm(self) -> None:
         """Neither readers nor the next writer see it."""
         store = self._taken()
         attempt = store.begin(1, 100)
@@ -231,12 +233,12 @@ class StorageContract:
     # --- writers ------------------------------------------------------------------------------------------------------
 
     def test_a_second_writer_is_refused(self) -> None:
-        """Until the first one releases the place; readers are not."""
+        """Until the first one releases the location; readers are not."""
         store = self._taken()
         other = self.reopen(store)
         with _raises(DirectoryLockedError) as caught:
             other.take({})
-        assert store.location in str(caught[0]), "the error names the place"
+        assert store.location in str(caught[0]), "the error names the location"
         _commit(store, 1, _STATE)
         assert list(other.list_checkpoints({}).records) == [1]
         store.release()
@@ -246,13 +248,13 @@ class StorageContract:
             store.take({})
         other.release()
 
-    def test_a_writer_that_has_lost_its_place_fails_the_check(self) -> None:
+    def test_a_writer_that_was_replaced_fails_the_check(self) -> None:
         """And no check fails before."""
         store = self.make_store()
         store.check()
         store.take({})
         store.check()
-        self.take_away(store)
+        self.lose(store)
         with _raises(OSError):
             store.check()
 
@@ -351,7 +353,7 @@ class StorageContract:
         assert {step: record.training_info["round"] for step, record in records.items()} == {1: 1, 2: 2, 4: 2}
 
     def test_documents_come_back(self) -> None:
-        """As a whole, in the place of the one before."""
+        """As a whole; a new version replaces the old one."""
         store = self._taken()
         other = self.reopen(store)
         assert other.read_document(METRIC_NAME) is None
@@ -366,7 +368,7 @@ class StorageContract:
     # --- deletion -----------------------------------------------------------------------------------------------------
 
     def test_what_is_retired_is_gone_at_once(self) -> None:
-        """For all stores of the place; steps that are not committed are left out."""
+        """For all stores of the location; steps that are not committed are left out."""
         store = self._taken()
         for step in (1, 2, 3):
             _commit(store, step, _STATE)

@@ -43,7 +43,7 @@ class Checkpoint:
 
 
 @dataclass
-class Place:
+class Shared:
     """What several stores, as of several processes, have in common."""
 
     checkpoints: dict[int, Checkpoint] = field(default_factory=dict)
@@ -63,14 +63,14 @@ class Place:
 
 
 class MemoryStore(CheckpointStore):
-    """A store of one place."""
+    """One store of a location."""
 
     location = "memory"
     attempt: type[MemoryAttempt]
     file: type[MemoryFile]
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    def __init__(self, shared: Shared) -> None:
+        self.shared = shared
         self.is_taken = False
 
     def enter(self, *, is_writer: bool, must_exist: bool) -> Listing:
@@ -78,7 +78,7 @@ class MemoryStore(CheckpointStore):
 
     def list_checkpoints(self, known: Mapping[int, CheckpointRecord]) -> Listing:
         records = {}
-        for step, checkpoint in sorted(self.place.checkpoints.items()):
+        for step, checkpoint in sorted(self.shared.checkpoints.items()):
             info = parse_training_info(bytes(checkpoint.files[TRAINING_INFO_NAME]))
             record = CheckpointRecord(step=step, directory="", training_info=info, identity=checkpoint.number)
             is_known = step in known and known[step].identity == record.identity
@@ -86,67 +86,67 @@ class MemoryStore(CheckpointStore):
         return Listing(records)
 
     def missing(self, steps: Iterable[int]) -> list[int]:
-        return [step for step in steps if step not in self.place.checkpoints]
+        return [step for step in steps if step not in self.shared.checkpoints]
 
     def open(self, step: int) -> CheckpointReader:
-        if step not in self.place.checkpoints:
+        if step not in self.shared.checkpoints:
             raise CheckpointNotFoundError(f"step {step} is not committed in memory", step=step)
-        return MemoryReader(self.place, self.place.checkpoints[step], self.file)
+        return MemoryReader(self.shared, self.shared.checkpoints[step], self.file)
 
     def free_nbytes(self) -> int | None:
-        return self.place.free_nbytes()
+        return self.shared.free_nbytes()
 
     def nbytes_of(self, steps: Iterable[int]) -> int:
-        return sum(each.nbytes for step in steps if (each := self.place.checkpoints.get(step)) is not None)
+        return sum(each.nbytes for step in steps if (each := self.shared.checkpoints.get(step)) is not None)
 
     def read_document(self, name: str) -> bytes | None:
-        return self.place.documents.get(name)
+        return self.shared.documents.get(name)
 
     def take(self, known: Mapping[int, CheckpointRecord]) -> tuple[str, ...]:
-        if self.place.writer not in (None, self):
+        if self.shared.writer not in (None, self):
             raise DirectoryLockedError("memory: another writer has it")
-        self.place.writer = self
+        self.shared.writer = self
         self.is_taken = True
         return ()
 
     def check(self) -> None:
-        if self.is_taken and self.place.writer is not self:
+        if self.is_taken and self.shared.writer is not self:
             raise OSError(errno.ESTALE, "another writer has taken it", "memory")
 
     def release(self) -> None:
-        if self.place.writer is self:
-            self.place.writer = None
+        if self.shared.writer is self:
+            self.shared.writer = None
         self.is_taken = False
 
     def begin(self, step: int, nbytes: int, min_free_nbytes: int | None = None) -> Attempt:
         needed = nbytes if min_free_nbytes is None else min_free_nbytes
-        if self.place.free_nbytes() < needed:
+        if self.shared.free_nbytes() < needed:
             error = NoRoomError(errno.ENOSPC, "no room in memory", "memory")
             error.nbytes = needed
             raise error
-        return self.attempt(self.place, step)
+        return self.attempt(self.shared, step)
 
     def retire(self, steps: Iterable[int], *, durably: bool = True) -> Retired:
-        found = [step for step in steps if step in self.place.checkpoints]
-        return Retired(tuple(self.place.throw_away(self.place.checkpoints.pop(step)) for step in found), {}, ())
+        found = [step for step in steps if step in self.shared.checkpoints]
+        return Retired(tuple(self.shared.throw_away(self.shared.checkpoints.pop(step)) for step in found), {}, ())
 
     def sweep(self, trash: Sequence[Trash] | None, stop: StopFlag) -> Swept:
-        names = list(self.place.trash) if trash is None else [each.name for each in trash]
+        names = list(self.shared.trash) if trash is None else [each.name for each in trash]
         for number, name in enumerate(names):
             if stop.is_set:
                 return Swept(number, 0, ())
-            self.place.trash.pop(name, None)
+            self.shared.trash.pop(name, None)
         return Swept(len(names), 0, ())
 
     def write_document(self, name: str, data: bytes) -> None:
-        self.place.documents[name] = data
+        self.shared.documents[name] = data
 
 
 class MemoryAttempt(Attempt):
     """Files that no reader sees yet."""
 
-    def __init__(self, place: Place, step: int) -> None:
-        self.place = place
+    def __init__(self, shared: Shared, step: int) -> None:
+        self.shared = shared
         self.step = step
         self.files: dict[str, bytearray] = {}
 
@@ -172,12 +172,12 @@ class MemoryAttempt(Attempt):
 
     def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
         stop.check()
-        old = self.place.checkpoints.get(self.step)
-        new = self.place.checkpoints[self.step] = Checkpoint(manifest, self.files)
-        return Committed("", new.number, () if old is None else (self.place.throw_away(old),), ())
+        old = self.shared.checkpoints.get(self.step)
+        new = self.shared.checkpoints[self.step] = Checkpoint(manifest, self.files)
+        return Committed("", new.number, () if old is None else (self.shared.throw_away(old),), ())
 
     def discard(self) -> None:
-        self.files = {}  # those of a checkpoint that was committed are the place's
+        self.files = {}  # a committed checkpoint has these files
 
 
 class MemoryReader(CheckpointReader):
@@ -185,14 +185,14 @@ class MemoryReader(CheckpointReader):
 
     directory = ""
 
-    def __init__(self, place: Place, checkpoint: Checkpoint, file: type[MemoryFile]) -> None:
-        self.place = place
+    def __init__(self, shared: Shared, checkpoint: Checkpoint, file: type[MemoryFile]) -> None:
+        self.shared = shared
         self.file = file
         self.checkpoint = checkpoint
         self.manifest = checkpoint.manifest
 
     def is_current(self) -> bool:
-        return self.place.checkpoints.get(self.manifest.step) is self.checkpoint
+        return self.shared.checkpoints.get(self.manifest.step) is self.checkpoint
 
     def close(self) -> None:
         pass

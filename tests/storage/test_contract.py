@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from helpers.memory_store import Checkpoint, MemoryAttempt, MemoryFile, MemoryStore, Place
+from helpers.memory_store import Checkpoint, MemoryAttempt, MemoryFile, MemoryStore, Shared
 
 from asyncckpt import CorruptCheckpointError
 from asyncckpt.disk.manifest import FileRecord, Manifest, digest_bytes
@@ -46,7 +46,7 @@ class TestLocalStore(StorageContract):
             file.seek(position)
             file.write(bytes([byte ^ 1]))
 
-    def take_away(self, store: CheckpointStore) -> None:
+    def lose(self, store: CheckpointStore) -> None:
         """Rename the directory."""
         Path(store.location).rename(self.root / "elsewhere")
 
@@ -57,23 +57,23 @@ class MemoryContract(StorageContract):
     kind = MemoryStore
 
     def make_store(self) -> CheckpointStore:
-        """Make a place of its own."""
-        return self.kind(Place())
+        """Make a location of its own."""
+        return self.kind(Shared())
 
     def reopen(self, store: CheckpointStore) -> CheckpointStore:
-        """Use its place again."""
+        """Use its location again."""
         assert isinstance(store, MemoryStore)
-        return self.kind(store.place)
+        return self.kind(store.shared)
 
     def damage(self, store: CheckpointStore, step: int, name: str, position: int) -> None:
         """Change a byte of a file."""
         assert isinstance(store, MemoryStore)
-        store.place.checkpoints[step].files[name][position] ^= 1
+        store.shared.checkpoints[step].files[name][position] ^= 1
 
-    def take_away(self, store: CheckpointStore) -> None:
-        """Let another writer have it."""
+    def lose(self, store: CheckpointStore) -> None:
+        """Let another writer take it over."""
         assert isinstance(store, MemoryStore)
-        store.place.writer = object()
+        store.shared.writer = object()
 
 
 class TestMemoryStore(MemoryContract):
@@ -84,11 +84,11 @@ class TestMemoryStore(MemoryContract):
 
 
 class ListsNothing(MemoryStore):
-    """Its listing is of the place as it was when the store was made."""
+    """Its listing is of the location as it was when the store was made."""
 
-    def __init__(self, place: Place) -> None:
-        super().__init__(place)
-        self.seen = dict(place.checkpoints)
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self.seen = dict(shared.checkpoints)
 
     def list_checkpoints(self, known: Any) -> Listing:
         listing = super().list_checkpoints(known)
@@ -115,7 +115,7 @@ class VisibleAttempt(MemoryAttempt):
 
     def write(self, name: str, data: bytes) -> FileRecord:
         shown = Checkpoint(Manifest(step=self.step, created=0.0), {"training_info.json": bytearray(b"{}")})
-        self.place.checkpoints.setdefault(self.step, shown)
+        self.shared.checkpoints.setdefault(self.step, shown)
         return super().write(name, data)
 
 
@@ -129,7 +129,7 @@ class MergingAttempt(MemoryAttempt):
     """An attempt that keeps the files of the checkpoint that it replaces, as an upload to the same prefix does."""
 
     def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
-        old = self.place.checkpoints.get(self.step)
+        old = self.shared.checkpoints.get(self.step)
         files = {**(old.manifest.files if old else {}), **manifest.files}
         return super().commit(replace(manifest, files=files), stop)
 
@@ -145,7 +145,7 @@ class DeletesFirst(MemoryStore):
 
     def begin(self, step: int, nbytes: int, min_free_nbytes: int | None = None) -> Attempt:
         attempt = super().begin(step, nbytes, min_free_nbytes)
-        self.place.checkpoints.pop(step, None)
+        self.shared.checkpoints.pop(step, None)
         return attempt
 
 
@@ -153,8 +153,8 @@ class KeptAttempt(MemoryAttempt):
     """An attempt that becomes trash when it is discarded."""
 
     def discard(self) -> None:
-        if self.step not in self.place.checkpoints:
-            self.place.throw_away(Checkpoint(Manifest(step=self.step, created=0.0), {}))
+        if self.step not in self.shared.checkpoints:
+            self.shared.throw_away(Checkpoint(Manifest(step=self.step, created=0.0), {}))
 
 
 class DiscardsNothing(MemoryStore):
@@ -168,11 +168,11 @@ class FinishesAttempts(MemoryStore):
 
     def begin(self, step: int, nbytes: int, min_free_nbytes: int | None = None) -> Attempt:
         attempt = super().begin(step, nbytes, min_free_nbytes)
-        vars(self.place)["attempt"] = attempt
+        vars(self.shared)["attempt"] = attempt
         return attempt
 
     def take(self, known: Any) -> tuple[str, ...]:
-        if (attempt := vars(self.place).pop("attempt", None)) is not None:
+        if (attempt := vars(self.shared).pop("attempt", None)) is not None:
             files = {name: digest_bytes(bytes(data)) for name, data in attempt.files.items()}
             attempt.commit(Manifest(step=attempt.step, created=0.0, files=files), StopFlag())
         return super().take(known)
@@ -182,7 +182,7 @@ class UnlinkedAttempt(MemoryAttempt):
     """An attempt that says that it has linked a file, and has not."""
 
     def link(self, name: str, step: int) -> FileRecord:
-        record = self.place.checkpoints[step].manifest.files[name]
+        record = self.shared.checkpoints[step].manifest.files[name]
         self.files[name] = bytearray(record.nbytes)
         return record
 
@@ -204,7 +204,7 @@ class LetsEverybodyWrite(MemoryStore):
     """It has no lock."""
 
     def take(self, known: Any) -> tuple[str, ...]:
-        self.place.writer = None
+        self.shared.writer = None
         return super().take(known)
 
 
@@ -296,15 +296,15 @@ class ForgetsDocuments(MemoryStore):
 
     def release(self) -> None:
         super().release()
-        self.place.documents.clear()
+        self.shared.documents.clear()
 
 
 class RetiresLater(MemoryStore):
     """What is retired goes when the trash is swept."""
 
     def retire(self, steps: Any, *, durably: bool = True) -> Retired:
-        found = [step for step in steps if step in self.place.checkpoints]
-        return Retired(tuple(self.place.throw_away(self.place.checkpoints[step]) for step in found), {}, ())
+        found = [step for step in steps if step in self.shared.checkpoints]
+        return Retired(tuple(self.shared.throw_away(self.shared.checkpoints[step]) for step in found), {}, ())
 
 
 class DeletesAtOnce(MemoryStore):
@@ -313,7 +313,7 @@ class DeletesAtOnce(MemoryStore):
     def retire(self, steps: Any, *, durably: bool = True) -> Retired:
         retired = super().retire(steps, durably=durably)
         for each in retired.trash:
-            for data in self.place.trash[each.name].files.values():
+            for data in self.shared.trash[each.name].files.values():
                 data[:] = bytes(len(data))
         return retired
 
@@ -326,18 +326,18 @@ class SweepsOn(MemoryStore):
 
 
 PROMISES = {
-    "test_a_new_place_is_empty": HasSomething,
+    "test_a_new_store_is_empty": HasSomething,
     "test_a_commit_is_found_as_it_was_written": ListsNothing,
     "test_steps_are_listed_in_ascending_order": SortsNamesAsText,
     "test_an_attempt_is_invisible_until_it_is_committed": ShowsAttempts,
     "test_a_commit_replaces_a_checkpoint": MergesFiles,
     "test_a_commit_that_fails_leaves_what_was_there": DeletesFirst,
     "test_a_discarded_attempt_leaves_nothing": DiscardsNothing,
-    "test_an_attempt_of_a_killed_writer_is_in_nobodys_way": FinishesAttempts,
+    "test_an_attempt_of_a_killed_writer_does_no_harm": FinishesAttempts,
     "test_a_file_is_linked_or_refused": LinksNothing,
     "test_a_lack_of_room_is_seen_before_anything_is_written": HasEndlessRoom,
     "test_a_second_writer_is_refused": LetsEverybodyWrite,
-    "test_a_writer_that_has_lost_its_place_fails_the_check": ChecksNothing,
+    "test_a_writer_that_was_replaced_fails_the_check": ChecksNothing,
     "test_ranges_are_read_from_verified_blocks": ReadsElsewhere,
     "test_a_range_past_the_end_is_refused": ReadsPastTheEnd,
     "test_damage_is_found": VerifiesNothing,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from helpers.memory_store import MemoryStore, Place
+from helpers.memory_store import MemoryStore, Shared
 from helpers.support import FORMATS, assert_same
 
 from asyncckpt import (
@@ -34,15 +34,15 @@ def state(number: int) -> dict[str, Any]:
 
 
 @pytest.fixture
-def place() -> Place:
-    """Make an empty place."""
-    return Place()
+def shared() -> Shared:
+    """Make an empty location."""
+    return Shared()
 
 
 @pytest.fixture
-def manage(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckpointManager]:
-    """Return what makes a manager of the place; nothing is on the disk."""
-    monkeypatch.setattr("asyncckpt.manager.LocalStore", lambda *_, **__: MemoryStore(place))
+def manage(shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckpointManager]:
+    """Return what makes a manager of the location; nothing is on the disk."""
+    monkeypatch.setattr("asyncckpt.manager.LocalStore", lambda *_, **__: MemoryStore(shared))
     return lambda **options: CheckpointManager("/nowhere", **options)
 
 
@@ -78,7 +78,7 @@ async def test_states_come_back(manage: Callable[..., CheckpointManager], form: 
     assert not Path("/nowhere").exists()
 
 
-async def test_retention_deletes(manage: Callable[..., CheckpointManager], place: Place) -> None:
+async def test_retention_deletes(manage: Callable[..., CheckpointManager], shared: Shared) -> None:
     """What is pruned, deleted or overwritten is gone from the store; the best is known by its document."""
     async with manage(metric_name="loss", higher_is_better=False, keep_latest_k=2, keep_top_k=1) as manager:
         for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0]):
@@ -87,9 +87,9 @@ async def test_retention_deletes(manage: Callable[..., CheckpointManager], place
         await (await manager.save(4, state(5), training_info={"loss": 0.5}, overwrite=True))
         assert manager.best_step() == 4
         await manager.delete(3)
-    assert list(place.checkpoints) == [4]
-    assert place.trash == {}
-    assert place.writer is None
+    assert list(shared.checkpoints) == [4]
+    assert shared.trash == {}
+    assert shared.writer is None
     async with manage() as manager:
         assert manager.best_step() == 4
         best = await manager.load("best")
@@ -97,12 +97,12 @@ async def test_retention_deletes(manage: Callable[..., CheckpointManager], place
         assert_same(best.state, state(5))
 
 
-async def test_a_damaged_checkpoint_is_found(manage: Callable[..., CheckpointManager], place: Place) -> None:
+async def test_a_damaged_checkpoint_is_found(manage: Callable[..., CheckpointManager], shared: Shared) -> None:
     """By verification, and by a load, which falls back."""
     async with manage() as manager:
         for step in (1, 2):
             await (await manager.save(step, state(step)))
-        place.checkpoints[2].files["state.msgpack"][2 * MIB] ^= 1
+        shared.checkpoints[2].files["state.msgpack"][2 * MIB] ^= 1
         with pytest.warns(CheckpointWarning, match="falling back from step 2 to step 1"):
             loaded = await manager.load("latest")
         assert loaded is not None
@@ -111,23 +111,23 @@ async def test_a_damaged_checkpoint_is_found(manage: Callable[..., CheckpointMan
             await manager.verify(2)
 
 
-async def test_a_second_writer_is_refused(manage: Callable[..., CheckpointManager], place: Place) -> None:
-    """And one that has lost its place writes nothing any more."""
+async def test_a_second_writer_is_refused(manage: Callable[..., CheckpointManager], shared: Shared) -> None:
+    """And one that was replaced writes nothing any more."""
     async with manage() as manager, manage() as other:
         await (await manager.save(1, state(1)))
         with pytest.raises(DirectoryLockedError):
             await other.save(2, state(2))
         await other.refresh()
         assert other.steps() == [1]
-        place.writer = object()
+        shared.writer = object()
         with pytest.raises(SaveFailedError, match="another writer has taken it"):
             await (await manager.save(2, state(2)))
-    assert list(place.checkpoints) == [1]
+    assert list(shared.checkpoints) == [1]
 
 
-async def test_a_lack_of_room_deletes_what_is_not_kept(manage: Callable[..., CheckpointManager], place: Place) -> None:
+async def test_a_lack_of_room_deletes_old_ones(manage: Callable[..., CheckpointManager], shared: Shared) -> None:
     """What a save will displace goes before it is written, if that makes enough room."""
-    place.capacity = 10 * MIB
+    shared.capacity = 10 * MIB
     async with manage(keep_latest_k=2) as manager:
         for step in range(5):
             await (await manager.save(step, state(step)))

@@ -27,7 +27,7 @@ class LocalAttempt(Attempt):
     """A pending directory that is being filled. Its small files are synced together."""
 
     def __init__(self, ops: DiskOps, root: Path, step: int, needed: str) -> None:
-        """Make the directory; `needed` says in words how much room the checkpoint takes."""
+        """Make the directory; `needed` says in words how much space the checkpoint takes."""
         self._ops = ops
         self._root = root
         self._step = step
@@ -52,7 +52,7 @@ class LocalAttempt(Attempt):
         self._batch.close()
         stop.check()
         moved = publish.move(self._ops, self._pending, self._step)
-        self._is_open = False  # if its names cannot be made durable, nobody knows which of them would survive
+        self._is_open = False  # if the names cannot be made durable, it is not known which would survive a power cut
         path, old, others = publish.make_durable(self._ops, moved)
         return committed_at(path, old, [*self._leftovers, *others])
 
@@ -65,7 +65,7 @@ class LocalAttempt(Attempt):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Discard it; then say of a lack of room what is needed and what is free, without what was discarded."""
+        """Discard it. Then complete an error that is a lack of space: what was discarded counts as free."""
         super().__exit__(kind, error, traceback)
         if isinstance(error, OSError):
             explain(error, self._root, self._needed)

@@ -1,4 +1,4 @@
-"""What operations on a checkpoint directory have come to, in the words of `storage.base`."""
+"""Convert the results and errors of `disk/` to those of `CheckpointStore`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from asyncckpt.disk.removal import Leftover
 
 _ADVICE: Final = ", delete() checkpoints or keep fewer of them (keep_latest_k, keep_top_k)"
-"""What to do besides where there is no room."""
+"""What else to do about a lack of space."""
 
 
 def explain(error: OSError, root: Path, needed: str | None = None) -> None:
-    """Let an error say what to do if nothing may be written here, or if there is no room for what is needed."""
+    """Add to an error what to do if nothing may be written here, or if there is too little space for what is needed."""
     if needed is not None:
         explain_shortage(error, root, needed, _ADVICE)
     explain_refusal(error)
@@ -34,7 +34,7 @@ def remarks_of(leftovers: Iterable[Leftover]) -> tuple[str, ...]:
 
 
 def weigh(root: Path, paths: Iterable[Path]) -> tuple[Trash, ...]:
-    """Look how much room trash takes, and how much is left; none where that is not known."""
+    """Measure how much space trash takes, and how much is left (0 if that is not known)."""
     return tuple(Trash(path.name, nbytes_of(path), free_nbytes(root) or 0) for path in paths)
 
 

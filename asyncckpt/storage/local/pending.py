@@ -98,5 +98,5 @@ class PendingDirectories(LocalDirectories):
     def _discard_after(self, error: BaseException, pending: Path) -> None:
         try:
             removal.discard(self._ops, pending)
-        except OSError as second:  # the first error is what matters; the next start clears the rest
+        except OSError as second:  # the next start clears the rest
             error.add_note(f"{pending.name} could not be removed: {second}")

@@ -32,11 +32,11 @@ class LocalReader(CheckpointReader):
     """A checkpoint's directory, open for reading."""
 
     def __init__(self, path: Path, step: int, find: Callable[[], Path]) -> None:
-        """Open a directory; `find` returns the one that is the step's checkpoint at the time.
+        """Open a directory; `find` returns the path of the step's checkpoint at any later time.
 
         Raises:
             FileNotFoundError: There is no such directory.
-            OSError: It is something else.
+            OSError: It cannot be opened, or is not a directory.
         """
         self._fd = open_directory(path)
         self._identity = _identity(os.fstat(self._fd))
@@ -131,9 +131,9 @@ def open_path(path: Path) -> LocalReader:
 
 
 def _open(find: Callable[[], Path], step: int) -> LocalReader:
-    """Open what `find` returns; if another process replaces or deletes it meanwhile, look again.
+    """Open what `find` returns; if another process replaces or deletes it meanwhile, call `find` again.
 
-    So what is said of a checkpoint is said of one that was there from beginning to end.
+    So an error is about a checkpoint that existed from beginning to end.
     """
     while True:
         path = find()
@@ -162,5 +162,5 @@ def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:
-    """Tell one directory from the next, which may get the inode of one that was deleted."""
+    """Return what identifies a directory; the inode of one that was deleted may be used again, so the time counts."""
     return found.st_dev, found.st_ino, found.st_ctime_ns

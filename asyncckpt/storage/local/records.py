@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def say_if_gone(root: Path, known: Mapping[int, CheckpointRecord]) -> list[str]:
-    """Return a warning if there were checkpoints in a directory, and it is not there any more."""
+    """Return a warning if a directory that had checkpoints does not exist any more."""
     if not known or root.exists():
         return []
     message = (
@@ -34,13 +34,13 @@ def scan_root(root: Path) -> Scan:
     """List the names in a directory.
 
     Raises:
-        NotADirectoryError: There is a file in the directory's place.
+        NotADirectoryError: The path is a file.
         OSError: The directory cannot be read.
     """
     try:
         return scan(root)
     except NotADirectoryError:
-        if not root.exists():  # it is an ancestor
+        if not root.exists():  # an ancestor is a file
             raise
         message = f"{root} is a file: {describe_checkpoint(root.parent) or 'a checkpoint directory is needed'}"
         raise NotADirectoryError(message) from None
@@ -61,7 +61,7 @@ def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord]
             for step, name in listing.committed.items():
                 pacer.pause()
                 record = known.get(step)
-                if record is None or not _stands_for(record, below, name, at):
+                if record is None or not _is_same(record, below, name, at):
                     record = _record(step, below, name, at, incomplete)
                 records[step] = record
     finally:
@@ -81,7 +81,7 @@ def _is_incomplete(root: Path, step: int, path: Path) -> bool:
 
 
 def _below(root: Path) -> str:
-    """Return what a path below a directory begins with: with thousands of checkpoints, to join them takes a while."""
+    """Return the prefix of paths below a directory: joining thousands of Paths takes a while."""
     return os.path.join(root, "")  # noqa: PTH118 - a Path would drop the separator
 
 
@@ -91,7 +91,7 @@ def _record(step: int, below: str, name: str, at: int, incomplete: list[int]) ->
     If the checkpoint has no manifest, its step is added to `incomplete`.
     """
     info: dict[str, Any] = {}
-    identity = None  # of what could not be read: the next listing tries again
+    identity = None  # what could not be read is read again by the next listing
     try:
         directory = open_directory(name, at)
         try:
@@ -104,23 +104,23 @@ def _record(step: int, below: str, name: str, at: int, incomplete: list[int]) ->
         finally:
             os.close(directory)
     except OSError as error:
-        if error.errno in SHORTAGES:  # which say nothing of the checkpoint: without its metric it might be pruned
+        if error.errno in SHORTAGES:  # without its metric the checkpoint might be pruned
             raise
-    except (ValueError, RecursionError):  # damaged, and left out like what is missing: `load` will say what is wrong
+    except (ValueError, RecursionError):  # damaged: `load` will say what is wrong
         pass
     return CheckpointRecord(step=step, directory=below + name, training_info=info, identity=identity)
 
 
-def _stands_for(record: CheckpointRecord, below: str, name: str, at: int) -> bool:
-    """Whether an earlier record is of the directory that has this name now, and had it then."""
+def _is_same(record: CheckpointRecord, below: str, name: str, at: int) -> bool:
+    """Whether an earlier record is of the directory that has this name now, and had the same name then."""
     found = identity_of(name, at)
     return found is not None and record.identity == found and record.directory == below + name
 
 
 def identity_of(directory: os.PathLike[str] | str | int, at: int | None = None) -> tuple[int, int] | None:
-    """Tell a directory from an earlier or later one of its name; None if it is gone."""
+    """Return what identifies a directory among those that have had its name; None if it does not exist."""
     try:
         found = os.stat(directory, dir_fd=at)
-    except OSError:  # gone meanwhile
+    except OSError:  # deleted meanwhile
         return None
     return found.st_ino, found.st_mtime_ns

@@ -90,21 +90,23 @@ class LocalStore(CheckpointStore):
     def take(self, known: Mapping[int, CheckpointRecord]) -> tuple[str, ...]:
         remarks = say_if_gone(self._root, known)
         needed = "the directory and its lock are made before the first checkpoint"
-        with self._explaining(), room.explaining(self._root, lambda: needed):
-            publish.ensure_directory(self._ops, self._root)
-            self._lock = acquire_lock(self._ops, self._root)
-        try:
-            remarks += self._recover()
-        except BaseException:
-            self.release()
-            raise
-        if not self._lock.is_supported:
+        with self._explaining():
+            with room.explaining(self._root, lambda: needed):
+                publish.ensure_directory(self._ops, self._root)
+                self._lock = lock = acquire_lock(self._ops, self._root)
+            try:
+                remarks += self._recover()
+            except BaseException:
+                self.release()
+                raise
+        if not lock.is_supported:
             remarks.append("the directory has no file locks: nothing keeps a second writer away")
         return tuple(remarks)
 
     def check(self) -> None:
-        if self._lock is not None:
-            self._lock.check_in_place(self._root)
+        lock = self._lock  # `release` may run in another thread
+        if lock is not None:
+            lock.check_in_place(self._root)
 
     def release(self) -> None:
         lock, self._lock = self._lock, None
