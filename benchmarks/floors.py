@@ -1,4 +1,4 @@
-"""What the machine itself can do: the least that a save and a load can cost. Floors know nothing of any library.
+"""Measure what the machine itself can do, without any library: the least that a save and a load can cost.
 
 Copies and writes run in two threads. Before each measurement `rest` is called, as it is for every library.
 """
@@ -43,7 +43,7 @@ def _in_threads(task: Callable[[int, int], object], nbytes: int, *, block: int, 
     """Call `task(start, stop)` for every block in threads; return the seconds it took."""
     starts = range(0, nbytes, block)
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda _: None, range(threads)))  # the threads are there before the clock starts
+        list(pool.map(lambda _: None, range(threads)))  # start the threads before the clock
         start = time.perf_counter()
         for _ in pool.map(lambda first: task(first, min(first + block, nbytes)), starts):
             pass

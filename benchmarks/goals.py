@@ -1,7 +1,7 @@
-"""What is to be reached: each goal is a measure and a limit, most limits a multiple of what the same run measured.
+"""The goals: each is a measure and a limit, usually a multiple of another figure from the same run.
 
-A goal's ratio is the median of the measure, divided by its reference; it is met when the ratio is at most `factor`, or
-at least `factor` where more is better.
+A goal's ratio is the median of the measure divided by its reference. The goal is met if the ratio is at most `factor`,
+or at least `factor` if more is better.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Goal:
 
 
 class Verdict(NamedTuple):
-    """How one system stands to one goal."""
+    """Whether one system meets one goal."""
 
     goal: Goal
     system: str
@@ -78,7 +78,7 @@ def evaluate(samples: Samples) -> Iterator[Verdict]:
 
 
 def floors(*names: str) -> Callable[[Samples, str, str], Reference | None]:
-    """Refer to the sum of some floors of the same workload."""
+    """Use the sum of some floors of the same workload as the reference."""
 
     def find(samples: Samples, workload: str, _: str) -> Reference | None:
         medians = [samples.median(workload, FLOORS, name) for name in names]
@@ -89,7 +89,7 @@ def floors(*names: str) -> Callable[[Samples, str, str], Reference | None]:
 
 
 def best_of(measure: str, *systems: str) -> Callable[[Samples, str, str], Reference | None]:
-    """Refer to the least median of some systems."""
+    """Use the least median of some systems as the reference."""
 
     def find(samples: Samples, workload: str, _: str) -> Reference | None:
         medians = [(samples.median(workload, system, measure), system) for system in systems]
@@ -100,7 +100,7 @@ def best_of(measure: str, *systems: str) -> Callable[[Samples, str, str], Refere
 
 
 def itself(measure: str, *, name: str) -> Callable[[Samples, str, str], Reference | None]:
-    """Refer to another measure of the same system."""
+    """Use another measure of the same system as the reference."""
 
     def find(samples: Samples, workload: str, system: str) -> Reference | None:
         median = samples.median(workload, system, measure)
@@ -110,7 +110,7 @@ def itself(measure: str, *, name: str) -> Callable[[Samples, str, str], Referenc
 
 
 def limit(value: float) -> Callable[[Samples, str, str], Reference | None]:
-    """Refer to a fixed value."""
+    """Use a fixed value as the reference."""
     return lambda *_: Reference(value, "")
 
 

@@ -1,9 +1,9 @@
 """Keyed files beside a ticking loop: `python -m benchmarks.keyed [--kinds hdf5 json] [--mib M] [--keys N]`.
 
-One value of a GiB, and very many small ones, through the asynchronous view of each kind. Each kind has a process of its
-own, which also measures the idle loop and how long `gc.collect()` takes: nothing here can be better than the first, and
-a collection of the oldest generation, which a program's own objects bring about, takes as long as the second. What a
-process that only sleeps has missed meanwhile stands under "elsewhere": that long the machine was somebody else's.
+One value of a GiB, and very many small ones, through the asynchronous view of each kind of file. Each kind has a
+process of its own, which also measures the idle loop and how long `gc.collect()` takes. No stall can be shorter than
+those of the idle loop, and a collection of the oldest generation, which a program's own objects trigger, takes as long
+as `gc.collect()`. "Elsewhere" is the longest delay of a process that only sleeps: the machine was busy for that long.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LIMIT: Final = 0.010
 
 
 class _Run:
-    """One kind, in this process."""
+    """Measures one kind, in this process."""
 
     def __init__(self, kind: str, root: Path) -> None:
         self.kind = kind
@@ -53,7 +53,7 @@ class _Run:
         return asyncckpt.Checkpointer.from_file(self.root / f"{name}{suffix}")
 
     async def timed(self, what: str, doing: Coroutine[Any, Any, Any]) -> Any:
-        """Await something beside a ticker, and print what it took."""
+        """Await something beside a ticker, and print how long it took."""
         before = machine.reset_peak_memory()
         async with ticking() as ticker:
             start = time.perf_counter()
@@ -142,7 +142,7 @@ class _Run:
 
 
 def main() -> None:
-    """Measure each kind in a process of its own."""
+    """Measure each kind, in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="+", choices=SUFFIXES, default=list(SUFFIXES))
     parser.add_argument("--mib", type=int, default=1024, help="size of the large value; 0 for none")

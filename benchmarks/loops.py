@@ -18,21 +18,21 @@ TICK: Final = 0.001
 
 
 class Stalls(NamedTuple):
-    """How much later than due the ticker was called, in seconds."""
+    """How late the ticker was called, in seconds."""
 
     longest: float
     p99: float
 
 
 class Ticker:
-    """Sleeps a millisecond, over and over, and notes how much longer each sleep took."""
+    """Sleeps for a millisecond again and again, and records how much longer each sleep took."""
 
     def __init__(self) -> None:
         self._delays: list[float] = []
 
     @property
     def stalls(self) -> Stalls:
-        """What was seen so far."""
+        """The stalls so far."""
         delays = sorted(self._delays) or [0.0]
         return Stalls(delays[-1], delays[int(0.99 * (len(delays) - 1))])
 
@@ -62,7 +62,7 @@ async def ticking() -> AsyncIterator[Ticker]:
 
 
 class Witness:
-    """A process that does nothing but sleep a millisecond, over and over: what it misses is the machine's, not ours."""
+    """A separate process that only sleeps, a millisecond at a time: its delays are caused by the machine."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)  # noqa: S603 - this module

@@ -1,4 +1,4 @@
-"""What the measurements need of the machine: page cache, memory, syncs, and what to call it."""
+"""Prepare and describe the machine: page cache, memory, syncs, versions."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def evict(path: Path) -> None:
 
 
 def warm(path: Path) -> None:
-    """Bring a checkpoint's files into the page cache."""
+    """Read a checkpoint's files into the page cache."""
     buffer = bytearray(_READ_NBYTES)
     for each in _files(path):
         with each.open("rb", buffering=0) as file:
@@ -70,7 +70,7 @@ def drop_directory_caches() -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, a directory or one file, and have the disk know before the next measurement."""
+    """Remove a checkpoint, a directory or one file, and wait until the disk has done so."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -94,12 +94,12 @@ def return_memory() -> None:
 
 
 def claim_memory(nbytes: int, *, hold: float) -> None:
-    """Touch so much free memory, hold it for some seconds and free it again: so fresh pages are the kernel's to give.
+    """Touch so much free memory, hold it for some seconds and free it again, so that the guest's kernel owns the pages.
 
-    A virtual machine hands memory that has been free for a while back to its host, and gets it again page by page, at
-    several times the cost of clearing it. What is measured next would pay for how long the machine was idle before. And
-    what was freed just before is handed back two seconds later (Linux, mm/page_reporting.c), which would fall into the
-    measurement and doubles what it costs to clear a page: so that comes first.
+    A virtual machine returns memory that has been free for a while to its host, and gets it back page by page, at
+    several times the cost of clearing it. The next measurement would depend on how long the machine was idle before.
+    Memory that was freed just before is returned two seconds later (Linux, mm/page_reporting.c). That would happen
+    during the measurement and double the cost of clearing a page, so it is waited for.
     """
     nbytes = min(nbytes, _meminfo("MemFree") * 3 // 4) // mmap.PAGESIZE * mmap.PAGESIZE  # the page cache stays
     if not nbytes:
@@ -115,7 +115,7 @@ def claim_memory(nbytes: int, *, hold: float) -> None:
 
 
 def settle_disk(root: Path) -> None:
-    """Sync, and wait until the disk does nothing: deleted files are given back to it in the background."""
+    """Sync, and wait until the disk is idle: blocks of deleted files are returned to it in the background."""
     os.sync()
     device = root.stat().st_dev
     counters = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
@@ -130,7 +130,7 @@ def settle_disk(root: Path) -> None:
 
 
 def reset_peak_memory() -> int:
-    """Start counting the process's peak of resident memory anew; return what it is now, in bytes."""
+    """Reset the process's peak of resident memory; return the current resident memory, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
@@ -157,7 +157,7 @@ def _kilobytes(path: Path, field: str) -> int:
 
 
 def load_average() -> str:
-    """Write how busy the machine is: the load over 1, 5 and 15 minutes."""
+    """Return the load average over 1, 5 and 15 minutes, as text."""
     return " ".join(f"{load:.2f}" for load in os.getloadavg())
 
 

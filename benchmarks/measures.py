@@ -1,4 +1,4 @@
-"""What the measures are called, and how their numbers are written."""
+"""The titles of the measures, and the formatting of their numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one save, one load or one call is timed. `workloads.py` says what is timed when."""
+"""Time one save, one load or one call; `workloads.py` says what is timed when."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SMALL_SETTLE: Final = 0.2  # seconds, for what takes little memory
 
 
 class GivenUpError(Exception):
-    """A save took longer than it may; the process is of no use any more, for the save goes on in its threads."""
+    """A save took too long. The process must end, because the save continues in its threads."""
 
 
 class Labels(NamedTuple):
@@ -40,7 +40,7 @@ class Labels(NamedTuple):
 
 
 class Context:
-    """What a workload gets: where to work, how much to do, and where to note what came out."""
+    """The arguments of a workload: where to work, how much to do, and where to record the results."""
 
     def __init__(self, scale: Scale, *, labels: Labels, root: Path, out: TextIO) -> None:
         self.scale = scale
@@ -49,16 +49,16 @@ class Context:
         self._out = out
 
     def record(self, measure: str, value: float, *, is_censored: bool = False) -> None:
-        """Note one number: seconds, unless its name says otherwise."""
+        """Record one number, in seconds unless its name says otherwise."""
         sample = Sample(**self._labels._asdict(), measure=measure, value=value, is_censored=is_censored)
         self._out.write(as_line(sample))
-        self._out.flush()  # what was measured stays, should the process be ended
+        self._out.flush()  # keep what was measured even if the process is killed
 
     def rest(self, nbytes: int) -> None:
-        """Let a measurement with a state of `nbytes` meet the same machine, whatever came before it.
+        """Bring the machine into the same condition before each measurement, with a state of `nbytes`.
 
-        Freed memory is returned and the disk has come to rest; then as much memory as the measurement may take is made
-        the kernel's to give. Floors, the library and its peers are all measured after this.
+        Freed memory is returned and the disk comes to rest; then as much memory as the measurement may take is claimed
+        for the guest's kernel. Floors and all libraries are measured after this.
         """
         machine.return_memory()
         machine.settle_disk(self.root)
@@ -74,7 +74,7 @@ class Context:
 
 
 class SaveTimes(NamedTuple):
-    """What one save took, in seconds, and what the loop felt of it."""
+    """The times of one save, and the loop's stalls meanwhile, in seconds."""
 
     blocked: float
     durable: float
@@ -93,7 +93,7 @@ async def time_save(system: System, step: int, state: Any) -> SaveTimes:
 
 
 async def time_save_within(system: System, step: int, state: Any, limit: float) -> tuple[float | None, float | None]:
-    """Save without a ticker; return (blocked, durable), None for what had not happened after `limit` seconds."""
+    """Save without a ticker; return (blocked, durable), None for either that took more than `limit` seconds."""
     start = time.perf_counter()
     blocked: float | None = None
 

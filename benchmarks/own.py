@@ -1,4 +1,4 @@
-"""Workloads that only the library itself has: what its peers do not offer, or what cannot be compared."""
+"""Workloads of asyncckpt alone, which other libraries do not offer or which cannot be compared."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def measure_catalog(context: Context, make: type[System]) -> None:
 
 
 LAZY_SIZES: Final = {"1 KiB": KIB, "100 KiB": 100 * KIB, "1 MiB": MIB}
-"""How large an array is."""
+"""The size of an array."""
 
 
 async def measure_lazy(context: Context, make: type[System]) -> None:
@@ -111,7 +111,7 @@ async def measure_import(context: Context, make: type[System]) -> None:
     """Import the package in fresh interpreters that have numpy, and in those that have asyncio too."""
     del make
     measures = {"import": "numpy", "import_beside_asyncio": "numpy, asyncio"}
-    # With compiled bytecode, as every start but the first has it; the first one here makes it.
+    # With compiled bytecode, as in every start but the first; the first one here compiles it.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(context.root / "bytecode")
     for number in range(context.scale.import_count + 1):

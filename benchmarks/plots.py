@@ -27,7 +27,7 @@ _FLOOR_COLOR: Final = "#d1495b"
 
 
 class Panel(NamedTuple):
-    """One chart of a plot: a bar for each system, and what the machine could do as a line."""
+    """One chart of a plot: a bar for each system, and a line for the floor."""
 
     measure: str
     floors: tuple[str, ...] = ()

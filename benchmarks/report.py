@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _PREAMBLE = """\
 Medians, with [least .. greatest] where there are several samples. Each sample is from a fresh process, with the systems
 taking turns. Before each of them, floors included, freed memory is returned, the disk comes to rest, and more memory
-than the measurement takes is touched and freed: what it gets is the kernel's to give and has only to be cleared. (A
-virtual machine gets memory that was free for some seconds from its host again, at up to five times the cost.)
-*Blocked* is how long the caller waits until it may change the state again, *stalls* how much later than due a ticker
-of 1 ms is called on the same loop between the call and durability, *durable* from the call until every file and
-directory is synced. *Warm* files lie in the page cache, *cold* ones do not."""
+than the measurement takes is touched and freed, so that its pages only have to be cleared. (A virtual machine gets
+memory that was free for some seconds back from its host, at up to five times the cost.) *Blocked* is how long the
+caller waits until it may change the state again; *stalls* are how late a 1 ms ticker is called on the same loop between
+the call and durability; *durable* is the time from the call until every file and directory is synced. *Warm* files are
+in the page cache, *cold* ones are not."""
 
 _SUMMARY: Final = ("blocked", "stall_max", "durable", "load_warm")
 _SUMMARY_SYSTEMS: Final = (*OURS, "torch_checkpointing", "torch DCP", "Orbax", "safetensors", "torch.save")
@@ -71,7 +71,7 @@ def measured(results: Results, workload: str) -> Iterator[str]:
 
 
 def _processes(samples: Samples, workload: str) -> Iterator[str]:
-    """Say how many processes each of ours and each peer had: fewer where one failed or is still to be measured."""
+    """Yield how many processes our systems and the others had; fewer if one failed or is still to be measured."""
     numbers: dict[str, set[int]] = {}
     for sample in samples.all:
         if sample.workload == workload and sample.system != FLOORS:

@@ -1,4 +1,4 @@
-"""The whole benchmark in one go, or in chunks: `python -m benchmarks.run [--quick] [--resume] [--minutes M]`."""
+"""Run the whole benchmark, at once or in parts: `python -m benchmarks.run [--quick] [--resume] [--minutes M]`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _ENVIRONMENT: Final = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One invocation of the benchmark: what is measured, where, until when, and what came out so far."""
+    """One invocation of the benchmark: what is measured, where, until when, and the results so far."""
 
     scale: Scale
     base: Path
@@ -106,7 +106,7 @@ class Run:
 
 def main() -> None:
     """Measure, write the samples, the table and the plots."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the process at work is ended, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the running process is killed, too
     args = _parse()
     out: Path = args.out or (RESULTS / "quick" if args.quick else RESULTS)
     out.mkdir(parents=True, exist_ok=True)
@@ -124,9 +124,9 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round, under two minutes")
     parser.add_argument(
-        "--resume", action="store_true", help="measure only what --out does not hold yet, instead of all anew"
+        "--resume", action="store_true", help="measure only what --out does not hold yet, instead of everything again"
     )
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no process after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="start no process after this many minutes")
     workloads = [workload.name for workload in WORKLOADS]
     parser.add_argument("--workloads", nargs="+", choices=workloads, default=workloads, metavar="NAME")
     systems = [FLOORS, *NAMES]
@@ -135,7 +135,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="where the checkpoints go: a real disk")
     parser.add_argument("--out", type=Path, help="where the results go")
     parser.add_argument(
-        "--report-only", action="store_true", help="write the table, plots and page of earlier samples anew"
+        "--report-only", action="store_true", help="write the table, plots and pages again from earlier samples"
     )
     return parser.parse_args()
 
@@ -160,7 +160,7 @@ def _measure(args: argparse.Namespace, scale: Scale, out: Path) -> Results:
 
 
 def _call(command: list[str], timeout: float) -> str:
-    """Run a process and all that it starts; return why it failed, or an empty string."""
+    """Run a process, and kill everything it started; return why it failed, or an empty string."""
     process = subprocess.Popen(  # noqa: S603 - the command is this package's own
         command,
         env={**os.environ, **_ENVIRONMENT},

@@ -1,4 +1,4 @@
-"""What a measurement yields, and how many of them become one number."""
+"""The samples of a run, and their summary as medians and spreads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FLOORS = "floors"
-"""The name under which the machine's own limits stand among the systems."""
+"""The name of the machine's own limits among the systems."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,12 +26,12 @@ class Sample:
     value: float
     round: int = 0
     is_censored: bool = False
-    """Whether the measurement was given up at this value: the true one is greater."""
+    """Whether the measurement was abandoned at this value; the true one is greater."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A measurement that did not come to its end, and why."""
+    """A measurement that failed, and why."""
 
     workload: str
     system: str
@@ -86,7 +86,7 @@ class Samples:
         return list(dict.fromkeys(sample.workload for sample in self.all))
 
     def failure(self, workload: str, system: str) -> str | None:
-        """Say why a system has no samples of a workload, or fewer, or return None."""
+        """Return why a system has no samples of a workload, or fewer; None if nothing failed."""
         reasons = [each.reason for each in self.failures if (each.workload, each.system) == (workload, system)]
         return reasons[0] if reasons else None
 

@@ -1,4 +1,4 @@
-"""How much is measured: everything at full size, or a look in under two minutes."""
+"""The sizes of a run: full size, or a quick one in under two minutes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Scale:
     huge_nbytes: int | None
     """Bytes of the one array that is larger than 4 GiB; None leaves it out."""
     busy_limit: float
-    """Seconds after which a save beside a busy loop is given up."""
+    """Seconds after which a save beside a busy loop is abandoned."""
     many_count: int
     small_saves: int
     int_count: int
@@ -34,7 +34,7 @@ class Scale:
     catalog_count: int
     import_count: int
     settle: float
-    """Seconds of rest before a measurement, after the disk has nothing to do any more; see `machine.claim_memory`."""
+    """Seconds of rest before a measurement, once the disk is idle; see `machine.claim_memory`."""
     timeout: float
     """Seconds that one process may take."""
 

@@ -1,4 +1,4 @@
-"""The states that are saved: the same ones for every system, changed between two saves as a training step would."""
+"""The states that are saved: the same for every system, changed between two saves as by a training step."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def like(state: State) -> State:
 
 
 def is_equal(state: State, loaded: Any) -> bool:
-    """Tell whether a system gave back what it was given; its arrays may be of its own type."""
+    """Return whether a system returned what it was given; its arrays may be of its own type."""
     for name, leaf in state.items():
         if isinstance(leaf, np.ndarray):
             if not np.array_equal(leaf, np.asarray(loaded[name])):

@@ -1,7 +1,7 @@
-"""What is kept of a run: one JSON file for each workload, with its samples and with when and where they were taken.
+"""The stored results of a run: one JSON file for each workload, with its samples, and when and where they were taken.
 
-1. A workload's file holds samples of one scale. Those of several sessions add up only if that was asked for.
-2. A session is one invocation. Each workload names its own: they may differ in date, load, and versions.
+1. A workload's file holds samples of one scale. Samples of several sessions are combined only on request.
+2. A session is one invocation. Each workload lists its own, which may differ in date, load, and versions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True)
 class Session:
-    """What one invocation of the benchmark gave to one workload."""
+    """One invocation of the benchmark, as far as it concerns one workload."""
 
     started: str
     """Date and time, UTC."""
@@ -34,7 +34,7 @@ class Session:
 
 @dataclass(slots=True, kw_only=True)
 class Results:
-    """All that was measured at one scale."""
+    """All measurements at one scale."""
 
     scale: str
     samples: Samples = field(default_factory=Samples)
@@ -42,7 +42,7 @@ class Results:
     """By workload."""
 
     def facts(self) -> dict[str, str]:
-        """Return the machine and the versions; what differs between sessions is named with all its values."""
+        """Return the machine and the versions; a fact that differs between sessions has all of its values."""
         found: dict[str, dict[str, None]] = {}
         for session in (each for sessions in self.sessions.values() for each in sessions):
             for name, value in session.facts.items():
@@ -50,7 +50,7 @@ class Results:
         return {name: "; ".join(values) for name, values in found.items()}
 
     def write(self, workload: str, out: Path) -> None:
-        """Write one workload's file: one sample a line, and at once, so that it is whole whenever the run ends."""
+        """Write one workload's file, one sample per line, atomically, so that the run may end at any moment."""
         lists: dict[str, Iterable[Any]] = {
             "sessions": self.sessions[workload],
             "samples": [sample for sample in self.samples.all if sample.workload == workload],
@@ -67,12 +67,15 @@ class Results:
 
 
 def read(out: Path, *, scale: str | None = None, without: Iterable[str] = ()) -> Results:
-    """Read what `out` holds, but for some workloads; ValueError if it is not of one scale.
+    """Read the results in `out`, except for some workloads.
 
     Args:
         out: The folder.
-        scale: The scale that is expected, or None for that of what is found ("full" if nothing is).
-        without: Names of workloads that are measured anew.
+        scale: The expected scale; None for the one that is found ("full" if there are no results).
+        without: The names of workloads to leave out, because they are measured again.
+
+    Raises:
+        ValueError: The results are not all of one scale.
     """
     contents = {
         workload.name: json.loads((out / f"{workload.name}.json").read_text())

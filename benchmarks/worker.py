@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
 
-    warnings.simplefilter("ignore")  # peers warn about themselves; what fails raises
+    warnings.simplefilter("ignore")  # other libraries warn about themselves; failures raise
     workload = next(workload for workload in WORKLOADS if workload.name == args.workload)
     with args.out.open("a") as out:
         labels = Labels(workload.name, args.system, args.round)
@@ -38,9 +38,9 @@ def main() -> None:
             asyncio.run(measure(context, workload, args.system))
         except GivenUpError as error:
             print(error, file=sys.stderr, flush=True)
-            os._exit(1)  # the save that was given up would hold the process
+            os._exit(1)  # the abandoned save would keep the process alive
     sys.stdout.flush()
-    os._exit(0)  # peers leave threads and processes behind, which would delay the exit
+    os._exit(0)  # other libraries leave threads and processes behind, which would delay the exit
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What is measured. Each workload is one function, run in a fresh process for one system, or for the floors."""
+"""The workloads: each is one function, run in a fresh process for one system or for the floors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BUSY_DURATIONS: Final = {"0.2 ms": 0.0002, "1 ms": 0.001, "2 ms": 0.002}
 """How long a callback of the busy loop takes."""
 
 _INT_NBYTES: Final = 40
-"""An int of a list: the object and the place in the list."""
+"""The size of an int in a list: the object and its reference in the list."""
 
 
 class Turn(NamedTuple):
@@ -51,13 +51,13 @@ class Workload:
     floors: Callable[[Context], Iterable[tuple[str, float]]] | None = None
     systems: tuple[str, ...] = NAMES
     quick_systems: tuple[str, ...] | None = None
-    """Those that a quick run measures, if not all."""
+    """The systems that a quick run measures, if not all."""
     rounds: int | None = None
-    """At most so many, for what takes long or varies little."""
+    """The greatest number of rounds, for workloads that take long or vary little."""
     peer_rounds: int = 1
-    """Rounds in which the peers are measured too: all of them where they are what matters."""
+    """The number of rounds in which other libraries are measured, too."""
     patience: float = 1.0
-    """How many times the scale's `timeout` a process may take."""
+    """How long a process may take, as a multiple of the scale's `timeout`."""
     needs: Callable[[Scale], bool] = lambda _: True
 
     def title_at(self, scale: Scale) -> str:
@@ -65,13 +65,13 @@ class Workload:
         return self.title.format(scale=scale)
 
     def systems_at(self, scale: Scale) -> tuple[str, ...]:
-        """Name the systems to measure, with the floors before each of ours: they meet the same machine."""
+        """Return the systems to measure, with the floors before each of ours, in the same condition of the machine."""
         chosen = self.systems if scale.name == "full" or self.quick_systems is None else self.quick_systems
         turns = [(FLOORS, name) if self.floors and name in OURS else (name,) for name in chosen]
         return tuple(name for turn in turns for name in turn)
 
     def turns(self, scale: Scale, rounds: int | None = None) -> Iterator[Turn]:
-        """Give every system its turn in every round; each round starts with another one."""
+        """Yield every system's turn in every round; each round starts with another system."""
         for number in range(rounds or min(scale.rounds, self.rounds or scale.rounds)):
             names = self.systems_at(scale)
             if rounds is None and number >= self.peer_rounds:
@@ -304,7 +304,7 @@ async def _measure_steps(context: Context, make: type[System]) -> None:
 # --- the rows of the report ------------------------------------------------------------------------------------------
 
 _SOME: Final = (*OURS, "Orbax", "torch DCP", "Moonclip", "safetensors", "pickle 5")
-"""One of each kind: torch.save, np.savez and h5py copy in a thread and write in another, as pickle 5 does."""
+"""One of each kind: torch.save, np.savez and h5py copy in one thread and write in another, as pickle 5 does."""
 
 _LIST_TAKERS: Final = (MSGPACK, HDF5, "torch.save", "pickle 5")
 

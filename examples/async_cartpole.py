@@ -1,24 +1,24 @@
 """Asynchronous PPO on CartPole: actors, a queue and a learner on one asyncio loop, killable at any moment.
 
-    python examples/async_cartpole.py          # trains; called again, it goes on where the last run ended
+    python examples/async_cartpole.py          # trains; run again, it resumes where the last run ended
     python examples/async_cartpole.py --demo   # kills a run in the middle of a save, resumes it, compares bit for bit
 
-The demo can ask for bitwise equality because nothing here depends on how tasks are scheduled or where a run was cut:
+The demo can require bitwise equality because nothing here depends on how tasks are scheduled or where a run was killed:
 
 1. Every random number comes from a Generator that is in the checkpoint.
 2. Rollout k is played with the parameters after update k - 2. The actors are always exactly one update behind, so they
-   play on while the learner learns.
-3. The learner takes the rollouts of an iteration in the actors' order, whatever the order of their arrival.
-4. Between an update and its save stands no `await`: what actors own is copied there, in the middle of their rollouts.
-   What the learner owns needs no copy, for the learner waits until `save` has captured it.
+   keep playing while the learner learns.
+3. The learner uses the rollouts of an iteration in the order of the actors, not in the order of arrival.
+4. There is no `await` between an update and its save: the state of the actors is copied there, in the middle of their
+   rollouts. The learner's state needs no copy, because the learner waits until `save` has captured it.
 """
 
 from __future__ import annotations
 
 import os
 
-# More BLAS threads than one would split the sums of a matrix product differently from run to run, and the matrices here
-# are too small to gain from them. BLAS reads this once, when numpy is imported.
+# Several BLAS threads would split the sums of a matrix product differently from run to run, and the matrices here are
+# too small to benefit from them. BLAS reads this once, when numpy is imported.
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 import asyncio
@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     import argparse
 
 HORIZON = 128  # environment steps in a rollout
-BREATH = 2  # environment steps between two looks at the rest of the loop
+BREATH = 2  # environment steps between two yields to the loop
 EPOCHS, MINIBATCH = 4, 128
 GAMMA, LAMBDA, CLIP, ENTROPY_BONUS, LEARNING_RATE = 0.99, 0.95, 0.2, 0.005, 2e-3
-GOAL = 150.0  # the mean return that counts as learned; a random player gets about 22
+GOAL = 150.0  # the mean return that counts as learned; a random policy gets about 22
 TRANSITION = np.dtype("4f4, 4f4, f8, f4, i1, ?, ?")  # 47 bytes
 TRANSITION.names = ("observation", "next_observation", "log_probability", "reward", "action", "terminated", "truncated")
 OWN = ("observation", "rng", "iteration", "filled", "rollout")  # what an actor's future depends on,
@@ -56,12 +56,12 @@ def probability_right(logit: np.ndarray) -> np.ndarray:
 
 
 def log_probability(logit: np.ndarray, action: np.ndarray | int) -> np.ndarray:
-    """The logarithm of the probability of each action (1 is to the right), sound however sure the policy is."""
+    """The logarithm of the probability of each action (1 is to the right), stable even if the policy is certain."""
     return -np.logaddexp(0, np.where(action, -logit, logit))
 
 
 class Actor:
-    """Plays CartPole. Owns its environment, its random numbers and the rollout that it is filling."""
+    """Plays CartPole, with its own environment, random numbers and current rollout."""
 
     def __init__(self, index: int, seed: int) -> None:
         self.index = index
@@ -71,13 +71,13 @@ class Actor:
         self.iteration, self.filled, self.rollout = 1, 0, np.zeros(HORIZON, TRANSITION)
 
     def state(self) -> dict[str, Any]:
-        """A copy of all that decides this actor's future."""
+        """Return a copy of everything that determines this actor's future."""
         own = {name: getattr(self, name) for name in OWN}
         game = {name: getattr(self.env.unwrapped, name) for name in GAME}
         return copy.deepcopy({"own": own, "game": game, "elapsed_steps": self.env.get_wrapper_attr("_elapsed_steps")})
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Become the actor whose state that was."""
+        """Continue as the actor that had this state."""
         for name in OWN:
             setattr(self, name, state["own"][name])
         for name in GAME:
@@ -85,7 +85,7 @@ class Actor:
         self.env.set_wrapper_attr("_elapsed_steps", state["elapsed_steps"])
 
     def step(self, policy: Network) -> None:
-        """Play one step and note it down."""
+        """Play one step and record it."""
         logit, _ = forward(policy, self.observation)
         action = int(self.rng.random() < probability_right(logit))
         log_p = log_probability(logit, action)
@@ -95,7 +95,7 @@ class Actor:
         self.observation = self.env.reset()[0] if terminated or truncated else after
 
     async def play(self, policies: Policies, queue: asyncio.Queue[tuple[int, int, np.ndarray]]) -> None:
-        """Fill one rollout after another, for ever."""
+        """Fill one rollout after another, forever."""
         policy = await policies[max(0, self.iteration - 2)]
         while True:
             while self.filled < HORIZON:
@@ -119,10 +119,10 @@ class Learner:
         self.episode_returns = np.zeros(n_actors)  # of the episodes not yet ended
         self.returns: deque[float] = deque(maxlen=100)
         self.n_steps = 0
-        self.replay = np.zeros(n_replay, TRANSITION)  # a ring of all that was seen lately: a data set for later studies
+        self.replay = np.zeros(n_replay, TRANSITION)  # a ring buffer of observations, for later studies
 
     def remember(self, batch: np.ndarray) -> None:
-        """Take the rollouts, (actors, HORIZON), into the replay and the statistics."""
+        """Add the rollouts, (actors, HORIZON), to the replay and the statistics."""
         self.replay[(self.n_steps + np.arange(batch.size)) % len(self.replay)] = batch.reshape(-1)
         self.n_steps += batch.size
         for moment in batch.T:
@@ -132,7 +132,7 @@ class Learner:
             self.episode_returns[over] = 0
 
     async def learn(self, batch: np.ndarray) -> None:
-        """Improve policy and value from the rollouts, (actors, HORIZON). Gives way to the loop between minibatches."""
+        """Improve policy and value from the rollouts, (actors, HORIZON). Yields to the loop between minibatches."""
         await asyncio.sleep(0)
         advantage, target = self.estimate(batch)
         transitions = batch.reshape(-1)
@@ -157,7 +157,7 @@ class Learner:
         return ((advantage - advantage.mean()) / (advantage.std() + 1e-8)).reshape(-1), target.reshape(-1)
 
     def improve_policy(self, seen: np.ndarray, advantage: np.ndarray) -> None:
-        """Raise PPO's clipped objective and the policy's entropy by one step."""
+        """Take one step up PPO's clipped objective and the policy's entropy."""
         logit, activations = forward(self.params["policy"], seen["observation"])
         p = probability_right(logit)
         ratio = np.exp(log_probability(logit, seen["action"]) - seen["log_probability"])
@@ -166,18 +166,18 @@ class Learner:
         self.descend("policy", activations, -gain / len(seen))
 
     def improve_value(self, seen: np.ndarray, target: np.ndarray) -> None:
-        """Bring the value's squared error down by one step."""
+        """Take one step down the squared error of the value."""
         value, activations = forward(self.params["value"], seen["observation"])
         self.descend("value", activations, (value - target) / len(seen))
 
     def descend(self, name: str, activations: tuple[np.ndarray, ...], dy: np.ndarray) -> None:
-        """Take one step of the optimizer, from the loss's gradient by a network's output."""
+        """Take one step of the optimizer, given the loss's gradient with respect to a network's output."""
         net = self.params[name]
         descend(net, self.adam[name], backward(net, activations, dy), LEARNING_RATE)
 
 
 async def train(args: argparse.Namespace) -> None:
-    """Learn until `args.iterations` updates are done, from the newest checkpoint on if there is one."""
+    """Learn until `args.iterations` updates are done, starting from the newest checkpoint if there is one."""
     learner = Learner(args.seed, args.actors, args.replay)
     actors = [Actor(index, args.seed) for index in range(args.actors)]
     policies: Policies = defaultdict(asyncio.get_running_loop().create_future)
@@ -221,7 +221,7 @@ async def train(args: argparse.Namespace) -> None:
                 meter.begin()
                 handle = await manager.save(k, state, training_info=info, run_config={"seed": args.seed})
                 group.create_task(meter.report(handle, f"mean return {mean_return:.1f}"))
-        await manager.flush()  # the meter watches the last save, too
+        await manager.flush()  # the meter measures the last save, too
         for task in background:
             task.cancel()
     print(meter.summary(), flush=True)

@@ -1,4 +1,4 @@
-"""What the examples share: a meter of the loop's stalls, and the demo that kills an example in the middle of a save."""
+"""Shared by the examples: a meter of the loop's stalls, and a demo that kills an example in the middle of a save."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TICK = 0.001  # seconds
 
 
 def new_parser(doc: str, *, directory: str, save_period: int, format: str) -> argparse.ArgumentParser:
-    """The options that every example has, with the defaults of this one."""
+    """Return a parser of the options that every example has, with the given defaults."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("--dir", type=Path, default=Path(directory), help="where the checkpoints go")
     parser.add_argument("--seed", type=int, default=1)
@@ -49,21 +49,21 @@ def run(main: Coroutine[Any, Any, None], loop: str) -> None:
 
 
 class SaveMeter:
-    """Measures what saving costs: each save's timings, and how late a 1 ms timer comes beside a save and without one.
+    """Measures what saving costs: the timings of each save, and the delays of a 1 ms timer with and without a save.
 
-    The program's own work makes the timer late too: what saving adds is the difference between the two.
+    The program's own work delays the timer, too: what saving adds is the difference between the two.
     """
 
     def __init__(self) -> None:
         self.blocked: list[float] = []  # seconds that `await manager.save(...)` took
         self.durable: list[float] = []  # seconds from the call of `save` until its checkpoint was safe
         self.busy: list[float] = []  # share of that time in which the loop's thread was computing
-        self.late: dict[bool, list[float]] = {True: [], False: []}  # seconds, by whether a save was under way
-        self._began: deque[tuple[float, float]] = deque()  # of the saves under way: by the clock, of the thread's work
+        self.late: dict[bool, list[float]] = {True: [], False: []}  # seconds, by whether a save was in progress
+        self._began: deque[tuple[float, float]] = deque()  # of the saves in progress: by wall clock, by CPU time
         self._latest_stall = 0.0  # the longest since the last report
 
     async def tick(self) -> None:
-        """Watch the loop, for ever."""
+        """Measure the loop's delays, forever."""
         while True:
             was_saving, start = bool(self._began), time.perf_counter()
             await asyncio.sleep(TICK)
@@ -72,7 +72,7 @@ class SaveMeter:
             self._latest_stall = max(self._latest_stall, late)
 
     def begin(self) -> None:
-        """Call right before `save`."""
+        """Record that a save begins; call this right before `save`."""
         self._began.append((time.perf_counter(), time.thread_time()))
 
     async def report(self, handle: asyncckpt.SaveHandle, text: str) -> None:
@@ -89,7 +89,7 @@ class SaveMeter:
         self._latest_stall = 0.0
 
     def summary(self) -> str:
-        """All saves in two lines."""
+        """Return a summary of all saves in two lines."""
         if not self.blocked:
             return "nothing was saved"
         stalls = [
@@ -104,18 +104,17 @@ class SaveMeter:
 
 
 def ms(seconds: float) -> str:
-    """Seconds as readable milliseconds."""
+    """Format seconds as milliseconds."""
     return f"{seconds * 1000:.1f} ms"
 
 
 def kill_and_resume(args: argparse.Namespace, *, kill_from: int, important: Callable[[Any], Any]) -> Any:
-    """Show that a run killed in the middle of a save ends exactly like one never interrupted.
+    """Show that a run killed in the middle of a save ends exactly like an uninterrupted one.
 
     Args:
-        args: The example's own options. Two runs get them, in the directories `uninterrupted` and `killed`, which are
-            made anew in `args.dir`.
-        kill_from: The first step whose save may be the last.
-        important: Picks out of a final state what has to be equal.
+        args: The example's own options, for two runs in new directories `uninterrupted` and `killed` in `args.dir`.
+        kill_from: The first step in whose save the run may be killed.
+        important: Selects the part of a final state that has to be equal.
 
     Returns:
         The resumed run's last checkpoint, or None if the runs differ.
@@ -155,9 +154,10 @@ def kill_and_resume(args: argparse.Namespace, *, kill_from: int, important: Call
 
 
 def kill_in_save(child: subprocess.Popen[bytes], directory: Path, kill_from: int) -> int | None:
-    """Kill the child between the first byte and the commit of a save. Returns the step, or None if the child ended.
+    """Kill the child between the first byte and the commit of a save. Return the step, or None if the child ended.
 
-    It is stopped first, then looked at: were the save committed by then, the child may go on to the next one.
+    The child is stopped before its files are examined: if the save has been committed by then, it may continue with the
+    next one.
     """
     while child.poll() is None:
         time.sleep(0.0002)
@@ -175,21 +175,21 @@ def kill_in_save(child: subprocess.Popen[bytes], directory: Path, kill_from: int
 
 
 def files_being_written(directory: Path) -> list[Path]:
-    """State files that have bytes and are not committed."""
+    """Return the state files that have bytes and are not committed."""
     try:
         return [file for file in directory.glob("tmp_step_*/state.*") if file.stat().st_blocks]
-    except FileNotFoundError:  # committed between two looks
+    except FileNotFoundError:  # committed in the meantime
         return []
 
 
 async def newest(directory: Path) -> Any:
-    """The newest checkpoint in a directory."""
+    """Load the newest checkpoint in a directory."""
     async with asyncckpt.CheckpointManager(directory, read_only=True) as manager:
         return await manager.load("latest")
 
 
 def compare(expected: Any, found: Any, path: str = "") -> Iterator[tuple[str, int, bool]]:
-    """Each leaf's path, its size in bytes, and whether both sides hold the same bits."""
+    """Yield each leaf's path, its size in bytes, and whether both sides hold the same bits."""
     if isinstance(expected, np.random.Generator) and isinstance(found, np.random.Generator):
         expected, found = expected.bit_generator.state, found.bit_generator.state
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():

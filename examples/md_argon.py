@@ -1,14 +1,14 @@
 """Molecular dynamics in an asyncio program: argon, simulated by ASE in a thread and saved by asyncckpt as HDF5.
 
-    python examples/md_argon.py          # simulates; called again, it goes on where the last run ended
+    python examples/md_argon.py          # simulates; run again, it resumes where the last run ended
     python examples/md_argon.py --demo   # kills a run in the middle of a save, resumes it, compares bit for bit
 
-A resumed trajectory equals one never interrupted, bit for bit, because
+A resumed trajectory equals an uninterrupted one, bit for bit, because
 
 1. the thermostat's random numbers come from a Generator that is in the checkpoint, and
-2. every run forgets the calculator's caches after each save. The neighbor list decides the order in which forces are
-   summed, and it depends on the positions of some steps ago, which no checkpoint has. So a run that goes on builds
-   after a save the same list, from the same positions, as one that starts there.
+2. every run clears the calculator's caches after each save. The neighbor list determines the order in which forces are
+   summed, and it depends on earlier positions, which are not in the checkpoint. After a save, a run that continues
+   builds the same list, from the same positions, as a run that resumes there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ FRAME = 5  # steps between two frames of the trajectory
 
 
 class Simulation:
-    """A periodic box of argon with a Langevin thermostat, and what was seen of it so far."""
+    """A periodic box of argon with a Langevin thermostat, and its trajectory so far."""
 
     def __init__(self, n_cells: int, n_steps: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
@@ -63,22 +63,22 @@ class Simulation:
 
     @property
     def step(self) -> int:
-        """How many steps were made."""
+        """The number of steps made."""
         return int(self.dynamics.nsteps)
 
     @property
     def n_frames(self) -> int:
-        """How many frames were taken."""
+        """The number of frames recorded."""
         return self.step // FRAME
 
     def advance(self) -> None:
-        """Simulate up to the next frame. Runs in a thread, while the loop does other things."""
+        """Simulate up to the next frame. This runs in a thread, while the loop does other things."""
         self.dynamics.run(FRAME)
         self.trajectory[self.n_frames - 1] = self.atoms.positions
         self.energies[self.n_frames - 1] = self.atoms.get_potential_energy(), self.atoms.get_kinetic_energy()
 
     def state(self) -> dict[str, Any]:
-        """All that decides the future, and the past. Nothing is copied: `save` does that."""
+        """Return all of the state, uncopied: `save` copies it."""
         return {
             "cell": self.atoms.cell.array,
             "positions": self.atoms.positions,
@@ -89,7 +89,7 @@ class Simulation:
         }
 
     def restore(self, step: int, state: dict[str, Any]) -> None:
-        """Become the simulation whose state that was."""
+        """Continue as the simulation that had this state."""
         self.dynamics.nsteps, self.dynamics.rng = step, state["rng"]
         self.atoms.set_cell(state["cell"])
         self.atoms.set_positions(state["positions"], apply_constraint=False)
@@ -102,13 +102,13 @@ class Simulation:
         self.atoms.calc.reset()
 
     def mean_temperature(self) -> float:
-        """In kelvin, over the second half of the frames."""
+        """The mean temperature over the second half of the frames, in kelvin."""
         kinetic = self.energies[self.n_frames // 2 : self.n_frames, 1].mean()
         return float(2 * kinetic / (3 * (len(self.atoms) - 1) * units.kB))
 
 
 async def simulate(args: argparse.Namespace) -> None:
-    """Simulate until step `args.steps`, from the newest checkpoint on if there is one."""
+    """Simulate until step `args.steps`, starting from the newest checkpoint if there is one."""
     simulation = Simulation(args.cells, args.steps, args.seed)
     meter = SaveMeter()
     async with (
@@ -129,7 +129,7 @@ async def simulate(args: argparse.Namespace) -> None:
                 handle = await manager.save(simulation.step, simulation.state(), training_info=info)
                 group.create_task(meter.report(handle, f"mean temperature {info['temperature']:.1f} K"))
                 simulation.forget_caches()
-        await manager.flush()  # the meter watches the last saves, too
+        await manager.flush()  # the meter measures the last saves, too
         ticking.cancel()
     print(meter.summary(), flush=True)
 
@@ -154,7 +154,7 @@ def main() -> None:
 
 
 def show(path: Path) -> None:
-    """Print what anyone's HDF5 tools see in a state file."""
+    """Print what any HDF5 tool sees in a state file."""
     print(f"{path} is an ordinary HDF5 file:")
     with h5py.File(path) as file:
         for name, item in file.items():

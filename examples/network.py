@@ -1,4 +1,4 @@
-"""Two-layer perceptrons with one output, in numpy, and Adam: all that the learner of async_cartpole needs."""
+"""Two-layer perceptrons with one output, and Adam, in numpy: what the learner of async_cartpole needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Network = dict[str, np.ndarray]
 
 
 def new_network(rng: np.random.Generator, *sizes: int) -> Network:
-    """A network with layers of these sizes; the last one starts small."""
+    """Return a network with layers of these sizes; the weights of the last one start small."""
     network = {}
     for layer, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         scale = 0.01 if layer == len(sizes) - 2 else 1.0
@@ -21,14 +21,14 @@ def new_network(rng: np.random.Generator, *sizes: int) -> Network:
 
 
 def forward(net: Network, x: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The network's output, one number for each row of `x`, and what `backward` needs."""
+    """Return the network's output, one number for each row of `x`, and what `backward` needs."""
     h0 = np.tanh(x @ net["w0"] + net["b0"])
     h1 = np.tanh(h0 @ net["w1"] + net["b1"])
     return (h1 @ net["w2"] + net["b2"])[..., 0], (x, h0, h1)
 
 
 def backward(net: Network, activations: tuple[np.ndarray, ...], dy: np.ndarray) -> Network:
-    """The loss's gradient by the parameters, from its gradient by the output."""
+    """Return the loss's gradient with respect to the parameters, given that with respect to the output."""
     x, h0, h1 = activations
     d2 = dy[:, None]
     d1 = (d2 @ net["w2"].T) * (1 - h1**2)
@@ -37,13 +37,13 @@ def backward(net: Network, activations: tuple[np.ndarray, ...], dy: np.ndarray) 
 
 
 def new_adam(net: Network) -> dict[str, Any]:
-    """The optimizer's state before its first step: moments of the gradient, and the steps taken."""
+    """Return the optimizer's state before its first step: moments of the gradient, and the number of steps."""
     m, v = ({name: np.zeros_like(array) for name, array in net.items()} for _ in range(2))
     return {"m": m, "v": v, "t": 0}
 
 
 def descend(net: Network, adam: dict[str, Any], gradient: Network, rate: float) -> None:
-    """One step of Adam, in place."""
+    """Take one step of Adam, in place."""
     adam["t"] += 1
     rate *= np.sqrt(1 - 0.999 ** adam["t"]) / (1 - 0.9 ** adam["t"])
     for name, g in gradient.items():

@@ -1,6 +1,6 @@
 """A parameter scan in an asyncio program: vibrational levels of two coupled oscillators, each computed once.
 
-    python examples/scan_potential.py    # scans; killed and called again, it computes only what is missing
+    python examples/scan_potential.py    # scans; killed and run again, it computes only what is missing
 
 For each pair of couplings (a, b) the Schroedinger equation of two coordinates (mass and hbar are 1),
 
@@ -9,8 +9,8 @@ For each pair of couplings (a, b) the Schroedinger equation of two coordinates (
 is solved in a discrete variable representation: V is diagonal on the grid, and the kinetic energy is the sum of one
 matrix for each coordinate, the sinc-function one of D. T. Colbert and W. H. Miller, J. Chem. Phys. 96, 1982 (1992).
 
-`cached_eval` is all there is to making it resumable: it loads the levels of a pair, or computes and saves them. The
-levels of all pairs are kept in one file, HDF5 by default; `--file scan.npz` (or .json, .msgpack) keeps them in another.
+`cached_eval` is all that makes it resumable: it loads the levels of a pair, or computes and saves them. The levels of
+all pairs are kept in one file, HDF5 by default; `--file scan.npz` (or .json, .msgpack) keeps them in another.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def solve(a: float, b: float, n_points: int) -> dict[str, NDArray[np.float64]]:
 
 
 async def scan(args: argparse.Namespace) -> None:
-    """Compute what the file lacks, `args.workers` pairs at a time."""
+    """Compute what is missing in the file, `args.workers` pairs at a time."""
     couplings = np.linspace(0.0, 0.8, args.couplings).round(6).tolist()
     room = asyncio.Semaphore(args.workers)
     async with asyncckpt.Checkpointer.from_file(args.file) as chk:
@@ -89,7 +89,7 @@ async def scan(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Scan."""
+    """Run the scan."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--file", default="scan.hdf5", help="where the levels are kept")
     parser.add_argument("--couplings", type=int, default=6, help="values of each coupling")

@@ -1,9 +1,9 @@
-"""What the harness asks of a checkpoint library.
+"""The interface of a checkpoint library to the benchmark.
 
 1. Every system gets the same numpy state and is used as its own documentation recommends.
-2. `save` returns when the caller may change the state again; `wait_durable` when every byte would outlive a power cut.
-3. A library that returns from a save before everything is synced has the syncs that are missing added by the harness,
-   to its durable time: every file and directory of the checkpoint, and the directory that holds it.
+2. `save` returns when the caller may change the state again; `wait_durable` when every byte would survive a power cut.
+3. If a library returns from a save before everything is synced, the benchmark adds the missing syncs to its durable
+   time: of every file and directory of the checkpoint, and of the directory that holds it.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class System(ABC):
 class FileWriter(System):
     """A format whose writer is one blocking call.
 
-    On a loop it is used the best way that its user has: the state is copied in a thread, which is what the caller waits
-    for, and written from the copy in another.
+    On a loop it is used in the best way available to its user: the state is copied in a thread, which the caller waits
+    for, and the copy is written in another thread.
     """
 
     def __init__(self, root: Path, *, staged_nbytes: int | None = None) -> None:

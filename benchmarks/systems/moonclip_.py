@@ -1,4 +1,4 @@
-"""Moonclip, as its README has it."""
+"""Moonclip, as its README recommends."""
 
 from __future__ import annotations
 

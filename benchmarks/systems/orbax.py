@@ -1,4 +1,4 @@
-"""Orbax, as its guide to asynchronous checkpointing has it."""
+"""Orbax, as its guide to asynchronous checkpointing recommends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Orbax(System):
         self._checkpointer.close()
 
     async def save(self, step: int, state: Any) -> None:
-        """Copy; the writing goes on in Orbax's threads."""
+        """Copy the state; Orbax's threads write it."""
         self._checkpointer.save(self.path(step), args=ocp.args.StandardSave(state))
 
     async def wait_durable(self, step: int) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Asyncckpt(System):
-    """What the two formats share."""
+    """Shared by the two formats."""
 
     restores_in_place = True
     format: ClassVar[Literal["msgpack", "hdf5"]]

@@ -1,4 +1,4 @@
-"""What the libraries share that take torch tensors and load into those they are given."""
+"""Shared by the libraries that take torch tensors and load into given tensors."""
 
 from __future__ import annotations
 
