@@ -89,7 +89,8 @@ class Pruner:
             await self.finish()
             stop = StopFlag()
             with suppress(OSError):  # of which there has been a warning
-                await self._owner.change(stop, self._store.sweep, None, stop)
+                swept = await self._owner.change(stop, self._store.sweep, None, stop)
+                self._left_nbytes = min(self._left_nbytes, swept.left_nbytes)
             steps = self._catalog.to_prune_after(step, training_info, protect={*self._steps.loading, *self._stuck})
             if await self._deadline.run(StopFlag(), would_suffice, self._store, steps, nbytes):
                 await self.retire(steps)

@@ -219,6 +219,23 @@ async def test_trash_goes_first(make_disk: MakeDisk) -> None:
         await check_intact(manager, 3, 4)
 
 
+async def test_what_could_not_be_deleted_is_tried_again(make_disk: MakeDisk) -> None:
+    """A save that needs the room deletes what stayed earlier, and `trash_nbytes` says that it is gone."""
+    disk = FaultyDisk()
+    async with asyncckpt.CheckpointManager(make_disk("size=10m"), disk=disk) as manager:
+        for step in (1, 2):
+            await save(manager, step, 3 * MIB)
+        disk.fail("unlink", errno.EBUSY, path_part="trash_step_1/state", lasting=True)
+        with pytest.warns(asyncckpt.CheckpointWarning, match="trash_step_1 cannot be removed"):
+            await manager.delete(1)
+            await manager.flush()
+        assert manager.statistics().trash_nbytes >= 3 * MIB
+        disk.heal()
+        await save(manager, 3, 6 * MIB)
+        assert manager.statistics().trash_nbytes == 0
+        await check_intact(manager, 2, 3)
+
+
 @pytest.mark.parametrize("format_name", ["msgpack", "hdf5"])
 @pytest.mark.parametrize("way", WAYS)
 async def test_what_a_save_will_displace_goes_before_it(make_disk: MakeDisk, format_name: str, way: str) -> None:
