@@ -72,11 +72,11 @@ class Cancel(Rig):
 
     name = "cancel"
     tries = (
-        "A manager's save, load, flush, delete, finalize and close, and those of a keyed file and its"
-        " cached_eval, are cancelled at each of their awaits, in turn; the loop ends under them; SIGINT and"
-        " SIGTERM come there; `asyncio.run` ends with saves pending, the manager never closed. No thread, task,"
-        " descriptor, lock or pending directory may be left, and what was acknowledged, or captured, must be there; a"
-        " signal that came ends the program, as it says, and within the deadline even if the disk stands still."
+        "A manager's save, load, flush, delete, finalize and close, and those of a keyed file and its cached_eval,"
+        " are cancelled at each of their awaits, in turn; the loop is closed while they run; SIGINT and SIGTERM"
+        " arrive there; `asyncio.run` ends with saves pending and the manager not closed. No thread, task,"
+        " descriptor, lock or pending directory may be left, and what was acknowledged, or captured, must be there;"
+        " a signal ends the program as documented, and within the deadline even if the disk does not respond."
     )
     cases = "cancellations"
     quick = 80

@@ -38,9 +38,9 @@ class Concurrency(Rig):
 
     name = "concurrency"
     tries = (
-        "Processes list, load and verify without pause while another saves, overwrites, deletes and prunes as fast as"
-        " it can: never an error but not-found for a step that went, never a wrong byte, and never a moment without"
-        " the step that is overwritten and not pruned. A second writer is refused while the first lives, and let in"
+        "Processes list, load and verify without pause while another saves, overwrites, deletes and prunes as fast"
+        " as it can: no error except not-found for a step that was deleted, no wrong byte, and no moment without a"
+        " step that is overwritten and not pruned. A second writer is refused while the first lives, and admitted"
         " when it is killed. States change while their saves wait for a slow disk."
     )
     cases = "loads and saves"

@@ -68,11 +68,11 @@ class Faults(Rig):
 
     name = "fault"
     tries = (
-        "Each change of the disk in a workload fails in turn with EIO, ENOSPC, EDQUOT or EFBIG, or EINTR, or is a short"
-        " write, once and from then on. The failure must reach an awaiter, warn, or be harmless; what was acknowledged"
-        " must load even if no sync that failed, and none after it on the same file, made anything durable; the next"
-        " save on the healed disk must work, in the same process and in the next. Only what was given up, with nothing"
-        " resting on it, and a write that was made again, may fail in silence."
+        "Each change of the disk in a workload fails in turn with EIO, ENOSPC, EDQUOT or EFBIG, or EINTR, or is a"
+        " short write, once and from then on. The failure must reach an awaiter, warn, or be harmless; what was"
+        " acknowledged must load even if neither a failed sync nor any later one on the same file made anything"
+        " durable; the next save on the healed disk must work, in the same process and in the next. Only an"
+        " abandoned operation that nothing depends on, and a write that was repeated, may fail silently."
     )
     cases = "faults"
     quick = 1000

@@ -40,9 +40,9 @@ class FullDisk(Rig):
 
     name = "full-disk"
     tries = (
-        "A workload on a small tmpfs that runs out of bytes, or of inodes, at every size; under every limit on the size"
-        " of a file (RLIMIT_FSIZE, which cuts writes short before it fails them); and on ext4 over a FUSE disk whose"
-        " flushes fail from the Nth on. Then there is room again, or the disk is mounted anew: what was acknowledged"
+        "A workload on a small tmpfs that runs out of bytes, or of inodes, at every size; under every limit on the"
+        " size of a file (RLIMIT_FSIZE, which cuts writes short before it fails them); and on ext4 over a FUSE disk"
+        " whose flushes fail from the Nth on. Then room is made, or the disk is remounted: what was acknowledged"
         " loads, and the next save works."
     )
     cases = "failures"

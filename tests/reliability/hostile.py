@@ -72,7 +72,7 @@ class HostileRig(Rig):
 
     name: ClassVar[str] = "hostile"
     tries: ClassVar[str] = (
-        "files made to hurt whoever reads them, with digests that match: bombs, claims, overlaps, cycles, traversal,"
+        "files made to harm their readers, with digests that match: bombs, claims, overlaps, cycles, traversal,"
         " hash collisions, states that make objects crash"
     )
     cases: ClassVar[str] = "hostile checkpoints and files"

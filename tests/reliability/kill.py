@@ -31,8 +31,8 @@ class Kill(Rig):
 
     name = "kill"
     tries = (
-        "The process is killed (SIGKILL) before every change of the disk in a workload, after the last, and in the"
-        " middle of writes; every third time, the process that recovers is killed as well. Then another recovers,"
+        "The process is killed (SIGKILL) before every change of the disk in a workload, after the last one, and in"
+        " the middle of writes; every third time, the recovering process is killed, too. Then another one recovers,"
         " lists, loads and saves."
     )
     cases = "kill points"

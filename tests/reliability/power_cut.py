@@ -39,12 +39,12 @@ class PowerCut(Rig):
 
     name = "power-cut"
     tries = (
-        "Every disk operation of a workload is recorded; from the record, what a power cut may leave at each moment is"
-        " made as a directory, and a program starts on it: unsynced data absent, whole, torn at 512 B or 4 KiB, or"
-        " zeros with the size advanced; unsynced directory entries in any subset, in ext4's order and in any other."
-        " The same while the next program starts: after such a power cut, or after a kill, with all that the kernel"
-        " still remembers. Every checkpoint listed is loaded, but for those that are the same to the bit as one loaded"
-        " before."
+        "Every disk operation of a workload is recorded. From the record, directories are made as a power cut may"
+        " leave them at each moment, and a program starts on each: unsynced data absent, whole, torn at 512 B or 4"
+        " KiB, or zeros with the size advanced; unsynced directory entries in any subset, in ext4's order and in"
+        " any other. The same is done while the next program starts: after such a power cut, or after a kill, with"
+        " everything still in the kernel's cache. Every listed checkpoint is loaded, except those that equal one"
+        " loaded before, bit for bit."
     )
     cases = "distinct directories"
     quick = 20_000

@@ -25,11 +25,11 @@ _HEAD = f"""\
 
 *{GUARANTEE}*
 
-This page is made by `make torture` from the record of what the rigs in [tests/reliability](../tests/reliability) have
-tried (`build/reliability/ledger.jsonl`); nobody writes numbers into it. The rigs go on where they stopped, add up by
-seed, and count no case twice. "Lost" is any case in which the sentence above did not hold: a checkpoint missing, older
-than acknowledged, listed and not loading, or not equal to the bit; a next save that failed; a failure that nobody was
-told of; a hang.
+`make torture` generates this page, with all its numbers, from the record of what the rigs in
+[tests/reliability](../tests/reliability) have tried (`build/reliability/ledger.jsonl`). The rigs continue where they
+stopped, add up the results of all seeds, and count no case twice. "Lost" is any case in which the sentence above did
+not hold: a checkpoint that is missing, older than acknowledged, listed but not loadable, or not equal bit for bit; a
+next save that failed; a failure that was not reported; a hang.
 """
 
 
@@ -83,9 +83,9 @@ def _seeded(ledger: Ledger) -> Iterator[str]:
     yield "## Known mistakes, and which rig sees them"
     yield ""
     yield (
-        "Each was made in a copy of the library. A rig that is to see one and does not is a loss. Seen is what loses"
-        " something that a copy with no mistake does not lose. The others tried the same workload; a kill, say, never"
-        " shows that a sync is missing."
+        "Each mistake was made in a copy of the library. A rig that should see a mistake and does not is a loss. A"
+        " mistake is seen if the copy loses something that a copy without a mistake does not lose. The other rigs"
+        " tried the same workload without seeing it; a kill, for instance, never shows that a sync is missing."
     )
     yield ""
     found: dict[str, dict[str, int]] = {}
@@ -105,7 +105,7 @@ def _seeded(ledger: Ledger) -> Iterator[str]:
         seen = ", ".join(rig for rig in rigs if by_rig.get(rig))
         unseen = ", ".join(rig for rig in rigs if by_rig.get(rig) == 0)
         untried = ", ".join(rig for rig in rigs if rig not in by_rig)
-        yield f"| {bug.name} | {seen or '**nobody**'} | {unseen} | {untried} |"
+        yield f"| {bug.name} | {seen or '**no rig**'} | {unseen} | {untried} |"
     yield ""
     caught = sum(any(found.get(bug.name, {}).values()) for bug in BUGS)
     yield f"{caught} of {len(BUGS)} are seen."
@@ -120,8 +120,8 @@ def _peers(ledger: Ledger) -> Iterator[str]:
     yield "## Others under the same rigs"
     yield ""
     yield (
-        "A case is lost where what the saver had acknowledged did not load, or loaded with other bytes and no error."
-        " That is no fault where it was never promised; so beside each stands what it promises."
+        "A case is lost if what a saver had acknowledged did not load, or loaded with other bytes and no error."
+        " That is not a fault if it was never promised, so the table says what each of them promises."
     )
     yield ""
     yield "| rig | who | what it promises | cases tried | lost | counted |"

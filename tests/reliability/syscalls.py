@@ -136,9 +136,9 @@ class SyscallFault(_Traced):
 
     name = "fault-syscall"
     tries = (
-        "Every system call of a workload that changes the disk is made to fail by strace with EIO, ENOSPC, EDQUOT or"
-        " EFBIG, once and from then on, and with EINTR once. The failure must reach an awaiter, warn, or be harmless;"
-        " what was acknowledged must load, and another process must recover and save."
+        "Every system call of a workload that changes the disk is made to fail by strace with EIO, ENOSPC, EDQUOT"
+        " or EFBIG, once and from then on, and with EINTR once. The failure must reach an awaiter, warn, or be"
+        " harmless; what was acknowledged must load, and another process must recover and save."
     )
     cases = "faults"
     quick = 150
@@ -212,9 +212,9 @@ class Record(_Traced):
 
     name = "record"
     tries = (
-        "The changes that the other rigs see through the library's own disk operations are compared, one by one and in"
-        " order, with the system calls that strace sees: names, both paths of a rename, offsets, lengths and sizes. The"
-        " calls looked for are all that can change a file system, whoever makes them."
+        "The changes that the other rigs see through the library's own disk operations are compared, one by one and"
+        " in order, with the system calls that strace sees: names, both paths of a rename, offsets, lengths and"
+        " sizes. All calls that can change a file system are compared, wherever they come from."
     )
     cases = "system calls"
     quick = 300

@@ -294,7 +294,7 @@ def test_the_report_hides_nothing(tmp_path: Path) -> None:
     assert "LOST in `a`: step 3 is lost" in text
     assert "7 in mid-write" in text
     assert "**not run: no disk here**" in text
-    assert f"| {BUGS[0].name} | **nobody** |" in text
+    assert f"| {BUGS[0].name} | **no rig** |" in text
 
 
 def test_the_ledger_counts_nothing_twice(tmp_path: Path) -> None:
