@@ -173,7 +173,7 @@ class Engine:
             self._stage(path[0], captured, context)
         else:
             found = build_captured(captured, context.pacer)
-            self._refuse_unknown(found, f"the value for {path!r} holds")
+            self._refuse_unknown(found, f"the value for {path!r} contains")
             self._put(path, found.value, context)
 
     def begin(self, context: JobContext) -> None:
@@ -239,7 +239,7 @@ class Engine:
     def _read_to_change(self, path: Path, context: JobContext) -> Any:
         """Read the value that contains a path, in order to rewrite it."""
         found = self.store.read(path[0], context)
-        self._refuse_unknown(found, f"{path!r} leads into a value with")
+        self._refuse_unknown(found, f"the value of {path[0]!r} contains")
         self._dict(found.value, path, 1)
         return found.value
 

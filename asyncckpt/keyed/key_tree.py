@@ -12,6 +12,7 @@ import msgpack
 
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state import index as ix
+from asyncckpt.state.types import named_reduction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +46,7 @@ def key_tree_of_value(value: object) -> KeyTree:
     def read(value: object, depth: int) -> KeyTree:
         nonlocal left
         if type(value) not in (dict, OrderedDict):
-            return None
+            return False if isinstance(value, dict) else None
         left -= len(value)  # type: ignore[arg-type]
         if left < 0 or depth > _MAX_DEPTH:
             raise _UnknownError
@@ -88,7 +89,7 @@ class _Reader:
         if type(node) is not msgpack.ExtType or node.code not in ix.MAPPINGS:
             if depth:
                 self._skip(node)
-            return None
+            return False if _is_object_of_dict(node) else None
         if depth > _MAX_DEPTH:
             raise _UnknownError
         found: dict[Any, Any] = {}
@@ -104,6 +105,14 @@ class _Reader:
         left = _children(node)
         while left:
             left += _children(next(self._nodes)) - 1
+
+
+def _is_object_of_dict(node: ix.Node) -> bool:
+    """Tell whether a node is an object of a subclass of dict, whose keys only the object has."""
+    if type(node) is not msgpack.ExtType or node.code != ix.OBJECT:
+        return False
+    reduction = named_reduction(ix.argument_of(node))
+    return reduction is not None and reduction.type_ is not None and issubclass(reduction.type_, dict)
 
 
 def _children(node: ix.Node) -> int:

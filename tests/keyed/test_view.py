@@ -7,6 +7,7 @@ import contextlib
 import errno
 import gc
 import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -192,6 +193,23 @@ async def test_the_budget(file: Place) -> None:
     assert list(found) == ["first", *(f"k{i}" for i in range(n)), "waits", "large"]
     assert_same(found["waits"], value)
     assert_same(found["large"], np.arange(1 << 20))
+
+
+async def test_a_path_into_an_object_of_a_dict_type(place: Place) -> None:
+    """The index does not know its keys, so it says so, and what asks the file finds them."""
+    value = OrderedDict(x=1)
+    value.note = "of its own"  # type: ignore[attr-defined]
+    async with place.open() as chk:
+        chk["a"] = value
+        await chk.save_parameter("b", {"c": value, "d": 1})
+        for path in (("a", "x"), ("b", "c", "x")):
+            with pytest.raises(asyncckpt.CheckpointerUsageError, match="does not have the keys"):
+                assert path in chk
+            assert await chk.get(path) == 1
+            chk[path] = 2
+        assert ("b", "d") in chk
+        await chk.flush()
+        assert (await chk["a"])["x"] == (await chk["b"])["c"]["x"] == 2
 
 
 async def test_cached_eval(place: Place) -> None:

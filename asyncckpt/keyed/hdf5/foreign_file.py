@@ -117,10 +117,10 @@ class ForeignFile:
         found, head = dict[str, ForeignObject](), None
         try:
             with h5py.File(disk, "w", libver=("v110", "v110"), fs_strategy="none") as new:
-                held = new.create_dataset("head", (HEAD_NBYTES,), "u1")
-                held[:] = 0
+                reserved = new.create_dataset("head", (HEAD_NBYTES,), "u1")
+                reserved[:] = 0
                 found = dict(self._copies(keys, new, disk, pacer))
-                head = held.id.get_offset()
+                head = reserved.id.get_offset()
         except HDF5_ERRORS:
             if disk.error is None:
                 raise

@@ -82,7 +82,7 @@ class ModifiedFile(ForeignFile):
         if PARTIAL in root.attrs:
             message = (
                 f"{self._name} is the state of a checkpoint with keys that only asyncckpt's index has: load it with a"
-                " CheckpointManager, and save what it holds to a keyed file"
+                " CheckpointManager, and save its values to a keyed file"
             )
             raise UnsupportedFormatError(message)
         with annotate_errors(self._name):

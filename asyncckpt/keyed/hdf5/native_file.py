@@ -302,7 +302,7 @@ class NativeFile:
         with annotate_errors(self.name, key):
             index, segments = decode_index(encoded, file_nbytes=extent.region.end, pacer=pacer)
         if any(not begin <= each.offset <= each.offset + each.nbytes <= end for each in segments):
-            raise self._corrupt(key)("has an index that leads elsewhere")
+            raise self._corrupt(key)("has an index with arrays of another value")
         return index, segments
 
     def stored(self, key: str, extent: Extent, pacer: Pacer) -> CapturedValue:

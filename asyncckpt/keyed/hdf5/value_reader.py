@@ -117,7 +117,7 @@ class ValueReader:
 
     def _group(self, group: h5py.Group, path: str) -> Any:
         if len(self._above) >= _MAX_DEPTH:
-            raise self._refuse(path, f"lies deeper than {_MAX_DEPTH} groups")
+            raise self._refuse(path, f"is nested more than {_MAX_DEPTH} groups deep")
         if group in self._above:
             raise self._refuse(path, "contains itself")
         self._above.append(group)
@@ -131,9 +131,7 @@ class ValueReader:
     def _marked_group(self, group: h5py.Group, path: str) -> Any:
         """Read a group of the layout that asyncckpt writes."""
         if PARTIAL in group.attrs:
-            raise self._refuse(
-                path, "has leaves that only asyncckpt's index held, and another program changed the file"
-            )
+            raise self._refuse(path, "has leaves without HDF5 objects, and another program changed the file")
         kind = _text(group.attrs.get(f"{MARK}_kind__", "dict"))
         if kind.startswith("reference"):
             return self._as(kind.partition(" ")[2], self.entry(group, "value", path))
@@ -196,7 +194,7 @@ class ValueReader:
         """Refuse a dataset that is stored elsewhere, needs a plugin, or is a decompression bomb, before it is read."""
         creation = dataset.id.get_create_plist()
         if creation.get_layout() == h5d.VIRTUAL:
-            raise self._refuse(path, "is a virtual dataset, whose values lie in other files")
+            raise self._refuse(path, "is a virtual dataset, whose values are in other files")
         if creation.get_layout() != h5d.COMPACT and creation.get_external_count():
             raise self._refuse(path, "has its values in another file (external storage)")
         for number in range(creation.get_nfilters()):
@@ -211,7 +209,7 @@ class ValueReader:
         self._claimed += nbytes
         self._stored += stored
         if self._claimed > max(_UNSUSPICIOUS_NBYTES, _MAX_RATIO * self._stored):
-            raise self._refuse(path, f"takes {nbytes} bytes of memory, of which the file holds {stored}")
+            raise self._refuse(path, f"takes {nbytes} bytes of memory, but only {stored} in the file")
 
     def _check_type(self, type_id: Any, path: str) -> None:
         """Refuse elements that are not plain data."""
@@ -220,13 +218,13 @@ class ValueReader:
             found = todo.pop()
             kind = found.get_class()
             if kind == h5t.REFERENCE:
-                raise self._refuse(path, "holds references to objects, which mean nothing elsewhere")
+                raise self._refuse(path, "contains object references, which are meaningless outside of its file")
             if kind == h5t.VLEN:
-                raise self._refuse(path, "holds rows of different lengths")
+                raise self._refuse(path, "contains rows of different lengths")
             if kind == h5t.COMPOUND:
                 members = [found.get_member_type(number) for number in range(found.get_nmembers())]
                 if any(each.get_class() == h5t.STRING and each.is_variable_str() for each in members):
-                    raise self._refuse(path, "holds records with texts of any length")
+                    raise self._refuse(path, "contains records with text of variable length")
                 todo += members
             elif kind == h5t.ARRAY:
                 todo.append(found.get_super())
@@ -238,12 +236,12 @@ class ValueReader:
             return str(strings[()])
         array = np.empty(dataset.shape, np.dtypes.StringDType())
         held = 0
-        for place in _slabs(dataset.shape, 16):
-            part = strings[place]
+        for slab in _slabs(dataset.shape, 16):
+            part = strings[slab]
             held += sum(map(len, part.flat))
             if held > max(_UNSUSPICIOUS_NBYTES, _MAX_RATIO * self._location.path.stat().st_size):
-                raise self._refuse(path, "has texts that take far more memory than the file has bytes")
-            array[place] = part
+                raise self._refuse(path, "has text that takes far more memory than the file has bytes")
+            array[slab] = part
             self._pacer.pause()
         return array
 
@@ -254,8 +252,8 @@ class ValueReader:
         if dataset.shape == ():
             dataset.read_direct(array)
             return array.view(plain)
-        for place in _slabs(dataset.shape, dataset.dtype.itemsize, (dataset.chunks or (1,))[0]):
-            array[place] = dataset[place]
+        for slab in _slabs(dataset.shape, dataset.dtype.itemsize, (dataset.chunks or (1,))[0]):
+            array[slab] = dataset[slab]
             self._pacer.pause()
         return array.view(plain)
 
@@ -276,9 +274,7 @@ class ValueReader:
         return value[()] if kind == "scalar" else value
 
     def _refuse(self, path: str, reason: str) -> UnsupportedFormatError:
-        message = (
-            f"{self._location.name}: {path} {reason}: asyncckpt does not read that; h5py may, if you trust the file"
-        )
+        message = f"{self._location.name}: {path} {reason}: asyncckpt cannot read it; h5py may, if you trust the file"
         return UnsupportedFormatError(message)
 
 
