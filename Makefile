@@ -19,12 +19,12 @@ STRESS_ARGS ?=
 demo: $(READY)
 	$(BIN)/python examples/async_cartpole.py --demo $(DEMO_ARGS)
 
-# In another order each time, whose seed stands at the top: PYTEST_ARGS=--randomly-seed=SEED has it again. The seed also
-# chooses the loop of most async tests; PYTEST_ARGS=--loops=both runs them on both.
+# In a random order, whose seed is printed at the top; PYTEST_ARGS=--randomly-seed=SEED repeats it. The seed also chooses
+# the loop of most async tests; PYTEST_ARGS=--loops=both runs them on both.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not rigs" --loops=either $(PYTEST_ARGS)
 
-# All tests RUNS times, those of the rigs as well, with 2 and 4 workers by turns; every third run beside a load.
+# All tests RUNS times, including those of the rigs, with 2 and 4 workers in turns; every third run is under load.
 stress-test: $(READY)
 	$(BIN)/python tests/stress.py --runs $(RUNS) $(STRESS_ARGS)
 
@@ -40,20 +40,20 @@ bench: $(BENCH_READY)
 bench-quick: $(BENCH_READY)
 	$(BENCH_BIN)/python -m benchmarks.run --quick $(BENCH_ARGS)
 
-# The tests of the reliability rigs, and what CI tries by them, in some twelve minutes. A rig that cannot run here is
-# skipped, visibly; RIGS_ARGS=--require makes that a failure.
+# The tests of the reliability rigs, and a short run of the rigs. A rig that cannot run here is skipped, visibly;
+# RIGS_ARGS=--require makes that a failure.
 rigs: $(READY)
 	$(BIN)/python -m pytest -n 2 -m rigs $(PYTEST_ARGS)
 	$(BIN)/python -m tests.reliability --quick --minutes 35 --ledger build/reliability/quick.jsonl $(RIGS_ARGS)
 
-# Goes on where the last run stopped, for MINUTES, and writes the report of all runs. The peers are tried as well where
+# Continues where the last run stopped, for MINUTES, and writes the report of all runs. Other libraries are tried, too, if
 # `make bench` has made their environment.
 torture: $(READY)
 	$(or $(wildcard $(BENCH_BIN)/python),$(BIN)/python) -m tests.reliability --minutes $(MINUTES) \
 	  --report docs/reliability.md $(RIGS_ARGS)
 
-# The peers take gigabytes, so they have an environment of their own. One that cannot be installed is left out, and the
-# benchmark's table says so.
+# The libraries to compare with take gigabytes, so they have an environment of their own. One that cannot be installed is
+# left out, and the benchmark's table says so.
 $(BENCH_READY): pyproject.toml
 	test -x $(BENCH_BIN)/python || $(PYTHON) -m venv build/bench-venv
 	$(BENCH_BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]' \
