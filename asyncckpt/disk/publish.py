@@ -33,7 +33,7 @@ from asyncckpt.disk.listing import committed_kind, kinds_of, locate
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
 from asyncckpt.disk.obstacles import explain
-from asyncckpt.disk.removal import Leftover, check_is_directory, clear, move_to_trash, rename_successor, settle, undo
+from asyncckpt.disk.removal import check_is_directory, clear, move_to_trash, refusal, rename_successor, settle, undo
 from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 
@@ -58,7 +58,7 @@ class Staged(NamedTuple):
     """A pending directory, empty."""
 
     path: Path
-    leftovers: list[Leftover]
+    leftovers: list[OSError]
     """What could not be cleared, and has a name that the directory would have had."""
 
 
@@ -73,7 +73,7 @@ class Moved(NamedTuple):
     """The present path of the step's former directory, if there was one."""
     was_renamed: bool = False
     """Whether the former directory was renamed."""
-    leftovers: tuple[Leftover, ...] = ()
+    leftovers: tuple[OSError, ...] = ()
 
 
 class Published(NamedTuple):
@@ -82,7 +82,7 @@ class Published(NamedTuple):
     path: Path
     trash: Path | None
     """The step's former directory, for `sweep`, if there was one."""
-    leftovers: tuple[Leftover, ...]
+    leftovers: tuple[OSError, ...]
     """What cannot be removed."""
 
 
@@ -124,14 +124,14 @@ def stage(ops: DiskOps, root: Path, step: int) -> Staged:
         OSError: The disk failed.
     """
     check_is_directory(root / name_of(Kind.COMMITTED, step))
-    leftovers: list[Leftover] = []
+    leftovers: list[OSError] = []
     for path in paths_of(root, Kind.PENDING, step):
         with contextlib.suppress(FileExistsError):
             ops.mkdir(path)
             break
         ops.sync_directory(root)
         refusals = clear(ops, path)
-        leftovers += [Leftover.of(path, error) for error in refusals[:1]]
+        leftovers += [refusal(path, error) for error in refusals[:1]]
         if not refusals:
             ops.mkdir(path)
             break
@@ -194,7 +194,7 @@ def move(ops: DiskOps, pending: Path, step: int) -> Moved:
     committed, swapped, successor = (
         root / name_of(kind, step) for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.SUCCESSOR)
     )
-    leftovers: tuple[Leftover, ...] = ()
+    leftovers: tuple[OSError, ...] = ()
     found = kinds_of(root, step)
     if found.keys() - {Kind.COMMITTED}:
         leftovers = tuple(settle(ops, root, step))

@@ -20,7 +20,7 @@ import errno
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple
 
 from asyncckpt.disk.listing import describe_misnamed, is_directory, names_in
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
@@ -34,32 +34,14 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.pacing import StopFlag
 
 
-class Leftover(NamedTuple):
-    """Something that the file system refuses to rename or delete."""
-
-    path: Path
-    errno: int | None
-    reason: str
-    """Why, in words."""
-
-    @classmethod
-    def of(cls, path: Path, error: OSError) -> Self:
-        """Find out why."""
-        return cls(path, error.errno, explain(error, path))
-
-    def __str__(self) -> str:
-        """Describe it, as a warning does."""
-        return f"{self.path.name} cannot be removed: {self.reason}; the next start tries again"
-
-
 class Retired(NamedTuple):
     """The result of retiring steps."""
 
     trash: tuple[Path, ...]
     """What `sweep` has to delete."""
-    refused: dict[int, Leftover]
+    refused: dict[int, OSError]
     """The steps that are committed still, and why."""
-    leftovers: tuple[Leftover, ...]
+    leftovers: tuple[OSError, ...]
     """What cannot be deleted of steps that are no longer committed."""
 
 
@@ -68,10 +50,15 @@ class Swept(NamedTuple):
 
     done: int
     """How many directories were processed, in their order."""
-    leftovers: tuple[Leftover, ...]
+    leftovers: tuple[OSError, ...]
 
 
-def recover(ops: DiskOps, root: Path) -> list[Leftover]:
+def refusal(path: Path, error: OSError) -> OSError:
+    """Return an error that says why the file system refuses to rename or delete a directory; see `explain`."""
+    return OSError(error.errno, explain(error, path), str(path))
+
+
+def recover(ops: DiskOps, root: Path) -> list[OSError]:
     """Finish or undo what a killed writer began; only the lock's holder may call this.
 
     All names that are found are durable afterwards: the writer may have been killed just before it synced them.
@@ -82,7 +69,7 @@ def recover(ops: DiskOps, root: Path) -> list[Leftover]:
     Raises:
         OSError: The directory cannot be read or synced.
     """
-    leftovers: list[Leftover] = []
+    leftovers: list[OSError] = []
     names = names_in(root, Pacer()).directories
     if any(names.values()):
         ops.sync_directory(root)
@@ -96,7 +83,7 @@ def recover(ops: DiskOps, root: Path) -> list[Leftover]:
     return [*leftovers, *sweep_all(ops, root).leftovers]
 
 
-def settle(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
+def settle(ops: DiskOps, root: Path, step: int) -> list[OSError]:
     """Finish or undo an overwrite or a deletion in place of a step, as far as that is possible.
 
     Raises:
@@ -105,7 +92,7 @@ def settle(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
     committed, swapped, successor, mark = (
         root / name_of(kind, step) for kind in (Kind.COMMITTED, Kind.SWAPPED, Kind.SUCCESSOR, Kind.DELETED)
     )
-    leftovers: list[Leftover] = []
+    leftovers: list[OSError] = []
     if is_directory(mark):
         leftovers += _finish_deletion(ops, root, step)
         if leftovers:
@@ -124,7 +111,7 @@ def settle(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
     return leftovers
 
 
-def move_to_trash(ops: DiskOps, path: Path, step: int) -> tuple[Path | None, list[Leftover]]:
+def move_to_trash(ops: DiskOps, path: Path, step: int) -> tuple[Path | None, list[OSError]]:
     """Rename a directory whose successor is durable to trash, which is returned, or delete it in place."""
     if not is_directory(path):
         return None, []
@@ -132,11 +119,11 @@ def move_to_trash(ops: DiskOps, path: Path, step: int) -> tuple[Path | None, lis
     try:
         ops.rename(path, trash)
     except OSError as error:
-        return None, delete_in_place(ops, path) if error.errno == errno.EXDEV else [Leftover.of(path, error)]
+        return None, delete_in_place(ops, path) if error.errno == errno.EXDEV else [refusal(path, error)]
     return trash, []
 
 
-def rename_successor(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
+def rename_successor(ops: DiskOps, root: Path, step: int) -> list[OSError]:
     """Rename `new_step_N` to `step_N`, if that is free; readers find the step under either name."""
     committed = root / name_of(Kind.COMMITTED, step)
     if os.path.lexists(committed) or is_directory(root / name_of(Kind.DELETED, step)):
@@ -161,7 +148,7 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool = Tr
     undone: list[Callable[[], object]] = []
     trash: list[Path] = []
     marked: list[int] = []
-    refused: dict[int, Leftover] = {}
+    refused: dict[int, OSError] = {}
     try:
         for step in steps:
             # If one name goes, readers find the step under the next one: so the name that counts least goes first.
@@ -177,7 +164,7 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool = Tr
                     else:
                         marked.append(step)
                 except OSError as error:
-                    refused[step] = Leftover.of(path, error)
+                    refused[step] = refusal(path, error)
                     break
         if durably or marked:
             ops.sync_directory(root)
@@ -197,7 +184,7 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
     """
     if trash:
         ops.sync_directory(root)  # the new name must be durable before the first file is unlinked
-    leftovers: list[Leftover] = []
+    leftovers: list[OSError] = []
     for number, path in enumerate(trash):
         try:
             leftovers += _cleared(ops, path, stop)
@@ -234,7 +221,7 @@ def clear(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[OSErro
     return _clear(ops, path, mounted_below(path), stop)
 
 
-def delete_in_place(ops: DiskOps, path: Path) -> list[Leftover]:
+def delete_in_place(ops: DiskOps, path: Path) -> list[OSError]:
     """Delete a directory that has a committed name which no longer counts: the manifest first, durably."""
     if not is_directory(path):
         return []
@@ -244,7 +231,7 @@ def delete_in_place(ops: DiskOps, path: Path) -> list[Leftover]:
             ops.unlink(path / MANIFEST_NAME)
             ops.sync_directory(path)
     except OSError as error:
-        return [Leftover.of(path, error)]
+        return [refusal(path, error)]
     return _cleared(ops, path)
 
 
@@ -291,7 +278,7 @@ def _renamed_or_marked(ops: DiskOps, path: Path, into: Path, step: int, undone: 
     return True
 
 
-def _finish_deletion(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
+def _finish_deletion(ops: DiskOps, root: Path, step: int) -> list[OSError]:
     """Delete what is left of a step that is marked as deleted, then the mark."""
     leftovers = [
         each for kind in (Kind.SWAPPED, Kind.COMMITTED) for each in delete_in_place(ops, root / name_of(kind, step))
@@ -302,17 +289,17 @@ def _finish_deletion(ops: DiskOps, root: Path, step: int) -> list[Leftover]:
     return leftovers
 
 
-def _renamed(ops: DiskOps, path: Path, target: Path) -> list[Leftover]:
+def _renamed(ops: DiskOps, path: Path, target: Path) -> list[OSError]:
     try:
         ops.rename(path, target)
     except OSError as error:
-        return [Leftover.of(path, error)]
+        return [refusal(path, error)]
     return []
 
 
-def _cleared(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[Leftover]:
+def _cleared(ops: DiskOps, path: Path, stop: StopFlag | None = None) -> list[OSError]:
     """Delete a directory, as `clear` does; return it if something in it stays."""
-    return [Leftover.of(path, error) for error in clear(ops, path, stop)[:1]]
+    return [refusal(path, error) for error in clear(ops, path, stop)[:1]]
 
 
 def _clear(ops: DiskOps, path: Path, mounted: set[Path], stop: StopFlag | None) -> list[OSError]:

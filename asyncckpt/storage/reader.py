@@ -118,7 +118,7 @@ class CheckpointFile(ABC):
         """
         if targets:
             self.check_range(targets[-1].offset, targets[-1].nbytes)
-        self._read(targets, context, is_whole, on_begin)
+        self._read(targets, context, is_whole=is_whole, on_begin=on_begin)
 
     def check_range(self, offset: int, nbytes: int) -> None:
         """Refuse a range that the file does not have."""
@@ -130,7 +130,8 @@ class CheckpointFile(ABC):
         self,
         targets: Sequence[Target],
         context: JobContext | None,
-        is_whole: bool,  # noqa: FBT001 - as `read` has them
+        *,
+        is_whole: bool,
         on_begin: Callable[[int, int], None] | None,
     ) -> None:
         """Do what `read` does."""

@@ -448,5 +448,5 @@ def test_a_step_that_cannot_be_renamed_does_not_keep_the_others(tmp_path: Path, 
     assert trash == (tmp_path / "trash_step_2",)
     assert refused.keys() == {1}
     assert refused[1].errno == code
-    assert os.strerror(code) in refused[1].reason
+    assert os.strerror(code) in refused[1].strerror
     assert committed(tmp_path) == {1: "x"}

@@ -12,6 +12,7 @@ import pytest
 
 from asyncckpt.disk import listing, publish, removal
 from asyncckpt.disk.ops import DiskOps
+from asyncckpt.storage.local.outcomes import remarks_of
 from asyncckpt.storage.local.store import LocalStore
 from asyncckpt.testing import FaultyDisk
 
@@ -184,7 +185,7 @@ def test_a_pending_directory_that_cannot_be_cleared_gets_a_number(tmp_path: Path
     pending, leftovers = publish.stage(disk, tmp_path, 2)
     assert pending.name == "tmp_step_2.2"
     assert list(pending.iterdir()) == []
-    assert [each.path.name for each in leftovers] == ["tmp_step_2", "tmp_step_2.1"]
+    assert [error.filename for error in leftovers] == [str(tmp_path / name) for name in ("tmp_step_2", "tmp_step_2.1")]
     assert os.strerror(code) in str(leftovers[0])
     removal.recover(FaultyDisk(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["tmp_step_2.1"]  # a file is nobody's
@@ -197,8 +198,9 @@ def test_a_sweep_deletes_the_rest_before_it_says_what_stays(tmp_path: Path) -> N
     disk.fail("unlink", errno.EACCES)
     done, (leftover,) = removal.sweep(disk, tmp_path, [tmp_path / "trash_step_1", tmp_path / "trash_step_2"])
     assert done == 2
-    assert leftover.path == tmp_path / "trash_step_1"
-    assert "trash_step_1 cannot be removed: Permission denied (sub/who)" in str(leftover)
+    assert leftover.filename == str(tmp_path / "trash_step_1")
+    (remark,) = remarks_of([leftover])
+    assert "trash_step_1 cannot be removed: Permission denied (sub/who)" in remark
     assert tree(tmp_path) == {"trash_step_1": "trash_step_1"}
 
 

@@ -212,6 +212,7 @@ class MemoryFile(CheckpointFile):
         self,
         targets: Sequence[Target],
         context: JobContext | None,
+        *,
         is_whole: bool,
         on_begin: Callable[[int, int], None] | None,
     ) -> None:

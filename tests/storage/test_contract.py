@@ -218,7 +218,7 @@ class ChecksNothing(MemoryStore):
 class WrongFile(MemoryFile):
     """Files are read in some wrong way."""
 
-    def _read(self, targets: Any, context: Any, is_whole: bool, on_begin: Any) -> None:
+    def _read(self, targets: Any, context: Any, **options: Any) -> None:
         for target in targets:
             data = self.data[target.offset + 1 : target.offset + 1 + target.nbytes]
             if target.memory is not None:
@@ -234,9 +234,9 @@ class ReadsElsewhere(MemoryStore):
 class UnverifiedFile(MemoryFile):
     """What is read is not verified."""
 
-    def _read(self, targets: Any, context: Any, is_whole: bool, on_begin: Any) -> None:
+    def _read(self, targets: Any, context: Any, **options: Any) -> None:
         self.record = digest_bytes(bytes(self.data))
-        super()._read(targets, context, is_whole, on_begin)
+        super()._read(targets, context, **options)
 
 
 class VerifiesNothing(MemoryStore):
@@ -261,8 +261,8 @@ class ReadsPastTheEnd(MemoryStore):
 class UnstoppableFile(MemoryFile):
     """Reading goes on when it is to stop."""
 
-    def _read(self, targets: Any, context: Any, is_whole: bool, on_begin: Any) -> None:
-        super()._read(targets, None, is_whole, on_begin)
+    def _read(self, targets: Any, context: Any, **options: Any) -> None:
+        super()._read(targets, None, **options)
 
 
 class ReadsOn(MemoryStore):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.diagnosis import explain_refusal
@@ -13,9 +14,6 @@ from asyncckpt.storage.results import Committed, Trash
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
-
-    from asyncckpt.disk.removal import Leftover
 
 _ADVICE: Final = ", delete() checkpoints or keep fewer of them (keep_latest_k, keep_top_k)"
 """What else to do about a lack of space."""
@@ -28,9 +26,12 @@ def explain(error: OSError, root: Path, needed: str | None = None) -> None:
     explain_refusal(error)
 
 
-def remarks_of(leftovers: Iterable[Leftover]) -> tuple[str, ...]:
+def remarks_of(leftovers: Iterable[OSError]) -> tuple[str, ...]:
     """Say what cannot be removed, and why."""
-    return tuple(map(str, leftovers))
+    return tuple(
+        f"{Path(error.filename).name} cannot be removed: {error.strerror}; the next start tries again"
+        for error in leftovers
+    )
 
 
 def weigh(root: Path, paths: Iterable[Path]) -> tuple[Trash, ...]:
@@ -38,7 +39,7 @@ def weigh(root: Path, paths: Iterable[Path]) -> tuple[Trash, ...]:
     return tuple(Trash(path.name, nbytes_of(path), free_nbytes(root) or 0) for path in paths)
 
 
-def committed_at(path: Path, old: Path | None, leftovers: Iterable[Leftover]) -> Committed:
+def committed_at(path: Path, old: Path | None, leftovers: Iterable[OSError]) -> Committed:
     """Describe a checkpoint that has just been published."""
     trash = () if old is None else weigh(path.parent, [old])
     return Committed(str(path), identity_of(path), trash, remarks_of(leftovers))

@@ -92,7 +92,8 @@ class LocalFile(CheckpointFile):
         self,
         targets: Sequence[Target],
         context: JobContext | None,
-        is_whole: bool,  # noqa: FBT001 - as `read` has them
+        *,
+        is_whole: bool,
         on_begin: Callable[[int, int], None] | None,
     ) -> None:
         read_run(self._run, targets, context, is_whole=is_whole, on_begin=on_begin)

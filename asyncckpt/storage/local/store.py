@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish, removal, room
@@ -24,7 +25,6 @@ from asyncckpt.storage.results import Listing, NoRoomError, Retired, Swept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from asyncckpt.disk.listing import Scan
     from asyncckpt.disk.ops import DiskOps
@@ -130,8 +130,7 @@ class LocalStore(CheckpointStore):
     def retire(self, steps: Iterable[int], *, durably: bool = True) -> Retired:
         with self._explaining():
             trash, refused, leftovers = removal.retire(self._ops, self._root, steps, durably=durably)
-        errors = {step: OSError(each.errno, each.reason, str(each.path)) for step, each in refused.items()}
-        return Retired(weigh(self._root, trash), errors, remarks_of(leftovers))
+        return Retired(weigh(self._root, trash), refused, remarks_of(leftovers))
 
     def sweep(self, trash: Sequence[Trash] | None, stop: StopFlag) -> Swept:
         with self._explaining():
@@ -139,7 +138,7 @@ class LocalStore(CheckpointStore):
                 done, leftovers = removal.sweep_all(self._ops, self._root, stop)
             else:
                 done, leftovers = removal.sweep(self._ops, self._root, [self._root / each.name for each in trash], stop)
-        return Swept(done, sum(nbytes_of(each.path) for each in leftovers), remarks_of(leftovers))
+        return Swept(done, sum(nbytes_of(Path(error.filename)) for error in leftovers), remarks_of(leftovers))
 
     def write_document(self, name: str, data: bytes) -> None:
         documents.write_document(self._ops, self._root, name, data)
