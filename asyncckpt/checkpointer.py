@@ -392,7 +392,7 @@ class NumPyCheckpointer(Checkpointer):
         self._trusted = trusted
 
     def _open_location(self, location: FileLocation, context: JobContext) -> Store:
-        from asyncckpt.keyed.npz import NumPyStore
+        from asyncckpt.keyed.npz.store import NumPyStore
 
         return NumPyStore(location, context, trusted=self._trusted)
 

@@ -39,6 +39,10 @@ class Appender:
         if self._pending >= BATCH_NBYTES or len(self._parts) >= _MAX_PARTS:
             self.flush()
 
+    def tell(self) -> int:
+        """Return the offset, as a file does."""
+        return self.offset
+
     def flush(self) -> None:
         """Write what has been collected."""
         parts, self._parts, self._pending = self._parts, [], 0

@@ -21,7 +21,7 @@ from asyncckpt.disk.ops import DiskOps
 from asyncckpt.keyed.json import decode
 from asyncckpt.keyed.json import store as json_store
 from asyncckpt.keyed.json.decode import decode_value
-from asyncckpt.keyed.npz_file import NpzFile
+from asyncckpt.keyed.npz.archive import Archive
 from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
@@ -361,7 +361,7 @@ def test_object_arrays_are_refused(tmp_path: Path) -> None:
         assert_same(chk["good"], np.ones(2))
 
 
-_REFUSED = "import sys, asyncckpt, asyncckpt.keyed.npz, pytest\npath = sys.argv[1]\n"
+_REFUSED = "import sys, asyncckpt, asyncckpt.keyed.npz.store, pytest\npath = sys.argv[1]\n"
 
 
 def test_the_members_of_a_value_are_one_bomb(tmp_path: Path) -> None:
@@ -481,7 +481,7 @@ def test_the_checksums_of_npz_are_those_of_zip(tmp_path: Path) -> None:
 def test_more_members_than_16_bits_count(tmp_path: Path) -> None:
     """All that were written are found by zipfile."""
     path = tmp_path / "x.npz"
-    file = NpzFile(DiskOps().create(path), DiskOps())
+    file = Archive(DiskOps().create(path), DiskOps())
     try:
         first = file.add("first.npy", None, 3, [b"abc"])
         others = [zipfile.ZipInfo(f"{number}.npy") for number in range(66_000)]

@@ -250,7 +250,7 @@ def _search_guided(target: str, seconds: int, seed: str) -> int:
         import asyncckpt.keyed.hdf5.store
         import asyncckpt.keyed.json.store
         import asyncckpt.keyed.log.store
-        import asyncckpt.keyed.npz
+        import asyncckpt.keyed.npz.store
         import asyncckpt.state.decode  # noqa: F401 - imported for the readers
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as other:
         for number, data in enumerate(corpus(target)):

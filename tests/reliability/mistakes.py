@@ -401,7 +401,7 @@ BUGS = (
     ),
     Bug(
         "a file that was written anew is not synced",
-        (("keyed/npz.py", "            self._location.ops.sync(target.fd)\n", ""),),
+        (("keyed/npz/store.py", "            self._location.ops.sync(target.fd)\n", ""),),
         (("power-cut", "keyed-npz/update/0/few"),),
     ),
     Bug(

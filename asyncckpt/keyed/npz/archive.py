@@ -1,8 +1,8 @@
-"""A zip file of arrays as zipfile and numpy read it, with what a file may claim checked, and as a disk takes it.
+"""A zip file of arrays: read by zipfile and numpy with its claims checked, written through a `DiskOps`.
 
-1. Members that are added are not compressed; those of another file are copied as they are.
-2. What a member claims is checked before memory is taken for it, against the file and against the header of its array;
-   its CRC-32 is checked before it is used.
+1. Members that are added are not compressed. Those of another file are copied as they are.
+2. What a member claims is checked before memory is taken for it, against the file and against the header of its array.
+   Its CRC-32 is checked before its content is used.
 """
 
 from __future__ import annotations
@@ -35,51 +35,57 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.pacing import Pacer
 
 SUFFIX: Final = ".npy"
-MAX_EXPANSION: Final = 100
-"""How many times larger than in the file the compressed members of a value may be, beyond"""
-FREE_EXPANSION_NBYTES: Final = 64 << 20
-"""this size, if the file is not trusted."""
-
+_FREE_EXPANSION_NBYTES: Final = 64 << 20
+"""What the compressed members of a value may expand to, if the file is not trusted; or, if that is more,"""
+_MAX_EXPANSION: Final = 100
+"""so many times what they take in the file."""
 _CHUNK_NBYTES: Final = 1 << 20
 _MAX_NPY_HEADER_NBYTES: Final = 10_000  # what numpy reads without being told to trust the file
 _MEMBER_HEADER_NBYTES: Final = 30  # before its name
 _ENCRYPTED, _SIZED_BEHIND, _UTF8 = 0x41, 0x8, 0x800  # flags of a member
 _EMPTY_ZIP: Final = b"PK\5\6" + bytes(18)
-_WRONG: Final = (
+_DAMAGE: Final = (
     *(zipfile.BadZipFile, zlib.error, struct.error, msgpack.exceptions.UnpackException, EOFError),
     *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
 )
+"""What zipfile, zlib, numpy and msgpack raise for damaged data."""
 
 
-class NpzFile(zipfile.ZipFile):
-    """A zip file: zipfile reads its members, and makes the headers and the directory that are written."""
+class Archive(zipfile.ZipFile):
+    """A zip file whose members zipfile reads; it also makes the headers and the directory that are written."""
 
     def __init__(self, fd: int, ops: DiskOps) -> None:
+        """Open a file, or begin a new one if it is empty; the descriptor is closed if that fails."""
         self._ops = ops
         self.fd = fd
         self.end = 0  # of what has been written
-        self.is_sure = True  # that what has been written is there
+        self.is_sure = True  # whether what has been written is known to be there
         try:
             file = os.fdopen(fd, "rb", buffering=0, closefd=False)
-            self.is_new = os.fstat(fd).st_size == 0  # the temporary file, or made by somebody in advance
-            super().__init__(io.BytesIO(_EMPTY_ZIP) if self.is_new else file)
+            super().__init__(file if os.fstat(fd).st_size else io.BytesIO(_EMPTY_ZIP))
         except BaseException:
             os.close(fd)
             raise
         self.fp = file
 
     def close_file(self) -> None:
-        """Close it, once."""
+        """Close the file, once."""
         self.close()  # which zipfile also calls by itself, in whatever thread one that failed is dropped
         os.close(self.fd)
 
-    def by_name(self) -> dict[str, ZipInfo]:
-        """Return the members of a file that somebody may have made to hurt; folders are nothing."""
-        places = sorted(
+    # --- reading ------------------------------------------------------------------------------------------------------
+
+    def members(self) -> dict[str, ZipInfo]:
+        """Return the members by their names, without folders.
+
+        Raises:
+            CorruptCheckpointError: Members overlap, leave the file or have the same name.
+        """
+        extents = sorted(
             (info.header_offset, info.header_offset + _MEMBER_HEADER_NBYTES + info.compress_size, info.filename)
             for info in self.filelist
         )
-        borders = [(0, 0, ""), *places, (os.fstat(self.fd).st_size, 0, "")]
+        borders = [(0, 0, ""), *extents, (os.fstat(self.fd).st_size, 0, "")]
         for (_, end, name), (begin, _, behind) in pairwise(borders):
             if end > begin:
                 damaged(f"the member {name or behind!r} overlaps another, or leaves the file")
@@ -89,18 +95,8 @@ class NpzFile(zipfile.ZipFile):
                 damaged(f"the member {info.filename!r} stands twice")
         return {name: info for name, info in found.items() if not name.endswith("/")}
 
-    @contextmanager
-    def stream(self, info: ZipInfo) -> Iterator[IO[bytes]]:
-        """Open a member; what is wrong with it is an error that names it."""
-        with (
-            told(f"the member {info.filename!r} at byte {info.header_offset} is damaged, by its header or checksum"),
-            self.open(info) as stream,
-        ):
-            yield stream
-            stream.read(1)  # at its end the checksum is looked at
-
     def value(self, info: ZipInfo, pacer: Pacer) -> Any:
-        """Read the array of a member, or the bytes of one that is none, as `numpy.load` does.
+        """Read the array of a member, or the bytes of one that is no npy file, as `numpy.load` does.
 
         Raises:
             CorruptCheckpointError: It is damaged, or cannot have the size that it claims.
@@ -115,8 +111,20 @@ class NpzFile(zipfile.ZipFile):
             is_array = info.filename.endswith(SUFFIX)
             return _read_array(stream, info, pacer) if is_array else b"".join(_chunks(stream, pacer))
 
+    @contextmanager
+    def stream(self, info: ZipInfo) -> Iterator[IO[bytes]]:
+        """Open a member; errors in it name it."""
+        with (
+            damage_of(f"the member {info.filename!r} at byte {info.header_offset} has a damaged header or content"),
+            self.open(info) as stream,
+        ):
+            yield stream
+            stream.read(1)  # at its end the checksum is compared
+
+    # --- writing ------------------------------------------------------------------------------------------------------
+
     def add(self, name: str, header: bytes | None, nbytes: int, data: Iterable[bytes | NDArray[np.uint8]]) -> ZipInfo:
-        """Add an npy file of this header or, if it is None, of bytes."""
+        """Add an npy file with this header; with None, with that of an array of bytes."""
         header = header or npy_header(np.dtype(np.uint8), (nbytes,)) or b""
         info = _member(name, len(header) + nbytes)
         out = self._begin(info)
@@ -128,7 +136,7 @@ class NpzFile(zipfile.ZipFile):
         self.end = out.offset
         return info
 
-    def copy(self, source: NpzFile, info: ZipInfo, pacer: Pacer) -> ZipInfo:
+    def copy(self, source: Archive, info: ZipInfo, pacer: Pacer) -> ZipInfo:
         """Add a member of another file as it is."""
         if info.flag_bits & _ENCRYPTED:
             message = f"{info.filename!r} is encrypted, and cannot be copied: write to another file"
@@ -155,11 +163,9 @@ class NpzFile(zipfile.ZipFile):
 
     def finish(self, members: list[ZipInfo]) -> None:
         """Write the directory, which ends the file."""
-        tail: Any = _Tail(self.end)
-        with zipfile.ZipFile(tail, "w") as archive:
-            archive.filelist += members
         out = Appender(self._ops, self.fd, self.end)
-        out.write(b"".join(tail.parts))
+        with zipfile.ZipFile(out, "w") as archive:  # type: ignore[call-overload] # all that it needs of a file
+            archive.filelist += members
         out.flush()
         if os.fstat(self.fd).st_size > out.offset:
             self._ops.truncate(self.fd, out.offset)  # a member that failed went further
@@ -173,56 +179,41 @@ def _member(name: str, nbytes: int) -> ZipInfo:
     return info
 
 
-class _Tail:
-    """As much of a file as zipfile needs to write a directory."""
-
-    def __init__(self, offset: int) -> None:
-        self.parts: list[bytes] = []
-        self._offset = offset
-
-    def write(self, data: bytes) -> None:
-        self.parts.append(data)
-        self._offset += len(data)
-
-    def tell(self) -> int:
-        return self._offset
-
-    def flush(self) -> None:
-        pass
-
-
 def _chunks(stream: IO[bytes], pacer: Pacer) -> Iterator[bytes]:
     while chunk := stream.read(_CHUNK_NBYTES):
         yield chunk
         pacer.pause()
 
 
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def told(what: str) -> Iterator[None]:
-    """Let whatever zipfile, zlib, numpy and msgpack find wrong be one error."""
+def damage_of(what: str) -> Iterator[None]:
+    """Turn whatever zipfile, zlib, numpy and msgpack raise for damaged data into one error."""
     try:
         yield
-    except _WRONG as error:
+    except _DAMAGE as error:
         message = f"{what}: {error!s:.200}"
         raise CorruptCheckpointError(message) from error
 
 
 def damaged(reason: str) -> NoReturn:
-    """Refuse what is damaged."""
+    """Raise the error of a damaged file."""
     raise CorruptCheckpointError(reason)
 
 
 def check_expansion(members: tuple[ZipInfo, ...]) -> None:
-    """Refuse a value that claims to be very much larger than in the file."""
+    """Refuse a value that claims to be very much larger than its members are in the file."""
     stored, nbytes = sum(info.compress_size for info in members), sum(info.file_size for info in members)
-    if nbytes > max(FREE_EXPANSION_NBYTES, MAX_EXPANSION * stored):
+    if nbytes > max(_FREE_EXPANSION_NBYTES, _MAX_EXPANSION * stored):
         what = repr(members[0].filename) + (f" and {len(members) - 1} more" if len(members) > 1 else "")
         advice = "if you know where the file comes from, open it with trusted=True"
         message = f"{what} of {stored} bytes claim to hold {nbytes}: {advice}"
         raise UntrustedFileError(message)
 
 
-# --- arrays -----------------------------------------------------------------------------------------------------------
+# --- npy files --------------------------------------------------------------------------------------------------------
 
 
 def _read_array(stream: Any, info: ZipInfo, pacer: Pacer) -> NDArray[Any]:
@@ -245,7 +236,10 @@ def _read_array(stream: Any, info: ZipInfo, pacer: Pacer) -> NDArray[Any]:
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Read what an npy file says of its array; numpy has no public function for version 3.0, which is 2.0 in UTF-8."""
+    """Return the shape, whether it is in Fortran's order, and the dtype.
+
+    numpy has no public function for version 3.0, which is 2.0 in UTF-8.
+    """
     version = npy.read_magic(stream)
     length = int.from_bytes(stream.read(2 if version == (1, 0) else 4), "little")
     if version not in ((1, 0), (2, 0), (3, 0)) or length > _MAX_NPY_HEADER_NBYTES:

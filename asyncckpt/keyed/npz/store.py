@@ -1,32 +1,31 @@
-"""A zip file of arrays, as `numpy.savez` makes it, rewritten as a whole by each commit.
+"""The npz kind: a zip file of arrays, as `numpy.savez` makes it, rewritten as a whole by each commit.
 
-1. Every array is a member, an npy file, which numpy opens. What else a value consists of stands in the member
-   `__asyncckpt__.npy`: for each key its members and, unless it is just an array, its tree. Other members are keys.
-2. New members go to the temporary file as soon as they are put. A commit copies the others to it, and gives it the
-   file's name.
-3. After a failed commit nothing more is written to its file, which may have the file's name by then: what was put into
-   it is copied to another, and verified.
+1. Every array is a member, an npy file, which numpy opens. The rest of a value is in the member `__asyncckpt__.npy`,
+   the directory: for each key its members and, unless it is just an array, its tree. Members that are not in the
+   directory are keys of their own.
+2. Values are written to the temporary file when they are put. A commit copies the others to it, and gives it the file's
+   name.
+3. Nothing more is written to a temporary file after a commit of it failed, because it may have the file's name by then.
+   What was put into it is copied to the next one, and verified.
 """
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
-from itertools import accumulate, count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import msgpack
 import numpy as np
 
-from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, UntrustedFileError
 from asyncckpt.formats import key_names as names
 from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
-from asyncckpt.keyed.npz_file import SUFFIX, NpzFile, check_expansion, damaged, npy_header, told
+from asyncckpt.keyed.npz.archive import SUFFIX, Archive, check_expansion, damage_of, damaged, npy_header
+from asyncckpt.keyed.npz.directory import DIRECTORY, decode_directory, decode_tree, encode_directory, encode_tree
 from asyncckpt.keyed.values import Found, build_value, runs_of
 from asyncckpt.state import index as ix
-from asyncckpt.state.packed import TEXT_ERRORS
-from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,9 +41,6 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
-    _Row: TypeAlias = tuple[str, Any, bytes | None, list[str]]
-_DIRECTORY: Final = "__asyncckpt__.npy"
-_HEAD: Final = {"asyncckpt": "keyed", "version": 1, "features": []}
 _SLACK_NBYTES: Final = 1 << 20
 _MAX_KEY_NBYTES: Final = 1 << 16
 _ONE_ARRAY: Final = ix.pack_chunk([ix.ext(ix.ARRAY, 0)])
@@ -53,7 +49,7 @@ _ONE_ARRAY: Final = ix.pack_chunk([ix.ext(ix.ARRAY, 0)])
 class _Item(NamedTuple):
     """A key: its members, and its tree, if it is not just the array of its one member."""
 
-    file: NpzFile
+    file: Archive
     members: tuple[ZipInfo, ...]
     tree: bytes | None
     key_tree: KeyTree
@@ -62,7 +58,7 @@ class _Item(NamedTuple):
 class _Content(NamedTuple):
     """What a file holds."""
 
-    file: NpzFile | None
+    file: Archive | None
     items: dict[str, _Item]
 
 
@@ -72,14 +68,14 @@ class NumPyStore(FileStore[_Content]):
     def __init__(self, location: FileLocation, work: JobContext, *, trusted: bool) -> None:
         """See `FileStore`; `trusted` allows for arrays that are very much larger than in the file."""
         self._is_trusted = trusted
-        self._files: set[NpzFile] = set()  # that are open: the last commit's, the temporary file, and those that failed
+        self._files: set[Archive] = set()  # that are open: the last commit's, the temporary file, and those that failed
         super().__init__(location, work)
 
     def _use(self, content: _Content) -> None:
         self._items: dict[str, _Item] = {}
         self._entries: dict[str, KeyTree] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
-        self._temporary: NpzFile | None = None
+        self._temporary: Archive | None = None
         for key, item in content.items.items():
             self._set(key, item)
         self._is_changed = False
@@ -89,35 +85,31 @@ class NumPyStore(FileStore[_Content]):
 
     @property
     def entries(self) -> Mapping[str, KeyTree]:
-        """See `Store`."""
         return self._entries
 
     def disk_use(self) -> tuple[Path, int]:
-        """See `Store`."""
         members = (info for item in self._items.values() for info in item.members)
         return self._location.path, sum(info.compress_size for info in members)
 
     def read(self, key: str, work: JobContext) -> Found:
-        """See `Store`."""
         item, pacer = self._items[key], work.pacer
-        with self._telling(f"the value of {key!r}"):
+        with self._errors_of(f"the value of {key!r}"):
             if not self._is_trusted:
                 check_expansion(item.members)
             if item.tree is None:
                 return Found(item.file.value(item.members[0], pacer), {})
-            index = _decode_tree(item.tree, item.members, pacer)
+            index = decode_tree(item.tree, item.members, pacer)
             found = enumerate([item.file.value(info, pacer) for info in item.members])
             return build_value(
                 index, {number: _restored(array, index.arrays[number]) for number, array in found}, pacer
             )
 
     def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
-        """See `Store`."""
         if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
         self.begin(work)
-        temporary, metas, pacer = self._begin_temporary(), value.index.arrays, work.pacer
+        temporary, metas, pacer = self._open_temporary(), value.index.arrays, work.pacer
         headers = [npy_header(meta.dtype, meta.shape) for meta in metas]
         is_plain = list(value.index.chunks) == [_ONE_ARRAY] and headers[0] is not None
         suffixes = [SUFFIX] if is_plain else [f"/{number}{SUFFIX}" for number in range(len(metas))]
@@ -127,41 +119,38 @@ class NumPyStore(FileStore[_Content]):
             for number, (meta, header, suffix) in enumerate(zip(metas, headers, suffixes, strict=True)):
                 members.append(temporary.add(prefix + suffix, header, meta.nbytes, runs_of(value, number)))
                 pacer.pause()
-            tree = None if is_plain else _encode_tree(value.index, pacer)
+            tree = None if is_plain else encode_tree(value.index, pacer)
         except BaseException:
             temporary.end = before
             raise
         self._set(key, _Item(temporary, tuple(members), tree, value.key_tree))
 
     def delete(self, key: str, work: JobContext) -> None:
-        """See `Store`."""
         self.begin(work)
         self._drop(key)
         del self._items[key], self._entries[key]
         self._is_changed = True
 
     def commit(self, work: JobContext) -> None:
-        """See `Store`."""
         if not self._is_changed:
             return
         new = [item for item in self._items.values() if item.file is self._temporary]
         held = sum(info.compress_size for item in new for info in item.members)
         if self._temporary is not None and self._temporary.end > held + held // 2 + _SLACK_NBYTES:
-            self._leave_temporary()
-        target = self._begin_temporary()
+            self._abandon_temporary()
+        target = self._open_temporary()
         try:
-            with self._telling():  # what stays may be damaged
+            with self._errors_of():  # what stays may be damaged
                 items = self._complete(target, work.pacer)
             self._location.ops.sync(target.fd)
             self._location.publish_temporary()
         except BaseException:
-            self._leave_temporary()
+            self._abandon_temporary()
             raise
         self._items, self._temporary, self._is_changed = items, None, False
         self._close_unused()
 
     def close(self) -> None:
-        """See `Store`."""
         if self._temporary is not None:
             self._location.discard_temporary()
         self._use(_Content(None, {}))
@@ -173,40 +162,39 @@ class NumPyStore(FileStore[_Content]):
         fd = self._location.open()
         if fd is None:
             return _Content(None, {})
-        with self._telling():
-            with told("it is not a zip file, or is damaged"):
-                file = NpzFile(fd, self._location.ops)
+        if not os.fstat(fd).st_size:  # made in advance
+            os.close(fd)
+            return _Content(None, {})
+        with self._errors_of():
+            with damage_of("it is not a zip file, or is damaged"):
+                file = Archive(fd, self._location.ops)
             try:
-                return _Content(file, self._read_directory(file, work.pacer))
+                return _Content(file, self._read_items(file, work.pacer))
             except BaseException:
                 file.close_file()
                 raise
 
-    def _read_directory(self, file: NpzFile, pacer: Pacer) -> dict[str, _Item]:
+    def _read_items(self, file: Archive, pacer: Pacer) -> dict[str, _Item]:
         items: dict[str, _Item] = {}
-        by_name = file.by_name()
-        for key, of, tree, listed in self._rows(file, by_name, pacer):
+        members = file.members()
+        own = members.pop(DIRECTORY, None)
+        for key, of, tree, listed in () if own is None else decode_directory(file, own, pacer):
             if key in items:
                 damaged(f"the key {key!r} stands twice")
-            if lacking := [name for name in listed if name not in by_name]:
+            if lacking := [name for name in listed if name not in members]:
                 damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
-            members = tuple([by_name.pop(name) for name in dict.fromkeys(listed)])
-            items[key] = _Item(file, members, tree, unflatten_key_tree(of))
+            own_members = tuple([members.pop(name) for name in dict.fromkeys(listed)])
+            items[key] = _Item(file, own_members, tree, unflatten_key_tree(of))
+        if members or own is None:
+            self._location.mark_foreign("the comments, dates and attributes of the zip archive and its members")
+        for name, info in members.items():
+            if (key := name.removesuffix(SUFFIX)) in items:
+                damaged(f"the key {key!r} stands twice")
+            items[key] = _Item(file, (info,), None, None)
         return items
 
-    def _rows(self, file: NpzFile, by_name: dict[str, ZipInfo], pacer: Pacer) -> Iterator[_Row]:
-        """Yield what our directory says and, when its members are gone from `by_name`, each other member as a key."""
-        own = by_name.pop(_DIRECTORY, None)
-        if own is not None:
-            if own.file_size > max(4 * own.compress_size, _SLACK_NBYTES):
-                damaged(f"the directory {_DIRECTORY!r} of {own.compress_size} bytes claims to hold {own.file_size}")
-            yield from _decode_directory(file.value(own, pacer), pacer)
-        if by_name or (own is None and not file.is_new):
-            self._location.mark_foreign("the comments, dates and attributes of the zip archive and its members")
-        yield from [(name.removesuffix(SUFFIX), None, None, [name]) for name in by_name]
-
     @contextmanager
-    def _telling(self, what: str = "") -> Iterator[None]:
+    def _errors_of(self, what: str = "") -> Iterator[None]:
         """Add the file, and what of it, to errors."""
         try:
             yield
@@ -218,18 +206,18 @@ class NumPyStore(FileStore[_Content]):
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def _begin_temporary(self) -> NpzFile:
+    def _open_temporary(self) -> Archive:
         if self._temporary is None:
             fd = self._location.create_temporary()
             try:
-                self._temporary = NpzFile(fd, self._location.ops)
+                self._temporary = Archive(fd, self._location.ops)
             except BaseException:
                 self._location.discard_temporary()
                 raise
             self._files.add(self._temporary)
         return self._temporary
 
-    def _leave_temporary(self) -> None:
+    def _abandon_temporary(self) -> None:
         """Write no more to the temporary file; what was put into it can still be read."""
         if self._temporary is not None:
             self._temporary.is_sure, self._temporary = False, None
@@ -242,7 +230,7 @@ class NumPyStore(FileStore[_Content]):
             file.close_file()
         self._files &= needed
 
-    def _complete(self, target: NpzFile, pacer: Pacer) -> dict[str, _Item]:
+    def _complete(self, target: Archive, pacer: Pacer) -> dict[str, _Item]:
         """Copy what is not in the new file yet, and end it with the directories."""
         items = {}
         for key, item in self._items.items():
@@ -250,8 +238,9 @@ class NumPyStore(FileStore[_Content]):
             if item.file is not target:
                 copies = tuple([target.copy(item.file, info, pacer) for info in item.members])
                 items[key] = item._replace(file=target, members=copies)
-        encoded = _encode_directory(items, pacer)
-        own = target.add(_DIRECTORY, None, len(encoded), [encoded])
+        rows = ((key, flatten_key_tree(item.key_tree), item.tree, item.members) for key, item in items.items())
+        encoded = encode_directory(rows, len(items), pacer)
+        own = target.add(DIRECTORY, None, len(encoded), [encoded])
         target.finish([*(info for item in items.values() for info in item.members), own])
         return items
 
@@ -283,65 +272,3 @@ def _restored(array: Any, meta: ArrayMeta) -> NDArray[Any]:
     if found != (np.dtype(np.uint8), (meta.nbytes,)):
         damaged(f"an array should be {meta.dtype} {meta.shape} and is {found}")
     return np.ndarray(meta.shape, meta.dtype, array)
-
-
-# --- the directory ----------------------------------------------------------------------------------------------------
-
-
-def _encode_directory(items: dict[str, _Item], pacer: Pacer) -> bytes:
-    """Return a map of what stands in `_HEAD` and, last, `keys`: a row for each key."""
-    packer = msgpack.Packer(unicode_errors=TEXT_ERRORS)
-    chunks = [packer.pack_map_header(len(_HEAD) + 1), *(packer.pack(each) for pair in _HEAD.items() for each in pair)]
-    chunks += [packer.pack("keys"), packer.pack_array_header(len(items))]
-    for key, item in items.items():
-        row = key, flatten_key_tree(item.key_tree), item.tree, [info.filename for info in item.members]
-        chunks.append(packer.pack(row))
-        pacer.pause()
-    return b"".join(chunks)
-
-
-def _decode_directory(array: Any, pacer: Pacer) -> Iterator[_Row]:
-    """Yield the rows.
-
-    Raises:
-        CorruptCheckpointError: It is no directory.
-        UnsupportedFormatError: A later release wrote it.
-    """
-    with told(f"the directory {_DIRECTORY!r} is damaged"):
-        unpacker = msgpack.Unpacker(unicode_errors=TEXT_ERRORS, object_pairs_hook=_no_map, max_buffer_size=array.nbytes)
-        unpacker.feed(array)
-        head = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header() - 1)}
-        check_compatibility("the directory", head["version"], head["features"], reads=1)
-        if head["asyncckpt"] != "keyed" or unpacker.unpack() != "keys":
-            damaged(f"the directory {_DIRECTORY!r} has no keys")
-        for _ in range(unpacker.read_array_header()):
-            key, of, tree, listed = unpacker.unpack()
-            is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
-            if not is_sound or any(type(name) is not str for name in listed) or (tree is None and len(listed) != 1):
-                damaged(f"the directory {_DIRECTORY!r} has a row of {key!r:.80} that is none")
-            yield key, of, tree, listed
-            pacer.pause()
-        if unpacker.tell() != array.nbytes:
-            damaged(f"something follows the end of the directory {_DIRECTORY!r}")
-
-
-def _no_map(pairs: Any) -> NoReturn:  # noqa: ARG001 - whatever it holds
-    """Refuse a map in the one that there is: millions of them, each of a byte, would fill memory."""
-    message = "there is a map in it"
-    raise ValueError(message)
-
-
-def _encode_tree(index: ix.Index, pacer: Pacer) -> bytes:
-    """Return a tree, with its arrays laid out as if they lay behind each other."""
-    sizes = [meta.nbytes for meta in index.arrays]
-    places = enumerate(zip(accumulate(sizes, initial=0), sizes, strict=False))
-    segments = [Segment(number, begin, nbytes) for number, (begin, nbytes) in places if nbytes]
-    return b"".join(ix.IndexEncoder(index, pacer).encode(segments))
-
-
-def _decode_tree(tree: bytes, members: tuple[ZipInfo, ...], pacer: Pacer) -> ix.Index:
-    nbytes = sum(info.file_size for info in members)
-    index, _ = ix.decode_index(memoryview(tree), file_nbytes=nbytes, pacer=pacer)
-    if len(index.arrays) != len(members):
-        damaged(f"it should have {len(index.arrays)} members and has {len(members)}")
-    return index

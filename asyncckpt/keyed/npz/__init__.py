@@ -1,0 +1,1 @@
+"""The npz kind: a zip file of arrays, rewritten as a whole."""
