@@ -80,8 +80,6 @@ class FileObjectStore(Store):
             stream.seek(0)
             with self._path.open("wb") as file:
                 shutil.copyfileobj(stream, file, _CHUNK_NBYTES)
-            if self._path.stat().st_size == 0:
-                self._path.unlink()
             name = str(getattr(stream, "name", stream))
             self._location = FileLocation(self._path, _Unsynced(), name, rewrite=rewrite, can_back_up=False)
             self._inner = make(self._location)

@@ -89,7 +89,9 @@ class FileLocation:
         return found is not None and found[:2] == _identity_of(os.fstat(fd))[:2]
 
     def open(self) -> int | None:
-        """Open the file for reading, or return None if there is none. It counts as ours until it is marked.
+        """Open the file for reading, or return None if there is none, or an empty one that was made in advance.
+
+        It counts as ours until it is marked.
 
         Raises:
             OSError: It cannot be read, or is not a regular file.
@@ -110,6 +112,9 @@ class FileLocation:
             os.close(fd)
             message = f"{self.path} is not a regular file"
             raise IsADirectoryError(message) if self.path.is_dir() else OSError(message)
+        if not found.st_size:
+            os.close(fd)
+            return None
         return fd
 
     def mark_foreign(self, losses: str) -> None:

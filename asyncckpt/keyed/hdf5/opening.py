@@ -51,8 +51,6 @@ def open_content(location: FileLocation, context: JobContext, *, trusted: bool) 
         return Content(None, None, {})
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, fd)
-        if os.fstat(fd).st_size == 0:  # a file object of the caller's may be empty
-            return Content(None, None, {})
         try:
             native = NativeFile.open(location.name, fd, context.pacer)
         except ForeignFileError as error:

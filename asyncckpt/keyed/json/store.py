@@ -185,8 +185,6 @@ def _before(key: str) -> bytes:
 
 
 def _read(file: IO[bytes], location: FileLocation, work: JobContext) -> _Content:
-    if not os.fstat(file.fileno()).st_size:  # made in advance
-        return _Content(file, {}, {}, {})
     reasons: list[Exception] = []
     for found in (_of_lines(file), _of_text(file, location), _of_lines(file)):
         try:

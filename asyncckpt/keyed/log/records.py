@@ -147,15 +147,13 @@ def read_range(fd: int, offset: int, nbytes: int) -> bytes:
     return bytes(found)
 
 
-def scan(fd: int, name: str, pacer: Pacer) -> Log | None:
-    """Read the records of a file, without their bodies; None if it is empty.
+def scan(fd: int, name: str, pacer: Pacer) -> Log:
+    """Read the records of a file, without their bodies.
 
     Raises:
         CorruptCheckpointError: There is damage before the last commit, or the file is something else.
         UnsupportedFormatError: A later release wrote it.
     """
-    if os.fstat(fd).st_size == 0:
-        return None
     reader = _Reader(fd)
     try:
         head, record = reader.read(0)

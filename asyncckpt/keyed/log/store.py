@@ -147,9 +147,6 @@ class MsgpackStore(FileStore[tuple[int, records.Log] | None]):
         except BaseException:
             os.close(fd)
             raise
-        if log is None:  # an empty file, which somebody has made in advance
-            os.close(fd)
-            return None
         return fd, log
 
     def _open_to_write(self) -> None:

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -161,9 +160,6 @@ class NumPyStore(FileStore[_Content]):
     def _load(self, work: JobContext) -> _Content:
         fd = self._location.open()
         if fd is None:
-            return _Content(None, {})
-        if not os.fstat(fd).st_size:  # made in advance
-            os.close(fd)
             return _Content(None, {})
         with self._errors_of():
             with damage_of("it is not a zip file, or is damaged"):
