@@ -1,4 +1,4 @@
-"""Memory of arrays that are to be filled: a byte that belongs to two elements would keep what came last."""
+"""Find arrays that share memory, and cannot be filled with different contents."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from asyncckpt.arrays.target import ArrayTarget
     from asyncckpt.runtime.pacing import Pacer
 
-_MAX_ELEMENTS: Final = 1 << 20  # of arrays that take a look at each element
-_MAX_WORK: Final[Any] = 10_000  # numpy's measure; views of usual kinds take less than a hundred
+_MAX_ELEMENTS: Final = 1 << 20  # of an array whose elements are looked at one by one
+_MAX_WORK: Final[Any] = 10_000  # for np.shares_memory; usual views take less than a hundred
 
 
 def overlaps_itself(array: NDArray[Any]) -> bool:
-    """Whether elements of an array share memory, as those of `as_strided` may; True also where that is hard to tell."""
+    """Whether elements of an array share memory, as `as_strided` makes them; True also if it is hard to tell."""
     flags = array.flags
     if flags.c_contiguous or flags.f_contiguous or array.size <= 1:
         return False
     extent = array.itemsize
     is_nested = True
     for stride, length in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):
-        is_nested &= stride >= extent  # beyond all that the dimensions of smaller strides reach
+        is_nested &= stride >= extent  # the reach of all dimensions of smaller strides
         extent += stride * (length - 1)
     if is_nested:
         return False
@@ -41,14 +41,14 @@ def overlaps_itself(array: NDArray[Any]) -> bool:
 
 
 def find_overlap(targets: Iterable[tuple[int, ArrayTarget, str]], pacer: Pacer) -> tuple[str, str] | None:
-    """Find two numpy arrays that share memory and are not one array in two places.
+    """Find two numpy arrays that share memory and will not be filled with the same elements.
 
     Args:
-        targets: For each array the number of what is to be filled into it, itself, and its path.
+        targets: For each array: the number of the array to fill in, the array itself, and its path.
         pacer: Paused between chunks.
 
     Returns:
-        The paths of both, or None.
+        The paths of both arrays, or None.
     """
     placed: list[tuple[int, int, int, NDArray[Any], str]] = []
     for batch in pacer.batches(targets):
@@ -58,7 +58,7 @@ def find_overlap(targets: Iterable[tuple[int, ArrayTarget, str]], pacer: Pacer) 
             if isinstance(array, np.ndarray) and array.nbytes
         ]
     placed.sort(key=lambda each: each[0])
-    reaching: list[tuple[int, int, int, NDArray[Any], str]] = []  # those that may reach beyond this one's beginning
+    reaching: list[tuple[int, int, int, NDArray[Any], str]] = []  # those that end after this one begins
     for each in placed:
         low, _, number, array, path = each
         reaching = [other for other in reaching if other[1] > low]

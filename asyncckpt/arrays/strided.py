@@ -1,4 +1,4 @@
-"""Bytes of arrays that are not one run of memory, moved chunk by chunk without a copy of the whole."""
+"""Move bytes from and to arrays that are not contiguous, without a copy of the whole array."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def flat_bytes(array: NDArray[Any]) -> Bytes | None:
-    """Return an array's memory as bytes in C order, without a copy, or None if that is not to be had."""
+    """Return an array's memory as bytes in C order, or None if it is not contiguous."""
     if not array.flags.c_contiguous:
         return None
     if array.nbytes == 0:
@@ -36,7 +36,7 @@ def scatter(array: NDArray[Any], start: int, source: Bytes) -> None:
 
 
 def _paired(array: NDArray[Any], start: int, nbytes: int) -> Iterator[tuple[NDArray[Any], slice]]:
-    """Split a byte range of an array into views: sub-arrays, and the bytes of an element cut at either end."""
+    """Split a byte range of an array into sub-arrays, and the bytes of an element that is cut at either end."""
     size = array.itemsize
     end = start + nbytes
     first, last = -(-start // size), end // size
@@ -54,14 +54,14 @@ def _paired(array: NDArray[Any], start: int, nbytes: int) -> Iterator[tuple[NDAr
 
 
 def _as_raw(array: NDArray[Any]) -> NDArray[Any]:
-    """Return a view whose elements move as they are: a structure's padding included."""
+    """Return a view whose elements are copied whole, including the padding of structures."""
     if array.dtype.names is None:
         return array
     return array.view(np.dtype(f"V{array.itemsize}"))
 
 
 def _element(array: NDArray[Any], position: int) -> Bytes:
-    """Return the memory of one element. Two threads may write its two parts at the same time."""
+    """Return the memory of one element, not a copy: two threads may write its parts at the same time."""
     index: Any = (*(slice(int(i), int(i) + 1) for i in np.unravel_index(position, array.shape)), ...)
     element: NDArray[Any] = array[index]
     return element.reshape(-1).view(np.uint8)

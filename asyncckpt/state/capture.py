@@ -1,9 +1,9 @@
-"""Copies of a state's arrays, and arrays that need none.
+"""Snapshots of a state's arrays: copies in buffers, or the caller's own arrays.
 
-1. A snapshot owns its buffers until `release`, which the job that wrote them calls.
-2. An array whose memory nobody can change is used where it lies; so are all arrays of a frozen state, on the caller's
-   word.
-3. A live snapshot has no copy: each block is copied when it is written. The caller waits until the last one has been.
+1. A snapshot owns its buffers until `release`, which the job that has written them calls.
+2. An array that no program can change is not copied. Neither are the arrays of a frozen state, which the caller has
+   promised not to change.
+3. A live snapshot has no copy: each block is copied when it is written, and the caller waits for the last one.
 """
 
 from __future__ import annotations
@@ -36,27 +36,27 @@ _RUN: Final = 256  # small arrays copied at once
 
 
 class Snapshot(Protocol):
-    """The bytes of a state's arrays, by their number.
+    """The bytes of a state's arrays, by number.
 
-    A range of bytes may go on behind an array of less than a page: there are zeros up to the next multiple of
-    `SMALL_BOUNDARY`, and then the following array, if that is as small.
+    A range of bytes may extend beyond an array of less than a page. There it has zeros up to the next multiple of
+    `SMALL_BOUNDARY`, and then the next array, if that is small, too.
     """
 
     nbytes: int
-    """Memory held, in bytes: buffers, encoded nodes and frozen arrays together."""
+    """The memory that it holds, in bytes: buffers, encoded nodes and frozen arrays."""
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
-        """Return the memory that holds these bytes, in order, or None if they must be copied out."""
+        """Return the memory of these bytes, in order, or None if they must be copied."""
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
         """Copy bytes of an array, from `start` on, until `target` is full."""
 
     def release(self) -> None:
-        """Give everything back; more than once does no harm."""
+        """Release the memory; idempotent."""
 
 
 class LiveSnapshot:
-    """Arrays used where they are: frozen ones, or ones that are copied block by block while the caller waits."""
+    """The caller's own arrays: frozen ones, or ones that are copied block by block while the caller waits."""
 
     def __init__(self, flat: FlatState, *, is_frozen: bool) -> None:
         self._sources = flat.sources
@@ -65,7 +65,7 @@ class LiveSnapshot:
         self.nbytes = flat.encoded_nbytes + (flat.array_nbytes if is_frozen else 0)
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
-        """Return the array's own memory if it may be used and is one run."""
+        """Return the array's own memory if it must not be copied first, and is contiguous."""
         if not self._is_frozen and array not in self._stable:
             return None
         source = self._sources[array]
@@ -73,7 +73,7 @@ class LiveSnapshot:
         return None if data is None else [data]
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
-        """Copy from the array, and from those behind it."""
+        """Copy from the array, and from small ones after it."""
         end = start + len(target)
         if end <= self._sources[array].nbytes:
             copy_bytes(self._sources[array], start, target)
@@ -85,7 +85,7 @@ class LiveSnapshot:
         target[:] = _joined(self._sources[array:stop])[start:end]
 
     def release(self) -> None:
-        """Let go of the arrays."""
+        """Drop the references to the arrays."""
         self._sources = []
 
 
@@ -93,7 +93,7 @@ class StagedSnapshot:
     """Arrays copied into buffers."""
 
     def __init__(self, flat: FlatState, pool: BufferPool | None) -> None:
-        """Take the buffers; `capture` fills them. Without a pool they are plain memory, for small states."""
+        """Allocate the buffers, which `capture` fills. Without a pool, for small states, they are plain memory."""
         self._sources: Sequence[ArraySource] | Mapping[int, ArraySource] = flat.sources
         self._metas = flat.arrays
         self._stable = flat.stable
@@ -112,9 +112,9 @@ class StagedSnapshot:
         self.nbytes = flat.encoded_nbytes + staged_nbytes
 
     def capture(self, context: JobContext) -> None:
-        """Copy the arrays; afterwards nothing refers to the caller's.
+        """Copy the arrays, and drop the references to the caller's.
 
-        Other threads help with large ones only: to copy small ones is Python work, for which threads would fight.
+        Other threads help only with large arrays. To copy small ones is Python work, which threads cannot share.
 
         Raises:
             Stopped: The job was asked to stop; the caller's arrays are no longer used.
@@ -129,24 +129,24 @@ class StagedSnapshot:
         self._sources = {array: self._sources[array] for array in self._stable}
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
-        """Return the parts of the buffers that hold the bytes."""
+        """Return the parts of the buffers that hold these bytes."""
         if array in self._stable:
             data = view_bytes(self._sources[array], start, nbytes)
             return None if data is None else [data]
         return list(self._parts(self._offsets[array] + start, nbytes))
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
-        """Copy from the array; only stable ones that are not one run of memory come here."""
+        """Copy from a stable array that is not contiguous; the others have a view."""
         copy_bytes(self._sources[array], start, target)
 
     def release(self) -> None:
-        """Give the buffers back to the pool."""
+        """Return the buffers to the pool; idempotent."""
         buffers, self._buffers, self._sources = self._buffers, [], {}
         if self._pool is not None:
             self._pool.give(buffers)
 
     def _parts(self, offset: int, nbytes: int) -> Iterator[Bytes]:
-        """Yield the runs of memory that stand for a range of the staged bytes."""
+        """Yield the runs of memory of a range of the staged bytes."""
         number = bisect_right(self._starts, offset) - 1
         while nbytes:
             at = offset - self._starts[number]
@@ -157,7 +157,7 @@ class StagedSnapshot:
             number += 1
 
     def _small_runs(self) -> Iterator[tuple[int, int]]:
-        """Yield the runs of small arrays that follow each other: the first, and the one behind the last."""
+        """Yield runs of consecutive small arrays: the numbers of the first and of the one after the last."""
         first = 0
         for array, meta in enumerate(self._metas):
             is_small = meta.nbytes < PAGE_NBYTES
@@ -170,7 +170,7 @@ class StagedSnapshot:
             yield first, len(self._metas)
 
     def _copy_small(self, first: int, end: int) -> None:
-        """Copy small arrays in a row all at once: a call for each would cost more."""
+        """Copy consecutive small arrays with one call."""
         data = _joined([self._sources[array] for array in range(first, end)])
         start = 0
         for target in self._parts(self._offsets[first], len(data)):
@@ -178,14 +178,14 @@ class StagedSnapshot:
             start += len(target)
 
     def _large_copies(self) -> Iterator[Callable[[], None]]:
-        """Yield the chunks of work that are left: parts of large arrays."""
+        """Yield functions that copy parts of large arrays."""
         for array, meta in enumerate(self._metas):
             if meta.nbytes >= PAGE_NBYTES and array not in self._stable:
                 for start, target in self._targets(array):
                     yield partial(copy_bytes, self._sources[array], start, target)
 
     def _targets(self, array: int) -> Iterator[tuple[int, Bytes]]:
-        """Yield the runs of memory for an array, each with the position of its first byte in the array."""
+        """Yield the memory for an array, in runs, each with the position of its first byte."""
         start = 0
         for target in self._parts(self._offsets[array], self._sources[array].nbytes):
             yield start, target
@@ -204,12 +204,12 @@ class Capture:
         """Copy the arrays of a state, so that the caller may change them.
 
         Args:
-            flat: The state.
-            pool: Where the buffers come from; None for a small state, which gets plain memory.
-            context: The job's.
+            flat: The encoded state.
+            pool: The pool of the buffers; None for a small state, which gets plain memory.
+            context: The context of the job.
 
         Raises:
-            Stopped: The job was asked to stop; the caller's arrays are no longer used.
+            Stopped: The job was asked to stop. The caller's arrays are not used any more.
         """
         snapshot = StagedSnapshot(flat, pool)
         try:
@@ -222,25 +222,25 @@ class Capture:
 
     @classmethod
     def live(cls, flat: FlatState, *, is_frozen: bool) -> Self:
-        """Refer to the arrays of a state where they are; see `LiveSnapshot`."""
+        """Refer to the caller's own arrays; see `LiveSnapshot`."""
         return cls(flat, LiveSnapshot(flat, is_frozen=is_frozen))
 
     @property
     def index(self) -> Index:
-        """The nodes, and what the arrays are."""
+        """The nodes, and descriptions of the arrays."""
         return self.flat.index()
 
     @property
     def nbytes(self) -> int:
-        """Memory held, in bytes."""
+        """The memory that it holds, in bytes."""
         return self.snapshot.nbytes
 
     def give_back(self) -> None:
-        """Give the buffers back, on any thread; more than once does no harm."""
+        """Return the buffers to the pool, on any thread; idempotent."""
         self.snapshot.release()
 
     def release(self) -> None:
-        """Give everything back, which takes its time; more than once does no harm."""
+        """Release all memory, which may take time; idempotent."""
         self.snapshot.release()
         self.flat.release()
 
@@ -249,12 +249,12 @@ _ZEROS: Final = bytes(SMALL_BOUNDARY)
 
 
 def _padded(nbytes: int) -> int:
-    """Return the room that a small array takes among others."""
+    """Return the size of a small array with its padding."""
     return -(-nbytes // SMALL_BOUNDARY) * SMALL_BOUNDARY
 
 
 def _joined(arrays: Sequence[ArraySource]) -> Bytes:
-    """Copy small arrays behind each other, each filled up with zeros to the next boundary."""
+    """Copy small arrays one after the other, each padded with zeros to the next boundary."""
     chunks: list[Any] = []
     for array in arrays:
         chunks.append(array)
@@ -266,7 +266,7 @@ def _joined(arrays: Sequence[ArraySource]) -> Bytes:
         ValueError,
         TypeError,
         BufferError,
-    ):  # not one run of memory, a dtype that is no plain buffer, or nothing
+    ):  # not contiguous, a dtype without a buffer format, or empty
         data = np.zeros(sum(_padded(array.nbytes) for array in arrays), np.uint8)
         end = 0
         for array in arrays:
@@ -276,12 +276,12 @@ def _joined(arrays: Sequence[ArraySource]) -> Bytes:
 
 
 def staged_nbytes(flat: FlatState, pacer: Pacer) -> int:
-    """Return the size of the buffers that the copy of a state takes."""
+    """Return the size of the buffers for a copy of a state, in bytes."""
     return _lay_out(flat, pacer)[1]
 
 
 def _lay_out(flat: FlatState, pacer: Pacer) -> tuple[list[int], int]:
-    """Place the arrays that are copied, one after the other: on pages, small ones on cache lines."""
+    """Lay the copied arrays out one after the other, on pages, and small ones on cache lines."""
     offsets: list[int] = []
     end = 0
     for batch in pacer.batches(flat.arrays):

@@ -1,6 +1,6 @@
-"""Containers, made of their items and filled in chunks: a call over very many items would hold the GIL for its length.
+"""Make containers from lists of items, in chunks, because one call for very many items would hold the GIL too long.
 
-A tuple or a frozenset cannot be made in chunks; what they are made of is copied by one call.
+Tuples and frozensets cannot be filled in chunks. They are made by one call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TYPES: Final[dict[int, Any]] = {
     ix.DICT: dict,
     ix.ORDERED_DICT: OrderedDict,
 }
-"""What each kind of container is made as."""
+"""The type of each code."""
 
 
 class Maker:
@@ -40,11 +40,11 @@ class Maker:
         self._young = YoungReferences()
 
     def expect(self, count: int) -> None:
-        """Prepare for a container that has just been made, empty, and will have so many items."""
+        """Announce a new, empty container that will get `count` items."""
         self._young.add(count)
 
     def make(self, type_: Any, items: list[Any], maxlen: int | None = None) -> Any:
-        """Make a container of its items, or of the pairs of a mapping; the list of them is given up."""
+        """Make a container from its items, or from the pairs of a mapping. It takes over the list."""
         if len(items) > CHUNK_ELEMENTS and type_ not in (list, tuple, frozenset):
             made = deque(maxlen=maxlen) if type_ is deque else type_()
             self.expect(len(items))
@@ -58,10 +58,10 @@ class Maker:
         return made
 
     def put_into(self, target: Any, items: list[Any]) -> Any:
-        """Put items into a container in place of its own, or pairs into a mapping, which takes their order over.
+        """Replace the items of a container, or update a mapping with pairs, taking over their order and the list.
 
         Returns:
-            The container, or a new one if it is of those that cannot change. The list of items is given up.
+            The container, or a new one if its type is immutable.
         """
         if type(target) in (tuple, frozenset):
             return self.make(type(target), items)
@@ -87,7 +87,7 @@ class Maker:
         self._drop(items)
 
     def _drop(self, items: list[Any]) -> None:
-        """Empty a list of pairs, say, that nobody else has."""
+        """Empty a list that nothing else refers to."""
         while len(items) > CHUNK_ELEMENTS:
             del items[-CHUNK_ELEMENTS:]
             self._pacer.pause()

@@ -1,11 +1,11 @@
-"""From nodes and arrays to a state: new objects, objects shaped by a template, or a template filled in place.
+"""Decode a state from nodes and arrays: as new objects, as objects like a template, or into a template.
 
-1. One walk over the nodes serves all three, and the check before them: `plan` walks without making anything and
-   returns the arrays that are needed; `decode` walks again with their contents.
-2. With a template, containers come back as the template's, and every leaf must have its type, dtype and shape. A
-   template is only changed by `decode`, after `plan` has found nothing wrong.
-3. Nothing in the nodes is believed: a wrong count, a duplicate key, an unknown code is a `CorruptCheckpointError`. So
-   are keys made to be slow: nested so deep that hashing them would overflow a stack, or all of one hash.
+1. The nodes are walked over twice by the same code. `plan` makes nothing, checks the template, and returns the arrays
+   that are needed; `decode` has their contents.
+2. With a template, containers have the template's types, and each leaf must have its type, dtype and shape. The
+   template is changed only by `decode`, after `plan` has found no mismatch.
+3. Nodes are not trusted. A wrong count, a duplicate key or an unknown code raises a `CorruptCheckpointError`. So do
+   keys that would be slow to hash: those nested too deep for the stack, and those that all have one hash.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _FAMILY: Final[dict[int, tuple[type, ...]]] = {
 
 
 class Decoder(LeafDecoder):
-    """Reads the nodes of one state."""
+    """Decodes one state."""
 
     def __init__(
         self,
@@ -69,21 +69,21 @@ class Decoder(LeafDecoder):
         in_place: bool = False,
         selection: Selection | None = None,
     ) -> None:
-        """Prepare to read.
+        """Prepare to decode.
 
         Args:
             index: The nodes and the arrays' metadata.
             pacer: Paused between chunks.
-            template: What the state must look like.
-            in_place: Whether the template itself is to be filled.
-            selection: The leaves wanted; all by default.
+            template: A state of the same structure.
+            in_place: Whether to fill the template itself.
+            selection: The leaves that are needed; all by default.
         """
         super().__init__(index, pacer, selection, in_place=in_place)
         self._template = template
 
     @property
     def is_plain(self) -> bool:
-        """Whether the state is wanted whole and without a template, so that all arrays are needed."""
+        """Whether the whole state is decoded without a template, so that all arrays are needed."""
         return self._template is ABSENT and self._selection is None
 
     def plan(self) -> LoadPlan:
@@ -107,7 +107,7 @@ class Decoder(LeafDecoder):
         return self._plan
 
     def decode(self, arrays: Mapping[int, NDArray[Any]]) -> Any:
-        """Make the state, or fill the template, from the contents of the arrays that `plan` named."""
+        """Make the state, or fill the template, from the arrays that `plan` has returned."""
         self._arrays = arrays
         self.unknown_types = {}
         return self._walk()
@@ -126,7 +126,7 @@ class Decoder(LeafDecoder):
                 if is_done:
                     damaged("nodes follow the end of the tree")
                 value = self._read(node, nodes)
-                # A value that completes its container completes, in turn, what that stands in.
+                # The last value of a container completes it, and that may complete its own container.
                 while value is not _OPEN:
                     if not self._frames:
                         result, is_done = value, True
@@ -143,7 +143,7 @@ class Decoder(LeafDecoder):
         return result
 
     def _read(self, node: ix.Node, nodes: Iterator[ix.Node]) -> Any:
-        """Read a node, and leaves that follow it: return the value to put, or `_OPEN` when there is none yet."""
+        """Read a node and the leaves after it. Return a complete value, or `_OPEN` if there is none yet."""
         if self._frames and self._arrays is not None and self.is_plain:
             node = self._add_leaves(self._frames[-1], node, nodes, self._arrays)
             if node is FULL:
@@ -169,10 +169,10 @@ class Decoder(LeafDecoder):
         return NodeContext(_child_of(frame.template, frame.key), selection, frame.is_made)
 
     def _enter(self, node: ix.Node) -> Any:
-        """Read a node: return its value, or `_OPEN` when its children are to come."""
+        """Read a node. Return its value, or `_OPEN` if its children follow."""
         context = self._context()
         if context.selection is not None and context.selection.is_whole:
-            self._found_any = True  # an empty container, too, is something
+            self._found_any = True  # even if the container is empty
         if type(node) is not msgpack.ExtType:
             return self._leaf(node, context.template, context.selection)
         code = node.code
@@ -187,7 +187,7 @@ class Decoder(LeafDecoder):
         return self._leaf_ext(node, context.template, context.selection)
 
     def _put(self, value: Any) -> Any:
-        """Hand a value to its container: return the container if that was the last one, else `_OPEN`."""
+        """Put a value into its container. Return the container if it is complete, else `_OPEN`."""
         frame = self._frames[-1]
         if frame.awaits_key:
             if type(value) is Attribute and not _knows_attributes(frame):
@@ -246,7 +246,7 @@ class Decoder(LeafDecoder):
             reduction, child = self._wanted(template, name, reduction)
         elif reduction is None and is_made:
             self._note_unknown(name)
-        # Where its state says whether it fits, that is made even while planning.
+        # If the plain state tells whether the template fits, it is made even while planning.
         is_asked = self._arrays is None and template is not ABSENT and reduction is not None and reduction.differs
         frame = Frame(
             ix.OBJECT, 1, [], child, selection, is_made or bool(is_asked), reduction=reduction, target=template
@@ -268,7 +268,7 @@ class Decoder(LeafDecoder):
             items = _selected(frame)
             if not items:
                 return ABSENT
-        is_fields = frame.code in ix.MAPPINGS and fields_of(frame) is not None  # which may be others than saved
+        is_fields = frame.code in ix.MAPPINGS and fields_of(frame) is not None  # fields may differ from the saved ones
         if frame.template is not ABSENT and not is_fields:
             return self._like(frame.template, items)
         return self._made(frame, items)
@@ -304,7 +304,7 @@ class Decoder(LeafDecoder):
         return self._object(reduction, state, frame.target if self._in_place else ABSENT)
 
     def _refuse_plain_keys(self, reason: str, cause: Exception | None = None) -> NoReturn:
-        """Refuse plain data that cannot stand as keys or elements where the types they come from could."""
+        """Refuse plain data that cannot be keys or elements, as objects of their unregistered types could."""
         message = f"{reason}: register {', '.join(self.unknown_types)} with asyncckpt.register_type"
         raise CheckpointError(message) from cause
 
@@ -333,7 +333,7 @@ class Decoder(LeafDecoder):
             raise StateMismatchError(self._path(), "keys", expected, found, reason=reason)
 
     def _check_hashes(self, count: int, keys: Iterable[object]) -> None:
-        """Refuse keys that were chosen to have one hash: a dict or set of them takes quadratic time, in one call."""
+        """Refuse keys that were chosen to have the same hash: filling a dict or set would take quadratic time."""
         if count <= _MAX_SAME_HASH:
             return
         hashes = np.empty(count, np.int64)
@@ -353,11 +353,11 @@ _SHOWN_KEYS: Final = 8
 _COMPARED_KEYS: Final = 1000
 _ORDERED: Final = (ORDERED_DICT, ORDERED_ITEMS)
 _MAX_SAME_HASH: Final = 256
-"""Keys of one hash that a container may have; int and tuple keys can be chosen so."""
+"""The number of keys in a container that may have the same hash. Keys that are ints or tuples can be chosen so."""
 
 
 def _knows_attributes(frame: Frame) -> bool:
-    """Whether a mapping is the state of an object that tells attributes from other keys; plain data does not."""
+    """Whether a mapping is the state of an object that distinguishes attributes from other keys."""
     owner = frame.owner
     if owner is None or owner.reduction is None:
         return False
@@ -366,7 +366,7 @@ def _knows_attributes(frame: Frame) -> bool:
 
 
 def _selected(frame: Frame) -> list[Any]:
-    """Return what is left of a container when only part of it was selected: nothing if none of it was."""
+    """Return the selected items of a container; an empty list if there are none."""
     if frame.code in ix.MAPPINGS:
         return [pair for pair in frame.items if pair[1] is not ABSENT]
     if frame.code in (ix.SET, ix.FROZENSET) or all(item is ABSENT for item in frame.items):
@@ -387,7 +387,7 @@ _WITHOUT_KEYS: Final = frozenset({deque, *SETS})
 
 
 def _nearest(missing: Sequence[object], extra: Sequence[object]) -> str:
-    """Say which of the keys that a checkpoint has may be those it lacks, differently spelled."""
+    """Suggest keys of the checkpoint that are spelled like missing ones."""
     pairs = [
         f"{brief(repr(close))} for {brief(repr(key))}"
         for key in missing[:_SHOWN_KEYS]

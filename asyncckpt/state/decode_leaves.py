@@ -1,7 +1,7 @@
 """Decode leaves: the arguments of a node become a value, which is checked against the template.
 
-1. Nothing in a node is believed: what cannot be is a `CorruptCheckpointError`.
-2. While planning there are no contents yet: arrays are noted as needed, and leaves made from them are empty.
+1. Nodes are not trusted: an impossible one raises a `CorruptCheckpointError`.
+2. While planning, arrays are recorded as needed. They have no contents yet, so leaves that consist of them are empty.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 
 class LeafDecoder(ObjectDecoder):
-    """Reads the leaf that a walk has come to."""
+    """Decodes leaves."""
 
     def _add_leaves(
         self, frame: Frame, node: ix.Node, nodes: Iterator[ix.Node], arrays: Mapping[int, NDArray[Any]]
     ) -> ix.Node:
-        """Add leaves in a row to their container, where nothing but their values matters: most nodes end here.
+        """Add consecutive leaves to their container, if only their values matter. This is the fast path of most nodes.
 
         Returns:
-            The first node that wants a closer look, or `FULL` if the container got its last child, or `END`.
+            The first node that is no such leaf, `FULL` if the container is complete, or `END`.
         """
         is_mapping = frame.code in ix.MAPPINGS
         while frame.code != ix.OBJECT:
@@ -134,7 +134,7 @@ class LeafDecoder(ObjectDecoder):
         return meta
 
     def _require_once(self, number: Any) -> ArrayMeta:
-        """Need an array that one leaf is made from: a copy of it. Two leaves of one array would be two copies."""
+        """Require an array that is the contents of a leaf. No two leaves may have the same contents."""
         meta = self._require(number)
         if number in self._taken:
             damaged(f"array {number} is the contents of two leaves")
@@ -145,7 +145,7 @@ class LeafDecoder(ObjectDecoder):
         """Return the bytes of a long leaf; none of them while planning."""
         meta = self._require_once(number)
         if meta.dtype != np.uint8:
-            damaged(f"array {number} should hold bytes")
+            damaged(f"array {number} of {meta.dtype} should hold bytes")
         if self._arrays is None:
             self._plan.contents.add(number)
             return np.empty(0, np.uint8)
@@ -182,12 +182,12 @@ class LeafDecoder(ObjectDecoder):
         if name == "str_":
             value: Any = np.str_(text_of(data))
         elif name == "bytes_":
-            if type(data) is not bytes:  # of an int, it would be so many zeros
+            if type(data) is not bytes:  # np.bytes_(5) is five zeros
                 damaged(f"a bytes_ of type {type(data).__name__}")
             value = np.bytes_(data)
         else:
             dtype = dtype_from_plain(name)
-            is_foreign = dtype.subdtype is not None or dtype.kind in "US"  # those are str_ and bytes_
+            is_foreign = dtype.subdtype is not None or dtype.kind in "US"  # which are written as str_ and bytes_
             if is_foreign or type(data) is not bytes or dtype.itemsize != len(data):
                 damaged(f"a scalar of {dtype} in {reprlib.repr(data)}")
             value = np.frombuffer(bytearray(data), dtype)[0] if data else np.zeros((), dtype)[()]
@@ -226,7 +226,7 @@ class LeafDecoder(ObjectDecoder):
         return self._like(template, values) if reduction is None else self._object(reduction, values)
 
     def _some_numbers(self, node: msgpack.ExtType, selection: Selection) -> Any:
-        """Return a run of numbers of which some are selected, with None for the others."""
+        """Return a run of numbers of which only some are selected, with None for the others."""
         argument = ix.argument_of(node)
         if node.code == ix.NUMBERS:
             kind, dtype, content = argument
@@ -270,7 +270,7 @@ class LeafDecoder(ObjectDecoder):
                 raise StateMismatchError(path, "type", type_name(item), kind.__name__)
 
     def _like(self, template: Any, items: list[Any]) -> Any:
-        """Make a container like the template, or put the items into it."""
+        """Make a container of the type of the template, or put the items into the template."""
         if self._in_place:
             return self._maker.put_into(template, items)
         return self._maker.make(type(template), items, getattr(template, "maxlen", None))
@@ -295,7 +295,7 @@ _LEAF_READERS: Final[Mapping[int, str]] = {
     ix.NUMBERS: "_inline_numbers",
     ix.NUMBERS_ARRAY: "_array_numbers",
 }
-"""The method that reads the arguments of each ext leaf, given the template that it must fit."""
+"""For each code of a leaf, the method that takes its arguments and the template."""
 
 
 def _number_dtype(name: str) -> np.dtype[Any]:

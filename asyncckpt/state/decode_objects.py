@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from asyncckpt.arrays.target import ArrayTarget
 
 _MAX_UNKNOWN_TYPES: Final = 64
-"""Types that a warning names."""
+"""The number of types that a warning names."""
 
 
 class ObjectDecoder(Walk):
     """Makes the object that a walk has come to, or updates that of the template."""
 
     def _wanted(self, template: Any, name: str, saved: Reduction | None) -> tuple[Reduction | None, Any]:
-        """Return what makes an object like the template from one saved as `name`, and the template of its state."""
+        """Return the reduction for an object like the template, saved as `name`, and the template of its state."""
         if saved is ORDERED_DICT and type(template) in MAPPING_TYPES:
             made = saved if type(template) is OrderedDict else ORDERED_ITEMS
             return made, made.to_state(template)
@@ -65,7 +65,7 @@ class ObjectDecoder(Walk):
         return wanted, ABSENT if wanted.fields is None else self._plain_state(wanted, template)
 
     def _open_form(self, frame: Frame, text: str, kind: str, names: tuple[str, ...]) -> None:
-        """Note what an object's state says of itself, and let the template of a namedtuple have the saved order."""
+        """Set the form of an object's state, and put the template of a namedtuple into the saved order."""
         if frame.form is not None:
             damaged(f"the state of an object has two forms, {brief(frame.form)} and {brief(text)}")
         frame.form = text
@@ -84,14 +84,14 @@ class ObjectDecoder(Walk):
         form = read_form(frame.owner.form) if frame.owner is not None and frame.owner.form is not None else None
         names = [key for key in frame.keys if type(key) is not Attribute]
         attributes = [key.name for key in frame.keys if type(key) is Attribute]
-        names += [name for name in attributes if name in fields.names]  # which have become fields
+        names += [name for name in attributes if name in fields.names]  # attributes that are fields now
         with self._fitting():
             fields.check(
                 names, () if form is None else form[1], [name for name in attributes if name not in fields.names]
             )
 
     def _plain_state(self, reduction: Reduction, template: Any) -> Any:
-        """Return the plain state of a template's object."""
+        """Return the plain state of an object of the template."""
         try:
             state = reduction.to_state(template)
         except UnsupportedLeafError as error:
@@ -102,7 +102,7 @@ class ObjectDecoder(Walk):
         return state.state if type(state) is Form else state
 
     def _fitted(self, reduction: Reduction | None, items: Any, count: int) -> Any:
-        """Return as many items of a namedtuple as were saved, where it is matched by position."""
+        """Return as many items of a template's namedtuple as were saved, if they are matched by position."""
         if reduction is None or reduction.fields is None or type(items) is not tuple or len(items) == count:
             return items
         with self._fitting():
@@ -110,7 +110,7 @@ class ObjectDecoder(Walk):
         return items[:count]
 
     def _object(self, reduction: Reduction, state: Any, target: Any = ABSENT) -> Any:
-        """Make an object of its state, or put the state into one."""
+        """Make an object from its plain state, or update the target with it."""
         if type(state) is Form and not reduction.takes_forms:
             state = state.state
         try:
@@ -127,7 +127,7 @@ class ObjectDecoder(Walk):
 
     @contextlib.contextmanager
     def _fitting(self) -> Iterator[None]:
-        """Say where it is that a state does not fit the class as it is now."""
+        """Add the path to the error of a state that does not fit its class."""
         try:
             yield
         except MisfitError as error:
@@ -135,7 +135,7 @@ class ObjectDecoder(Walk):
             raise StateMismatchError(self._path(), "class", error.expected, error.found, reason=reason) from error
 
     def _target(self, number: int, template: Any, path: str, adapter: ArrayAdapter | None) -> ArrayTarget:
-        """Return what fills an array of the template with what has that number, and note that it will."""
+        """Return what fills an array of the template, and record that array `number` will be filled in."""
         if adapter is None:
             self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
         try:
@@ -149,13 +149,13 @@ class ObjectDecoder(Walk):
 
 
 def fields_of(frame: Frame) -> Fields | None:
-    """Return the fields of the dataclass or namedtuple that a container is the plain state of."""
+    """Return the fields of the dataclass or namedtuple whose plain state a container is."""
     owner = frame.owner
     return None if owner is None or owner.reduction is None else owner.reduction.fields
 
 
 def _is_same_type(wanted: Reduction, name: str) -> bool:
-    """Whether a template's type is the saved one, though its module may be called otherwise by now (``__main__``)."""
+    """Whether the type of a template is the saved one. Its module may have another name now, such as ``__main__``."""
     if wanted.name == name:
         return True
     saved, cls = named_reduction(name), wanted.type_

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from asyncckpt.state.selection import Selection
 
 ABSENT: Final = object()
-"""No template here; or a value that was not selected."""
+"""There is no template for a node, or its value is not selected."""
 FULL: Final = object()
-"""A container got its last child."""
+"""A container has got its last child."""
 END: Final = object()
 """There are no more nodes."""
 HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
@@ -41,7 +41,7 @@ class LoadPlan:
     arrays: set[int] = field(default_factory=set)
     """Numbers of the arrays that are needed."""
     contents: set[int] = field(default_factory=set)
-    """Those of them that leaves are made from: long bytes, strings and runs of numbers."""
+    """Those of them that hold the contents of long bytes, strings and runs of numbers."""
     destinations: dict[int, list[ArrayTarget]] = field(default_factory=dict)
     """The arrays of the template that are to be filled, by number: several where the template shares one array."""
     paths: dict[int, str] = field(default_factory=dict)
@@ -61,13 +61,13 @@ class Frame:
     key: Any = None
     awaits_key: bool = False
     maxlen: int | None = None
-    keys: list[Any] = field(default_factory=list)  # those read so far, where a template says which there should be
+    keys: list[Any] = field(default_factory=list)  # those read so far, if a template expects certain ones
     key_depth: int = 0  # how deep in a key, or in an element of a set
     reduction: Reduction | None = None
-    target: Any = ABSENT  # the template of an object, which `items` holds the plain state of
-    form: str | None = None  # what an object's state says of itself
-    missing: int = 0  # contents of leaves that a plan has met, and not had, before the object
-    owner: Frame | None = None  # the object that a container is the plain state of
+    target: Any = ABSENT  # the template of an object; `items` holds its plain state
+    form: str | None = None  # the form of an object's state (see reduction.py)
+    missing: int = 0  # how many contents of leaves were missing before the object, while planning
+    owner: Frame | None = None  # the object whose plain state the container is
 
 
 class NodeContext(NamedTuple):
@@ -76,11 +76,11 @@ class NodeContext(NamedTuple):
     template: Any
     selection: Selection | None
     is_made: bool
-    """Whether its value is wanted, and not only checked."""
+    """Whether its value is needed, and not only checked."""
 
 
 class Walk:
-    """A walk: what its readers of leaves, objects and containers share."""
+    """The state of a walk, which the decoders of leaves, objects and containers share."""
 
     def __init__(self, index: ix.Index, pacer: Pacer, selection: Selection | None, *, in_place: bool) -> None:
         self._index = index
@@ -90,13 +90,13 @@ class Walk:
         self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while planning
         self._plan = LoadPlan()
         self._filled: dict[int, tuple[int, ArrayTarget, str]] = {}  # the template's arrays: with what, and their paths
-        self._taken: set[int] = set()  # arrays that leaves were made from in this walk
+        self._taken: set[int] = set()  # arrays whose contents became leaves in this walk
         self._frames: list[Frame] = []
         self._found_any = False
         self._top_keys: list[Any] = []
         self._maker = Maker(pacer)
         self.unknown_types: dict[str, str] = {}
-        """Names of types that came back as plain data, each with the path of its first object."""
+        """The names of types that were decoded as plain data, each with the path of its first object."""
 
     def _push(self, frame: Frame) -> None:
         if self._frames:
@@ -118,14 +118,14 @@ class Walk:
 
 
 def text_of(value: Any) -> str:
-    """Return a string, which the value must be."""
+    """Check that a value is a string, and return it."""
     if type(value) is not str:
         damaged(f"a name of type {type(value).__name__}")
     return value
 
 
 def type_name(value: object) -> str:
-    """Name what a template has, for an error."""
+    """Describe a value of a template for an error message."""
     if isinstance(value, np.ndarray):
         kind = "an array" if find_adapter(type(value)) is not None else f"a {type(value).__qualname__}"
         return f"{kind} of {value.dtype} {value.shape}"
@@ -133,6 +133,6 @@ def type_name(value: object) -> str:
 
 
 def damaged(reason: str, cause: Exception | None = None) -> NoReturn:
-    """Raise the error of an index that cannot be."""
+    """Raise the error of a damaged index."""
     message = f"the index is damaged: {reason}"
     raise CorruptCheckpointError(message) from cause

@@ -1,4 +1,4 @@
-"""dtypes as plain data, and back without trusting it."""
+"""Describe dtypes as plain data, and make dtypes from untrusted descriptions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from asyncckpt.errors import UnsupportedFormatError
 
-# Compiled by `re` when they are first needed: a program that only imports this package need not wait for it.
+# Compiled by `re` on first use, not on import.
 _SIMPLE: Final = r"[<>|][biufcmMSUV?]\d*(\[\d*[A-Za-zμ]{1,8}\])?"
 _EXTENSION: Final = r"bfloat16|float\d+_\w+|u?int[1-7]"
 _IS_LITTLE: Final = sys.byteorder == "little"
@@ -27,17 +27,17 @@ def _aliases() -> dict[str, tuple[type[np.generic], str]]:
 
 _ALIAS_NAMES: Final = ("short", "intc", "long", "longlong", "ushort", "uintc", "ulong", "ulonglong", "longdouble")
 ALIASES: Final = _aliases()
-"""C's numbers that numpy has a second type for, where another one is of the same size and sign: `np.longlong`, say.
-Each with that type, and with `dtype.str`, which is the other's."""
+"""numpy's second types for C's numbers of the same size and sign, such as `np.longlong`, by name: each type, and its
+`dtype.str`, which is that of the first type."""
 _ALIASED: Final = {np.dtype(scalar).char: name for name, (scalar, _) in ALIASES.items()}
 
 
 def dtype_to_plain(dtype: np.dtype[Any]) -> object:
-    """Describe a dtype without objects in it: byte order, field offsets, titles and alignment included.
+    """Describe a dtype without objects, including byte order, field offsets, titles and alignment.
 
-    A simple dtype is its `dtype.str` ("<f4", ">i8", "<M8[ns]") or, where numpy has two of that, the name of an alias;
-    one of the package ml_dtypes its name ("bfloat16", and ">bfloat16" where it is big-endian), a structured one a map
-    of its fields, and a sub-array (only met inside a structure) its base and shape.
+    A simple dtype is described by its `dtype.str` ("<f4", ">i8", "<M8[ns]"), with the name of an alias if it is one; a
+    dtype of the package ml_dtypes by its name ("bfloat16", or ">bfloat16" if it is big-endian); a structured one by a
+    map of its fields; and a sub-array, which occurs only in structures, by its base and shape.
     """
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
@@ -61,7 +61,7 @@ def dtype_to_plain(dtype: np.dtype[Any]) -> object:
 
 
 def dtype_from_plain(plain: Any) -> np.dtype[Any]:
-    """Rebuild a dtype from its description.
+    """Make a dtype from its description.
 
     Raises:
         ValueError: The description is not one that `dtype_to_plain` makes, or holds Python objects.
@@ -94,10 +94,10 @@ def has_alias(plain: Any) -> bool:
 
 
 def is_kept(dtype: np.dtype[Any]) -> bool:
-    """Whether a dtype comes back from its description as it was: numpy has some that say more than that.
+    """Whether the description of a dtype is complete.
 
-    Metadata, a number or text that has fields, too (a "union"), a type that is a class of somebody's own, or a title
-    that is no text.
+    It does not include metadata, the fields of a number or text (a "union"), a scalar type that is a class of the user,
+    or a title that is not a str.
     """
     try:
         return not metadata_of(dtype) and _is_same(dtype, without_metadata(dtype))
@@ -106,16 +106,15 @@ def is_kept(dtype: np.dtype[Any]) -> bool:
 
 
 def metadata_of(dtype: np.dtype[Any]) -> list[str]:
-    """Return the names of metadata, of fields and sub-arrays included."""
-    names = [
-        str(name) for name in dtype.metadata or () if name != "h5py_encoding"
-    ]  # which all bytes have that h5py read
+    """Return the names of a dtype's metadata, including that of fields and sub-arrays."""
+    # All bytes that h5py has read have "h5py_encoding".
+    names = [str(name) for name in dtype.metadata or () if name != "h5py_encoding"]
     parts = [field[0] for field in (dtype.fields or {}).values()] + ([dtype.subdtype[0]] if dtype.subdtype else [])
     return sorted({*names, *(name for part in parts for name in metadata_of(part))})
 
 
 def without_metadata(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype of the same elements that has no metadata, nor have its fields."""
+    """Return the same dtype without its metadata, and that of its fields."""
     return dtype_from_plain(dtype_to_plain(dtype))
 
 
@@ -157,7 +156,7 @@ def _structure(plain: dict[str, Any]) -> np.dtype[Any]:
 
 
 def _alias(name: Any, plain: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the alias of a dtype, or that itself on a machine where the alias is another one."""
+    """Return the alias of a dtype, or the dtype itself on a machine where the alias differs."""
     if name not in _ALIAS_NAMES:
         message = f"not a dtype: the alias {name!r:.40}"
         raise ValueError(message)
@@ -179,7 +178,7 @@ def _checked(make: Any) -> np.dtype[Any]:
 
 def _extension(name: str) -> np.dtype[Any]:
     try:
-        import ml_dtypes  # optional, and needed only where its dtypes were saved
+        import ml_dtypes  # optional; only needed if its dtypes were saved
     except ModuleNotFoundError as error:
         message = f"an array has the dtype {name}: install the package ml_dtypes to load it"
         raise UnsupportedFormatError(message) from error

@@ -1,7 +1,7 @@
-"""From a state to its nodes and arrays.
+"""Encode a state: walk over its tree, and return encoded nodes and a list of arrays.
 
-1. The walk is iterative: depth costs no recursion. A path is put together only when an error needs it.
-2. Containers are watched while they are walked: one that changes is an error, not a torn snapshot.
+1. The walk is iterative, so deep states need no recursion. Paths are only joined for error messages.
+2. A container that changes during the walk raises an error, so a snapshot is never torn.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from asyncckpt.state.flat import FlatState
 
 MAX_KEY_DEPTH: Final = 200
-"""Containers within containers that a key or an element of a set may be: to hash them takes a stack as deep."""
-_NUMBERS_MIN: Final = 16  # shorter lists are not worth looking at twice
+"""How deep containers may be nested in a key or an element of a set: hashing them recurses as deep."""
+_NUMBERS_MIN: Final = 16  # shorter lists are not worth a second look
 
 
 def flatten(
@@ -40,10 +40,10 @@ def flatten(
 
     Args:
         state: Nested containers of leaves.
-        root: What error messages call the root.
+        root: The path of the state in error messages.
         pacer: Paused between chunks.
-        max_nodes: The number of nodes, and
-        max_nbytes: the number of bytes beyond which to give up.
+        max_nodes: Give up beyond this many nodes.
+        max_nbytes: Give up beyond this many bytes of nodes and arrays.
 
     Raises:
         UnsupportedLeafError: A value cannot be saved, or the state contains itself; names the path.
@@ -72,7 +72,7 @@ class _Encoder(LeafEncoder):
         return self._flat
 
     def _enter(self, value: object) -> None:
-        """Add the node of `value`; if it has children, they are walked next."""
+        """Add the node of `value`. If it has children, they are walked next."""
         if self._add_leaf(value):
             return
         kind = type(value)
@@ -89,7 +89,7 @@ class _Encoder(LeafEncoder):
         else:
             self._add_object(value)
         if len(self._nodes) >= self._due:
-            self._look_up()
+            self._check_progress()
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class _Encoder(LeafEncoder):
         if code in (ix.LIST, ix.TUPLE) and count >= _NUMBERS_MIN and self._add_numbers(code, value):
             return
         if self._max_nodes is not None and count > self._max_nodes:
-            raise TooLargeError  # found out before a walk that would be in vain
+            raise TooLargeError  # without walking it first
         self._nodes.append(ix.ext(code, (count, value.maxlen) if code == ix.DEQUE else count))
         self._push(value, keyed=True)
         frame = self._stack[-1]
@@ -114,7 +114,7 @@ class _Encoder(LeafEncoder):
         self._stack.append(Frame(iter(()), container, in_key=in_key, key_depth=self._key_depth(), has_keys=keyed))
 
     def _key_depth(self) -> int:
-        """Return how deep in a key, or in an element of a set, the container at hand is."""
+        """Return how deep the current container is nested in a key or in an element of a set."""
         if not self._stack:
             return 0
         parent = self._stack[-1]
@@ -131,10 +131,10 @@ class _Encoder(LeafEncoder):
             if found > count:
                 break
             frame.key = key
-            if type(key) is str and len(key) <= SHORT_TEXT:  # the usual key, without the detour
+            if type(key) is str and len(key) <= SHORT_TEXT:  # a fast path for most keys
                 self._nodes.append(key)
                 if len(self._nodes) >= self._due:
-                    self._look_up()
+                    self._check_progress()
             else:
                 frame.at_key = True
                 if not self._add_leaf(key):
@@ -183,13 +183,13 @@ class _Encoder(LeafEncoder):
             state = state.state
         self._push(value, keyed=False)
         self._stack[-1].children = iter((state,))
-        self._kept.append(state)  # arrays made just now must not share an id with later ones
+        self._kept.append(state)  # the ids of arrays in it must not be reused during the walk
 
 
 _END: Final = object()
 
 
-@lru_cache(maxsize=256)  # types are few, and their objects may be many
+@lru_cache(maxsize=256)  # few types may have many objects
 def _object_node(name: str) -> ix.Node:
     return ix.ext(ix.OBJECT, name)
 

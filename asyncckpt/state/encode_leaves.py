@@ -1,9 +1,9 @@
-"""Leaves become nodes, and the arrays that are listed beside them.
+"""Encode leaves as nodes, and list arrays.
 
-1. Types are matched exactly. A subclass that is not known by itself would come back as its base, so it is refused.
-2. Every array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so
-   that their bytes take the way of all large data.
-3. Nodes are encoded in chunks while the walk goes on, which is when limits are looked at and other threads get the GIL.
+1. Types are matched exactly. An unknown subclass is refused, because it would come back as its base.
+2. Each array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so
+   that all large data is captured and written in the same way.
+3. Nodes are encoded in chunks during the walk. Between chunks, limits are checked and the GIL is released.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
-SHORT_TEXT: Final = 64  # characters; strings and bytes up to this are counted as nodes, longer ones by their bytes
-_INLINE_NUMBERS: Final = 16_384  # in such lists; packing them takes a few milliseconds
+SHORT_TEXT: Final = 64  # characters; longer strings and bytes are counted by their size, not only as nodes
+_INLINE_NUMBERS: Final = 16_384  # numbers in such lists on the loop; packing them takes a few milliseconds
 _CHUNK_NBYTES: Final = 1 << 18
 CONTAINER_CODES: Final[dict[type, int]] = {type_: code for code, type_ in TYPES.items()}
 
 
 class TooLargeError(Exception):
-    """The state is beyond the given limits; the caller takes another way."""
+    """The state exceeds the given limits."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,14 +52,14 @@ class Frame:
     children: Iterator[object]
     container: object
     key: object = None
-    at_key: bool = False  # whether the child at hand is a key
+    at_key: bool = False  # whether the current child is a key
     in_key: bool = False  # whether all of this is part of a key
     key_depth: int = 0  # how deep in a key, or in an element of a set
-    has_keys: bool = True  # an object's plain state stands at the object's own path
+    has_keys: bool = True  # False for an object: its plain state has the path of the object
 
 
 class LeafEncoder:
-    """Adds the nodes of leaves, at the place where a walk over a state stands."""
+    """Adds the nodes of leaves during a walk over a state."""
 
     def __init__(self, root: str, pacer: Pacer, max_nodes: int | None, max_nbytes: int | None) -> None:
         self._root = root
@@ -74,15 +74,15 @@ class LeafEncoder:
         self._stack: list[Frame] = []
         self._open: set[int] = set()
         self._numbers: dict[Hashable, int] = {}  # of arrays, by their identities
-        self._metas: dict[tuple[int, tuple[int, ...]], ArrayMeta] = {}  # by the dtype's id, which they keep alive
-        self._meta: ArrayMeta | None = None  # of the array before this one, which is often like it
+        self._metas: dict[tuple[int, tuple[int, ...]], ArrayMeta] = {}  # by the id of the dtype, which they hold
+        self._meta: ArrayMeta | None = None  # of the previous array, which is often equal
         self._packed_numbers = 0
-        self._kept: list[object] = []  # an id is only an identity while its object lives
+        self._kept: list[object] = []  # objects whose ids must not be reused during the walk
 
     def _add_leaf(self, value: Any) -> bool:
-        """Add the node of a value of a common type that has no children; return False for any other.
+        """Add the node of a value of a common type without children; return False for any other value.
 
-        Nothing in here raises a RuntimeError, so that containers may call it while they are being iterated over.
+        It never raises a RuntimeError, because it is called while containers are iterated over.
         """
         kind = type(value)
         if kind is np.ndarray:  # first, because states of many leaves are states of many arrays
@@ -93,11 +93,11 @@ class LeafEncoder:
         elif (add := self._ADDERS.get(kind)) is None or not add(self, value):
             return False
         if len(self._nodes) >= self._due:
-            self._look_up()
+            self._check_progress()
         return True
 
-    def _look_up(self) -> None:
-        """Do what is due between two nodes: encode a chunk, pause, or give up."""
+    def _check_progress(self) -> None:
+        """Encode a chunk, pause or give up, whichever is due."""
         if len(self._nodes) >= CHUNK_ELEMENTS or self._nbytes >= _CHUNK_NBYTES:
             self._cut()
         else:
@@ -119,7 +119,7 @@ class LeafEncoder:
         self._pacer.pause()
 
     def _next_due(self) -> int:
-        """Return how many nodes are in the chunk when it is time to look up again."""
+        """Return how many nodes the chunk has when progress must be checked again."""
         count = len(self._nodes)
         due = min(count + BATCH_OBJECTS, CHUNK_ELEMENTS)
         return due if self._max_nodes is None else min(due, self._max_nodes - self._nodes_cut + 1)
@@ -129,19 +129,19 @@ class LeafEncoder:
             raise TooLargeError
 
     def _add_nbytes(self, nbytes: int) -> None:
-        """Count bytes of a node that is longer than most."""
+        """Count the bytes of a long node."""
         self._nbytes += nbytes
         if self._nbytes >= _CHUNK_NBYTES:
             self._due = 0
 
     def _check_nbytes(self, more: int = 0) -> None:
-        """Give up if the limit is passed, or would be with so many bytes more."""
+        """Give up if the limit is exceeded, or would be with `more` bytes."""
         nbytes = self._flat.encoded_nbytes + self._flat.array_nbytes + more
         if self._max_nbytes is not None and nbytes > self._max_nbytes:
             raise TooLargeError
 
     def _path(self, without: int = 0) -> str:
-        """Spell the path of the value at hand, or of its container with `without=1`."""
+        """Return the path of the current value, or of its container with `without=1`."""
         frames = self._stack[: len(self._stack) - without]
         keys = [frame.key for frame in frames if frame.has_keys]
         return join_path([self._root, *keys] if self._root else keys)
@@ -150,13 +150,13 @@ class LeafEncoder:
         return UnsupportedLeafError(message, path=self._path())
 
     def _raise_here(self, error: UnsupportedLeafError) -> NoReturn:
-        """Raise an error of the value at hand again, with its path if that was not known."""
+        """Raise an error about the current value again, with its path if it has none."""
         if error.path:
             raise error
         raise self._refuse(str(error).removeprefix("the root: ")) from error
 
     def _add_numbers(self, code: int, value: Sequence[Any]) -> bool:
-        """Add a list or tuple of nothing but ints, or floats, as one node; return False where it is something else."""
+        """Add a list or tuple of only ints or only floats as one node; return False for any other."""
         kind = type(value[0])
         if kind is not int and kind is not float:
             return False
@@ -178,10 +178,10 @@ class LeafEncoder:
         except (
             OverflowError,
             ValueError,
-        ):  # an int beyond 64 bits; a list that changed meanwhile, which _items reports
+        ):  # an int of more than 64 bits; or the list has changed, which _items reports
             return False
         if len(value) != count:
-            return False  # as above
+            return False  # it has changed
         if packed.nbytes <= INLINE_LEAF_NBYTES or self._is_in_key():
             self._nodes.append(ix.ext(ix.NUMBERS, (code, dtype.str, packed.tobytes())))
             self._add_nbytes(packed.nbytes)
@@ -221,11 +221,11 @@ class LeafEncoder:
         return True
 
     def _is_in_key(self) -> bool:
-        """Whether the value at hand is a key or part of one: keys must be readable without the payload."""
+        """Whether the current value is a key or part of one. Keys must be readable without the payload."""
         return bool(self._stack) and (self._stack[-1].at_key or self._stack[-1].in_key)
 
     def _made_array(self, data: NDArray[Any]) -> int:
-        """List an array of our own making, which nobody can change."""
+        """List an array that was made here, so that no program can change it."""
         number = len(self._flat.arrays)
         self._flat.arrays.append(ArrayMeta(data.dtype, data.shape))
         self._flat.sources.append(data)
@@ -235,7 +235,7 @@ class LeafEncoder:
         return number
 
     def _add_array(self, value: NDArray[Any]) -> bool:
-        """Add a numpy array: what `_add_adapted` does, without its calls."""
+        """Add a numpy array, as `_add_adapted` does, without its calls."""
         flat = self._flat
         count = len(flat.sources)
         number = self._numbers.setdefault(id(value), count)
@@ -279,14 +279,14 @@ class LeafEncoder:
         self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
 
     def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ArrayMeta:
-        """Describe the arrays of a dtype and shape, once for all of them, or refuse them."""
+        """Describe the arrays of a dtype and shape, or refuse them."""
         if dtype.hasobject:
             message = (
                 "an array of Python objects cannot be saved without running code on load: use a list, or a dtype of"
                 " numbers, strings or records"
             )
             raise self._refuse(message)
-        # Named here, so that a dtype which cannot be described is refused before anything is written.
+        # Refuse a dtype that cannot be described before anything is written.
         self._describable(dtype)
         meta = self._metas[id(dtype), shape] = ArrayMeta(dtype, shape)
         return meta
@@ -314,7 +314,7 @@ class LeafEncoder:
             raise self._refuse(message)
         if has_alias(self._describable(value.dtype)):
             raise self._refuse(f"a scalar of {value.dtype!r}, with an alias among its fields: put it into an array")
-        data = np.zeros((), value.dtype)  # the padding of a structure is not copied, and shall not be somebody's memory
+        data = np.zeros((), value.dtype)  # the padding of a structure is not copied, and must not leak memory
         data[()] = value
         return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), data.tobytes()))
 
@@ -324,7 +324,7 @@ class LeafEncoder:
         bytes: _add_bytes,
         complex: _add_complex,
     }
-    """What adds the node of a leaf, by its type."""
+    """The methods that add leaves, by type."""
 
 
 _ARRAY_NODES: Final[dict[int, ix.Node]] = {}
@@ -339,11 +339,11 @@ _CODE: Final = (
     types.ModuleType,
     np.ufunc,
 )
-"""What is code, and no data that can be called: an object with a `__call__` of its own is an object like any other."""
+"""Types of code. An object of another class that defines `__call__` is data."""
 
 
 def _array_node(number: int) -> ix.Node:
-    """Make the node of an array; kept, because a state may have many and each save lists them all."""
+    """Make the node of an array. Nodes are kept, because every save of a state needs the same ones."""
     node = ix.ext(ix.ARRAY, number)
     if number < _KEPT_NODES:
         _ARRAY_NODES[number] = node
@@ -358,7 +358,7 @@ _LEAVES: Final = (int, float, str, bytes, complex, np.ndarray)
 
 
 def advice(value: object) -> str:
-    """Say what can be done about a value that cannot be saved."""
+    """Return an error message that says what to do about a value that cannot be saved."""
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
     for base in kind.__mro__[1:]:

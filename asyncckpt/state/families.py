@@ -1,10 +1,9 @@
-"""Types that are known by what they are: Enums, namedtuples and dataclasses, and OrderedDicts with attributes.
+"""Reductions of Enums, namedtuples, dataclasses, and OrderedDicts with attributes.
 
-1. Nothing of an object is dropped in silence: what is no part of its plain state is kept with it, or the object is
-   refused when it is saved.
-2. A state is matched by names, never by position where the names are known: fields may change their order between
-   releases, get defaults, and be recognized when they come and go. An object is made whole or not at all.
-3. As with copy and pickle, neither __init__ nor __post_init__ runs: fields and attributes hold what they held.
+1. No part of an object is silently dropped. Attributes are saved with its plain state, or the object is refused.
+2. A state is matched by names, and by position only if its names are not known. So fields may be reordered, and may be
+   added with a default. An object is made whole or not at all.
+3. As with copy and pickle, neither __init__ nor __post_init__ is called: fields and attributes get the saved values.
 """
 
 from __future__ import annotations
@@ -42,18 +41,18 @@ if TYPE_CHECKING:
 
 _MISSING: Final = object()
 _NO_STATE: Final = frozenset({"__orig_class__"})
-"""What typing, and not the object, keeps among the attributes: `Box[int](1)` remembers the alias it was called by."""
+"""Attributes that the typing module adds: `Box[int](1)` remembers its alias."""
 _NUMBERS_AND_TEXTS: Final = (tuple, str, bytes, int, float, complex, frozenset, np.generic)
 _VALUES: Final = (*_NUMBERS_AND_TEXTS, enum.Enum, pathlib.PurePath, dt.date, dt.time, dt.timedelta)
 _FOUND_AGAIN: Final = frozenset(
     {type(None), bool, int, str, bytes, dt.date, dt.timedelta}
     | {type(pathlib.Path()), pathlib.PurePosixPath, pathlib.PureWindowsPath}
 )
-"""Types of immutable values that equal themselves when they come back; a few others are looked at."""
+"""Immutable types whose values are equal to what is loaded; `_is_found_again` knows a few more."""
 
 
 def family_reduction(cls: type) -> Reduction | None:
-    """Return the reduction of a type that is recognized by what it is, not by registration."""
+    """Return the reduction of a type that needs no registration, or None."""
     if callable(getattr(cls, "to_state", None)) and callable(getattr(cls, "from_state", None)):
         return _methodical(cls)
     if issubclass(cls, enum.Enum):
@@ -66,7 +65,7 @@ def family_reduction(cls: type) -> Reduction | None:
 
 
 def is_value(cls: type) -> bool:
-    """Whether objects of a class are values, which are replaced and never changed."""
+    """Whether the objects of a class are immutable values."""
     return issubclass(cls, _VALUES) or _is_frozen(cls)
 
 
@@ -104,7 +103,7 @@ def _enum(cls: type[enum.Enum]) -> Reduction:
         is_name = type(state) is Form and state.text == spell_form(MEMBER)
         plain = state.state if type(state) is Form else state
         found = cls.__members__.get(plain) if is_name else _member(cls, plain)
-        # A Flag may be told to drop the bits that it does not know, or to become an int with them.
+        # A Flag may drop unknown bits, or become an int.
         if found is None or (issubclass(cls, enum.Flag) and not is_name and found._value_ != plain):
             what = f"named {plain}" if is_name else f"of the value {plain!r:.80}"
             reason = f"{cls.__qualname__} has no member {what}, which the checkpoint has"
@@ -113,7 +112,7 @@ def _enum(cls: type[enum.Enum]) -> Reduction:
         return found
 
     def differs(_: enum.Enum, state: Any) -> None:
-        from_state(state)  # which says what is wrong with it
+        from_state(state)  # raises the error
 
     name = type_name_of(cls)
     return Reduction(name, cls, to_state, from_state, differs=differs, is_value=True, takes_forms=True)
@@ -128,7 +127,7 @@ def _member(cls: type[enum.Enum], value: object) -> enum.Enum | None:
 
 
 def _is_found_again(value: Any) -> bool:
-    """Whether a member's value will be found again when it comes back as another object, and reads well by itself."""
+    """Whether a member is found by its loaded value, which is another object, and is readable as plain data."""
     kind = type(value)
     if kind in _FOUND_AGAIN:
         return True
@@ -152,7 +151,7 @@ def _namedtuple(cls: Any) -> Reduction:
     def to_state(value: Any) -> object:
         if has_dict and value.__dict__:
             refuse_attributes(value, (name for name in value.__dict__ if name not in _NO_STATE), "namedtuple")
-        items = tuple.__getitem__(value, slice(None))  # whatever the class makes of an iteration
+        items = tuple.__getitem__(value, slice(None))  # even if the class overrides __iter__
         if len(items) != len(names):
             message = (
                 f"{type_name_of(cls)} has {len(names)} fields, and here {len(items)} items: make it with all of them"
@@ -180,9 +179,9 @@ def _namedtuple(cls: Any) -> Reduction:
 
 
 class _Dataclass:
-    """How objects of a dataclass are saved: what they hold, whatever the class makes of a look at it.
+    """Saves and makes objects of a dataclass.
 
-    A field is read from the instance's dict, and only else through a slot or a descriptor; `__getattr__` is not asked.
+    A field is read from the instance's dict, or else through its slot or descriptor; never by `__getattr__`.
     """
 
     def __init__(self, cls: Any) -> None:
@@ -193,7 +192,7 @@ class _Dataclass:
         self._fields = Fields(cls, names, room=None if self._has_dict else self._slots)
         self._native = _native_base(cls)
         descriptors = {name: inspect.getattr_static(cls, name, None) for name in names}
-        # Fields that a descriptor stands before; a property without a setter computes its field from others.
+        # Fields with a descriptor; a property without a setter computes its field from others.
         self._computed = [name for name, found in descriptors.items() if isinstance(found, property) and not found.fset]
         self._described = [
             name
@@ -225,7 +224,7 @@ class _Dataclass:
                 value, (name for name in self._computed if name in own), "dataclass with a property of that name"
             )
         state: dict[Any, object] = {name: own[name] if name in own else _held(value, name) for name in names}
-        # A field may be unset, on an instance with slots, say; what is absent now is absent after loading.
+        # A field may have no value, and has none after loading then.
         unset = [name for name, entry in state.items() if entry is _MISSING]
         for name in unset:
             del state[name]
@@ -255,7 +254,7 @@ class _Dataclass:
         return object.__getattribute__(value, "__dict__") if self._has_dict else {}
 
     def _fill(self, value: Any, state: Any) -> None:
-        """Let an object be what was saved; nothing of it is changed if the state does not fit."""
+        """Fill an object with a state. Nothing is changed if the state does not fit."""
         found, attributes, unset = self._parted(state)
         complete = self._fields.completed(found, unset, attributes)
         for name, entry in complete.items():
@@ -263,11 +262,11 @@ class _Dataclass:
                 object.__setattr__(value, name, entry)
         own = self._own(value)
         for name in self._described:
-            if name in own and name in complete:  # what its setter was given is not what it has put there
+            if name in own and name in complete:  # its setter may have stored another value
                 own[name] = complete[name]
         for name in unset:
             if name in self._fields.names:
-                with contextlib.suppress(AttributeError):  # it is unset
+                with contextlib.suppress(AttributeError):  # it has no value
                     object.__delattr__(value, name)
         for name, entry in attributes.items():
             if name in self._slots:
@@ -277,19 +276,19 @@ class _Dataclass:
         self._forget_computed(own, attributes)
 
     def _parted(self, state: Any) -> tuple[dict[str, object], dict[str, object], tuple[str, ...]]:
-        """Part a state into fields, attributes, and the names of unset fields."""
+        """Split a state into fields, attributes, and the names of fields without a value."""
         form = read_form(state.text) if type(state) is Form else None
         plain = state.state if type(state) is Form else state
         if not isinstance(plain, dict):
             reason = f"the state of a {self._cls.__qualname__} is a {type(plain).__name__}, not a dict of its fields"
             misfit(self._cls, reason, expected=list(self._fields.names), found=plain)
         found, attributes = _split(plain)
-        for name in self._fields.names & attributes.keys():  # an attribute that has become a field
+        for name in self._fields.names & attributes.keys():  # attributes that are fields now
             found[name] = attributes.pop(name)
         return found, attributes, () if form is None else form[1]
 
     def _forget_computed(self, own: dict[str, object], attributes: Container[str]) -> None:
-        """Let properties that were computed from other values, and were not saved, be computed again."""
+        """Delete cached properties that were not saved, so that they are computed again."""
         for name in [name for name in own if name not in self._fields.names and name not in attributes]:
             if isinstance(inspect.getattr_static(self._cls, name, None), cached_property):
                 del own[name]
@@ -302,7 +301,7 @@ def _default_of(field: dataclasses.Field[Any]) -> Callable[[], object] | None:
 
 
 def _native_base(cls: type) -> type | None:
-    """Return the base that is written in C, of whose contents nothing but the base itself knows; None for `object`."""
+    """Return the base class that is written in C, whose contents are unknown; None if it is `object`."""
     for base in cls.__mro__:
         if type(vars(base).get("__new__")) is types.BuiltinFunctionType:
             return None if base is object else base
@@ -329,29 +328,29 @@ def _ordered_dict(state: Any) -> OrderedDict[Any, object]:
 def _update_ordered_dict(value: dict[Any, object], state: Any) -> None:
     items, attributes = _split(state)
     for key, entry in items.items():
-        value.pop(key, None)  # so that it gets the saved order
+        value.pop(key, None)  # to take over the saved order
         value[key] = entry
     if type(value) is OrderedDict:
         vars(value).update(attributes)
 
 
 ORDERED_DICT: Final = Reduction("ordered_dict", OrderedDict, _ordered_dict_state, _ordered_dict, _update_ordered_dict)
-"""OrderedDicts that have attributes; chosen by that, not by type."""
+"""For OrderedDicts that have attributes only; others are containers."""
 ORDERED_ITEMS: Final = ORDERED_DICT._replace(to_state=dict, from_state=lambda state: _split(state)[0])
-"""Those that are wanted as a dict, which has no attributes."""
+"""For those whose template is a dict, which has no attributes."""
 
 
 def _split(state: dict[Any, object]) -> tuple[dict[Any, object], dict[str, object]]:
-    """Part a state into fields or items, and attributes."""
+    """Split a state into fields or items, and attributes."""
     attributes = {key.name: entry for key, entry in state.items() if type(key) is Attribute}
     return {key: entry for key, entry in state.items() if type(key) is not Attribute}, attributes
 
 
 def refuse_attributes(value: object, names: Iterable[str], what: str) -> None:
-    """Refuse an object that has attributes which would be lost.
+    """Refuse an object whose attributes would be lost.
 
     Raises:
-        UnsupportedLeafError: It has one; names it.
+        UnsupportedLeafError: It has such an attribute.
     """
     for name in names:
         message = (
@@ -369,6 +368,6 @@ def _held(value: object, name: str) -> object:
 
 
 def _slots(cls: type, names: Container[str]) -> tuple[str, ...]:
-    """Return the slots of a class and its bases that are no fields; private ones by the names that they have in it."""
+    """Return the slots of a class and its bases that are not fields; private ones by their mangled names."""
     members = (name for base in cls.__mro__ for name, found in vars(base).items() if inspect.ismemberdescriptor(found))
     return tuple(name for name in dict.fromkeys(members) if name not in names)

@@ -1,4 +1,4 @@
-"""A state taken apart: its tree as encoded nodes, and the arrays to be captured."""
+"""The result of encoding a state: its tree as encoded nodes, and its arrays."""
 
 from __future__ import annotations
 
@@ -15,27 +15,26 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class FlatState:
-    """A state as the nodes of its tree, encoded, and the arrays to be captured."""
+    """A state as encoded nodes, and the arrays that are to be captured."""
 
     chunks: list[bytes] = field(default_factory=list)
     arrays: list[ArrayMeta] = field(default_factory=list)
-    """What the index says of each array; arrays of one dtype and shape share theirs."""
+    """The dtype and shape of each array."""
     sources: list[ArraySource] = field(default_factory=list)
     """The arrays to be captured, until they have been."""
     stable: set[int] = field(default_factory=set)
-    """Numbers of the arrays that nobody else can change, so that they need no copy: made from immutable leaves.
-    They are all longer than `INLINE_LEAF_NBYTES`."""
+    """The numbers of the arrays that no program can change, and that need no copy. Each has at least a page."""
     encoded_nbytes: int = 0
-    """Memory that the walk itself has taken: encoded nodes, and numbers and strings made into arrays."""
+    """Memory that encoding has allocated, in bytes: nodes, and strings and numbers that were made into arrays."""
     array_nbytes: int = 0
-    """Bytes of the arrays that are the caller's and still to be copied."""
+    """The size of the caller's arrays, which are still to be copied, in bytes."""
 
     def detach(self) -> None:
-        """Let go of the arrays, which have been copied: the caller's memory is the caller's again."""
+        """Drop the references to the arrays once they have been copied."""
         self.sources = []
 
     def release(self) -> None:
-        """Let go of the arrays: freeing large ones takes its time, which the thread that calls this pays."""
+        """Free the nodes and arrays. For large ones this takes time, which the calling thread spends."""
         pacer = Pacer()
         while self.chunks:
             self.chunks.pop()

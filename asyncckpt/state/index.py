@@ -1,14 +1,14 @@
-"""The index: the tree of a state as bytes, the same for every format (docs/format.md has it byte by byte).
+"""Encode and decode the index: the tree of a state, and where its arrays are (docs/format.md has every byte).
 
-1. A tree is its nodes in preorder: a container is a header that says how many children follow it. There is no nesting
-   in the bytes, so reading needs no recursion and depth costs nothing.
-2. The nodes are cut into chunks, each a msgpack array of at most `CHUNK_ELEMENTS` nodes that decodes by itself: no call
-   into msgpack holds the GIL for long.
-3. Plain scalars are msgpack's own; everything else is an ext node, whose code is one of those below and whose data is
-   the msgpack of its arguments (of a large int: its bytes).
-4. The length of an index does not depend on the offsets in it, so it can be laid out before they are known.
-5. Nothing is made because a file claims it: what is decoded at once is flat, so that a count costs nothing before its
-   elements are there. Only the description of a dtype nests; it is bounded, and walked before it is made.
+1. The tree is its nodes in preorder. A container is a header with the number of its children, which follow. The bytes
+   are not nested, so decoding needs no recursion.
+2. The nodes are encoded in chunks, each a msgpack array of at most `CHUNK_ELEMENTS` nodes that can be decoded by
+   itself, so that no call of msgpack holds the GIL for long.
+3. Scalars are msgpack's own. All other nodes are ext objects with one of the codes below, whose data is the msgpack of
+   their arguments (for a large int, its bytes).
+4. The length of an index does not depend on the offsets in it, so a file can be laid out before they are known.
+5. The index is not trusted. Nothing is allocated for a count before its elements are there. Only descriptions of dtypes
+   are nested; they are bounded, and skipped over before they are decoded.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.pacing import Pacer
 
 FORMAT_VERSION: Final = 1
-ALIASES: Final = "aliases"  # among the dtypes is an alias
-FILES: Final = "files"  # segments lie in other files, too
+ALIASES: Final = "aliases"  # a dtype is an alias
+FILES: Final = "files"  # segments are in several files
 BOXES: Final = "boxes"  # arrays are parts of others
 FEATURES: Final = frozenset({ALIASES, FILES, BOXES})
-"""Features that this reader knows; an index lists those it needs."""
+"""The features that this reader knows. An index lists those that it needs."""
 _SINGLE_FILE_FEATURES: Final = frozenset({ALIASES})
-"""Those known where an index describes one file that stands alone."""
+"""Those that it knows in the index of a single file, which is not part of a checkpoint."""
 
 LIST: Final = 1  # n
 TUPLE: Final = 2  # n
@@ -65,7 +65,7 @@ NUMBERS_ARRAY: Final = 16  # (LIST or TUPLE, number of an array)
 
 CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED_DICT})
 MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
-MADE_OF_ARRAYS: Final = frozenset({BYTES, STRING, NUMBERS_ARRAY})  # with an array's number as their last argument
+MADE_OF_ARRAYS: Final = frozenset({BYTES, STRING, NUMBERS_ARRAY})  # their last argument is the number of an array
 
 _BIN_HEADER_NBYTES: Final = 5  # a bin32
 _MAX_DIMENSIONS: Final = 64
@@ -105,7 +105,7 @@ def _scalar_argument(data: bytes) -> Any:
 
 
 def pack_chunk(nodes: list[Node]) -> bytes:
-    """Encode a run of nodes."""
+    """Encode nodes as a chunk."""
     packed: bytes = msgpack.packb(nodes, unicode_errors=TEXT_ERRORS)
     return packed
 
@@ -118,10 +118,10 @@ def read_nodes(
     Args:
         chunks: The nodes.
         pacer: Paused between chunks.
-        make_ext: What becomes of an ext node: a `msgpack.ExtType`, or whatever it returns for a code and data.
+        make_ext: Makes an ext node from its code and data; by default, a `msgpack.ExtType`.
 
     Raises:
-        CorruptCheckpointError: A chunk cannot be decoded, or is too long to be decoded at once.
+        CorruptCheckpointError: A chunk cannot be decoded, or is too long.
     """
     for chunk in chunks:
         pacer.pause()
@@ -135,7 +135,7 @@ def read_nodes(
 
 
 def find_contents(chunks: Iterable[bytes], pacer: Pacer) -> set[int]:
-    """Return the numbers of the arrays that strings and other leaves are made of, as far as the nodes are sound.
+    """Return the numbers of the arrays that hold the contents of strings and other leaves.
 
     Raises:
         CorruptCheckpointError: A chunk, or such a node, cannot be decoded.
@@ -175,7 +175,7 @@ class Index(NamedTuple):
 
 
 class IndexEncoder:
-    """Encodes an index whose segments are not placed yet: everything else is done when it is made."""
+    """Encodes an index whose segments are not known yet. All other parts are encoded at once."""
 
     def __init__(self, index: Index, pacer: Pacer) -> None:
         self._pacer = pacer
@@ -197,7 +197,7 @@ class IndexEncoder:
         self._nbytes = sum(map(len, self._chunks))
 
     def nbytes(self, segments: int) -> int:
-        """Return the length of the index with so many segments, in bytes; where they lie does not matter."""
+        """Return the length of the index with this number of segments, in bytes."""
         bins = -(-segments // TABLE_ROWS)
         tables = {"segments": ROW.itemsize} | ({"segment_files": FILE.itemsize} if self._has_files else {})
         headers = sum(len(self._pack.pack(name)) + len(self._pack.pack_array_header(bins)) for name in tables)
@@ -219,7 +219,7 @@ class IndexEncoder:
     def _encode_arrays(self, arrays: Sequence[ArrayMeta], dtypes: list[object]) -> list[bytes]:
         """Encode the table of arrays, and list the dtypes that it refers to."""
         known: dict[str, int] = {}
-        rows: dict[int, tuple[int, ...]] = {}  # by the id of what says it, which many arrays share
+        rows: dict[int, tuple[int, ...]] = {}  # by the id of the description, which many arrays share
         tables = []
         for start in range(0, len(arrays), TABLE_ROWS):
             table = []
@@ -328,7 +328,7 @@ def _read_entry(stream: MsgpackStream, key: str) -> Any:
 _ENTRIES: Final = {"features": str, "dtypes": object, "files": str} | dict.fromkeys(
     ("tree", "arrays", "boxes", "segments", "segment_files"), bytes
 )
-"""What the lists in an index hold."""
+"""The types of the elements of the lists in an index."""
 
 
 def _decode_arrays(tables: list[bytes], dtypes: list[np.dtype[Any]], pacer: Pacer) -> list[ArrayMeta]:
@@ -351,7 +351,7 @@ def _array_meta(row: tuple[Any, ...], dtypes: list[np.dtype[Any]]) -> ArrayMeta:
     if any(type(n) is not int or n < 0 for n in row):
         _refuse(f"an array has the shape {reprlib.repr(shape)}")
     dtype = dtypes[number]
-    # As numpy counts: an array without elements must not be one that is too large, either.
+    # As numpy counts: even the shape of an empty array must not be too large.
     if math.prod(n or 1 for n in shape) * max(dtype.itemsize, 1) > _MAX_NBYTES:
         _refuse(f"an array has the shape {reprlib.repr(shape)}, which is too large")
     return ArrayMeta(dtype, tuple(shape))
@@ -360,7 +360,7 @@ def _array_meta(row: tuple[Any, ...], dtypes: list[np.dtype[Any]]) -> ArrayMeta:
 def _array_dtype(plain: Any) -> np.dtype[Any]:
     dtype = dtype_from_plain(plain)
     if dtype.subdtype is not None:
-        _refuse(f"an array of {dtype}: its dimensions stand in two places")
+        _refuse(f"an array of {dtype}: a dtype with dimensions of its own")
     return dtype
 
 

@@ -1,4 +1,4 @@
-"""Which states are small enough to be captured on the loop's own thread."""
+"""Encode states that are small enough for the event loop's thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from asyncckpt.state.flat import FlatState
 
 INLINE_NBYTES: Final = 1 << 20
-"""States up to this size, and"""
+"""The size up to which a state is captured on the loop, in bytes."""
 INLINE_NODES: Final = 512
-"""with no more nodes than this in their tree, are captured on the loop."""
+"""The number of nodes up to which a state is captured on the loop."""
 
 
 def flatten_inline(state: object, root: str = "") -> FlatState | None:
@@ -22,11 +22,11 @@ def flatten_inline(state: object, root: str = "") -> FlatState | None:
 
     Args:
         state: The state.
-        root: The path that errors name it by, if it is a part of something larger.
+        root: The path of the state in error messages, if it is part of something larger.
 
     Raises:
-        UnsupportedLeafError: It holds what cannot be saved.
-        StateChangedError: It was changed meanwhile.
+        UnsupportedLeafError: It holds a value that cannot be saved.
+        StateChangedError: A container changed during the walk.
     """
     pacer = Pacer(yields=False)
     try:

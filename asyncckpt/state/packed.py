@@ -1,8 +1,8 @@
-"""msgpack that nobody vouches for, decoded so that nothing is made because it is claimed.
+"""Decode msgpack from untrusted files.
 
-1. A stock decoder makes room for as many elements as a header says, and for a header in that, and so on: kilobytes of
-   headers become gigabytes. Here, what is decoded in one call holds no containers, or only short ones.
-2. What may nest is walked first, without making anything: then all that it claims is there.
+1. msgpack's own decoder allocates as many elements as a header claims, also for headers in headers: kilobytes can
+   become gigabytes. So one call decodes only scalars, or short arrays of them.
+2. What may be nested is skipped over first, without allocating anything. This proves that all elements exist.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 TEXT_ERRORS: Final = "surrogatepass"
 MAX_ROW: Final = 1 << 16
-"""Elements that are decoded at once."""
+"""The number of elements that are decoded at once."""
 _CHUNK_NBYTES: Final = 1 << 20
 
 
 class MsgpackStream:
-    """A run of msgpack objects, read one after the other."""
+    """A sequence of msgpack objects."""
 
     def __init__(self, data: memoryview, pacer: Pacer | None = None) -> None:
         self._data = data
@@ -33,10 +33,10 @@ class MsgpackStream:
         self._fed = 0
 
     def read(self, what: Literal["unpack", "skip", "read_array_header", "read_map_header"]) -> Any:
-        """Read one object, which may be an empty container, or the header of one.
+        """Read one scalar, empty container or header of a container.
 
         Raises:
-            ValueError: It is something else, or holds anything.
+            ValueError: It is something else, or a container that is not empty.
             msgpack.UnpackException: The data end early.
         """
         while True:
@@ -52,7 +52,7 @@ class MsgpackStream:
                     self._pacer.pause()
 
     def read_nested(self, max_nbytes: int) -> Any:
-        """Read one object that may hold others, of at most so many bytes.
+        """Read one object of at most `max_nbytes` bytes, which may be nested.
 
         Raises:
             ValueError: It is longer.
@@ -68,17 +68,23 @@ class MsgpackStream:
 
 
 def make_ext(code: int, data: bytes) -> msgpack.ExtType:
-    """Make an ext object without its class's checks of what the decoder has just decoded: they take most of a read."""
+    """Make an ext object without the checks of its class, which would take most of the time."""
     return tuple.__new__(msgpack.ExtType, (code, data))
 
 
 def read_row(
     data: bytes, pacer: Pacer, *, max_array_len: int = 0, make_ext: Callable[[int, bytes], Any] = make_ext
 ) -> list[Any]:
-    """Decode an array of scalars, or of arrays of at most so many; ext objects become what `make_ext` returns.
+    """Decode an array of scalars, or of arrays of at most `max_array_len` scalars.
+
+    Args:
+        data: The msgpack of the array.
+        pacer: Paused between chunks.
+        max_array_len: The longest array among its elements.
+        make_ext: Makes the elements that are ext objects.
 
     Raises:
-        ValueError: It is something else, or too long to be decoded at once.
+        ValueError: It is something else, or too long.
         msgpack.UnpackException: The data end early.
     """
     unpacker = _unpacker(len(data), max_array_len, make_ext)

@@ -1,10 +1,9 @@
-"""Random generators as plain state, and back without trusting it.
+"""Save random generators as plain state, and make them from untrusted state.
 
-1. What is saved is all that a generator needs to go on with the same numbers, and to spawn the same children.
-2. numpy believes a state that it is given, and would read beyond its buffers: positions are checked here.
-3. What takes quadratic time to make is bounded, when saving and when loading.
-4. numpy imports its generators when they are first used, and to look for one is not to use it: who has none does not
-   pay for them.
+1. The state is all that a generator needs to continue with the same numbers, and to spawn the same children.
+2. numpy does not check a state, and would read beyond its buffers. Positions are checked here.
+3. Seeds that would take quadratic time to hash are refused, both on saving and on loading.
+4. numpy.random is not imported here, unless a program uses it.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from asyncckpt.errors import UnsupportedLeafError
 
 _MAX_POOL_SIZE: Final = 64
 _MAX_SEED_BITS: Final = 8192
-_MAX_SPAWNED: Final = 100_000  # children that an existing SeedSequence spawns to get where the saved one was
+_MAX_SPAWNED: Final = 100_000  # children that `restore` spawns from a SeedSequence to reach the saved count
 
 
 def kind_of(cls: type) -> str | None:
-    """Return what the index calls objects of a type of numpy's random generators; None for other types."""
+    """Return the name of the reduction of a type of numpy's random generators; None for other types."""
     return _kinds().get(cls) if "numpy.random" in sys.modules else None
 
 
@@ -61,7 +60,7 @@ def seed_sequence(state: Any) -> np.random.SeedSequence:
 
 
 def seed_sequence_differs(value: np.random.SeedSequence, state: Any) -> tuple[str, object, object] | None:
-    """Compare seeds: all that a SeedSequence can change is to spawn more children."""
+    """Compare seeds. A SeedSequence cannot change, except that it can spawn more children."""
     own = value.state
     more = state["n_children_spawned"] - own["n_children_spawned"]
     if _seed_facts(own) == _seed_facts(state) and 0 <= more <= _MAX_SPAWNED:
@@ -70,7 +69,7 @@ def seed_sequence_differs(value: np.random.SeedSequence, state: Any) -> tuple[st
 
 
 def update_seed_sequence(value: np.random.SeedSequence, state: Any) -> None:
-    """Let a SeedSequence have spawned as many children as in a state."""
+    """Spawn children from a SeedSequence until it has as many as a state."""
     if seed_sequence_differs(value, state) is not None:
         raise ValueError("it is the state of another SeedSequence")
     value.spawn(state["n_children_spawned"] - value.n_children_spawned)
@@ -81,7 +80,7 @@ def _seed_facts(state: Any) -> tuple[object, ...]:
 
 
 def _check_seed(state: Any) -> None:
-    """Refuse what takes quadratic time to make: a file may hold thousands of them."""
+    """Refuse seeds that take quadratic time to hash, because a file may hold thousands of them."""
     if state["pool_size"] > _MAX_POOL_SIZE:
         raise ValueError(f"a SeedSequence with a pool_size of {state['pool_size']}, of at most {_MAX_POOL_SIZE}")
     for part in (state["entropy"], state["spawn_key"]):
@@ -95,7 +94,7 @@ def bit_generator_state(value: np.random.BitGenerator) -> object:
     if type(value) is not _bit_generators().get(type(value).__name__):
         message = f"the bit generator {type(value).__qualname__} is not one of {', '.join(_bit_generators())}"
         raise UnsupportedLeafError(message, path="")
-    seed = getattr(value, "seed_seq", None)  # spawn() depends on it, so resuming exactly needs it
+    seed = getattr(value, "seed_seq", None)  # spawn() depends on it
     if seed is not None and type(seed) is not np.random.SeedSequence:
         message = f"its seed is a {type(seed).__qualname__}, of which nothing is known: seed it with a SeedSequence"
         raise UnsupportedLeafError(message, path="")
@@ -111,7 +110,7 @@ def bit_generator(state: Any) -> np.random.BitGenerator:
 
 
 def update_bit_generator(value: np.random.BitGenerator, state: Any) -> None:
-    """Let a BitGenerator go on from a state."""
+    """Set the state of a BitGenerator."""
     algorithm, seed = _checked_algorithm(state["state"]), _seed_of(state)
     if seed is None:
         value.state = algorithm
@@ -127,7 +126,7 @@ def _seed_of(state: Any) -> np.random.SeedSequence | None:
 
 
 def _checked_algorithm(state: Any) -> Any:
-    """Return the state of an algorithm, in which numpy believes every position: it would read beyond its buffer."""
+    """Return the state of an algorithm, after checking its position, which numpy does not do."""
     name = state["bit_generator"]
     if name == "MT19937":
         position, end = state["state"]["pos"], 624
@@ -141,7 +140,7 @@ def _checked_algorithm(state: Any) -> Any:
 
 
 def algorithm_differs(value: Any, state: Any) -> tuple[str, object, object] | None:
-    """Compare algorithms: a generator cannot change its own."""
+    """Compare algorithms, which a generator cannot change."""
     own = _algorithm(value)
     found = state["bit_generator"] if "bit_generator" in state else state["state"]["bit_generator"]
     return None if own == found else ("type", f"{type(value).__qualname__} of {own}", found)
@@ -164,7 +163,7 @@ def generator(state: Any) -> np.random.Generator:
 
 
 def update_generator(value: np.random.Generator, state: Any) -> None:
-    """Let a Generator go on from a state."""
+    """Set the state of a Generator."""
     update_bit_generator(value.bit_generator, state)
 
 
@@ -185,7 +184,7 @@ def random_state(state: Any) -> np.random.RandomState:
 
 
 def update_random_state(value: np.random.RandomState, state: Any) -> None:
-    """Let a RandomState go on from a state."""
+    """Set the state of a RandomState."""
     value.set_state(_checked_algorithm(state))
 
 

@@ -1,8 +1,8 @@
-"""What a reduction is: how objects of one type become plainer state, and come back.
+"""Reductions: how objects of one type are turned into plain state, and back.
 
-A state may need a word about itself: which names the items of a tuple have, say. It is a `Form` then, whose text the
-index stores as a second type's name between the object's own and the state: a reader that does not know it reads the
-state all the same.
+A plain state may need a description, such as the names of the items of a tuple. Then it is a `Form`. The index stores
+the text of a form like the name of a second type, between that of the object and the state, so that a reader that does
+not know forms can still read the state.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
 NAMEDTUPLE: Final = "namedtuple"
-"""The state is a tuple, and these are the names of its items."""
+"""The kind of a form with the names of the items of a tuple."""
 UNSET: Final = "unset"
-"""The state is a dict of fields, and these fields have no value."""
+"""The kind of a form with the names of fields that have no value."""
 MEMBER: Final = "member"
-"""The state is the name of an Enum's member, not its value."""
-_FORM: Final = r"(namedtuple|unset|member)\(([^()]*)\)"  # compiled by `re` when it is first needed
+"""The kind of a form whose state is the name of a member of an Enum, not its value."""
+_FORM: Final = r"(namedtuple|unset|member)\(([^()]*)\)"  # compiled by `re` on first use
 _MAX_LISTED: Final = 8  # names in a message
 
 
 class Form(NamedTuple):
-    """A plain state, and what must be known to read it."""
+    """A plain state with a description."""
 
     text: str
     state: Any
@@ -33,17 +33,17 @@ class Form(NamedTuple):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Attribute:
-    """The key of an attribute, in a state whose other keys are an object's fields or items: it equals none of them."""
+    """The key of an attribute in a state. It does not equal the keys of fields and items."""
 
     name: str
 
     def __repr__(self) -> str:
-        """Return the name, which is what paths show."""
+        """Return the name, as paths show it."""
         return self.name
 
 
 class MisfitError(Exception):
-    """A state does not fit the class as it is now: the class has changed since it was saved.
+    """A state does not fit its class, which has changed since the state was saved.
 
     Attributes:
         expected: What the class has.
@@ -60,7 +60,7 @@ def misfit(cls: type, reason: str, *ways: str, expected: object, found: object) 
     """Raise the error of a state that does not fit a class.
 
     Raises:
-        MisfitError: Always; names the ways out.
+        MisfitError: Always; it says what can be done.
     """
     name = cls.__qualname__
     every = [
@@ -72,7 +72,7 @@ def misfit(cls: type, reason: str, *ways: str, expected: object, found: object) 
 
 
 class Fields:
-    """The fields of a class, by which a state is matched."""
+    """The fields of a class, which a state must match."""
 
     def __init__(
         self, cls: type, defaults: dict[str, Callable[[], object] | None], *, room: Collection[str] | None = ()
@@ -81,25 +81,30 @@ class Fields:
 
         Args:
             cls: The class.
-            defaults: For each of its fields what makes its default, or None where it has none.
-            room: Attributes that its objects may have besides; None if they may have any.
+            defaults: For each field, a function that makes its default value, or None if it has no default.
+            room: The other attributes that its objects can have; None if they can have any.
         """
         self._cls = cls
         self._defaults = defaults
         self._room = room
         self.names: Final = defaults.keys()
-        """Their names."""
+        """The names of the fields."""
 
     def check(self, names: Collection[str], unset: Collection[str] = (), attributes: Collection[str] = ()) -> None:
-        """Look whether a state of these fields, of fields without a value, and of attributes can become an object.
+        """Check whether an object can be made from a state.
+
+        Args:
+            names: The fields that the state has.
+            unset: The fields that had no value.
+            attributes: The attributes that the state has.
 
         Raises:
-            MisfitError: The class lacks one of them, or has a field without a default that is not among them.
+            MisfitError: The class lacks one of them, or has another field without a default.
         """
         defaults, cls = self._defaults, self._cls.__qualname__
         lost = [name for name in names if name not in defaults]
         gained = [name for name in defaults if defaults[name] is None and name not in names and name not in unset]
-        homeless = [name for name in attributes if self._room is not None and name not in self._room]
+        roomless = [name for name in attributes if self._room is not None and name not in self._room]
         reasons, ways = [], []
         if lost:
             reasons.append(f"{cls} has no field {_listed(lost)}, which the checkpoint has")
@@ -107,17 +112,17 @@ class Fields:
         if gained:
             reasons.append(f"{cls} has the field {_listed(gained)} without a default, which the checkpoint lacks")
             ways.append("give it a default")
-        if homeless:
-            reasons.append(f"{cls} has no room for the attribute {_listed(homeless)}, which the checkpoint has")
+        if roomless:
+            reasons.append(f"{cls} has no room for the attribute {_listed(roomless)}, which the checkpoint has")
             ways.append("give the class that slot")
         if reasons:
             misfit(self._cls, "; ".join(reasons), *ways, expected=list(defaults), found=list(names))
 
     def check_count(self, count: int) -> None:
-        """Look whether a state of so many items, whose names are not known, can become an object.
+        """Check whether an object can be made from `count` items without names.
 
         Raises:
-            MisfitError: It cannot; items that are missing at the end may have defaults.
+            MisfitError: There are too many items, or too few for the fields without defaults.
         """
         names = list(self._defaults)
         if count > len(names) or any(self._defaults[name] is None for name in names[count:]):
@@ -131,7 +136,7 @@ class Fields:
     def completed(
         self, found: dict[str, object], unset: Collection[str] = (), attributes: Collection[str] = ()
     ) -> dict[str, object]:
-        """Return the values of all fields that have one, in their order: what was found, or else defaults.
+        """Return the values of all fields in their order: those found, and defaults for the others.
 
         Raises:
             MisfitError: See `check`.
@@ -153,22 +158,21 @@ class Reduction(NamedTuple):
     name: str
     """What the index calls the type."""
     type_: type | None
-    """None for numpy's random generators, which are told by `randomness.kind_of`."""
+    """None for numpy's random generators, which `randomness.kind_of` recognizes."""
     to_state: Callable[[Any], object]
     """May return a `Form`."""
     from_state: Callable[[Any], object]
     update: Callable[[Any, Any], object] | None = None
-    """Puts a state into an existing object."""
+    """Updates an existing object with a state."""
     differs: Callable[[Any, Any], tuple[str, object, object] | None] | None = None
-    """Tells from a template and a state, whose arrays may be missing, what keeps the state from fitting: the field that
-    differs, what the template has, and what the state has."""
+    """Compares a template with a state, whose arrays may be missing. Returns None if the state fits, or the field that
+    differs, and what the template and the state have there."""
     is_value: bool = False
-    """Whether objects never change, so that one that is restored may be replaced: nobody else has to see it change."""
+    """Whether the objects are immutable, so that `restore` may replace them."""
     takes_forms: bool = False
     """Whether `from_state` and `update` take a `Form`; others get its state."""
     fields: Fields | None = None
-    """What a saved state is matched by, where a template's own state says what it must look like: in dataclasses and
-    namedtuples."""
+    """The fields of a dataclass or namedtuple, which a saved state must match."""
 
 
 def spell_form(kind: str, names: Collection[str] = ()) -> str:
@@ -177,13 +181,13 @@ def spell_form(kind: str, names: Collection[str] = ()) -> str:
 
 
 def read_form(text: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return a form's kind and names, or None where the text is no form's."""
+    """Return the kind and the names of a form, or None if the text is not one of a form."""
     found = re.fullmatch(_FORM, text) if text.endswith(")") else None
     return None if found is None else (found[1], tuple(found[2].split(", ")) if found[2] else ())
 
 
 def plain_of(state: Any) -> object:
-    """Return a state without a word about itself, attributes by their names: what a user's functions get."""
+    """Return a state as a user's functions get it: without a form, and with the names of attributes as keys."""
     plain = state.state if type(state) is Form else state
     if type(plain) is not dict:
         return plain
@@ -191,7 +195,7 @@ def plain_of(state: Any) -> object:
 
 
 def type_name_of(cls: type) -> str:
-    """Return what files call a class, unless its registration says otherwise."""
+    """Return the name of a class in files, unless it is registered with another name."""
     return f"{cls.__module__}.{cls.__qualname__}"
 
 

@@ -1,4 +1,4 @@
-"""The table of an index that says where the bytes of its arrays lie.
+"""Segments: the table of an index that says where the bytes of its arrays are.
 
 1. Segments lie within their files, overlap no other segment of the same file, and add up to their arrays.
 2. Where an index names several files, an array's bytes are its segments in the order of the table. Otherwise they are
@@ -62,9 +62,9 @@ def decode_segments(
     """Decode segments and check what they claim.
 
     Args:
-        tables: The rows.
-        file_tables: The numbers of their files; None if there is one file.
-        array_sizes: How many bytes each array has in segments.
+        tables: The table of segments, in parts.
+        file_tables: The numbers of their files, in parts; None if there is only one file.
+        array_sizes: The size of the segments of each array, in bytes.
         file_sizes: The size of each file, in bytes.
         pacer: Paused between chunks.
 

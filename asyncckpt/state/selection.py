@@ -1,4 +1,4 @@
-"""Which leaves a caller asked for: a path prefix, or a glob whose parts match the path's parts."""
+"""Select leaves by paths and globs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DECIMAL: Final = re.compile("[0-9]{1,18}")
 
 
 class Selection:
-    """The patterns of a `select`, seen from one place in the tree.
+    """The patterns of a `select=`, relative to a node of the tree.
 
     A pattern is split at slashes; each part is matched against one key with the rules of `fnmatch` (``*``, ``?``,
     ``[seq]``), and ``**`` against any number of keys. A path is selected when the pattern matches it or one of its
@@ -31,28 +31,28 @@ class Selection:
 
     @classmethod
     def parse(cls, patterns: str | Iterable[str]) -> Selection:
-        """Make the selection that holds at the root."""
+        """Make the selection at the root."""
         each = (patterns,) if isinstance(patterns, str) else tuple(patterns)
         return cls(frozenset(tuple(part for part in pattern.split("/") if part) for pattern in each), each)
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything from here on is selected."""
+        """Whether the node and everything below it is selected."""
         return any(all(part == _ANY_DEPTH for part in rest) for rest in self._rests)
 
     def below(self, key: object) -> Selection:
-        """Return the selection as seen from the child at `key`."""
+        """Return the selection relative to the child at `key`."""
         if self.is_whole:
             return self
         spelled = join_path([key])
-        parts = spelled.split("/") if "/" in spelled else [spelled]  # a key with slashes reads like nested ones
+        parts = spelled.split("/") if "/" in spelled else [spelled]  # a key with slashes is matched like nested keys
         rests = self._rests
         for part in parts:
             rests = frozenset(after for rest in rests for after in _advance(rest, part))
         return Selection(rests)
 
     def positions(self, count: int) -> list[int]:
-        """Return which of so many numbered leaves are selected."""
+        """Return which positions of a container with `count` leaves are selected."""
         lasts = {rest[-1] for rest in self._rests if rest}
         candidates: Iterable[int] = range(count)
         if not any(set(last) & _GLOB_CHARACTERS for last in lasts):
@@ -71,13 +71,13 @@ def _advance(rest: tuple[str, ...], part: str) -> Iterable[tuple[str, ...]]:
 
 
 def join_path(keys: Sequence[object]) -> str:
-    """Spell a path: keys and positions joined by slashes."""
+    """Return a path: keys and positions, joined by slashes."""
     return "/".join(key if type(key) is str else _spell(key) for key in keys)
 
 
 def _spell(key: object) -> str:
     try:
         text = repr(key) if not isinstance(key, str) else str(key)
-    except (ValueError, RecursionError):  # an int of more digits than Python spells in decimal
+    except (ValueError, RecursionError):  # an int with more digits than Python converts
         text = hex(key) if isinstance(key, int) else f"<{type(key).__qualname__}>"
     return text if len(text) <= 80 else text[:77] + "..."  # noqa: PLR2004 - long enough to recognize a key

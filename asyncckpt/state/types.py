@@ -1,11 +1,11 @@
-"""Types that are saved as simpler ones, and how they come back.
+"""The registry of types, and the reductions of builtin types.
 
-1. A *reduction* (`reduction.py`) turns an object into plainer state (`to_state`) and back (`from_state`). Builtin
-   types, a user's own types, Enums, namedtuples and dataclasses (`families.py`) all go through this one mechanism; the
-   index stores the reduction's name with the plain state.
-2. A name in a file is data. It is looked up among the reductions known to this process; nothing is ever imported by it.
-3. Enums, namedtuples and dataclasses can be saved without registration, because their plain form (value, tuple, dict)
-   is useful by itself; they come back as themselves if registered or given in a template.
+1. A *reduction* (`reduction.py`) turns an object into plain state (`to_state`) and back (`from_state`). Builtin types,
+   registered types, and Enums, namedtuples and dataclasses (`families.py`) are all saved by reductions. The index has
+   the name of the reduction, and the plain state.
+2. A name in a file is data. It is looked up among the reductions of this process, and never imported.
+3. Enums, namedtuples and dataclasses can be saved without registration, because their plain state (value, tuple, dict)
+   is useful by itself. They are loaded as objects if they are registered, or in a template.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _NATIVE: Final = frozenset(
 )
 
 _NUMPY: Final = ("numpy", "ml_dtypes")
-"""Where scalars come from that are saved by themselves; subclasses of them are not."""
+"""The modules of scalars that need no reduction; their subclasses do."""
 
 TypeT = TypeVar("TypeT", bound=type)
 
 
 def find_reduction(value: object) -> Reduction | None:
-    """Return the reduction that saves `value`, or None where its type has none."""
+    """Return the reduction of the type of `value`, or None if it has none."""
     kind = type(value)
     return _by_type.get(kind) or _unregistered(kind)  # type: ignore[arg-type] # a class has a hash
 
 
-@lru_cache(maxsize=256)  # and no more: classes that were made in a function, and what their methods refer to, must go
+@lru_cache(maxsize=256)  # bounded, so that classes that were made in a function can be freed
 def _unregistered(kind: type) -> Reduction | None:
     random_kind = rnd.kind_of(kind)
     return family_reduction(kind) if random_kind is None else _by_name[random_kind]
@@ -85,29 +85,29 @@ def register_type(
     from_state: Callable[[Any], object] | None = None,
     update: Callable[[Any, Any], object] | None = None,
 ) -> Any:
-    """Let objects of `cls` be saved, and come back as themselves.
+    """Register a class, so that its objects can be saved and loaded.
 
     Use it as a function or as a decorator, with or without arguments. Without functions, `cls` must be an Enum, a
     namedtuple, a dataclass, or have a method ``to_state(self)`` and a classmethod ``from_state(cls, state)``; a method
-    ``update_state(self, state)``, too, serves as `update`. The state may be anything that can be saved, further
-    registered types included; the functions may run in a worker thread. Registering a class again replaces them.
+    ``update_state(self, state)`` is used as `update`. The state may be anything that can be saved, including objects of
+    other registered types. The functions may be called in a worker thread. Registering a class again replaces them.
 
     Args:
         cls: The class itself; its subclasses need a registration of their own.
-        name: What files call it; ``module.qualname`` by default. Give one to be free to move or rename the class.
+        name: Its name in files; ``module.qualname`` by default. With a name, the class can be moved or renamed later.
         to_state: Called with the object; returns its state.
         from_state: Called with the state; returns the object.
-        update: Called with an object and a state, which it puts into the object. `restore` refuses an object that it
-            would have to replace: one of a type that has no such function, unless its objects never change (Enums,
-            namedtuples, frozen dataclasses, subclasses of numbers, texts and tuples).
+        update: Called with an object and a state; sets the state of the object. Without it, `restore` refuses objects
+            of the class, because it would have to replace them, unless they are immutable (Enums, namedtuples, frozen
+            dataclasses, subclasses of numbers, texts and tuples).
 
     Returns:
         `cls`, or a decorator.
 
     Raises:
-        TypeError: `cls` is not a class, has no way to be saved, or only one of the two functions was given.
-        ValueError: The name belongs to another class, or to a builtin type; or `cls` is a type that is saved without a
-            registration, such as dict or an array.
+        TypeError: `cls` is not a class, it cannot be saved, or only one of the two functions was given.
+        ValueError: The name belongs to another class or a builtin type, or `cls` is a type that needs no registration,
+            such as dict or an array.
     """
     if cls is None:
         return lambda made: register_type(made, name=name, to_state=to_state, from_state=from_state, update=update)
@@ -190,7 +190,7 @@ def _timedelta_state(value: dt.timedelta) -> object:
 
 
 def _bytearray(state: Any) -> bytearray:
-    if type(state) is not bytes:  # of an int, it would be so many zeros
+    if type(state) is not bytes:  # bytearray(5) is five zeros
         raise TypeError(f"a bytearray of {type(state).__name__}")
     return bytearray(state)
 
@@ -231,10 +231,10 @@ STRING_ARRAY: Final = Reduction(
     update=_update_string_array,
     differs=_string_array_differs,
 )
-"""Arrays of numpy's variable-width strings, which hold pointers; chosen by dtype, not by type."""
+"""For arrays of StringDType only, whose elements are pointers."""
 
 ALIASED_SCALARS: Final = frozenset(scalar for scalar, _ in ALIASES.values())
-"""Types of numpy's scalars that are made from another scalar: `np.longlong` where that equals `np.int64`."""
+"""Types of numpy's scalars that are saved as another scalar: `np.longlong` where that equals `np.int64`."""
 _PATH: Final = Reduction("path", pathlib.Path, str, pathlib.Path, is_value=True)
 _BUILTINS: Final = (
     _PATH,
