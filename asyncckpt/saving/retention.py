@@ -21,8 +21,8 @@ import math
 import numbers
 from bisect import insort
 from dataclasses import dataclass, fields
-from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from asyncckpt.runtime.pacing import Pacer
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from asyncckpt.config import Settings
+
+ItemT = TypeVar("ItemT")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,12 +106,8 @@ class BestChoice(NamedTuple):
 
     step: int | None
     """None if there is no checkpoint at all."""
-    missing_steps: tuple[int, ...]
-    """The steps left out because they lack the metric, ascending; empty if no metric has a name."""
-    is_fallback: bool
-    """Whether no checkpoint has the metric, so that the latest is returned instead."""
-    warnings: tuple[str, ...]
-    """Warnings for the caller."""
+    warnings: tuple[str, ...] = ()
+    """That checkpoints lack the metric, and were left out."""
 
 
 class _Rule(NamedTuple):
@@ -176,35 +174,25 @@ class Ranking:
         self, policy: RetentionPolicy, candidates: Iterable[tuple[int, float | None]] = (), pacer: Pacer | None = None
     ) -> None:
         """Rank candidates, or pairs like them; a pacer is for a thread that has thousands."""
-        pacer = pacer or Pacer(yields=False)
+        batches = (pacer or Pacer(yields=False)).batches
+
+        def paced(items: Iterable[ItemT]) -> Iterator[ItemT]:
+            return chain.from_iterable(batches(items))
+
         self.policy: Final = policy
-        self._metrics: dict[int, float | None] = {}
-        for batch in pacer.batches(candidates):
-            self._metrics.update(batch)
+        self._metrics: dict[int, float | None] = dict(paced(candidates))
         self._steps = sorted(self._metrics)
-        scores = {
-            step: score
-            for batch in pacer.batches(self._steps)
-            for step in batch
-            if (score := self._score(step)) is not None
-        }
+        scores = {step: score for step in paced(self._steps) if (score := self._score(step)) is not None}
         self._ranked = [step for step in self._steps if step not in scores]  # the best comes last
-        self._ranked += sorted(scores, key=scores.__getitem__)  # numbers, which sort faster than tuples
+        self._ranked += sorted(scores, key=scores.__getitem__)  # numbers alone, because tuples take ten times as long
         self._permanent_rules = _permanent_rules(policy)
         prunable = set(self._steps)
         for rule in self._permanent_rules:
-            prunable.difference_update(*(filter(rule.keeps, batch) for batch in pacer.batches(self._steps)))
-        self._prunable_periodic = {
-            step for batch in pacer.batches(prunable) for step in batch if self._is_periodic(step)
-        }
+            prunable.difference_update(step for step in paced(self._steps) if rule.keeps(step))
+        self._prunable_periodic = set(filter(self._is_periodic, paced(prunable)))
         self._prunable_others = prunable - self._prunable_periodic
-        self._measured = {  # periodic steps with the metric
-            step
-            for batch in pacer.batches(self._steps)
-            for step in batch
-            if self._metrics[step] is not None and self._is_periodic(step)
-        }
         self._missing = {step for step, metric in self._metrics.items() if metric is None}
+        self._measured = {step for step in paced(self._metrics.keys() - self._missing) if self._is_periodic(step)}
         self._best: BestChoice | None = None  # until something changes
 
     def add(self, candidate: Candidate) -> None:
@@ -278,19 +266,19 @@ class Ranking:
     def _choose_best(self) -> BestChoice:
         name = self.policy.metric_name
         if name is None or not self._missing:
-            best = self._ranked[-1] if self._ranked else None
-            return BestChoice(step=best, missing_steps=(), is_fallback=False, warnings=())
-        missing = tuple(sorted(self._missing))
-        is_fallback = len(missing) == len(self._steps)
-        best = next(step for step in reversed(self._ranked) if is_fallback or step not in self._missing)
+            return BestChoice(self._ranked[-1] if self._ranked else None)
+        missing, count = sorted(self._missing), len(self._steps)
         lack = (
-            f"{len(missing)} of {len(self._steps)} checkpoints lack the metric {name!r} and are left out of the choice "
-            f"of the best; their steps: {', '.join(map(str, missing))}"
+            f"{len(missing)} of {count} checkpoints lack the metric {name!r} and are left out of the choice of the"
+            f" best; their steps: {', '.join(map(str, missing))}"
         )
-        warnings = [lack]
-        if is_fallback:
-            warnings.append(f"no checkpoint has the metric {name!r}: the latest, step {best}, is taken as the best")
-        return BestChoice(step=best, missing_steps=missing, is_fallback=is_fallback, warnings=tuple(warnings))
+        if len(missing) == count:
+            latest = self._steps[-1]
+            return BestChoice(
+                latest,
+                (lack, f"no checkpoint has the metric {name!r}: the latest, step {latest}, is taken as the best"),
+            )
+        return BestChoice(next(step for step in reversed(self._ranked) if step not in self._missing), (lack,))
 
     # --- the rules ----------------------------------------------------------------------------------------------------
 
