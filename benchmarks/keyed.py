@@ -1,4 +1,4 @@
-"""Keyed files beside a ticking loop: `python -m benchmarks.keyed [--kinds hdf5 json] [--mib M] [--keys N]`.
+"""Keyed files, with a ticker on the loop: `python -m benchmarks.keyed [--kinds hdf5 json] [--mib M] [--keys N]`.
 
 One value of a GiB, and very many small ones, through the asynchronous view of each kind of file. Each kind has a
 process of its own, which also measures the idle loop and how long `gc.collect()` takes. No stall can be shorter than
@@ -53,7 +53,7 @@ class _Run:
         return asyncckpt.Checkpointer.from_file(self.root / f"{name}{suffix}")
 
     async def timed(self, what: str, doing: Coroutine[Any, Any, Any]) -> Any:
-        """Await something beside a ticker, and print how long it took."""
+        """Await something while a ticker runs, and print how long it took."""
         before = machine.reset_peak_memory()
         async with ticking() as ticker:
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What runs on the loop beside a save: a ticker that measures stalls, a loop that is always busy, one that counts."""
+"""What runs on the loop during a save: a ticker that measures stalls, callbacks that keep it busy, steps to count."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Ticker:
 
 @asynccontextmanager
 async def ticking() -> AsyncIterator[Ticker]:
-    """Run a ticker beside the body, until the first tick after it."""
+    """Run a ticker during the body, until the first tick after it."""
     ticker = Ticker()
     task = asyncio.create_task(ticker.run())
     await asyncio.sleep(5 * TICK)

@@ -16,7 +16,7 @@ TITLES: Final = {
     "prewarmed_blocked": "blocked, first save after `prewarm`",
     "durable": "durable",
     "stall_max": "longest stall",
-    "stall_elsewhere": "longest stall of a process beside it that only sleeps",
+    "stall_elsewhere": "longest stall of a separate process that only sleeps",
     "stall_p99": "stall, p99",
     "first_blocked": "blocked, first save, unprepared",
     "first_durable": "durable, first save",

@@ -82,7 +82,7 @@ class SaveTimes(NamedTuple):
 
 
 async def time_save(system: System, step: int, state: Any) -> SaveTimes:
-    """Save with a ticker beside it, from the call to durability."""
+    """Save while a ticker runs, from the call to durability."""
     async with ticking() as ticker:
         start = time.perf_counter()
         await system.save(step, state)

@@ -23,7 +23,7 @@ class Scale:
     huge_nbytes: int | None
     """Bytes of the one array that is larger than 4 GiB; None leaves it out."""
     busy_limit: float
-    """Seconds after which a save beside a busy loop is abandoned."""
+    """Seconds after which a save during which the loop is busy is abandoned."""
     many_count: int
     small_saves: int
     int_count: int

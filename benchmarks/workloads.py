@@ -166,7 +166,7 @@ def _data_floors(context: Context, nbytes: int) -> Iterable[tuple[str, float]]:
     return floors.data_floors(context.root, nbytes, repeats=context.scale.loads, rest=lambda: context.rest(nbytes))
 
 
-# --- beside a loop that is always busy --------------------------------------------------------------------------------
+# --- while the loop is always busy ------------------------------------------------------------------------------------
 
 
 async def _measure_busy(context: Context, make: type[System]) -> None:
@@ -321,7 +321,7 @@ WORKLOADS: Final = (
     ),
     Workload(
         name="busy",
-        title="{scale.array_size} in {scale.array_count} arrays, beside a loop that is always busy",
+        title="{scale.array_size} in {scale.array_count} arrays, while the loop is always busy",
         measure=_measure_busy,
         systems=_SOME,
         quick_systems=(*OURS, "safetensors"),
@@ -369,7 +369,7 @@ WORKLOADS: Final = (
     ),
     Workload(
         name="steps",
-        title="steps of pure Python beside saves of {scale.step_size}, back to back",
+        title="steps of pure Python during back-to-back saves of {scale.step_size}",
         measure=_measure_steps,
         systems=_SOME,
         quick_systems=(*OURS, "safetensors"),

@@ -381,7 +381,8 @@ def test_metric_of_absent_key() -> None:
 
 
 def test_policy_from_settings() -> None:
-    """Every option of the policy is taken from the manager's settings."""
+    """Every option of the policy is taken from the manager's settings, and has the same default."""
+    assert RetentionPolicy.from_settings(resolve_settings("runs", {})) == RetentionPolicy()
     options = {
         "metric_name": "loss",
         "higher_is_better": False,
