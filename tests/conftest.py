@@ -212,6 +212,6 @@ def _check_module(module: ModuleType) -> None:
                     setattr(found, method, _off_the_loop(function))
 
 
-_THREADS = (*_modules_of_threads(), asyncckpt.testing.faulty_disk)
+_THREADS = dict.fromkeys((*_modules_of_threads(), asyncckpt.testing.faulty_disk))
 for _module in _THREADS:
     _check_module(_module)

@@ -34,7 +34,7 @@ async def test_the_timer_gives_idle_buffers_back(tmp_path: Path) -> None:
     assert here.idle.pending.cancelled()
 
 
-async def test_so_does_that_of_a_file_of_many_keys(tmp_path: Path) -> None:
+async def test_so_does_that_of_a_keyed_file(tmp_path: Path) -> None:
     """Also while the file stays open."""
     chk = Checkpointer.from_file(tmp_path / "x.msgpack")
     async with chk as view:

@@ -143,7 +143,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10.0, help="how long; 0 runs nothing")
     parser.add_argument("--cases", type=int, help="how many cases of each rig the ledger shall have in the end")
     parser.add_argument("--seed", type=int, default=1, help="the first seed; what the ledger has is not run again")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many cores")
+    # One more than there are cores: a unit waits for its threads and processes, and for the kernel's disks.
+    parser.add_argument("--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="how many units at once")
     parser.add_argument("--ledger", type=Path, default=LEDGER, help="what is remembered, and added to")
     parser.add_argument("--quick", action="store_true", help="a fresh ledger, and the goals of CI, to be reached")
     parser.add_argument("--require", action="store_true", help="a rig that cannot run here is a failure")

@@ -205,7 +205,7 @@ def test_what_is_lost_without_a_mistake_proves_nothing(tmp_path: Path) -> None:
     rig = next(each for each in RIGS if each.name == "seeded-bugs")
     bug, by = BUGS[0], BUGS[0].seen_by[0][0]
     ledger = Ledger(tmp_path / "ledger", "one")
-    seen, unseen = f"| {bug.name} | {by} |", f"| {bug.name} | **nobody** |"
+    seen, unseen = f"| {bug.name} | {by} |", f"| {bug.name} | **no rig** |"
     ledger.add(rig, f"{bug.name}{SEPARATOR}{by}", Result(tried=1, counts={"seen": 1}), 1.0)
     assert unseen in "\n".join(lines(ledger))
     ledger.add(rig, control_of(bug, by), Result(tried=1, counts={"controls": 1}), 1.0)

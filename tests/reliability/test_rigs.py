@@ -35,7 +35,7 @@ UNITS = {
     "fault": ("msgpack/delete/0", "keyed-msgpack/reopen/1", "keyed-hdf5/create/1"),
     "fault-syscall": ("keyed-json/first/0",),
     "full-disk": ("limit:msgpack/save/0",),
-    "power-cut": ("msgpack/delete/0", "keyed-msgpack/update/0", "keyed-hdf5/update/3", "keyed-npz/recover/0"),
+    "power-cut": ("msgpack/delete/0/few", "keyed-msgpack/update/0", "keyed-hdf5/update/3", "keyed-npz/recover/0"),
     "record": ("msgpack/random/0", "keyed-hdf5/update/1"),
     "cancel": ("cancel/save/msgpack/0", "cancel/flush/keyed-npz/1", "cancel/evaluate_before/keyed-msgpack/1"),
     "concurrency": ("two-writers/0",),
@@ -99,7 +99,7 @@ def test_every_patch_applies(tmp_path: Path, bug: Bug) -> None:
 def test_a_patch_that_does_not_apply_is_a_loss(tmp_path: Path) -> None:
     """A mistake that cannot be made any more is an error that names it."""
     file = tmp_path / BUGS[0].edits[0][0]
-    file.parent.mkdir()
+    file.parent.mkdir(parents=True)
     file.write_text("")
     with pytest.raises(ValueError, match="no longer applies"):
         seed(BUGS[0], tmp_path)
@@ -254,7 +254,7 @@ def test_the_oracle() -> None:
     assert kept.judge({1: 0}) is not None
 
 
-def test_the_oracle_of_a_file_of_many_keys() -> None:
+def test_the_oracle_of_a_keyed_file() -> None:
     """It holds the last completed flush or one that was begun later, all keys together."""
     history = KeyedHistory()
     for event in (Event("set", 1, 10), Event("set", 2, 20), Event("begin", 0)):
