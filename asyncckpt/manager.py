@@ -156,7 +156,7 @@ class CheckpointManager:
 
         Args:
             step: The checkpoint's key, an int >= 0. A step below the latest one is saved with a warning.
-            state: Nested containers of leaves; docs/format.md lists their types.
+            state: Nested containers of leaves; docs/guide/saving.md lists their types.
             training_info: Metrics and other values, written as JSON: a mapping from str to numbers, strings, and lists
                 and mappings of them.
             run_config: Written as YAML: a mapping, a dataclass, or an object with ``model_dump()``.
