@@ -50,6 +50,12 @@ def _value(number: int) -> dict[str, Any]:
     return {"a": number, "b": np.full(4, number, float), "c": "text"}
 
 
+async def _save_many(chk: Any) -> None:
+    for number in range(KEYS):
+        await chk.save_parameter(f"key {number}", _value(number))
+    await chk.flush()
+
+
 @pytest.mark.parametrize("name", ["x.h5", "x.msgpack", "x.json", "x.npz"])
 @pytest.mark.anyio
 async def test_a_flush_leaves_no_cycles(tmp_path: Path, name: str) -> None:
@@ -58,9 +64,7 @@ async def test_a_flush_leaves_no_cycles(tmp_path: Path, name: str) -> None:
         await chk.save_parameter("first", _value(0))
         await chk.flush()
         with _no_collections():
-            for number in range(KEYS):
-                await chk.save_parameter(f"key {number}", _value(number))
-            await chk.flush()
+            await _save_many(chk)
             assert _in_cycles_of_ours() < KEYS // 2
 
 
@@ -102,9 +106,7 @@ async def test_objects_that_a_collector_walks_over(tmp_path: Path, name: str, mo
         await chk.save_parameter("first", _value(0))
         await chk.flush()
         with _no_collections():
-            for number in range(KEYS):
-                await chk.save_parameter(f"key {number}", _value(number))
-            await chk.flush()
+            await _save_many(chk)
             await chk.load_parameter("first")  # behind the job that wrote, which still lets go of what it had
             gc.collect()
             assert len(held_by(chk, *_kept_by_modules())) < most * KEYS + 200

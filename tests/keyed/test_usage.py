@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from helpers.gates import Gate
-from helpers.kinds import FILES, KINDS, Place
 
 import asyncckpt
 from asyncckpt import CheckpointerUsageError, FileLockedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+
+    from helpers.kinds import Place
 
 HOLDER = """
 import sys
@@ -29,18 +29,6 @@ with asyncckpt.Checkpointer.from_file(sys.argv[1]) as chk:
     print("held", flush=True)
     sys.stdin.read()
 """
-
-
-@pytest.fixture(params=KINDS)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """A place for the keys of one test, of each kind."""
-    return Place(request.param, tmp_path)
-
-
-@pytest.fixture(params=FILES)
-def file(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    """The kinds that have a file."""
-    return Place(request.param, tmp_path)
 
 
 # --- the wrong block --------------------------------------------------------------------------------------------------
