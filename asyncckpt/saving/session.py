@@ -70,9 +70,8 @@ class Session:
         reason = policy.why_nothing_is_pruned()
         if reason is not None and self._is_writer:
             warn(f"{settings.checkpoint_dir}: {reason}")
-        self._process = (
-            os.getpid()
-        )  # last: without it, because the warning was raised as an error, `__del__` does nothing
+        # Last: if the warning is raised as an error, `__del__` finds no process, and does nothing.
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
         """Show the directory."""
