@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _BRIEF_LENGTH = 500
 _INNER_FILES: Final = (os.path.join(os.path.dirname(__file__), ""), contextlib.__file__)  # noqa: PTH118, PTH120 - a str
-_RUNNERS: Final = ("asyncio", "concurrent", "threading")
+_RUNNERS: Final = ("asyncio", "concurrent", "threading", "uvloop")
 
 
 def brief(value: object) -> str:
