@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING
 
@@ -119,3 +120,21 @@ async def test_a_save_that_fails_lets_deletion_go_on(tmp_path: Path) -> None:
         with hold(disk, "rmdir", "trash_step_1") as removing:
             await removing.reached()
     assert trash_in(tmp_path) == []
+
+
+async def test_a_background_warning_that_is_an_error_does_not_end_the_writer(tmp_path: Path) -> None:
+    """The loop's exception handler gets it instead; the save is committed, and the next ones are."""
+    messages: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: messages.append(context["message"]))
+    disk = FaultyDisk()
+    try:
+        async with CheckpointManager(tmp_path, disk=disk, keep_latest_k=1) as manager:
+            await (await manager.save(1, STATE))
+            disk.fail("rename", errno.EBUSY, path_part="step_1")
+            await (await manager.save(2, STATE))  # where warnings are errors, as in all tests
+            assert ["step 1 cannot be pruned" in each for each in messages] == [True]
+            assert await (await manager.save(3, STATE)) is not None
+            assert manager.steps() == [3]
+    finally:
+        loop.set_exception_handler(None)
