@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import h5py
 from h5py import h5d, h5l, h5o, h5t
+from h5py._conv import unregister_converters  # which h5py's own exit handler calls
 
 from asyncckpt.runtime.exiting import is_exiting, run_at_exit
 
 if is_exiting():
-    run_at_exit(h5py._conv.unregister_converters)  # noqa: SLF001 - what h5py's own handler calls
+    run_at_exit(unregister_converters)
 
 __all__ = ["h5d", "h5l", "h5o", "h5py", "h5t"]

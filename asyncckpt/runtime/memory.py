@@ -73,7 +73,7 @@ class Mapping:
         self._unmap = libc().munmap  # at interpreter exit, the module may be gone before the last array
         self._nbytes = nbytes
         self._is_reserved = is_reserved
-        self.address = _map(None, max(nbytes, 1), protection, flags, -1, 0)
+        self.address = _checked(libc().mmap(None, max(nbytes, 1), protection, flags, -1, 0))
 
     def overlay(self, start: int, nbytes: int, fd: int, offset: int) -> None:
         """Map `nbytes` of a file from `offset` on, read-only, over the bytes from `start` on; both in whole pages.
@@ -81,7 +81,8 @@ class Mapping:
         Raises:
             OSError: The system refuses.
         """
-        _map(self.address + start, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+        flags = mmap.MAP_SHARED | _MAP_FIXED
+        _checked(libc().mmap(self.address + start, nbytes, mmap.PROT_READ, flags, fd, offset))
 
     def array(self) -> NDArray[np.uint8]:
         """Return the memory as an array of bytes, which keeps the mapping alive."""
@@ -98,14 +99,12 @@ class Mapping:
             self._unmap(self.address, max(self._nbytes, 1))
 
 
-def _map(  # noqa: PLR0913, PLR0917 - the system call's own arguments
-    address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int
-) -> int:
-    found: int | None = libc().mmap(address, nbytes, protection, flags, fd, offset)
-    if found is None or found == _MAP_FAILED:
+def _checked(address: int | None) -> int:
+    """Return the result of mmap(2), or raise the OSError that it reported."""
+    if address is None or address == _MAP_FAILED:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
-    return found
+    return address
 
 
 def populate(memory: NDArray[np.uint8]) -> None:
