@@ -1,11 +1,11 @@
-"""The manifest: what a checkpoint consists of, and the digests of its bytes.
+"""The manifest: the files of a checkpoint, and the digests of their bytes.
 
-1. It is written last, so a directory that has a valid one was complete when it was written.
-2. It lists every other file with its size and the digest of each block (xxh3-128, https://xxhash.com), so that every
-   bit of every file is covered, and a block can be verified before anything parses it.
+1. It is written last, so a directory with a valid manifest was complete when the manifest was written.
+2. It lists every other file with its size and the digest of each block (xxh3-128, https://xxhash.com). Every bit of
+   every file is covered, and a block can be verified before it is parsed.
 3. Its last entry is the digest of the bytes before it.
 
-A digest detects damage. It is no signature: who can change a file can change its digest.
+A digest detects damage. It is not a signature: anyone who can modify a file can also modify its digest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Final = 1
 FEATURES: Final[frozenset[str]] = frozenset()
-"""Features that this reader knows; a manifest lists those it needs."""
+"""The features that this reader knows. A manifest lists those that it needs."""
 DIGEST_BLOCK_NBYTES: Final = 1 << 20
 DIGEST_NBYTES: Final = 16
 _TAIL: Final = b',"digest":"%s"}\n'
@@ -34,11 +34,11 @@ _TAIL_NBYTES: Final = len(_TAIL) - 2 + 2 * DIGEST_NBYTES
 
 
 class FileRecord(NamedTuple):
-    """What the manifest says of a file."""
+    """The size and the digests of a file."""
 
     nbytes: int
     digests: bytes
-    """The xxh3-128 of each block of `DIGEST_BLOCK_NBYTES`, the last one shorter; 16 bytes each, one after the other."""
+    """The xxh3-128 of each block of `DIGEST_BLOCK_NBYTES`, the last of which may be shorter: 16 bytes each."""
 
     def digest(self, block: int) -> bytes:
         """Return the digest of a block."""
@@ -46,7 +46,7 @@ class FileRecord(NamedTuple):
 
 
 class IndexPlace(NamedTuple):
-    """Where the index of the state file lies."""
+    """The location of the index."""
 
     file: str
     offset: int
@@ -61,17 +61,17 @@ class Manifest:
     created: float
     """When it was written, in seconds since the epoch."""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
-    """By name; a file in a subdirectory by its path with slashes."""
+    """By name, relative to the directory, with slashes."""
     index: IndexPlace | None = None
-    """None where the caller wrote the files and there is no state file of ours."""
+    """None if the caller has written the files, and there is no state file."""
 
     @property
     def nbytes(self) -> int:
-        """Size of the files listed, in bytes."""
+        """The total size of the files, in bytes."""
         return sum(record.nbytes for record in self.files.values())
 
     def encode(self) -> bytes:
-        """Return the manifest's file contents."""
+        """Return the content of the manifest's file."""
         content = {
             "format_version": FORMAT_VERSION,
             "features": [],
@@ -89,7 +89,7 @@ class Manifest:
 
 
 def digest_bytes(data: bytes) -> FileRecord:
-    """Return the record of a file with these contents."""
+    """Return the record of a file with this content."""
     view = memoryview(data)
     blocks = range(0, len(view), DIGEST_BLOCK_NBYTES)
     return FileRecord(len(view), b"".join(xxh3_128_digest(view[i : i + DIGEST_BLOCK_NBYTES]) for i in blocks))
@@ -99,12 +99,12 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
     """Decode and verify a manifest.
 
     Args:
-        data: The file's contents.
-        step: The step of the directory that it was found in.
+        data: The content of the file.
+        step: The step of the directory in which it was found.
 
     Raises:
         CorruptCheckpointError: It is damaged, or belongs to another step.
-        UnsupportedFormatError: A later release wrote it, or it needs a feature that this one does not know.
+        UnsupportedFormatError: A later release wrote it, or it needs a feature that this release does not know.
     """
     body, tail = data[:-_TAIL_NBYTES], data[-_TAIL_NBYTES:]
     if tail != _TAIL % xxh3_128_hexdigest(body).encode():
@@ -142,7 +142,7 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
             raise _damaged(step, "the index lies outside its file")
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {reprlib.repr(str(error))}"
-        # Without the traceback, whose frames would keep all that was decoded.
+        # The frames of the traceback would hold all that was decoded.
         raise _damaged(step, reason) from error.with_traceback(None)
     return manifest
 

@@ -1,4 +1,4 @@
-"""Files mapped into memory: for arrays that are read when they are touched, and to ask what the page cache holds."""
+"""Map files into memory: for lazy loads, and to find out whether a file is in the page cache."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ _SAMPLES: Final = 64
 
 
 class MappedFile:
-    """A file, mapped read-only. Arrays made from it keep the mapping alive, even when the file's name is gone."""
+    """A file that is mapped read-only. Arrays in its memory keep the mapping alive, even if the file is deleted."""
 
     def __init__(self, fd: int) -> None:
-        """Map a file; the descriptor may be closed afterwards."""
+        """Map a file. The descriptor may be closed afterwards."""
         self._fd = fd
         nbytes = os.fstat(fd).st_size
         self.memory: Bytes = np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ) if nbytes else b"", np.uint8)
         """The whole file."""
 
     def join(self, segments: Sequence[tuple[int, int]]) -> Bytes:
-        """Return runs of the file, given as (offset, nbytes), as one run of memory.
+        """Map runs of the file, given as (offset, nbytes), as one contiguous array of bytes.
 
-        They are mapped behind each other: each must begin on a page boundary, and all but the last must fill whole
-        pages.
+        Each must begin on a page boundary, and all but the last must fill whole pages.
 
         Raises:
             OSError: The system refuses the mapping.
         """
-        # The range is reserved first, so that no file falls on anybody else's memory.
+        # Reserve the whole range first, so that no run is mapped over other memory.
         joined = Mapping(sum(nbytes for _, nbytes in segments), is_reserved=True)
         start = 0
         for offset, nbytes in segments:
@@ -49,7 +48,7 @@ class MappedFile:
         return joined.array()
 
     def is_cached(self) -> bool:
-        """Return whether most of the file lies in the page cache, by a sample; True where the system does not say."""
+        """Return whether most pages of a sample are in the page cache; True if the system does not tell."""
         pages = range(0, len(self.memory), mmap.PAGESIZE)
         sample = pages[:: -(-len(pages) // _SAMPLES) or 1]
         found = ctypes.c_ubyte()

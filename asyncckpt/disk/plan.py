@@ -1,4 +1,4 @@
-"""What lies where in a file: the one thing that a format tells the block engine."""
+"""The layout of a file, which a format makes and `write_blocks` writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Span(NamedTuple):
     array: int
     """The array's number in the index."""
     start: int
-    """The first of the bytes. They may go on behind the end of an array smaller than a page: there are zeros up to
-    the next multiple of `asyncckpt.runtime.memory.SMALL_BOUNDARY`, and then the next array, if that is as small."""
+    """The position of the first byte. The span may extend beyond an array of less than a page: to zeros up to the next
+    multiple of `asyncckpt.runtime.memory.SMALL_BOUNDARY`, and then to the next array, if that is small, too."""
 
 
 class PlanEntry(NamedTuple):
@@ -24,18 +24,18 @@ class PlanEntry(NamedTuple):
     offset: int
     nbytes: int
     source: Span | bytes
-    """The captured array it comes from, or the bytes themselves."""
+    """Bytes of a captured array, or the bytes themselves."""
 
 
 class FilePlan(NamedTuple):
-    """The layout of one state file. What no entry covers is zeros."""
+    """The layout of one state file. Gaps between entries are zeros."""
 
     nbytes: int
     """Size of the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`."""
     entries: Sequence[PlanEntry]
     """Sorted by offset, without overlaps."""
     index_offset: int
-    """Where the index begins; its bytes lie together."""
+    """The offset of the index, which is contiguous."""
     index_nbytes: int
 
 

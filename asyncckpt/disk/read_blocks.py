@@ -1,9 +1,9 @@
-"""Files become arrays: read into place in large chunks, verified before use.
+"""Read files into arrays in large chunks, and verify them before use.
 
-1. A chunk is a run of digest blocks, read with one call: straight into the arrays where their parts are large, through
-   a scratch buffer where they are small or wanted by nobody. A file that is not in the page cache is read past it, into
-   memory that was populated some chunks before: a direct read that has to find its pages leaves the disk idle.
-2. Every digest block that holds a wanted byte is read whole and verified; a block that fails ends the reading.
+1. A chunk is a run of digest blocks, which is read with one call: directly into arrays if their parts are large, and
+   into a scratch buffer if they are small or not wanted. A file that is not in the page cache is read with direct I/O.
+   Then the memory is populated some chunks ahead, because page faults during a direct read leave the disk idle.
+2. Each digest block with a wanted byte is read whole and verified. A block that does not match ends the reading.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 CHUNK_NBYTES: Final = 2 << 20
-READERS: Final = 5  # about four reads in flight, and one thread that populates memory
-_COPIES_IN_FLIGHT: Final = 2  # from the page cache: more would only share the memory's bandwidth
-_DIRECT_MIN_NBYTES: Final = 16 << 20  # to ask for less costs as much as the page cache does
+READERS: Final = 5  # threads: about four read, and one populates memory
+_COPIES_IN_FLIGHT: Final = 2  # threads that read from the page cache; more would share the same memory bandwidth
+_DIRECT_MIN_NBYTES: Final = 16 << 20  # direct I/O gains nothing for less
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10
 _CHUNKS_AHEAD: Final = 16
 
@@ -47,9 +47,9 @@ class Target(NamedTuple):
     offset: int
     nbytes: int
     memory: Bytes | None
-    """Where they go, if that is one run of memory; else"""
+    """The memory that they are read into, if it is contiguous."""
     store: Callable[[int, Bytes], None] | None = None
-    """what takes them: called with the position of the first among the bytes wanted, and the bytes."""
+    """Otherwise called with the bytes, and the position of the first of them among the wanted ones."""
 
 
 class Run(NamedTuple):
@@ -60,11 +60,11 @@ class Run(NamedTuple):
     record: FileRecord
     """Size and digests of the run."""
     corrupt: Callable[[str], Exception]
-    """Makes the error to raise from what is wrong."""
+    """Makes the error to raise from a description of the damage."""
     base: int = 0
-    """Where the run begins in the file."""
+    """The offset of the run in the file."""
     may_go_direct: bool = False
-    """Whether the descriptor may be switched to direct I/O, and stay so."""
+    """Whether the descriptor may be switched to direct I/O for good."""
 
 
 def read_run(
@@ -75,17 +75,17 @@ def read_run(
     is_whole: bool = False,
     on_begin: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Read what is wanted of a run, and verify every digest block that was touched.
+    """Read the targets of a run, and verify each digest block that they touch.
 
     Args:
         run: The run.
-        targets: What is wanted, counted from the run's beginning, sorted by offset, without overlaps.
-        context: The job's; its flag is looked at before every chunk. Without one this thread reads alone.
-        is_whole: Whether to read and verify the rest of the run too.
-        on_begin: Called with the range of each chunk before it is read, from any thread.
+        targets: The wanted bytes, sorted by offset, without overlaps. Offsets are relative to the run.
+        context: The context of the job, whose stop flag is checked before each chunk. Without it, no thread helps.
+        is_whole: Whether to read and verify the rest of the run, too.
+        on_begin: Called before each chunk is read, from any thread, with the range of the chunk: (begin, end).
 
     Raises:
-        Exception: What `run.corrupt` made: a digest does not match, or the file is too short.
+        Exception: The error that `run.corrupt` has made: a digest does not match, or the file is too short.
         Stopped: The job was asked to stop.
     """
     context = context or JobContext()
@@ -119,7 +119,7 @@ def _with_memory_ready(
     populate: Callable[[tuple[int, int]], None],
     read: Callable[[tuple[int, int]], None],
 ) -> Iterator[Callable[[], None]]:
-    """Yield what reads the chunks in turn, and some way ahead of that, what makes their memory ready."""
+    """Yield functions that read the chunks and, some chunks ahead, functions that populate their memory."""
     ready = 0
     for number, chunk in enumerate(chunks):
         while ready < min(number + _CHUNKS_AHEAD, len(chunks)):
@@ -133,7 +133,7 @@ def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:
 
 
 def _chunks_of(targets: Sequence[Target], nbytes: int) -> list[tuple[int, int]]:
-    """Return the digest blocks that hold wanted bytes, neighbours joined into chunks."""
+    """Return the digest blocks with wanted bytes, with neighbors joined into chunks."""
     chunks: list[tuple[int, int]] = []
     for target in targets:
         begin = target.offset // DIGEST_BLOCK_NBYTES * DIGEST_BLOCK_NBYTES
@@ -164,7 +164,7 @@ class _Reading:
         self.is_direct = False
 
     def go_direct(self) -> None:
-        """Read past the page cache from now on, if the file system can."""
+        """Switch to direct I/O, if the file system supports it."""
         try:
             fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) | O_DIRECT)
         except OSError:
@@ -176,7 +176,7 @@ class _Reading:
         fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
 
     def read(self, begin: int, end: int) -> None:
-        """Read a chunk, verify it, and hand out what did not go straight into place."""
+        """Read a chunk, verify it, and copy the bytes that were not read into place."""
         scratch: Bytes | None = None
         parts: list[Part] = []
         copies: list[tuple[Target, int, int]] = []
@@ -207,7 +207,7 @@ class _Reading:
             self._spare.append(scratch)
 
     def populate(self, chunk: tuple[int, int]) -> None:
-        """Make the memory ready that a chunk will be read into."""
+        """Populate the memory that a chunk will be read into."""
         for target, low, high in self._wanted(*chunk):
             first, last = self._in_place(target, low, high)
             if first < last:
@@ -215,7 +215,7 @@ class _Reading:
                 populate(target.memory[first - target.offset : last - target.offset])
 
     def _wanted(self, begin: int, end: int) -> Iterator[tuple[Target, int, int]]:
-        """Yield the targets in a chunk, each with the range of its bytes there."""
+        """Yield the targets in a chunk, each with its range of bytes there."""
         number = max(bisect_right(self._offsets, begin) - 1, 0)
         for target in self._targets[number : bisect_left(self._offsets, end)]:
             low, high = max(target.offset, begin), min(target.offset + target.nbytes, end)
@@ -223,7 +223,7 @@ class _Reading:
                 yield target, low, high
 
     def _in_place(self, target: Target, low: int, high: int) -> tuple[int, int]:
-        """Return which of the bytes from `low` to `high` can be read to where they belong: (first, last + 1)."""
+        """Return the range of the bytes from `low` to `high` that can be read into place: (first, last + 1)."""
         if target.memory is None or high - low < _IN_PLACE_MIN_NBYTES:
             return low, low
         if not self.is_direct:
@@ -248,7 +248,7 @@ class _Reading:
             except OSError as error:
                 if not self.is_direct or error.errno != errno.EINVAL:
                     raise
-                self._go_buffered()  # some file systems take the flag and refuse the read
+                self._go_buffered()  # some file systems accept the flag and refuse the read
                 continue
             end = offset + count
             if end == parts[-1].offset + len(parts[-1].data):

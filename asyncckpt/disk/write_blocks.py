@@ -1,13 +1,11 @@
-"""The block engine: plans become files, and files become arrays, in large blocks from several threads.
+"""Write planned files in large blocks, from several threads.
 
-1. A file is written in blocks of `BLOCK_NBYTES`, each by one thread: its bytes are brought together, hashed, and
-   written with one call. Whole pages go to the disk from where they lie in memory; everything else (small chunks, odd
-   ends, memory that direct I/O cannot take) is gathered in a bounce buffer that mirrors the block.
-2. With direct I/O where the file system takes it; a file is written either directly or through the page cache, never
-   both.
-3. The digest blocks of the manifest never straddle two blocks, so no thread waits for another to hash.
-4. Reading mirrors it: a chunk is read into place, verified digest block by digest block, and only then used.
-5. A short write goes on where it stopped. An error ends the file; it is never retried.
+1. A file is written in blocks of `BLOCK_NBYTES`. One thread gathers the bytes of a block, hashes them, and writes them
+   with one call. Whole pages are written from their own memory. Everything else (short entries, odd ends, memory that
+   is not aligned for direct I/O) is copied to a bounce buffer, which has the layout of the block.
+2. Direct I/O is used where the file system supports it. A file is never written partly through the page cache.
+3. A digest block of the manifest never lies in two blocks, so no thread waits for another to hash.
+4. A short write is continued where it stopped. An error ends the file; it is never retried.
 """
 
 from __future__ import annotations
@@ -43,36 +41,36 @@ if TYPE_CHECKING:
 
 BLOCK_NBYTES: Final = 16 << 20
 DIRECT_MIN_NBYTES: Final = 1 << 20
-"""Smaller files go through the page cache: one small write and its sync cost less so."""
+"""Smaller files are written through the page cache, which is faster for a small write and its sync."""
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10  # shorter runs are gathered: fewer, larger parts per call (IOV_MAX is 1024)
 _NEED_BUFFERED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
 class ArrayBytes(Protocol):
-    """Where the bytes of captured arrays are."""
+    """The bytes of captured arrays."""
 
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
-        """Return the memory that holds these bytes, in order, or None if they must be copied out."""
+        """Return the memory of these bytes, in order, or None if they must be copied."""
 
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
         """Copy bytes of an array, from `start` on, until `target` is full."""
 
 
 class Part(NamedTuple):
-    """A run of bytes in memory that belongs at an offset of a file."""
+    """A run of bytes in memory, and its offset in a file."""
 
     offset: int
     data: Bytes
 
 
 class Progress:
-    """Is told how the writing of a file goes on, from any thread. This one looks at nothing."""
+    """Receives the progress of writing a file, from any thread. This class ignores it."""
 
     def copied(self) -> None:
-        """The last byte of the arrays has been read."""
+        """All bytes of the arrays have been read."""
 
     def written(self, nbytes: int) -> None:
-        """A block of so many bytes has been written."""
+        """A block of `nbytes` bytes has been written."""
 
 
 _UNWATCHED: Final = Progress()
@@ -80,16 +78,16 @@ _UNWATCHED: Final = Progress()
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a file is to hold."""
+    """The content of a file that is to be written."""
 
     plan: FilePlan
-    """What lies where."""
+    """The layout of the file."""
     arrays: ArrayBytes
-    """The arrays' bytes."""
+    """The bytes of the arrays."""
     block_nbytes: int = BLOCK_NBYTES
     """Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`."""
     progress: Progress = _UNWATCHED
-    """Is told how the writing goes on."""
+    """Receives the progress."""
 
 
 def write_content(
@@ -103,11 +101,11 @@ def write_content(
     """Create a file, write its content, and make it durable.
 
     Args:
-        ops: The disk.
-        path: The file, which must not exist.
-        content: What it is to hold.
-        context: The job's; its flag is looked at before every block.
-        batch: Syncs a small file, and closes it. Without one it is durable when this returns, as large files are.
+        ops: The operations on the disk.
+        path: The path of the file, which must not exist.
+        content: The content.
+        context: The context of the job; its stop flag is checked before each block.
+        batch: Syncs and closes a small file later. Without it, the file is durable on return, as large files are.
 
     Raises:
         OSError: The disk failed.
@@ -120,17 +118,17 @@ def write_content(
 
 
 def write_content_at(ops: DiskOps, fd: int, base: int, content: Content, context: JobContext) -> FileRecord:
-    """Write content into an open file, through the page cache, and leave making it durable to the caller.
+    """Write content into an open file through the page cache, without a sync.
 
     Args:
-        ops: The disk.
+        ops: The operations on the disk.
         fd: The file, open for writing.
-        base: Where the content begins in the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`.
-        content: What to write; its plan counts from `base`.
-        context: The job's; its flag is looked at before every block.
+        base: The offset of the content in the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`.
+        content: The content; the offsets of its plan are relative to `base`.
+        context: The context of the job; its stop flag is checked before each block.
 
     Returns:
-        The digests of the bytes written, in digest blocks counted from `base`.
+        The size and the digests of the bytes written; digest blocks begin at `base`.
 
     Raises:
         OSError: The disk failed.
@@ -140,7 +138,7 @@ def write_content_at(ops: DiskOps, fd: int, base: int, content: Content, context
 
 
 def write_bytes(ops: DiskOps, path: Path, data: bytes, batch: SyncBatch | None = None) -> FileRecord:
-    """Create a small file, which must not exist, and make it durable, or leave that to a batch."""
+    """Create a small file, which must not exist, and sync it, or add it to a batch."""
     with _durable(ops, ops.create(path), batch) as fd:
         write_all(ops, fd, [Part(0, np.frombuffer(data, np.uint8))] if data else [])
     return digest_bytes(data)
@@ -148,7 +146,7 @@ def write_bytes(ops: DiskOps, path: Path, data: bytes, batch: SyncBatch | None =
 
 @contextlib.contextmanager
 def _durable(ops: DiskOps, fd: int, batch: SyncBatch | None) -> Iterator[int]:
-    """Sync a file when it has been written, and close it, unless a batch does both."""
+    """Sync and close a file after it has been written, unless a batch does."""
     if batch is not None:
         batch.add(fd)
         yield fd
@@ -161,13 +159,13 @@ def _durable(ops: DiskOps, fd: int, batch: SyncBatch | None) -> Iterator[int]:
 
 
 def write_all(ops: DiskOps, fd: int, parts: Sequence[Part], *, granularity: int = 1) -> None:
-    """Write parts that follow each other in the file.
+    """Write parts that are consecutive in the file.
 
     Args:
-        ops: The disk.
+        ops: The operations on the disk.
         fd: The file.
-        parts: What to write.
-        granularity: After a short write, go on from a multiple of this.
+        parts: The parts.
+        granularity: Continue a short write at a multiple of this.
     """
     while parts:
         offset = parts[0].offset
@@ -191,7 +189,7 @@ def _create(ops: DiskOps, path: Path, *, want_direct: bool) -> tuple[int, bool]:
             if error.errno not in _NEED_BUFFERED:
                 raise
             with contextlib.suppress(FileNotFoundError):
-                ops.unlink(path)  # some file systems create the file before they refuse
+                ops.unlink(path)  # some file systems create the file before they fail
     return ops.create(path), False
 
 
@@ -216,7 +214,7 @@ class _Writer:
         self._is_direct = is_direct
         self._progress = content.progress
         self._offsets = [chunk.offset for chunk in self._plan.entries]
-        self._spare: list[Bytes] = []  # bounce buffers, as many as threads work here
+        self._spare: list[Bytes] = []  # bounce buffers, one for each thread
         self._begins = range(0, self._plan.nbytes, self._block_nbytes)
         self._digests = [b""] * len(self._begins)
         self._left = len(self._begins)  # to be gathered
@@ -228,7 +226,7 @@ class _Writer:
         return FileRecord(self._plan.nbytes, b"".join(self._digests))
 
     def _work(self, block: int) -> None:
-        """Do all that is to be done with a block; called from several threads."""
+        """Gather and write a block; called from several threads."""
         gathering = self._gather(block)
         with self._counting:
             self._left -= 1
@@ -239,7 +237,7 @@ class _Writer:
         self._progress.written(sum(len(part.data) for part in gathering.parts))
 
     def _gather(self, block: int) -> _Gathering:
-        """Bring the bytes of a block together."""
+        """Gather the bytes of a block."""
         begin = self._begins[block]
         end = min(begin + self._block_nbytes, self._plan.nbytes)
         gathering = _Gathering(self, begin, end)
@@ -275,14 +273,14 @@ class _Writer:
         except OSError as error:
             if not self._is_direct or error.errno != errno.EINVAL:
                 raise
-            # Some file systems take the flag and refuse the write itself, which has then written nothing.
+            # Some file systems accept the flag and refuse the write, which has written nothing then.
             fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
             write_all(self._ops, self._fd, parts)
         if gathering.bounce is not None:
             self._spare.append(gathering.bounce)
 
     def can_go_in_place(self, offset: int, data: Bytes) -> tuple[int, int]:
-        """Return which bytes of a run can be written from where they are: (first, last + 1), maybe none."""
+        """Return the range of a run that can be written from its own memory: (first, last + 1), or an empty one."""
         if len(data) < _IN_PLACE_MIN_NBYTES:
             return 0, 0
         if not self._is_direct:
@@ -303,7 +301,7 @@ class _Writer:
 
 
 class _Gathering:
-    """The bytes of one block: some lie where they were captured, the rest in a bounce buffer that mirrors the block."""
+    """The bytes of one block: parts in their own memory, and a bounce buffer for the rest."""
 
     def __init__(self, writer: _Writer, begin: int, end: int) -> None:
         self._writer = writer
@@ -315,7 +313,7 @@ class _Gathering:
         self.parts: list[Part] = []
 
     def gap(self, low: int, high: int) -> Bytes:
-        """Return the part of the bounce buffer for a range of the file; what was left out before it becomes zeros."""
+        """Return the part of the bounce buffer for a range of the file; a gap before it is filled with zeros."""
         if self.bounce is None:
             self.bounce = self._writer.take_bounce()
         if low > self._at:
@@ -324,10 +322,10 @@ class _Gathering:
         return self.bounce[low - self._begin : high - self._begin]
 
     def add(self, offset: int, data: Bytes) -> None:
-        """Add a run of bytes behind the last one."""
+        """Add a run of bytes after the last one."""
         first, last = self._writer.can_go_in_place(offset, data)
         if first < last and offset + first > self._at:
-            # Up to the first whole page, which may begin behind a gap.
+            # Up to the first whole page, which may begin after a gap.
             head = self.gap(offset, offset + first)
             head[:] = data[:first]
         if first == last:
@@ -339,7 +337,7 @@ class _Gathering:
             self.gap(offset + last, offset + len(data))[:] = data[last:]
 
     def finish(self) -> None:
-        """Put the parts in the order of the file."""
+        """Sort the parts by their offsets."""
         if self._at < self._end:
             self.gap(self._end, self._end)
         at = self._begin
@@ -352,12 +350,12 @@ class _Gathering:
             self.parts.append(self._bounced(at, self._end))
 
     def _bounced(self, low: int, high: int) -> Part:
-        assert self.bounce is not None  # noqa: S101 - whatever is not in place was put there
+        assert self.bounce is not None  # noqa: S101 - it holds all that is not in place
         return Part(low, self.bounce[low - self._begin : high - self._begin])
 
 
 def digest_parts(parts: Sequence[Part]) -> bytes:
-    """Return the digests of the digest blocks that the parts cover; they begin on the boundary of one."""
+    """Return the digests of consecutive parts, which begin at the boundary of a digest block."""
     digests = []
     pending = xxh3_128()
     room = DIGEST_BLOCK_NBYTES

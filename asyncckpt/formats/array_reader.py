@@ -1,8 +1,8 @@
-"""Read the arrays that an index describes, from the files that hold their bytes.
+"""Read the arrays of an index from the files that hold their bytes.
 
-1. The bytes of an array may lie in several files; each file is opened once. The one that holds the index is verified
-   whole where all of the state is loaded, the others only where their bytes are wanted.
-2. An array that consists of boxes is made whole, and its parts are read to where they lie in it.
+1. The bytes of an array may be in several files. Each file is opened once. The file with the index is verified whole if
+   the whole state is loaded; of the others, only the blocks that are needed are read.
+2. An array that consists of boxes is allocated whole, and its parts are read into it.
 3. A lazy load maps files. An array that consists of boxes, or of segments that cannot be mapped behind each other, is
    read: those that lie in several files, or begin on no page.
 """
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class Contents(NamedTuple):
-    """A decoded index, and what is wanted of it."""
+    """A decoded index, and what is needed of it."""
 
     file_name: str
     """The file that holds the index."""

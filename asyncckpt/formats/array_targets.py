@@ -1,7 +1,6 @@
-"""Memory for the arrays that an index describes: where each run of a file's bytes goes when it is read.
+"""Connect the arrays of an index to the reader of files.
 
-A format's index says where the bytes of each array lie (`Segment`); the reader of blocks wants to know where they go
-(`Target`).
+The index has the location of each array's bytes (`Segment`). The reader needs their destinations (`Target`).
 """
 
 from __future__ import annotations
@@ -30,18 +29,18 @@ if TYPE_CHECKING:
     from asyncckpt.state.index import Index
     from asyncckpt.state.segments import Segment
 
-_ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are left to numpy: a mapping of their own would cost more
+_ALIGNED_MIN_NBYTES: Final = 1 << 20  # smaller arrays are allocated by numpy, since a mapping would cost more
 
 
 def fresh_array(meta: ArrayMeta) -> NDArray[Any]:
-    """Return memory for an array that is to be read."""
+    """Allocate an array that is to be read."""
     if meta.nbytes >= _ALIGNED_MIN_NBYTES:
         return aligned_array(meta.shape, meta.dtype)
-    return np.ndarray(meta.shape, meta.dtype)  # unlike np.empty, it leaves a dtype of no bytes ("<U0") as it is
+    return np.ndarray(meta.shape, meta.dtype)  # np.empty would change a dtype of no bytes ("<U0")
 
 
 def targets_of(segments: Iterable[Segment], arrays: Mapping[int, ArrayTarget]) -> list[Target]:
-    """Say where each segment of these arrays goes."""
+    """Return the targets for the segments of these arrays."""
     memories = {number: memory_of(array) for number, array in arrays.items()}
     targets = []
     for number, offset, nbytes, _, start in segments:
@@ -58,9 +57,10 @@ def targets_of(segments: Iterable[Segment], arrays: Mapping[int, ArrayTarget]) -
 def targets_in_runs(
     index: Index, segments: Sequence[Segment], wanted: set[int], arrays: dict[int, ArrayTarget], pacer: Pacer
 ) -> list[Target]:
-    """Say where each segment of the wanted arrays goes, and make those that `arrays` lacks, the small ones, on the way.
+    """Return the targets for the segments of the wanted arrays.
 
-    Small arrays that lie in one digest block are one target, which is handed out at once: none is cut in two.
+    Arrays that `arrays` lacks are added to it: small ones when they have been read. Consecutive small arrays in one
+    digest block are one target, whose bytes come with one call.
     """
     targets: list[Target] = []
     large: dict[int, ArrayTarget] = {}
@@ -104,7 +104,7 @@ def _store_run(
     position: int,
     data: NDArray[np.uint8],
 ) -> None:
-    """Make, or fill, the small arrays of a run from the bytes that hold them all."""
+    """Make or fill the small arrays of a run from its bytes."""
     begin = run[0][1] + position
     for number, offset, meta in run:
         found: NDArray[Any] = np.ndarray(meta.shape, meta.dtype, data, offset - begin)
@@ -122,7 +122,7 @@ def _store(target: ArrayTarget, start: int, position: int, data: NDArray[np.uint
 def map_arrays(
     file: MappedFile, index: Index, segments: Sequence[Segment], wanted: set[int]
 ) -> dict[int, NDArray[Any]]:
-    """Return the wanted arrays of one file, in its mapped memory, and those that have no bytes.
+    """Return the wanted arrays of one file in its mapped memory, and those without bytes.
 
     Raises:
         CheckpointError: The system cannot map an array.

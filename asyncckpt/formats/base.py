@@ -1,4 +1,4 @@
-"""What a format is, and which there are."""
+"""The protocol of formats, and their names."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
 
 class Format(Protocol):
-    """A layout of state files. It does no I/O: it plans where the index, the arrays and its own structures lie.
+    """A layout of state files. It does no I/O, and only plans where the index, the arrays and its own structures are.
 
-    Reading needs no format at all: the manifest says where the index lies, and the index where the arrays lie.
+    Reading needs no format: the manifest has the location of the index, and the index has those of the arrays.
     """
 
     @property
     def file_name(self) -> str:
-        """The state file's name in a checkpoint's directory."""
+        """The name of the state file."""
 
     def plan(self, index: Index, pacer: Pacer) -> FilePlan:
         """Lay out a state file.
 
         Args:
-            index: The tree and the arrays of the state. The format chooses the arrays' segments, encodes the index with
-                them and places it.
+            index: The tree and the arrays of the state. The format chooses the segments of the arrays, and encodes and
+                places the index.
             pacer: Paused between chunks of Python work.
 
         Raises:
@@ -38,5 +38,5 @@ _MODULES: Final = {"msgpack": "asyncckpt.formats.msgpack", "hdf5": "asyncckpt.fo
 
 
 def find_format(name: str) -> Format:
-    """Return a format by its name, importing what it needs (h5py, say) on first use."""
+    """Return a format by its name. Its module, and h5py, are imported on first use."""
     return cast("Format", importlib.import_module(_MODULES[name]).FORMAT)

@@ -1,15 +1,15 @@
-"""Keys as HDF5 names.
+"""Convert keys to names in HDF5 files and members of npz files.
 
-1. A str key is its own name. What HDF5 or its tools cannot hold is percent-escaped as in URLs, byte by byte of its
-   UTF-8: "/", "%", NUL, lone surrogates, and the first character of ".", ".." and whatever begins with "__asyncckpt".
-   The empty key is "%".
-2. A key that is not a str is "%=" and a literal, escaped likewise: "%=1.5", "%=None", '%=tuple(1, "a")'. Of two such
-   keys that read the same, the later has "%~" and a number behind it.
-3. In a dict whose first key is an int, ints are plain decimals, and a str key that reads like one has its first
+1. A str key is its own name. Characters that HDF5 or its tools cannot hold are percent-escaped as in URLs, for each
+   byte of their UTF-8: "/", "%", NUL, lone surrogates, and the first character of ".", ".." and names that begin with
+   "__asyncckpt". The empty key is "%".
+2. Another key is "%=" and an escaped literal: "%=1.5", "%=None", '%=tuple(1, "a")'. If two such keys have the same
+   literal, the later one has the suffix "%~" and a number.
+3. In a dict whose first key is an int, ints are plain decimals, and a str key that looks like one has its first
    character escaped.
-4. A name of more than 1024 bytes is its first 200 characters, "%~" and the XXH3-128 of the whole in hex.
+4. A name of more than 1024 bytes is its first 200 characters, "%~" and the XXH3-128 of the whole name in hex.
 
-"%" before "=", "~" or the end is no escape, so names made by different rules never meet.
+"%" before "=", "~" or the end is not an escape, so different rules never make the same name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PREFIX: Final = "__asyncckpt"
 NAME_MAX_NBYTES: Final = 1024
 _CUT_LENGTH: Final = 200
-_DECIMAL_MAX_NBYTES: Final = 128  # longer ints are spelled in hex, which takes linear time and has no limit
+_DECIMAL_MAX_NBYTES: Final = 128  # longer ints are written in hex, which takes linear time
 _SPECIAL: Final = re.compile("[/%\0\ud800-\udfff]")
 _DECIMAL: Final = re.compile("-?[0-9]+")
 
@@ -47,7 +47,7 @@ Key = str | int | Literal
 
 
 def read_key(nodes: Iterator[ix.Node]) -> Key:
-    """Read one key, with all nodes that it consists of."""
+    """Read all nodes of one key."""
     node = next(nodes)
     if type(node) is str or type(node) is int:
         return node
@@ -57,7 +57,7 @@ def read_key(nodes: Iterator[ix.Node]) -> Key:
 
 
 def spell(key: Key, *, among_ints: bool) -> str:
-    """Return the name of a key, however long."""
+    """Return the name of a key, which may be too long."""
     if type(key) is str:
         escaped = escape(key)
         if among_ints and _DECIMAL.fullmatch(escaped):
@@ -69,13 +69,13 @@ def spell(key: Key, *, among_ints: bool) -> str:
 
 
 def shorten(name: str) -> str:
-    """Return the name that stands for one which is too long."""
+    """Return the short form of a name that is too long."""
     digest = xxhash.xxh3_128_hexdigest(name.encode())
     return f"{name[:_CUT_LENGTH]}%~{digest}"
 
 
 def escape(text: str) -> str:
-    """Escape a text so that it is a name in HDF5; `urllib.parse.unquote` with "surrogatepass" takes it back."""
+    """Escape a text so that it is a name in HDF5; `urllib.parse.unquote` with "surrogatepass" reverses it."""
     if _SPECIAL.search(text):
         text = _SPECIAL.sub(lambda found: _percent(found[0]), text)
     if text.startswith(PREFIX) or text in (".", ".."):
@@ -84,7 +84,7 @@ def escape(text: str) -> str:
 
 
 def integer_text(data: bytes) -> str:
-    """Spell an int, given as two's complement, so that `int(text, 0)` reads it."""
+    """Write an int, given as two's complement, so that `int(text, 0)` reads it."""
     value = int.from_bytes(data, "little", signed=True)
     return str(value) if len(data) <= _DECIMAL_MAX_NBYTES else hex(value)
 
@@ -99,9 +99,9 @@ def _percent(character: str) -> str:
 
 
 def _literal(node: ix.Node, nodes: Iterator[ix.Node]) -> str:
-    """Spell a node and all that belongs to it; without recursion, since a key may be a deep tuple."""
+    """Write a node and its children as a literal; without recursion, because a key may be a deep tuple."""
     words: list[str] = []
-    left = [1]  # how many nodes are to come, for each open parenthesis
+    left = [1]  # the number of nodes to come, for each open parenthesis
     needs_comma = False
     while True:
         left[-1] -= 1

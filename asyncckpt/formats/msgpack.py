@@ -1,10 +1,10 @@
-"""state.msgpack: a plain stream of msgpack objects, which any msgpack reader takes to the end.
+"""The format msgpack: state.msgpack is a plain stream of msgpack objects, which any msgpack reader can read to the end.
 
-1. The stream is the index, then `bin`s: the payload, in extents of at most 1 GiB, and padding.
-2. The payload holds the arrays in order, each on a 64-byte boundary, from 4 KiB on a 4096-byte one, so that it can be
-   mapped. Padding inside an extent is zeros; between extents it is a `bin` of its own.
-3. An extent begins on a page. An array that does not fit into what is left of one goes on in the next: only arrays over
-   1 GiB have more than one segment.
+1. The stream is the index, followed by `bin`s: the payload, in extents of at most 1 GiB, and padding.
+2. The payload is the arrays in order, each on a 64-byte boundary. Those of 4 KiB or more are on a 4096-byte boundary,
+   so that they can be mapped. Padding inside an extent is zeros; between extents it is a `bin`.
+3. An extent begins on a page. An array that does not fit into the rest of an extent begins the next one. Only arrays of
+   more than 1 GiB have several segments.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Msgpack:
         encoder = IndexEncoder(index, pacer)
         sizes = [meta.nbytes for meta in index.arrays]
         pacer.pause()
-        # An array has as many segments as it fills extents: known before any of them has its place.
+        # The number of segments of an array is known before they are placed.
         index_nbytes = encoder.nbytes(
             sum(-(-nbytes // extent_nbytes) for batch in pacer.batches(sizes) for nbytes in batch if nbytes)
         )
@@ -47,14 +47,14 @@ class _Msgpack:
             chunks += runs
             offset = end
         if not payload.extents:
-            tail = _padding(base - offset)  # the base leaves room for a header, and so for a bin
+            tail = _padding(base - offset)  # there is room for a bin
             chunks.append(PlanEntry(offset, len(tail), tail))
             offset = base
         return FilePlan(nbytes=offset, entries=chunks, index_offset=0, index_nbytes=index_nbytes)
 
 
 def _padding(nbytes: int) -> bytes:
-    """Return `bin`s of zeros that fill exactly so many bytes: none, or from 2 to two pages."""
+    """Return `bin`s of zeros that fill exactly `nbytes` bytes: none, or from 2 bytes to two pages."""
     if nbytes == 0:
         return b""
     if nbytes <= 2 + 0xFF:

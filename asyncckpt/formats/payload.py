@@ -1,9 +1,9 @@
-"""Where the arrays lie in a state file: one behind the other, in order, whatever the format.
+"""The payload of a state file: the arrays one after the other, in every format.
 
-1. An array of a page or more begins on a page, so that it can be mapped and written from where it was captured; a
-   smaller one on a multiple of `SMALL_BOUNDARY`. Small ones in a row are one chunk of the plan.
-2. An extent begins on a page. An array that does not fit into what is left of one goes into the next; only arrays that
-   are larger than an extent have more than one segment.
+1. An array of a page or more begins on a page, so that it can be mapped, and written from its own memory. A smaller one
+   begins on a multiple of `SMALL_BOUNDARY`. Consecutive small arrays are one entry of the plan.
+2. An extent begins on a page. An array that does not fit into the rest of an extent begins the next one. Only arrays
+   that are larger than an extent have several segments.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 EXTENT_HEADER_NBYTES: Final = 5
 """Room before an extent: a msgpack `bin 32`."""
-_RUN: Final = 256  # small arrays in one chunk, at most
+_RUN: Final = 256  # small arrays in one entry, at most
 
 
 class Payload:
-    """Arrays placed one behind the other, from a page boundary on."""
+    """The layout of arrays from a page boundary on."""
 
     def __init__(self, base: int, extent_nbytes: int) -> None:
         self._extent_nbytes = extent_nbytes
@@ -38,14 +38,14 @@ class Payload:
         self._runs: list[PlanEntry] = []
         self._columns = Column("Q"), Column("Q"), Column("Q")
         self.extents: list[tuple[int, int, list[PlanEntry]]] = []
-        """Their begins and ends, and the chunks in them."""
+        """The begin, the end and the entries of each extent."""
 
     def segments(self) -> NDArray[np.uint64]:
-        """Return the segments, one a row."""
+        """Return the segments as rows of array number, offset and size."""
         return np.stack([np.array(each, np.uint64) for each in self._columns], axis=1)
 
     def place(self, sizes: Sequence[int], pacer: Pacer) -> None:
-        """Place arrays of these sizes, in bytes; small ones in a row are one chunk."""
+        """Place arrays of these sizes, in bytes."""
         first = 0
         for array, nbytes in enumerate(sizes):
             if nbytes < PAGE_NBYTES and array - first < _RUN:
@@ -58,7 +58,7 @@ class Payload:
                 first += 1
         self._place_small(sizes, first, len(sizes))
         if self._end > self._begin:
-            # The last page is filled inside the extent, so that a file of a single extent needs no padding behind it.
+            # The extent fills its last page, so that a file of a single extent needs no padding after it.
             self._end = align(self._end, PAGE_NBYTES)
             self._close()
 
@@ -100,13 +100,13 @@ class Payload:
                 column.append(value)
 
     def _close(self) -> None:
-        """End an extent; what follows goes into the next."""
+        """End the extent, and begin the next one."""
         self.extents.append((self._begin, self._end, self._runs))
         self._runs = []
         self._begin = self._end = extent_start(self._end)
 
 
 def extent_start(offset: int) -> int:
-    """Return the first page boundary before which the header of an extent and its padding fit, from `offset` on."""
+    """Return the first page boundary after `offset` that leaves room for padding and the header of an extent."""
     start = align(offset + EXTENT_HEADER_NBYTES, PAGE_NBYTES)
     return start + PAGE_NBYTES if start - EXTENT_HEADER_NBYTES - offset == 1 else start  # a bin has two bytes or more

@@ -1,8 +1,8 @@
-"""numpy dtypes as HDF5 datatypes whose bytes are the array's own.
+"""Convert numpy dtypes to HDF5 datatypes.
 
-1. No type asks for converted bytes: an element in the file is the element in memory, byte order, padding and all.
-2. Where h5py would not read the same dtype back, a *note* says which it was (`dtype_to_plain` as JSON).
-3. What HDF5 cannot describe is opaque, of the element's size, with a note.
+1. Bytes are never converted: an element in the file is the element in memory, including byte order and padding.
+2. If h5py would not read the same dtype, a *note* has it (`dtype_to_plain` as JSON).
+3. A dtype that HDF5 cannot describe is opaque, of the element's size, with a note.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from asyncckpt.libhdf5 import h5t
 from asyncckpt.state.dtypes import dtype_to_plain, is_extension
 
 _TYPE_MAX_NBYTES: Final = 1 << 15  # encoded; a message of an object header ends at 64 KiB
-_FLOATS: Final = {  # sign at the top; (exponent's place, its size, mantissa's size, bias); with IEEE's inf and NaN
+_FLOATS: Final = {  # (position and size of the exponent, size of the mantissa, bias); with IEEE's inf and NaN
     "bfloat16": (7, 8, 7, 127),
     "float8_e5m2": (2, 5, 2, 15),
     "float8_e4m3": (3, 4, 3, 7),
@@ -27,18 +27,18 @@ _FLOATS: Final = {  # sign at the top; (exponent's place, its size, mantissa's s
 
 @dataclass(frozen=True, slots=True)
 class ElementType:
-    """How the elements of an array are stored."""
+    """The HDF5 datatype of an array's elements."""
 
     type_id: Any
     """The HDF5 datatype."""
     note: str | None
-    """The numpy dtype as JSON, where the datatype alone does not tell it."""
+    """The numpy dtype as JSON, if it cannot be told from the datatype."""
     has_size: bool = True
-    """False for elements of no bytes, which HDF5 lacks: they are stored as empty rows of uint8."""
+    """False for elements of no bytes, which HDF5 does not have. They are stored as empty rows of uint8."""
 
 
 class ElementTypes:
-    """The types of one file, each made once."""
+    """The datatypes of one file. Each is made once."""
 
     def __init__(self) -> None:
         self._simple: dict[tuple[np.dtype[Any], str], ElementType] = {}
@@ -52,7 +52,7 @@ class ElementTypes:
             if found is None:
                 found = self._simple[simple] = _element_type(dtype)
             return found
-        key = json.dumps(dtype_to_plain(dtype))  # structures can be equal and differ in titles or alignment
+        key = json.dumps(dtype_to_plain(dtype))  # equal structures may differ in titles or alignment
         found = self._structured.get(key)
         if found is None:
             found = self._structured[key] = _element_type(dtype)
@@ -70,7 +70,7 @@ def _element_type(dtype: np.dtype[Any]) -> ElementType:
         return ElementType(_opaque(dtype.itemsize), note)
     if len(type_id.encode()) > _TYPE_MAX_NBYTES:
         return ElementType(_opaque(dtype.itemsize), note)
-    if isinstance(plain, str) and plain in _FLOATS:  # the datatype tells, though h5py reads it as a wider float
+    if isinstance(plain, str) and plain in _FLOATS:  # the datatype is exact, though h5py reads a wider float
         return ElementType(type_id, None)
     return ElementType(type_id, None if _is_read_back(type_id, plain) else note)
 
@@ -83,7 +83,7 @@ def _is_read_back(type_id: Any, plain: object) -> bool:
 
 
 def _build(dtype: np.dtype[Any]) -> Any:
-    """Make the HDF5 datatype, or raise one of HDF5's errors where there is none."""
+    """Make an HDF5 datatype, or raise one of h5py's errors if there is none."""
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return h5t.array_create(_build(base), shape)
@@ -104,7 +104,7 @@ def _build(dtype: np.dtype[Any]) -> Any:
         return h5t.array_create(
             h5t.py_create(np.dtype(np.uint32).newbyteorder(dtype.byteorder)), (dtype.itemsize // 4,)
         )
-    return h5t.py_create(np.dtype(dtype.str), logical=True)  # by its name: a dtype can carry h5py's own metadata
+    return h5t.py_create(np.dtype(dtype.str), logical=True)  # by its name, because a dtype may have metadata of h5py
 
 
 def _float(dtype: np.dtype[Any], exponent_at: int, exponent: int, mantissa: int, bias: int) -> Any:

@@ -1,11 +1,11 @@
-"""state.h5: an ordinary HDF5 file, for every HDF5 reader there is (docs/format.md has the mapping).
+"""The format HDF5: state.h5 is an ordinary HDF5 file for any HDF5 reader (docs/format.md has the mapping).
 
-1. The metadata is encoded here, byte by byte (`metadata`), not by libhdf5 (docs/design.md, section 7, says why). h5py
-   only describes datatypes. An array has one segment, of any size.
-2. Every array is a dataset and every key a name. Python leaves are mirrored as attributes or small datasets, up to
-   `MAX_LEAVES` in a file; the index, which is the dataset `/__asyncckpt__`, has them all.
-3. Below `MAX_DEPTH` and where no name leads, arrays lie in the group `/__asyncckpt_arrays__`, by number.
-4. Attributes of our own begin with `__asyncckpt`, which no user's name does (`formats.key_names`).
+1. The metadata is made without libhdf5 (`metadata.py`), which would take fifty microseconds for each dataset. h5py only
+   describes datatypes. An array has one segment, of any size.
+2. Every array is a dataset, and every key is a name. Python leaves are mirrored as attributes or small datasets, up to
+   `MAX_LEAVES` in a file. The index, which is the dataset `/__asyncckpt__`, has all of them.
+3. Arrays below `MAX_DEPTH`, and those in keys, are in the group `/__asyncckpt_arrays__`, by number.
+4. The names of asyncckpt's own attributes begin with `__asyncckpt`, and no user's names do (`formats.key_names`).
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.pacing import Pacer
 
 MAX_LEAVES: Final = 2048
-"""Python leaves, and containers for their own sake, that are mirrored in one file."""
+"""The number of Python leaves, and of containers that are groups even without arrays, in one file."""
 MAX_ENTRIES: Final = 1024
-"""Entries of a container whose Python leaves are mirrored."""
+"""The number of entries up to which the Python leaves of a container are mirrored."""
 MAX_DEPTH: Final = 64
-"""Containers within containers that are groups within groups."""
+"""How deep groups are nested."""
 
 _INDEX: Final = b"__asyncckpt__"
 _ARRAYS: Final = b"__asyncckpt_arrays__"
-_VALUE: Final = "value"  # what stands in a group that is not a container
+_VALUE: Final = "value"  # the entry of a group that is not a container
 _KIND: Final = b"__asyncckpt_kind__"
 _TYPE: Final = b"__asyncckpt_type__"
 _DTYPE: Final = b"__asyncckpt_dtype__"
@@ -73,10 +73,10 @@ class _Hdf5:
         payload.place(sizes, pacer)
         segments = payload.segments()
         for number, offset, _ in segments.tolist():
-            mirror.datasets[number].place = offset
+            mirror.datasets[number].data_address = offset
         spans = [chunk for _, _, chunks in payload.extents for chunk in chunks]
         end = payload.extents[-1][1] if payload.extents else align(file.nbytes, PAGE_NBYTES)
-        index_dataset.place = offset = end
+        index_dataset.data_address = offset = end
         nbytes = align(end + index_nbytes, PAGE_NBYTES)
         chunks = [*file.render(nbytes), *spans]
         for chunk in encoder.encode(segments):
@@ -92,10 +92,10 @@ class _Frame:
     parent: _Frame | None
     code: int
     left: int
-    """Entries to come."""
+    """The number of entries to come."""
     depth: int
     is_shown: bool
-    """Whether it is a group for its own sake, not only because of arrays in it."""
+    """Whether it is a group even if there are no arrays in it."""
     mirrors: bool
     """Whether its Python leaves become attributes and datasets."""
     tags: tuple[str, ...] = ()
@@ -105,12 +105,12 @@ class _Frame:
     among_ints: bool = True
     is_partial: bool = False
     literals: set[str] | None = None
-    """The names taken by keys that are neither str nor int; a mapping has them from its first key on."""
+    """The names of keys that are neither str nor int; None until a mapping has read its first key."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where an array lies, and what is said of it there."""
+class _Mirrored:
+    """The first dataset of an array, with its attributes."""
 
     dataset: Node
     tags: tuple[str, ...]
@@ -132,22 +132,22 @@ class Mirror:
         """Prepare to write.
 
         Args:
-            file: The file.
-            index: The tree, and what its arrays are.
+            file: The metadata of the file.
+            index: The tree, and descriptions of its arrays.
             pacer: Paused between chunks.
-            entry: The name, below the root group, of what the state becomes; None if the state is the root group.
-            max_leaves: How many Python leaves, and containers for their own sake, are mirrored.
+            entry: The name of the state in the root group; None if the state is the root group.
+            max_leaves: The number of Python leaves, and of containers that are groups even without arrays.
         """
         self._index = index
         self._pacer = pacer
-        self._places: dict[int, _Place] = {}
+        self._mirrored: dict[int, _Mirrored] = {}
         self.leaves_left = max_leaves
         self._elements = ElementTypes()
         self._file = file
         self._entry = entry
         self._top: Node | None = None  # the group of the state, once it is complete
         self.datasets: dict[int, Node] = {}
-        """Those of the arrays, by their number."""
+        """The datasets of the arrays, by number."""
 
     def add_index(self, nbytes: int) -> Node:
         """Make the dataset of the index."""
@@ -156,7 +156,7 @@ class Mirror:
         return dataset
 
     def write_tree(self) -> None:
-        """Mirror the tree, and place every array."""
+        """Mirror the tree, with a dataset for every array."""
         nodes = ix.read_nodes(self._index.chunks, self._pacer)
         frame: _Frame | None = _Frame(
             None, ix.LIST, 1, -1, is_shown=True, mirrors=True, group=self._file.root, among_ints=False
@@ -188,7 +188,7 @@ class Mirror:
                 self._add_array(frame, number, tags, names.container_name(code))
             else:
                 self._add_leaf(frame, node, tags)
-        self._place_the_rest()
+        self._add_remaining_arrays()
 
     # --- containers ---------------------------------------------------------------------------------------------------
 
@@ -207,7 +207,7 @@ class Mirror:
         return frame
 
     def _leave(self, frame: _Frame) -> None:
-        """Say of a container what its group alone does not tell."""
+        """Add the attributes of a container to its group."""
         is_partial = frame.is_partial or frame.group is None
         if frame.parent is not None and not frame.is_shown:
             frame.parent.is_partial |= is_partial
@@ -232,7 +232,7 @@ class Mirror:
             self._file.attach_leaf(group, _PARTIAL, make_leaf(True, self._elements))  # noqa: FBT003 - the value itself
 
     def _group(self, frame: _Frame) -> Node:
-        """Return the container's group, which is made when it is first needed. `MAX_DEPTH` bounds the recursion."""
+        """Return the group of a container, which is made on first use. `MAX_DEPTH` bounds the recursion."""
         if frame.group is None:
             self._pacer.pause()
             parent: _Frame = frame.parent  # type: ignore[assignment]
@@ -242,7 +242,7 @@ class Mirror:
         return frame.group
 
     def _name(self, frame: _Frame) -> bytes:
-        """Return the name of the current entry. To be called once for an entry, since it makes names different."""
+        """Return the name of the current entry. Call it once for each entry, because it makes names unique."""
         key = frame.key
         if frame.parent is None:
             if self._entry is not None:
@@ -265,20 +265,20 @@ class Mirror:
 
     def _add_array(self, frame: _Frame, number: int, tags: tuple[str, ...], kind: str | None) -> None:
         if frame.depth > MAX_DEPTH:
-            return  # its turn comes in _place_the_rest
+            return  # see _add_remaining_arrays
         group = self._group(frame)
         name = self._name(frame)
-        place = self._places.get(number)
-        if place is None:
-            self._places[number] = _Place(self._place(group, name, number, tags, kind), tags, kind)
+        mirrored = self._mirrored.get(number)
+        if mirrored is None:
+            self._mirrored[number] = _Mirrored(self._add_dataset(group, name, number, tags, kind), tags, kind)
             return
-        if (place.tags, place.kind) != (tags, kind):  # what is said of a dataset is said at all its places
+        if (mirrored.tags, mirrored.kind) != (tags, kind):  # all links of a dataset have the same attributes
             group = self._file.group(group, name)
             self._tag(group, tags, "reference" if kind is None else f"reference {kind}")
             name = _VALUE.encode()
-        self._file.link(group, name, place.dataset)
+        self._file.link(group, name, mirrored.dataset)
 
-    def _place(self, group: Node, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> Node:
+    def _add_dataset(self, group: Node, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> Node:
         self._pacer.pause()
         meta = self._index.arrays[number]
         element = self._elements.of(meta.dtype)
@@ -296,17 +296,17 @@ class Mirror:
             self._file.attach_ints(dataset, _SHAPE, meta.shape)
         return dataset
 
-    def _place_the_rest(self) -> None:
-        """Give datasets to the arrays that lie deeper than groups do, and to those in keys."""
+    def _add_remaining_arrays(self) -> None:
+        """Add datasets of the arrays below `MAX_DEPTH`, and of those in keys."""
         group = None
         for number in range(len(self._index.arrays)):
-            if number not in self._places:
+            if number not in self._mirrored:
                 if group is None:
                     if self._top is None:
                         root = self._file.root
                         self._top = root if self._entry is None else self._file.group(root, self._entry)
                     group = self._file.group(self._top, _ARRAYS)
-                self._place(group, str(number).encode(), number, (), None)
+                self._add_dataset(group, str(number).encode(), number, (), None)
 
     # --- leaves -------------------------------------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ class Mirror:
             self._file.attach_text(dataset, _DTYPE, leaf.note)
 
     def _tag(self, target: Node, tags: tuple[str, ...], kind: str | None) -> None:
-        """Say what kind of value, and what type of object, a dataset or group stands for."""
+        """Add the kind of a value, and the types of an object, to its dataset or group."""
         if kind is not None:
             self._file.attach_text(target, _KIND, kind)
         if len(tags) == 1:
@@ -338,7 +338,7 @@ class Mirror:
 
 
 def _read_key(frame: _Frame, nodes: Iterator[ix.Node]) -> None:
-    """Read the key of the next entry; where there are no keys, it is the position."""
+    """Read the key of the next entry; its position if there are no keys."""
     if frame.code not in ix.MAPPINGS:
         frame.key += 1  # type: ignore[operator]
         return

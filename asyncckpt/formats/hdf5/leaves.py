@@ -1,7 +1,7 @@
-"""Python leaves as small HDF5 values.
+"""Convert Python leaves to small HDF5 values.
 
-A value that says by itself what it is can be an attribute: None (a null dataspace), bool, int, float, complex, str (a
-string), bytes (a row of uint8), and numpy's numbers. Any other has a *kind*, which takes a dataset with an attribute.
+Some values can be attributes: None (a null dataspace), bool, int, float, complex, str (a string), bytes (a row of
+uint8), and numpy's numbers. Any other has a *kind*: it is a dataset with an attribute that names it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from asyncckpt.formats.hdf5.datatypes import ElementTypes
 
 VALUE_MAX_NBYTES: Final = 1 << 15
-"""Larger values are contiguous datasets: what lies in an object header ends at 64 KiB."""
+"""The size up to which a value is stored in an object header, which is limited to 64 KiB, in bytes."""
 TEXT: Final = h5t.py_create(h5py.string_dtype(), logical=True)
-"""Strings of any length, in UTF-8; as h5py writes a str."""
+"""The datatype of strings of any length in UTF-8, as h5py writes a str."""
 
 _PLAIN_TYPES: Final = {kind: h5t.py_create(np.dtype(kind), logical=True) for kind in (bool, float, complex)}
 _PLAIN_KINDS: Final = "biufc"
@@ -38,15 +38,15 @@ class Leaf:
     data: NDArray[Any] | None
     """None for a null dataspace."""
     kind: str | None = None
-    """What a dataset says of it."""
+    """The kind that a dataset has as an attribute."""
     needs_dataset: bool = False
-    """Whether what is said of it matters."""
+    """Whether it must be a dataset with a kind."""
     note: str | None = None
-    """The numpy dtype, where the datatype alone does not tell it."""
+    """The numpy dtype, if it cannot be told from the datatype."""
 
     @property
     def nbytes(self) -> int:
-        """Its size in an object header; texts lie elsewhere."""
+        """Its size in an object header, in bytes; texts are stored elsewhere."""
         return 0 if self.data is None else self.data.nbytes
 
     @property
@@ -100,7 +100,7 @@ def _scalar(plain: Any, data: Any, elements: ElementTypes) -> Leaf:
 
 
 def _text(text: str, kind: str | None) -> Leaf:
-    """Make a string, or its bytes where HDF5's strings, which are Unicode and end at a NUL, cannot hold it."""
+    """Make a string, or bytes if it has a NUL or is not Unicode, which HDF5's strings cannot hold."""
     if "\0" in text or not _is_unicode(text):
         return _bytes(text.encode("utf-8", "surrogatepass"), kind or "str", needs_dataset=True)
     return Leaf(TEXT, np.array(text, object), kind, needs_dataset=kind is not None)

@@ -1,9 +1,9 @@
-"""The metadata of one HDF5 file: groups, datasets and attributes, first as objects, then as bytes.
+"""Make the metadata of an HDF5 file: groups, datasets and attributes, first as objects, then as bytes.
 
-1. How long a structure is does not depend on the addresses in it. So `arrange` gives every object its address, and
-   `render` makes the bytes once the data have theirs.
+1. The length of a structure does not depend on the addresses in it. So `arrange` assigns an address to each object, and
+   `render` makes the bytes after the data have got their addresses, too.
 2. Links and attributes keep the order in which they were made.
-3. Two files of the same content are the same bytes: no times are kept.
+3. Files of the same content have the same bytes, because no times are stored.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from asyncckpt.libhdf5 import h5t
 if TYPE_CHECKING:
     from asyncckpt.runtime.pacing import Pacer
 
-_COMPACT_LINKS: Final = 8  # more of them are stored where they are found by name
+_COMPACT_LINKS: Final = 8  # more links of a group are stored in a B-tree by name
 _COLLECTION: Final = 4096  # texts stored together
 _REFERENCE_NBYTES: Final = 16  # to a text
 _CHUNK_NBYTES: Final = 1 << 18
 
 Data = bytes | list[int]
-"""Bytes, or the numbers of texts."""
+"""Bytes, or numbers of texts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,29 +36,29 @@ class Node:
     """A group or a dataset."""
 
     description: bytes
-    """The messages of its header that do not depend on where anything lies."""
+    """The messages of its header that do not depend on addresses."""
     links: list[tuple[bytes, Node]] | None = None
-    """Those of a group."""
+    """The links of a group."""
     data: Data | None = None
-    """What a small dataset holds."""
+    """The data of a small dataset."""
     nbytes: int = 0
-    """Size of the data of a dataset that are elsewhere, and"""
-    place: int = hb.NOWHERE
-    """where they are."""
+    """The size of a dataset's data outside the metadata, in bytes."""
+    data_address: int = hb.NOWHERE
+    """The address of data that are not in the header."""
     attributes: list[tuple[bytes, bytes, bytes, Data]] = field(default_factory=list)
     """Their names, datatypes, dataspaces and values."""
     references: int = 0
     address: int = 0
     dense: hb.DenseLinks | None = None
     parts: list[int] = field(default_factory=list)
-    """Addresses of the parts of `dense`."""
+    """The addresses of the parts of `dense`."""
 
 
 class MetadataFile:
-    """An HDF5 file being made."""
+    """The metadata of an HDF5 file while it is made."""
 
     def __init__(self, pacer: Pacer, *, has_root: bool = True) -> None:
-        """Without a root group of its own, it is a part of a file: what is linked in `root` is found from elsewhere."""
+        """Make an empty file, or a part of a file without a root group, whose objects are linked from elsewhere."""
         self._pacer = pacer
         self._types: dict[int, tuple[Any, bytes]] = {}
         self._descriptions: dict[tuple[int, tuple[int, ...]], bytes] = {}
@@ -66,7 +66,7 @@ class MetadataFile:
         self._texts: list[bytes] = []
         self._collections: list[tuple[int, bytes]] = []
         self.nbytes = 0
-        """Where the metadata end, once they are arranged."""
+        """The end of the metadata, after `arrange`."""
         self._begin = 0
         self.root = Node(b"", links=[])
         if has_root:
@@ -79,7 +79,7 @@ class MetadataFile:
         return self.link(holder, name, self._add(Node(b"", links=[])))
 
     def dataset(self, holder: Node, name: bytes, type_id: Any, shape: tuple[int, ...], nbytes: int) -> Node:
-        """Make a dataset whose data have their place outside the metadata; its `place` is to be set."""
+        """Make a dataset whose data are outside the metadata. Set its `data_address` before `render`."""
         return self.link(holder, name, self._add(Node(self._described(type_id, shape), nbytes=nbytes)))
 
     def leaf_dataset(self, holder: Node, name: bytes, leaf: Leaf) -> Node:
@@ -92,7 +92,7 @@ class MetadataFile:
         return self.link(holder, name, self._add(Node(b"".join(messages), data=self._data_of(leaf))))
 
     def link(self, holder: Node, name: bytes, node: Node) -> Node:
-        """Give an object one more name."""
+        """Add a link to an object."""
         holder.links.append((name, node))  # type: ignore[union-attr] # holders are groups
         node.references += 1
         return node
@@ -125,7 +125,7 @@ class MetadataFile:
         return node
 
     def _described(self, type_id: Any, shape: tuple[int, ...]) -> bytes:
-        """Return the messages of a dataset, which are made once for all of one type and shape."""
+        """Return the messages of a dataset. They are made once for each type and shape."""
         key = (id(type_id), shape)
         found = self._descriptions.get(key)
         if found is None:
@@ -138,11 +138,11 @@ class MetadataFile:
         return found
 
     def _type(self, type_id: Any) -> bytes:
-        """Return the message of a datatype; the type is kept with it, so that its id stays its own."""
+        """Return the message of a datatype, which is kept, so that its id is not reused."""
         found = self._types.get(id(type_id))
         if found is None:
             encoded = type_id.encode()[2:]
-            if type_id is TEXT:  # here as large as a pointer, in the file as a reference
+            if type_id is TEXT:  # a pointer in memory, and a reference in the file
                 encoded = encoded[:4] + _REFERENCE_NBYTES.to_bytes(4, "little") + encoded[8:]
             found = self._types[id(type_id)] = (type_id, encoded)
         return found[1]
@@ -162,15 +162,15 @@ class MetadataFile:
 
     @property
     def count(self) -> int:
-        """How many objects there are."""
+        """The number of objects."""
         return len(self._nodes)
 
     def address(self, number: int) -> int:
-        """Return where the n-th object's own begins, or where all ends; in the order in which they were made."""
+        """Return the address of the n-th object, in the order in which they were made, or the end of all."""
         return self._nodes[number].address if number < len(self._nodes) else self.nbytes
 
     def arrange(self, begin: int = hb.SUPERBLOCK_NBYTES) -> int:
-        """Give every object its address, from `begin` on; return where the metadata end."""
+        """Assign addresses to all objects, from `begin` on. Return the end of the metadata."""
         self._begin = end = begin
         for first in range(0, len(self._texts), _COLLECTION):
             collection = hb.text_collection(self._texts[first : first + _COLLECTION])
@@ -194,13 +194,13 @@ class MetadataFile:
                     node.parts.append(end)
                     end += nbytes
             if self._is_apart(node):
-                node.place = end = align(end, 8)
+                node.data_address = end = align(end, 8)
                 end += len(node.data)  # type: ignore[arg-type]
         self.nbytes = end
         return end
 
     def render(self, file_nbytes: int | None) -> list[PlanEntry]:
-        """Return the metadata of a file of this size, or without a superblock, as chunks of a plan."""
+        """Return the metadata of a file of this size as entries of a plan; without a superblock if it is None."""
         base = 0 if file_nbytes is not None else self._begin
         image = bytearray(self.nbytes - base)
         sealed: list[tuple[int, int]] = []
@@ -223,12 +223,12 @@ class MetadataFile:
                 parts = node.dense.render(node.parts, links, hashes, self._pacer)
                 heap_block = node.parts[1]
                 for address, part in zip(node.parts, parts, strict=True):
-                    if address == heap_block:  # has no checksum
+                    if address == heap_block:  # it has no checksum
                         image[address - base : address - base + len(part)] = part
                     else:
                         put(address, part)
             if self._is_apart(node):
-                at = node.place - base
+                at = node.data_address - base
                 image[at : at + len(node.data)] = node.data  # type: ignore[arg-type, assignment]
         hb.seal(np.frombuffer(image, np.uint8), sealed, self._pacer)
         view = memoryview(image)
@@ -242,9 +242,9 @@ class MetadataFile:
         messages = [node.description]
         if node.links is None:
             if node.data is None:
-                layout = hb.contiguous(node.place, node.nbytes)
+                layout = hb.contiguous(node.data_address, node.nbytes)
             elif self._is_apart(node):
-                layout = hb.contiguous(node.place, len(node.data))
+                layout = hb.contiguous(node.data_address, len(node.data))
             else:
                 layout = hb.compact(self._encoded(node.data))
             messages.append(hb.message(hb.LAYOUT, layout))
@@ -265,7 +265,7 @@ class MetadataFile:
         return hb.object_header(b"".join(messages), len(node.attributes))
 
     def _encoded(self, data: Data) -> bytes:
-        """Return data as they are in the file: texts as references to where they lie."""
+        """Return data as in the file: texts are references."""
         if isinstance(data, bytes):
             return data
         references = []
@@ -281,7 +281,7 @@ class MetadataFile:
 
     @staticmethod
     def _is_apart(node: Node) -> bool:
-        """Whether a small dataset is too large for its header."""
+        """Whether the data of a leaf are too large for its header."""
         return isinstance(node.data, bytes) and len(node.data) > VALUE_MAX_NBYTES
 
 

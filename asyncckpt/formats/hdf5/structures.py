@@ -1,7 +1,7 @@
-"""Structures of HDF5 as bytes, after the HDF5 File Format Specification, version 3.0.
+"""Encode the structures of HDF5 files, as in the HDF5 File Format Specification, version 3.0.
 
-1. Whatever is checked by a checksum ends with four zero bytes, which `seal` fills in for all structures at once.
-2. Addresses and lengths take eight bytes; all numbers are little-endian.
+1. A structure with a checksum ends with four zero bytes. `seal` computes the checksums of all structures together.
+2. Addresses and lengths have eight bytes. All numbers are little-endian.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ ATTRIBUTE_INFO: Final = 0x15
 REFERENCE_COUNT: Final = 0x16
 
 FILL_NEVER: Final = b"\x03\x05"
-"""Space allocated early and never filled."""
+"""Space is allocated early and never filled."""
 FILL_IF_SET: Final = b"\x03\x09"
 NULL_SPACE: Final = b"\x02\x00\x00\x02"
 GROUP_DEFAULTS: Final = b"\0\0"
@@ -45,7 +45,7 @@ GROUP_DEFAULTS: Final = b"\0\0"
 _CHECKSUM: Final = bytes(4)
 _FEW: Final = 16
 _KNOWN_NBYTES: Final = 1024
-_NOBODYS: Final = b"asyncckpt"
+_UNUSED: Final = b"asyncckpt"
 _HEAP_ID_NBYTES: Final = 7
 _RECORD_NBYTES: Final = 4 + _HEAP_ID_NBYTES
 _NODE_PREFIX_NBYTES: Final = 6
@@ -71,7 +71,7 @@ def object_header(messages: bytes, attributes: int) -> bytes:
     """Make an object header of version 2, without times."""
     flags = 0x02 | 0x04  # four bytes for its size; the order of attributes
     limits = b""
-    if attributes > 8:  # noqa: PLR2004 - what HDF5 takes for granted
+    if attributes > 8:  # noqa: PLR2004 - the default of HDF5
         flags |= 0x10
         limits = struct.pack("<2H", attributes, 6)
     return b"OHDR\x02" + bytes((flags,)) + limits + len(messages).to_bytes(4, "little") + messages + _CHECKSUM
@@ -91,7 +91,7 @@ def attribute(name: bytes, datatype: bytes, space: bytes, data: bytes) -> bytes:
 
 
 def attribute_info(count: int) -> bytes:
-    """Make the message that goes before so many attributes in a header."""
+    """Make the message before the attributes in a header."""
     return struct.pack("<2BH2Q", 0, 1, count, NOWHERE, NOWHERE)
 
 
@@ -106,13 +106,13 @@ def compact(data: bytes) -> bytes:
 
 
 def link_info(count: int, heap: int, tree: int) -> bytes:
-    """Make the message of a group with so many links, whose order is kept."""
+    """Make the message of a group with `count` links, whose order is stored."""
     return struct.pack("<2B3Q", 0, 1, count, heap, tree)
 
 
 def link(name: bytes, order: int, address: int) -> bytes:
     """Make a hard link."""
-    is_long = len(name) > 0xFF  # noqa: PLR2004 - what one byte says
+    is_long = len(name) > 0xFF  # noqa: PLR2004 - its length takes more than a byte
     is_utf8 = not name.isascii()
     return (
         struct.pack("<2BQ", 1, 0x04 | is_long | is_utf8 << 4, order)
@@ -124,13 +124,13 @@ def link(name: bytes, order: int, address: int) -> bytes:
 
 
 def text_collection(texts: Sequence[bytes]) -> bytes:
-    """Make a collection of the global heap; its objects are numbered from 1 on.
+    """Make a collection of the global heap, whose objects are numbered from 1.
 
-    Its last object is nobody's. Without it, libhdf5 would give the collection back when its only text is replaced, make
-    another in its place, and number the new text as the old one: nothing that refers to it would have changed.
+    Its last object is not referred to. Without it, libhdf5 would free the collection when its only text is replaced,
+    make another at the same address, and give the new text the same number, so that the change could not be detected.
     """
     parts: list[bytes] = []
-    for number, text in enumerate([*texts, _NOBODYS], 1):
+    for number, text in enumerate([*texts, _UNUSED], 1):
         parts += (struct.pack("<2HIQ", number, 1, 0, len(text)), text, bytes(-len(text) % 8))
     content = b"".join(parts)
     nbytes = -(-(len(content) + 32) // 4096) * 4096  # 16 for the collection's header, 16 for that of its free space
@@ -139,16 +139,16 @@ def text_collection(texts: Sequence[bytes]) -> bytes:
 
 
 class DenseLinks(NamedTuple):
-    """How the links of a large group are stored: a fractal heap of one block, and a B-tree of their names' hashes."""
+    """The storage of a large group's links: a fractal heap of one block, and a B-tree of the hashes of names."""
 
     block_nbytes: int
     node_nbytes: int
     leaves: tuple[int, ...]
-    """Records in each leaf; between two leaves is one more, in the root."""
+    """The number of records in each leaf. Between two leaves, the root has one more."""
 
     @classmethod
     def of(cls, count: int, links_nbytes: int) -> DenseLinks:
-        """Choose sizes for so many links."""
+        """Choose the sizes for `count` links."""
         block_nbytes = max(512, 1 << (links_nbytes + _BLOCK_PREFIX_NBYTES - 1).bit_length())
         node_nbytes = 4096
         while True:
@@ -162,17 +162,17 @@ class DenseLinks(NamedTuple):
         return cls(block_nbytes, node_nbytes, (*[share + 1] * rest, *[share] * (number - rest)))
 
     def parts(self) -> list[int]:
-        """Return the sizes of the heap's header and block, of the tree's header, of its leaves and of its root."""
+        """Return the sizes of the header and block of the heap, and of the header, leaves and root of the tree."""
         trees = [self.node_nbytes] * len(self.leaves) + [self.node_nbytes] * (len(self.leaves) > 1)
         return [146, self.block_nbytes, 38, *trees]
 
     def render(self, places: Sequence[int], links: Sequence[bytes], hashes: Sequence[int], pacer: Pacer) -> list[bytes]:
-        """Make the parts, which lie at these places; each ends at its checksum, but for the heap's block.
+        """Make the parts. Each ends with its checksum, except for the block of the heap, which has none.
 
         Args:
-            places: Their addresses.
+            places: The addresses of the parts.
             links: The bodies of the links' messages, in their order.
-            hashes: The hashes of their names.
+            hashes: The hashes of the links' names.
             pacer: Paused between chunks.
         """
         heap, block, _, *nodes = places
@@ -228,9 +228,9 @@ def _size_nbytes(largest: int) -> int:
 
 
 def by_hash(hashes: Sequence[int], links: Sequence[bytes]) -> list[int]:
-    """Return the numbers of the links in the order of their hashes, and of their names where those are equal."""
+    """Return the numbers of the links, sorted by their hashes, and by their names if those are equal."""
     by_number = np.array(hashes, np.uint32)
-    order = np.argsort(by_number, kind="stable")  # unlike the sorting of a list, it leaves the GIL to others
+    order = np.argsort(by_number, kind="stable")  # releases the GIL, unlike sorting a list
     found: list[int] = order.tolist()
     in_order = by_number[order]
     for at in np.flatnonzero(in_order[1:] == in_order[:-1]):
@@ -245,7 +245,7 @@ def _name_of(body: bytes) -> bytes:
 
 
 _ROWS: Final = 512
-"""Runs of bytes whose checksums are computed together: each step of it is one call for all of them."""
+"""The number of runs of bytes whose checksums are computed together, with one call for each step."""
 
 
 def checksums(rows: NDArray[np.uint8], pacer: Pacer) -> Words:
@@ -285,20 +285,20 @@ def _finish(a: Any, b: Any, c: Any) -> Any:
 
 
 def _checksum(data: bytes, pacer: Pacer) -> int:
-    """Return the lookup3 of one run of bytes; short ones are remembered."""
+    """Return the lookup3 of one run of bytes. Those of short runs are cached."""
     return _known_checksum(data) if len(data) <= _KNOWN_NBYTES else _lookup3(data, pacer)
 
 
 @lru_cache(maxsize=1024)
 def _known_checksum(data: bytes) -> int:
-    """Remember the checksums of a small state's structures: the next save of such a state has the same ones."""
+    """Cache the checksums of small states' structures, because the next save has the same ones."""
     return _lookup3(data, Pacer(yields=False))
 
 
 def _lookup3(data: bytes, pacer: Pacer) -> int:
-    """Compute with numbers, which for a few runs of bytes are ten times as quick as arrays.
+    """Compute lookup3 with Python's ints, which is ten times as fast as arrays for a few runs of bytes.
 
-    The shifts are written out, because a loop over them would take as long again.
+    The loop over the shifts is unrolled, which halves the time.
     """
     full = 0xFFFFFFFF
     count = max(3, -(-len(data) // 12) * 3)
@@ -321,7 +321,7 @@ def _lookup3(data: bytes, pacer: Pacer) -> int:
 
 
 def hashes(names: Sequence[bytes], pacer: Pacer) -> list[int]:
-    """Return the hash of each name, by which a B-tree finds it."""
+    """Return the hash of each name, which is its key in a B-tree."""
     by_length: dict[int, list[int]] = {}
     for batch in pacer.batches(enumerate(names)):
         for number, name in batch:

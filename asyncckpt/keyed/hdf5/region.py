@@ -73,7 +73,7 @@ class RegionPlan:
                 if not meta.nbytes:
                     continue
                 end = align(end, _boundary(meta.nbytes))
-                mirrors[number].datasets[array].place = end
+                mirrors[number].datasets[array].data_address = end
                 segments.append(Segment(array, end, meta.nbytes))
                 begin = end if begin is None else begin
                 chunks.append(PlanEntry(end, meta.nbytes, Span(firsts[number] + array, 0)))

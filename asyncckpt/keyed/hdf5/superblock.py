@@ -50,7 +50,7 @@ def root_group(
         file.link(file.root, name, Node(b"", address=address))
     offset, nbytes, digest = catalog
     dataset = file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes)
-    dataset.place = offset
+    dataset.data_address = offset
     file.attach_leaf(dataset, DIGEST_NAME, Leaf(h5t.STD_U8LE, np.frombuffer(digest, np.uint8)))
     file.arrange(begin)
     return file.root.address, [bytes(chunk.source) for chunk in file.render(None)]
