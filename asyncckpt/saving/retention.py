@@ -184,7 +184,7 @@ class Ranking:
         self._steps = sorted(self._metrics)
         scores = {step: score for step in paced(self._steps) if (score := self._score(step)) is not None}
         self._ranked = [step for step in self._steps if step not in scores]  # the best comes last
-        self._ranked += sorted(scores, key=scores.__getitem__)  # numbers alone, because tuples take ten times as long
+        self._ranked += sorted(scores, key=scores.__getitem__)  # numbers, which sort faster than tuples
         self._permanent_rules = _permanent_rules(policy)
         prunable = set(self._steps)
         for rule in self._permanent_rules:
