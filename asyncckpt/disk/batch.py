@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from asyncckpt.disk.ops import DiskOps
 
 
 class SyncBatch:
-    """Open files that are to be synced; they are closed when its block is left."""
+    """Open files that are to be synced."""
 
     def __init__(self, ops: DiskOps) -> None:
         self._ops = ops
@@ -41,16 +39,6 @@ class SyncBatch:
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         for fd in self._fds:
             self._ops.sync(fd)
-
-    def __enter__(self) -> Self:
-        """Return the batch."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close the files."""
-        self.close()
 
     def close(self) -> None:
         """Close the files; more than once does no harm."""

@@ -1,13 +1,13 @@
 """The protocol between `saving/` and the storage in which checkpoints are kept.
 
-1. A step is committed, or it is not. Readers find a whole checkpoint or none, whatever fails and wherever a kill falls.
-2. An attempt is invisible until it is committed. Its bytes are durable before its manifest is, and the manifest, which
-   is written last, makes it the checkpoint of its step and replaces an earlier one.
-3. Steps are ints. A file of a checkpoint has a name relative to it, with slashes. Only `LocalDirectories`, which not
-   every store has, knows paths.
-4. Every call may block, so it is made in a worker thread; `CheckpointStore.release` alone must not. Several threads may
-   use a store at the same time; an attempt and a reader belong to one job each.
-5. What a call cannot remove is no error: it is returned as remarks, which the manager warns of once each.
+1. Readers find a whole checkpoint of a step or none, whatever fails and whenever a process is killed.
+2. An attempt is invisible until it is committed. Its files are durable before its manifest counts. The manifest, which
+   is written last, makes it the checkpoint of its step, and replaces an earlier one.
+3. Steps are ints. A file has a name relative to its checkpoint, with slashes. Only `LocalDirectories`, which a store
+   need not have, knows paths.
+4. All calls except `CheckpointStore.release` may block, and are made in worker threads. Several threads may use a store
+   at the same time. An attempt or a reader is used by one job.
+5. If something cannot be deleted, that is not an error: calls return remarks, each of which becomes a warning once.
 
 `asyncckpt.testing.StorageContract` tests these promises of any store.
 """
@@ -36,9 +36,9 @@ class CheckpointStore(ABC):
     """Holds the checkpoints of one run, at most one for each step, at one location."""
 
     location: str
-    """Where it is, for messages."""
+    """The location, for messages."""
     read_threads = 1
-    """How many threads read one checkpoint well."""
+    """The number of threads with which one checkpoint is read fastest."""
     directories: LocalDirectories | None = None
     """The store's local directories, if it has any."""
 
@@ -49,12 +49,12 @@ class CheckpointStore(ABC):
         """List what is committed, as `list_checkpoints` does, for a manager that begins to use the store.
 
         Args:
-            is_writer: Whether the manager may change the store. If so, what a killed writer has left is brought into
-                order, unless a writer is there now or this fails.
+            is_writer: Whether the manager may change the store. If so, what a killed writer has left is cleared,
+                unless there is a writer now or this fails.
             must_exist: Whether to return a remark if the location does not exist.
 
         Raises:
-            ConfigError: The location is that of something else.
+            ConfigError: The location is not one of checkpoints.
             OSError: The store cannot be read.
         """
 
@@ -63,7 +63,7 @@ class CheckpointStore(ABC):
         """List what is committed, without verifying it.
 
         Args:
-            known: Records of an earlier listing. What is the same checkpoint still is not read again.
+            known: Records of an earlier listing. Those of checkpoints that have not been replaced are kept.
 
         Raises:
             OSError: The store cannot be read.
@@ -83,17 +83,17 @@ class CheckpointStore(ABC):
             UnsupportedFormatError: A later release wrote it.
         """
 
-    def describe_absence(self, step: int | None = None) -> str:  # noqa: ARG002 - for those who know more
+    def describe_absence(self, step: int | None = None) -> str:  # noqa: ARG002 - for implementations
         """Describe, after a semicolon, what there is instead of this checkpoint, or of any; empty if not known."""
         return ""
 
     @abstractmethod
     def free_nbytes(self) -> int | None:
-        """Return how much room is left, in bytes; None where that is not known."""
+        """Return how much space is left, in bytes; None if that is not known."""
 
     @abstractmethod
     def nbytes_of(self, steps: Iterable[int]) -> int:
-        """Return how much room there will be, in bytes, when these steps have been deleted."""
+        """Return how much space deleting these steps will free, in bytes."""
 
     @abstractmethod
     def read_document(self, name: str) -> bytes | None:
@@ -138,21 +138,21 @@ class CheckpointStore(ABC):
 
         Args:
             step: Its step, committed or not.
-            nbytes: How much room it takes, in bytes.
+            nbytes: How much space it takes, in bytes.
             min_free_nbytes: How much must be free; None: as much as it takes.
 
         Raises:
-            NoRoomError: There is too little room; nothing was written.
+            NoRoomError: There is too little space; nothing was written.
             OSError: The store failed.
         """
 
     @abstractmethod
     def retire(self, steps: Iterable[int], *, durably: bool = True) -> Retired:
-        """Take checkpoints away from readers. Readers that have one open go on reading it.
+        """Hide checkpoints from readers. A reader that has one open can go on reading it.
 
         Args:
-            steps: Which; those that are not committed are left out.
-            durably: Whether no crash can bring them back when this returns; otherwise `sweep` sees to it.
+            steps: The steps; those that are not committed are ignored.
+            durably: Whether no crash can bring them back when this returns; otherwise `sweep` makes that sure.
 
         Raises:
             OSError: The store failed. The checkpoints were put back, if that could be done.
@@ -160,7 +160,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def sweep(self, trash: Sequence[Trash] | None, stop: StopFlag) -> Swept:
-        """Delete trash, in its order, until `stop` is set; None: all trash of the store.
+        """Delete trash, in this order, until `stop` is set; None: all trash of the store.
 
         Raises:
             OSError: The store failed.
@@ -168,7 +168,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def write_document(self, name: str, data: bytes) -> None:
-        """Write a document of the whole store as a whole. It is durable with the next commit at the latest.
+        """Write or replace a document of the whole store, all or nothing. It is durable from the next commit on.
 
         Raises:
             OSError: The store failed. What was there before still is.
@@ -215,10 +215,10 @@ class Attempt(ABC):
 
     @abstractmethod
     def discard(self) -> None:
-        """Delete what was written; nothing once it was committed, or may have been.
+        """Delete what was written. Once it was committed, or may have been, this does nothing.
 
         Raises:
-            OSError: Something stays. No reader sees it, and the next writer clears it.
+            OSError: Something could not be deleted. No reader sees it, and the next writer clears it.
         """
 
     def __enter__(self) -> Self:
@@ -228,7 +228,7 @@ class Attempt(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Discard it; what goes wrong with that is a note of the error that came before."""
+        """Discard it. If that fails after another error, it becomes a note of that error."""
         try:
             self.discard()
         except OSError as second:
@@ -238,11 +238,11 @@ class Attempt(ABC):
 
 
 class LocalDirectories(ABC):
-    """What a store adds whose checkpoints are directories of the local file system."""
+    """What a store offers besides if its checkpoints are directories of the local file system."""
 
     @abstractmethod
     def begin(self, step: int, documents: Mapping[str, bytes]) -> PendingDirectory:
-        """Make a pending directory with its small files, for a caller who writes the rest.
+        """Make a pending directory with small files, for a caller that writes the others.
 
         Raises:
             OSError: The disk failed.
@@ -250,15 +250,15 @@ class LocalDirectories(ABC):
 
     @abstractmethod
     def parse_step(self, path: Path) -> int:
-        """Return the step of a pending directory, by its name.
+        """Return the step of a pending directory, by its name. This does not block.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The name is not that of a pending directory.
         """
 
     @abstractmethod
     def read_pending(self, path: Path, name: str) -> bytes | None:
-        """Read a small file of a pending directory as it is; None if the directory does not exist.
+        """Read a small file of a pending directory, unverified; None if the directory does not exist.
 
         Raises:
             OSError: The file cannot be read.
@@ -269,7 +269,7 @@ class LocalDirectories(ABC):
         """Commit a pending directory that the caller has filled.
 
         Raises:
-            ValueError: It is not one of this store's.
+            ValueError: It is not a pending directory of this store.
             FileNotFoundError: It does not exist.
             CheckpointError: There is a symbolic link or a special file in it.
             OSError: The disk failed. If it was a sync of the caller's files, they are discarded: syncing them again
@@ -282,7 +282,7 @@ class LocalDirectories(ABC):
         """Delete a pending directory.
 
         Raises:
-            OSError: Something in it stays.
+            OSError: Something in it could not be deleted.
         """
 
     @abstractmethod
@@ -290,6 +290,6 @@ class LocalDirectories(ABC):
         """Open the checkpoint that a directory is, wherever it lies and whatever it is called.
 
         Raises:
-            CheckpointNotFoundError: It is none.
+            CheckpointNotFoundError: It is not a checkpoint.
             CheckpointError: As `CheckpointStore.open`.
         """

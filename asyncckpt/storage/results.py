@@ -17,11 +17,11 @@ METRIC_NAME: Final = ".asyncckpt.json"
 DOCUMENT_NAMES: Final = (METRIC_NAME,)
 """The documents that a store may be asked for."""
 SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What the system answers when it is short of descriptors or memory, which says nothing of what was to be read."""
+"""The system is short of descriptors or memory. That says nothing about what was to be read."""
 
 
 class NoRoomError(OSError):
-    """The store was asked before anything was written, and has too little room."""
+    """There is too little space, which was noticed before anything was written."""
 
     nbytes: int
     """How much must be free, in bytes."""
@@ -67,15 +67,15 @@ class Trash(NamedTuple):
     """A checkpoint that was retired or replaced, and is to be deleted by `CheckpointStore.sweep`."""
 
     name: str
-    """What the store calls it."""
+    """Its name in the store."""
     nbytes: int
-    """How much room its files take, in bytes."""
+    """How much space its files take, in bytes."""
     free_nbytes: int
-    """How much room was left when it was retired, in bytes."""
+    """How much space was left when it was retired, in bytes; 0 if that is not known."""
 
 
 class Retired(NamedTuple):
-    """What became of steps that were to go."""
+    """The result of `CheckpointStore.retire`."""
 
     trash: tuple[Trash, ...]
     refused: dict[int, OSError]
@@ -84,12 +84,12 @@ class Retired(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What became of trash."""
+    """The result of `CheckpointStore.sweep`."""
 
     done: int
-    """How many items of it were dealt with, the first ones."""
+    """How many items were processed, in their order."""
     left_nbytes: int
-    """How much room that takes which cannot be removed, in bytes."""
+    """How much space is taken by what could not be deleted, in bytes."""
     remarks: tuple[str, ...]
 
 

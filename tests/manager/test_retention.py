@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import math
+import os
 import shutil
 import warnings
 from contextlib import AsyncExitStack
@@ -15,7 +16,6 @@ import pytest
 from helpers.gates import hold
 
 import asyncckpt
-from asyncckpt.storage.local import records
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
@@ -241,18 +241,18 @@ async def test_a_checkpoint_that_is_replaced_while_it_is_listed_counts(
     async with asyncckpt.CheckpointManager(tmp_path) as manager:
         for step in (1, 2):
             await (await manager.save(step, {"a": step}))
-    look = records.identity_of
+    access = os.access
 
-    def replace_first(what: Any, at: int | None = None) -> Any:
+    def replace_first(what: Any, *mode: int, **options: Any) -> bool:
         if what == "manifest.json" and not (tmp_path / "trash_step_2").exists():
             shutil.copytree(tmp_path / "step_2", tmp_path / "new")
             (tmp_path / "step_2").rename(tmp_path / "trash_step_2")
             (tmp_path / "new").rename(tmp_path / "step_2")
             (tmp_path / "trash_step_2" / "manifest.json").unlink()
-        return look(what, at)
+        return access(what, *mode, **options)
 
     (tmp_path / "step_1").rename(tmp_path / "elsewhere")
-    monkeypatch.setattr(records, "identity_of", replace_first)
+    monkeypatch.setattr(os, "access", replace_first)
     async with asyncckpt.CheckpointManager(tmp_path, read_only=True) as manager:
         assert (tmp_path / "trash_step_2").exists()
         assert manager.latest_step() == 2

@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 class TestLocalStore(StorageContract):
     """A directory of the local file system."""
 
+    disk: type[DiskOps] = DiskOps
+
     @pytest.fixture(autouse=True)
     def _root(self, tmp_path: Path) -> None:
         self.root = tmp_path
 
     def make_store(self) -> CheckpointStore:
         """Name a directory that does not exist."""
-        return LocalStore(Path(tempfile.mkdtemp(dir=self.root)) / "run", DiskOps())
+        return LocalStore(Path(tempfile.mkdtemp(dir=self.root)) / "run", self.disk())
 
     def reopen(self, store: CheckpointStore) -> CheckpointStore:
         """Name it again."""
-        return LocalStore(Path(store.location), DiskOps())
+        return LocalStore(Path(store.location), self.disk())
 
     def damage(self, store: CheckpointStore, step: int, name: str, position: int) -> None:
         """Change a byte of a file."""
@@ -49,6 +51,19 @@ class TestLocalStore(StorageContract):
     def lose(self, store: CheckpointStore) -> None:
         """Rename the directory."""
         Path(store.location).rename(self.root / "elsewhere")
+
+
+class NoExchange(DiskOps):
+    """A file system that cannot exchange two names."""
+
+    def exchange(self, first: Path, second: Path) -> bool:
+        return False
+
+
+class TestLocalStoreWithoutExchange(TestLocalStore):
+    """A directory that is replaced by renaming the old one first."""
+
+    disk = NoExchange
 
 
 class MemoryContract(StorageContract):
