@@ -107,7 +107,7 @@ class Admission:
         self._is_streaming = False
         self._has_staged = False
 
-    def reserve(self, step: int, *, overwrite: bool) -> int:
+    def _reserve(self, step: int, *, overwrite: bool) -> int:
         """Reserve a step, and return the latest one in flight.
 
         Raises:
@@ -128,7 +128,7 @@ class Admission:
         """Admit a save; see `CheckpointManager.save`."""
         tracker = SaveTracker(step := request.step)
         documents = encode_documents(step, request.training_info, request.run_config, self._metric)
-        latest = self.reserve(step, overwrite=request.overwrite)
+        latest = self._reserve(step, overwrite=request.overwrite)
         if self._is_streaming and self._settings.overflow == "skip":
             self._steps.free(step)
             return SaveHandle.skipped(step)
@@ -160,7 +160,7 @@ class Admission:
                 f"step {step}: the state has more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes: use await save()"
             )
             raise ValueError(message)
-        latest = self.reserve(step, overwrite=request.overwrite)
+        latest = self._reserve(step, overwrite=request.overwrite)
         try:
             self._warn_if_below(step, latest)
             if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):

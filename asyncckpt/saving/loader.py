@@ -63,44 +63,29 @@ class Loader:
         return self.chosen(which)
 
     async def load_step(self, step: int, request: LoadRequest) -> LoadedCheckpoint:
-        """Load this step and no other.
-
-        Raises:
-            CheckpointNotFoundError: It is not committed.
-            CorruptCheckpointError: It is damaged.
-        """
+        """Load this step and no other; see `CheckpointManager.load`."""
+        if self._catalog.is_begun(step):  # it may have its name on the disk already, and is not durable
+            raise self._not_committed(step)
         try:
-            self._check_not_begun(step)
             loaded = await self._reading(step, load_checkpoint, self._store, step, request)
         except CheckpointNotFoundError as error:
             if step in self._steps.in_flight:
-                message = f"step {step} is not committed yet: await its handle first"
-                raise CheckpointNotFoundError(message, step=step) from error
+                raise self._not_committed(step) from error
             raise
-        _warn_of_plain_data(loaded)
-        self._on_loaded(loaded.staged_nbytes)
-        return loaded.checkpoint
+        return self._finish(loaded)
+
+    def _not_committed(self, step: int) -> CheckpointNotFoundError:
+        state = "yet: await its handle first" if step in self._steps.in_flight else f"in {self._root}"
+        return CheckpointNotFoundError(f"step {step} is not committed {state}", step=step)
 
     async def load_path(self, path: Path, request: LoadRequest) -> LoadedCheckpoint:
-        """Load the checkpoint in this directory, whether or not it is of this manager.
-
-        Raises:
-            CheckpointNotFoundError: There is none.
-            CorruptCheckpointError: It is damaged.
-        """
+        """Load the checkpoint in this directory, whether or not it is of this manager."""
         directories = local_directories(self._store)
         loaded = await self._jobs.run_in_context(self._helpers, load_directory, directories, path, request)
-        _warn_of_plain_data(loaded)
-        self._on_loaded(loaded.staged_nbytes)
-        return loaded.checkpoint
+        return self._finish(loaded)
 
     async def load_choice(self, which: Choice, request: LoadRequest) -> LoadedCheckpoint:
-        """Load the latest or the best, or the next one where that is damaged.
-
-        Raises:
-            CheckpointNotFoundError: There is no checkpoint.
-            CorruptCheckpointError: It is damaged, and so are the others, or ``fallback`` is off.
-        """
+        """Load the latest or the best, or the next one if that is damaged; see `CheckpointManager.load`."""
         has_listed = False
         overwritten: set[str] = set()
         while (step := await self.choose(which)) is not None:
@@ -132,11 +117,6 @@ class Loader:
             raise CorruptCheckpointError(message, step=steps[-1])
         found = await self._jobs.run(self._store.describe_absence)
         raise CheckpointNotFoundError(f"there is no checkpoint in {self._root}{found}")
-
-    def _check_not_begun(self, step: int) -> None:
-        """Refuse a step that may have its name on the disk already, and is not durable."""
-        if self._catalog.is_begun(step):
-            raise CheckpointNotFoundError(f"step {step} is not committed in {self._root}", step=step)
 
     async def verify(self, step: int) -> None:
         """Verify every file of a checkpoint; see `CheckpointManager.verify`."""
@@ -177,11 +157,12 @@ class Loader:
                 self._catalog.mark_corrupt(step)
                 raise
 
-
-def _warn_of_plain_data(loaded: Loaded) -> None:
-    for name, path in loaded.unknown_types.items():
-        message = (
-            f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data: use"
-            " asyncckpt.register_type, or give a template with like="
-        )
-        warn(message)
+    def _finish(self, loaded: Loaded) -> LoadedCheckpoint:
+        """Warn of objects that were restored as plain data, and make memory ready for a save of the state."""
+        for name, path in loaded.unknown_types.items():
+            warn(
+                f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data:"
+                " use asyncckpt.register_type, or give a template with like="
+            )
+        self._on_loaded(loaded.staged_nbytes)
+        return loaded.checkpoint

@@ -50,12 +50,7 @@ class DirectoryOwner:
                 del taking  # it holds its error, whose traceback holds this frame
 
     async def take_in_writer(self) -> None:
-        """Take the directory in the writer's task, where a cancellation only starts the countdown.
-
-        Raises:
-            DirectoryLockedError: There is another writer.
-            OSError: The directory cannot be made or written.
-        """
+        """Take the directory as `take` does, in the writer's task, where a cancellation only starts the countdown."""
         while not self._is_taken:
             await self._env.deadline.wait_for(self.take)
 
@@ -92,11 +87,7 @@ class DirectoryOwner:
     async def change_beside(
         self, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
     ) -> ResultT:
-        """Run a job that changes the directory beside the writer's, for a caller.
-
-        Raises:
-            FileNotFoundError: The directory was removed or replaced.
-        """
+        """Run a job that changes the directory, for a caller, beside those of the writer."""
         return await self._env.jobs.run(change, self._store, job, *args, **kwargs)
 
     def release(self) -> None:

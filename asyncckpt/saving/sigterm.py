@@ -48,10 +48,10 @@ async def leave_on_sigterm(
 
     A second signal ends the waiting at once, and so does the deadline. `asyncio.run` then ends with `SystemExit`.
 
-    After the block the signals do what they did before. A handler that was set by `signal.signal` is not called within
-    the block; one that was registered by the loop's `add_signal_handler` is called as well. A handler that is set for
-    one of the signals within the block replaces this one, and stays. A child that is forked within the block handles
-    the signals as if there were no block.
+    After the block the signals do what they did before, except where C code had set the handler. A handler that was set
+    by `signal.signal` is not called within the block; one that was registered by the loop's `add_signal_handler` is
+    called as well. A handler that is set for one of the signals within the block replaces this one, and stays. A child
+    that is forked within the block handles the signals as if there were no block.
 
     Args:
         save: Called when the block has ended because of the signal. Its result is awaited, and so is the `SaveHandle`
