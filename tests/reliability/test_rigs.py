@@ -277,10 +277,10 @@ def test_the_oracle_of_a_keyed_file() -> None:
     assert history.judge({1: 10, 2: 20}) is not None
 
 
-def test_the_guarantee_is_printed() -> None:
-    """The README and the report have the same sentence."""
-    assert GUARANTEE in " ".join((ROOT / "README.md").read_text().split())
-    assert GUARANTEE in (ROOT / "docs" / "reliability.md").read_text()
+def test_the_guarantee_is_the_same_everywhere() -> None:
+    """The README, the page about guarantees and the report have the same sentence."""
+    for page in ("README.md", "docs/guarantees.md", "docs/reliability.md"):
+        assert GUARANTEE in " ".join((ROOT / page).read_text().split()), page
 
 
 def test_the_report_hides_nothing(tmp_path: Path) -> None:
