@@ -364,6 +364,8 @@ BUGS = (
                     "        for key, source in list(self._values.sources.items()):\n"
                     "            if getattr(source, 'file', current) is not current:\n"
                     "                self._values.delete(key)\n"
+                    "        for file in [each for each in self._files if each is not current]:\n"
+                    "            file.close()\n"
                 ),
             ),
         ),
