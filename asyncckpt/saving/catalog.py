@@ -16,16 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.retention import BestChoice, Candidate, Ranking, RetentionPolicy, metric_of
 from asyncckpt.storage.results import CheckpointRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection
 
-    from asyncckpt.saving.metric import PolicyRequest
-    from asyncckpt.saving.stored_metric import MetricFile
-    from asyncckpt.storage.results import Identity, Listing
+    from asyncckpt.storage.results import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +43,6 @@ class Listed(NamedTuple):
     """Warnings about the directory."""
     incomplete: frozenset[int] = frozenset()
     """Which of them have no manifest."""
-
-
-def arrange(listing: Listing, request: PolicyRequest, file: MetricFile, remarks: Iterable[str] = ()) -> Listed:
-    """Arrange what a listing found, by ascending step, for a catalog of a manager with this policy.
-
-    For the thread that made the listing: with thousands of checkpoints it takes a while.
-
-    Args:
-        listing: What is committed.
-        request: What the manager was given.
-        file: The stored metric.
-        remarks: What there is to warn of, besides what the listing and the document lead to.
-    """
-    policy, found = request.resolve(file)
-    whole = (record for record in listing.records.values() if record.step not in listing.incomplete)
-    ranking = Ranking(policy, (_candidate(record, policy) for record in whole), Pacer())
-    return Listed(listing.records, ranking, (*found, *remarks, *listing.remarks), listing.incomplete)
 
 
 class Catalog:
@@ -109,7 +89,7 @@ class Catalog:
         self._records[record.step] = record
         self._corrupt.pop(record.step, None)
         self._incomplete -= {record.step}
-        self._ranking.add(_candidate(record, self.policy))
+        self._ranking.add(candidate_of(record, self.policy))
         if not is_in_order:
             self._records = dict(sorted(self._records.items()))
 
@@ -179,9 +159,10 @@ class Catalog:
         steps = ranking.to_prune(committed=step)
         ranking.remove([step])
         if step in self._records and self._is_intact(step):
-            ranking.add(_candidate(self._records[step], self.policy))
+            ranking.add(candidate_of(self._records[step], self.policy))
         return [each for each in steps if each not in kept]
 
 
-def _candidate(record: CheckpointRecord, policy: RetentionPolicy) -> Candidate:
+def candidate_of(record: CheckpointRecord, policy: RetentionPolicy) -> Candidate:
+    """Return a record as it is ranked under a policy."""
     return Candidate(record.step, metric_of(record.training_info, policy.metric_name))
