@@ -9,23 +9,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from typing import Final
 
-
-def read_unverified(directory: int, name: str) -> bytes:
-    """Read a small file below an open directory as it is.
-
-    Raises:
-        OSError: It is missing, or not a regular file.
-    """
-    fd, missing = open_below(directory, name)
-    try:
-        data = []
-        while missing and (part := os.read(fd, missing)):
-            data.append(part)
-            missing -= len(part)
-        return b"".join(data)
-    finally:
-        os.close(fd)
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
@@ -34,7 +21,7 @@ def open_directory(path: str | os.PathLike[str], at: int | None = None) -> int:
     Raises:
         OSError: It is missing, or something else.
     """
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+    return os.open(path, _DIRECTORY, dir_fd=at)
 
 
 def open_below(directory: int, name: str) -> tuple[int, int]:
@@ -51,9 +38,9 @@ def open_below(directory: int, name: str) -> tuple[int, int]:
     at, opened = directory, []
     try:
         for folder in folders:
-            at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            at = os.open(folder, _DIRECTORY, dir_fd=at)
             opened.append(at)
-        fd = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+        fd = os.open(last, _FILE, dir_fd=at)
     finally:
         for each in opened:
             os.close(each)
@@ -62,3 +49,19 @@ def open_below(directory: int, name: str) -> tuple[int, int]:
         os.close(fd)
         raise OSError(errno.EINVAL, "it is not a regular file")
     return fd, found.st_size
+
+
+def read_unverified(directory: int, name: str) -> bytes:
+    """Read a small file below an open directory as it is.
+
+    Raises:
+        OSError: It is missing, or not a regular file.
+    """
+    fd, nbytes = open_below(directory, name)
+    try:
+        data = os.read(fd, nbytes)
+        while len(data) < nbytes and (part := os.read(fd, nbytes - len(data))):
+            data += part
+        return data
+    finally:
+        os.close(fd)
