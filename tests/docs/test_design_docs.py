@@ -13,7 +13,7 @@ DESIGN = (ROOT / "docs" / "design.md").read_text()
 
 
 def test_the_table_of_a_handles_states_is_the_one_in_the_code() -> None:
-    """Each state has its row with exactly the states that it may become, and no row is left over."""
+    """Each state has its row, with exactly the states that it may become; there are no other rows."""
     table = DESIGN.partition("may become |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| (\w+) \| ([\w, -]+) \|$", table, re.MULTILINE)
     documented = {state: set() if after == "-" else set(after.split(", ")) for state, after in rows}
@@ -22,13 +22,13 @@ def test_the_table_of_a_handles_states_is_the_one_in_the_code() -> None:
 
 
 def test_every_module_is_named_and_exists() -> None:
-    """Each module and each package stands in the list of modules, and nothing that is gone does."""
-    house = DESIGN.partition("## 3.")[2].partition("Who owns what")[0]
+    """The list of modules has each module and each package, and no others."""
+    section = DESIGN.partition("## 3.")[2].partition("Who owns what")[0]
     package = ROOT / "asyncckpt"
     modules = {path.name for path in package.rglob("*.py") if path.name != "__init__.py"}
-    assert set(re.findall(r"`(\w+\.py)`", house)) == modules
+    assert set(re.findall(r"`(\w+\.py)`", section)) == modules
     folders = {f"{path.name}/" for path in package.rglob("*/") if (path / "__init__.py").exists()}
-    assert set(re.findall(r"`(\w+/)`", house)) == folders
+    assert set(re.findall(r"`(\w+/)`", section)) == folders
 
 
 def test_only_the_loops_side_is_async() -> None:

@@ -32,7 +32,7 @@ def test_the_tables_are_those_of_the_results() -> None:
 
 
 def test_the_report_is_that_of_the_results() -> None:
-    """The table that stands beside the samples is made of them."""
+    """The report next to the samples is made from them."""
     from benchmarks import report, store
 
     assert report.write_report(store.read(RESULTS)) == (RESULTS / "table.md").read_text(encoding="utf-8")

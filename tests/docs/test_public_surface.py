@@ -55,7 +55,7 @@ MEMBERS = dict(member for public in PUBLIC if inspect.isclass(public) for member
 
 
 def test_the_public_names_are_exactly_all() -> None:
-    """Whatever the package has, but for its modules and private names, stands in `__all__`, sorted."""
+    """`__all__` has, sorted, everything in the package except modules and private names."""
     names = {
         name
         for name, value in vars(asyncckpt).items()

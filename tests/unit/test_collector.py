@@ -275,7 +275,7 @@ def test_what_the_program_has_frozen_stays_frozen() -> None:
 
 
 def test_young_references() -> None:
-    """A container that is told of becomes old, with all that was made before it, once there are many references."""
+    """Once many references are reported, the reported containers become old, with everything made before them."""
     young = YoungReferences()
     few: list[Any] = []
     young.add(1000)

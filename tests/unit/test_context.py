@@ -47,7 +47,7 @@ def executor() -> Iterator[CountingExecutor]:
         (range(100), 2, 1),
         (range(100), 1, 0),
         (iter([1]), None, 0),
-        ((each for each in (1, 2)), None, 3),  # nobody knows how many there are
+        ((each for each in (1, 2)), None, 3),  # of unknown number
     ],
 )
 def test_as_many_help_as_there_is_work_for(

@@ -79,7 +79,7 @@ def test_populated_memory_is_there_and_unchanged() -> None:
 
 
 def test_populating_what_cannot_be_written_changes_nothing() -> None:
-    """It is a hint: memory that the system lets nobody write to stays as it is."""
+    """It is a hint: memory that cannot be written to stays as it is."""
     memory = np.frombuffer(mmap.mmap(-1, MIB, prot=mmap.PROT_READ), np.uint8)
     populate(memory)
     assert not memory.any()

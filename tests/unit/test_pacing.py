@@ -73,7 +73,7 @@ def test_no_stretch_of_planning_is_long() -> None:
 
 
 def test_small_arrays_are_copied_in_pieces_by_one_thread() -> None:
-    """Each run of small arrays is a chunk, and nobody is woken to help with them: that would be Python work for two."""
+    """Each run of small arrays is a chunk, and no helper is woken, which would only compete for the GIL."""
     executor = _NoExecutor()
     flat = flatten(STATES["one dict of arrays"](), pacer=Pacer())
     runs = -(-COUNT // BATCH_OBJECTS)
