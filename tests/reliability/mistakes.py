@@ -265,7 +265,7 @@ BUGS = (
         (
             (
                 "keyed/log/store.py",
-                "            self._sync(fd)  # or",
+                "            file.sync()  # or",
                 "            pass  # or",
             ),
         ),
@@ -275,9 +275,9 @@ BUGS = (
         "a log's commit is not synced",
         (
             (
-                "keyed/log/store.py",
-                "self._end))\n        self._sync(fd)\n        self._has_tail",
-                "self._end))\n        self._has_tail",
+                "keyed/log/file.py",
+                "            out.flush()\n            self.sync()\n",
+                "            out.flush()\n",
             ),
         ),
         (("power-cut", "keyed-msgpack/update/0/few"),),
@@ -286,11 +286,11 @@ BUGS = (
         "a failed sync of a log is tried again",
         (
             (
-                "keyed/log/store.py",
-                "        with self._suspect_on_failure():\n            self._location.ops.sync(fd)\n",
+                "keyed/log/file.py",
+                "        with self.suspect_on_failure():\n            self._ops.sync(self.fd)\n",
                 (
-                    "        try:\n            self._location.ops.sync(fd)\n"
-                    "        except OSError:\n            self._location.ops.sync(fd)\n"
+                    "        try:\n            self._ops.sync(self.fd)\n"
+                    "        except OSError:\n            self._ops.sync(self.fd)\n"
                 ),
             ),
         ),
@@ -300,9 +300,9 @@ BUGS = (
         "a log is gone on with after a commit that may not have reached the disk",
         (
             (
-                "keyed/log/store.py",
-                "            out.write(self._commit)",
-                "            pass",
+                "keyed/log/file.py",
+                "        out.write(self._commit)",
+                "        pass",
             ),
         ),
         (("fault", "keyed-msgpack/reopen/1"),),
@@ -333,11 +333,12 @@ BUGS = (
         "a failed sync of a log that was written anew is ignored",
         (
             (
-                "keyed/log/store.py",
-                "            self._location.ops.sync(new)\n",
+                "keyed/log/file.py",
+                "            out.flush()\n            self.sync()\n",
                 (
-                    "            try:\n                self._location.ops.sync(new)\n"
-                    "            except OSError:\n                pass\n"
+                    "            out.flush()\n            try:\n                self.sync()\n"
+                    "            except OSError:\n                if self.is_published:\n                    raise\n"
+                    "                self.is_suspect = False\n"
                 ),
             ),
         ),
@@ -348,7 +349,7 @@ BUGS = (
         (
             (
                 "keyed/log/store.py",
-                "                self._append_commit()  # there is no room",
+                "                self._append_commit(file)  # there is no room",
                 "                pass  # there",
             ),
         ),

@@ -21,7 +21,6 @@ from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileReco
 from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
-from asyncckpt.keyed.stored_value import Place
 from asyncckpt.keyed.values import runs_of
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.state.index import IndexEncoder
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 1
 MIN_PADDING_NBYTES: Final = 2
-_ID_NBYTES: Final = 16
+ID_NBYTES: Final = 16
 _MAX_HEAD_NBYTES: Final = 1 << 18
 _WINDOW_NBYTES: Final = 1 << 20
 _ERRORS: Final = "surrogatepass"
@@ -45,14 +44,18 @@ _SECTOR_NBYTES: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Where a record lies; if it is one of a value, where that lies."""
+    """The record of a value in a file."""
 
     offset: int
     end: int
-    place: Place | None
+    body_offset: int
+    index_nbytes: int
+    """Size of the index, which the body begins with."""
+    body: FileRecord
+    """Size and digests of the body."""
     key_tree: KeyTree
-    head_nbytes: int = 0
-    is_aligned: bool = False
+    head_nbytes: int
+    is_aligned: bool
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -156,7 +159,7 @@ def scan(fd: int, name: str, pacer: Pacer) -> Log:
     """
     reader = _Reader(fd)
     try:
-        head, record = reader.read(0)
+        head, begin, _ = reader.read(0)
     except _UnreadableError as error:
         raise _corrupt(name, 0, f"it is not a file of asyncckpt's: {error}") from error
     if head.get("asyncckpt") != "keyed":
@@ -165,24 +168,25 @@ def scan(fd: int, name: str, pacer: Pacer) -> Log:
     if head.get("version") != VERSION or missing:
         message = f"{name} has version {head.get('version')!r} and the features {missing!r}: use a later release"
         raise UnsupportedFormatError(message)
-    log = Log(head.get("id", b""), end=record.end)
-    if type(log.file_id) is not bytes or len(log.file_id) != _ID_NBYTES:
+    log = Log(head.get("id", b""), end=begin)
+    if type(log.file_id) is not bytes or len(log.file_id) != ID_NBYTES:
         raise _corrupt(name, 0, "its head is damaged")
-    _replay(log, reader, record.end, name, pacer)
-    if log.end == record.end:  # it got its name when its first commit was durable
-        raise _corrupt(name, record.end, "its first commit is damaged")
+    _replay(log, reader, name, pacer)
+    if log.end == begin:  # it got its name when its first commit was durable
+        raise _corrupt(name, begin, "its first commit is damaged")
     log.has_tail = os.fstat(fd).st_size > log.end
     return log
 
 
-def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> None:
-    """Read the records from an offset on, up to the last commit."""
-    staged: list[tuple[dict[str, Any], Record]] = []
+def _replay(log: Log, reader: _Reader, name: str, pacer: Pacer) -> None:
+    """Read the records up to the last commit."""
+    offset = log.end
+    staged: list[tuple[int, dict[str, Any], Record | None]] = []
     tries = 0
     while True:
         pacer.pause()
         try:
-            head, record = reader.read(offset)
+            head, end, record = reader.read(offset)
         except _UnreadableError as error:
             if offset >= reader.nbytes or not (
                 _is_damaged_commit(reader, log.file_id, offset) or _find_commit(reader.fd, log.file_id, offset)
@@ -198,20 +202,20 @@ def _replay(log: Log, reader: _Reader, offset: int, name: str, pacer: Pacer) -> 
             if head["id"] != log.file_id or head["at"] != offset:
                 raise _corrupt(name, offset, "a commit of another file, or of another place")
             _apply(log, staged, name)
-            log.commit, log.end, staged = reader.bytes_at(offset, record.end - offset), record.end, []
+            log.commit, log.end, staged = reader.bytes_at(offset, end - offset), end, []
         else:
-            staged.append((head, record))
-        offset = record.end
+            staged.append((offset, head, record))
+        offset = end
 
 
-def _apply(log: Log, staged: list[tuple[dict[str, Any], Record]], name: str) -> None:
-    for head, record in staged:
-        if head["asyncckpt"] == "set":
+def _apply(log: Log, staged: list[tuple[int, dict[str, Any], Record | None]], name: str) -> None:
+    for offset, head, record in staged:
+        if record is not None:
             log.live[head["key"]] = record
         elif head["asyncckpt"] != "delete":
-            raise _corrupt(name, record.offset, "there is another file's beginning")
+            raise _corrupt(name, offset, "there is another file's beginning")
         elif log.live.pop(head["key"], None) is None:
-            raise _corrupt(name, record.offset, f"it deletes {head['key']!r}, which is not there")
+            raise _corrupt(name, offset, f"it deletes {head['key']!r}, which is not there")
 
 
 class _Reader:
@@ -223,8 +227,8 @@ class _Reader:
         self._begin = 0
         self._window = b""
 
-    def read(self, offset: int) -> tuple[dict[str, Any], Record]:
-        """Read the record at an offset."""
+    def read(self, offset: int) -> tuple[dict[str, Any], int, Record | None]:
+        """Return the head of the record at an offset, where the record ends, and the record if it is a value's."""
         head, head_nbytes = self._head(offset)
         kind = head.get("asyncckpt")
         encoded = self.bytes_at(offset, head_nbytes)
@@ -232,7 +236,7 @@ class _Reader:
             if kind not in _FIELDS or not _has_fields(head, _FIELDS[kind]):
                 raise _UnreadableError("there is no record")
             end = self._check_tail(encoded, offset + head_nbytes, 0)[1]
-            return head, Record(offset, end, None, None)
+            return head, end, None
         if not _has_fields(head, _FIELDS["set"]):
             raise _UnreadableError("the head of a record is damaged")
         index_nbytes, nbytes, is_aligned = head["index"], head["nbytes"], head["aligned"]
@@ -242,8 +246,8 @@ class _Reader:
         if not 0 < index_nbytes <= nbytes <= self.nbytes - begin:
             raise _UnreadableError(f"a record of {nbytes} bytes is not whole")
         digests, end = self._check_tail(encoded, begin + nbytes, -(-nbytes // DIGEST_BLOCK_NBYTES))
-        place = Place(begin, index_nbytes, FileRecord(nbytes, digests))
-        return head, Record(offset, end, place, unflatten_key_tree(head["names"]), head_nbytes, is_aligned)
+        body, key_tree = FileRecord(nbytes, digests), unflatten_key_tree(head["names"])
+        return head, end, Record(offset, end, begin, index_nbytes, body, key_tree, head_nbytes, is_aligned)
 
     def _head(self, offset: int) -> tuple[dict[str, Any], int]:
         if offset >= self.nbytes:
@@ -320,12 +324,12 @@ def _find_commit(fd: int, file_id: bytes, offset: int) -> bool:
         data = held + chunk
         start = data.find(mark)
         while start >= 0:
-            place = at - len(held) + start
+            found = at - len(held) + start
             try:
-                head, _ = reader.read(place)
+                head, _, _ = reader.read(found)
             except _UnreadableError:
                 head = {}
-            if head.get("at") == place:
+            if head.get("at") == found:
                 return True
             start = data.find(mark, start + 1)
         held = data[-len(mark) :]
