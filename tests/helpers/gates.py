@@ -52,10 +52,12 @@ class Gate:
         self.open()
 
 
-def hold(disk: FaultyDisk, operation: str = "mkdir", path_part: str = "tmp_step_", *, after: int = 0) -> Gate:
-    """Hold the next such operation of a disk; the default is a save that has just begun to write."""
+def hold(
+    disk: FaultyDisk, operation: str = "mkdir", path_part: str = "tmp_step_", *, after: int = 0, lasting: bool = False
+) -> Gate:
+    """Hold the next such operation of a disk, or all if `lasting`; the default is a save that begins to write."""
     gate = Gate()
-    disk.fail(operation, gate, path_part=path_part, after=after)
+    disk.fail(operation, gate, path_part=path_part, after=after, lasting=lasting)
     return gate
 
 

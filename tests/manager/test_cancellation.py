@@ -154,7 +154,9 @@ async def test_while_streaming(tmp_path: Path, operation: str) -> None:
     """Cancelled while the state streams: `save` raises when the writing has stopped, and what was written is gone."""
     disk = FaultyDisk()
     async with CheckpointManager(tmp_path, disk=disk, max_staged_nbytes=2 * MIB) as manager:
-        with hold(disk, operation, "tmp_step_1", after=3 if operation == "write" else 0) as gate:
+        after = 3 if operation == "write" else 0
+        # All further ones are held: the other threads must not write the whole state before the cancellation comes.
+        with hold(disk, operation, "tmp_step_1", after=after, lasting=True) as gate:
             array = np.ones(4 * MIB)
             task = asyncio.create_task(manager.save(1, array))
             await gate.reached()
