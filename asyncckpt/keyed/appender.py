@@ -18,7 +18,7 @@ _MAX_PARTS: Final = 512  # of one call; IOV_MAX is 1024
 
 
 class Appender:
-    """Collects bytes and writes them behind each other. What is handed in must not change until `flush`."""
+    """Collects bytes and writes them one behind the other. The caller must not change them until `flush`."""
 
     def __init__(self, ops: DiskOps, fd: int, offset: int) -> None:
         self._ops = ops
@@ -26,7 +26,7 @@ class Appender:
         self._parts: list[Part] = []
         self._pending = 0
         self.offset = offset
-        """Where the next byte goes."""
+        """The position of the next byte."""
 
     def write(self, data: bytes | memoryview | NDArray[Any]) -> None:
         """Add bytes."""
@@ -44,6 +44,6 @@ class Appender:
         return self.offset
 
     def flush(self) -> None:
-        """Write what has been collected."""
+        """Write the collected bytes."""
         parts, self._parts, self._pending = self._parts, [], 0
         write_all(self._ops, self._fd, parts)

@@ -28,7 +28,7 @@ ContentT = TypeVar("ContentT")
 
 
 class Store(ABC):
-    """An open file of keys and values."""
+    """An open keyed file, or what stands in for one."""
 
     @property
     @abstractmethod
@@ -36,35 +36,35 @@ class Store(ABC):
         """The keys in their order, each with what is known of the dicts in its value; staged changes included."""
 
     keeps: ClassVar[bool] = True
-    """Whether what is put is there afterwards."""
+    """Whether a value that was put can be read."""
 
-    def begin(self, work: JobContext) -> None:  # noqa: B027 - a store without a file has no writers
-        """Become the file's writer, as the first change does; `entries` are then what the last writer left.
+    def begin(self, context: JobContext) -> None:  # noqa: B027 - a store without a file has no writers
+        """Become the file's writer, as the first change does; `entries` are then those of the last writer.
 
-        If that fails, this store is no writer, and its entries are what they were, or what the last writer left.
+        If that fails, this store is not the writer, and its entries are the previous ones or those of the last writer.
 
         Raises:
             FileLockedError: There is another writer.
             ReadOnlyFileError: Another program made the file.
-            OSError: The file cannot be made or read.
+            OSError: The file cannot be created or read.
         """
 
     def disk_use(self) -> tuple[Path, int] | None:
-        """Return the file, and about how many bytes it takes with what is staged; None where there is no file."""
+        """Return the file, and about how many bytes it takes with the staged changes; None without a file."""
         return None
 
     @abstractmethod
-    def read(self, key: str, work: JobContext) -> Found:
-        """Read the value of a key that is there, staged or committed.
+    def read(self, key: str, context: JobContext) -> Found:
+        """Read the value of a key in `entries`, staged or committed.
 
         Raises:
             CorruptCheckpointError: It is damaged.
-            Stopped: `work.stop` was set.
+            Stopped: `context.stop` was set.
         """
 
     @abstractmethod
-    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
-        """Stage a value. When this returns, nothing refers to the memory of `value` any more.
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
+        """Stage a value. After this, nothing refers to the memory of `value`.
 
         Raises:
             FileLockedError: Another writer has the file.
@@ -73,12 +73,12 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def delete(self, key: str, work: JobContext) -> None:
-        """Stage the deletion of a key that is there."""
+    def delete(self, key: str, context: JobContext) -> None:
+        """Stage the deletion of a key in `entries`."""
 
     @abstractmethod
-    def commit(self, work: JobContext) -> None:
-        """Make what is staged durable: all of it or, if the process is killed meanwhile, none.
+    def commit(self, context: JobContext) -> None:
+        """Make the staged changes durable: all of them or, if the process is killed meanwhile, none.
 
         Raises:
             OSError: The disk failed.
@@ -86,14 +86,14 @@ class Store(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Drop what is staged, close the file, and give the lock back."""
+        """Drop the staged changes, close the file and release the lock."""
 
 
 class FileStore(Store, Generic[ContentT]):
     """A store in a file, which is read when the store is opened, and again if another writer has changed it since."""
 
-    def __init__(self, location: FileLocation, work: JobContext) -> None:
-        """Open and read the file; without one, there are no keys.
+    def __init__(self, location: FileLocation, context: JobContext) -> None:
+        """Open and read the file. Without a file, there are no keys.
 
         Raises:
             CorruptCheckpointError: It is damaged, or of another kind.
@@ -101,10 +101,10 @@ class FileStore(Store, Generic[ContentT]):
             OSError: It cannot be read.
         """
         self._location = location
-        self._use(self._load(work))
+        self._use(self._load(context))
 
     @abstractmethod
-    def _load(self, work: JobContext) -> ContentT:
+    def _load(self, context: JobContext) -> ContentT:
         """Open and read the file. The store itself does not change, so a failure leaves it as it was."""
 
     @abstractmethod
@@ -114,10 +114,10 @@ class FileStore(Store, Generic[ContentT]):
     def _open_to_write(self) -> None:
         """Prepare the file for changes; called with the lock held."""
 
-    def begin(self, work: JobContext) -> None:
+    def begin(self, context: JobContext) -> None:
         """Lock the file; read it again if it has changed since it was opened; prepare it for changes."""
         if self._location.is_locked:
             return
-        self._location.acquire(lambda: self._use(self._load(work)))
+        self._location.acquire(lambda: self._use(self._load(context)))
         with self._location.released_on_failure():
             self._open_to_write()

@@ -1,8 +1,7 @@
-"""Files that the caller has opened.
+"""A store in a file that the caller has opened.
 
-A stream is copied to a temporary file when it is opened, and back, whole, at each commit. So every kind of store works
-on it, none needs to know of it, and nothing is guaranteed that the caller's stream does not keep by itself: no lock,
-and no survival of a kill in the middle of the copy.
+The file is copied to a temporary file when the store is opened, and back as a whole at each commit. So every kind of
+store works on it and none needs to know of it. There is no lock, and a kill in the middle of a copy may tear the file.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def check_stream(stream: Any) -> None:
     """Check that a file is open in a mode that a store can use.
 
     Raises:
-        ConfigError: It is closed, or not open for reading bytes anywhere.
+        ConfigError: It is closed, or open as text, without seeking, or for appending.
     """
     name = getattr(stream, "name", stream)
     mode = getattr(stream, "mode", None)
@@ -48,7 +47,7 @@ def check_stream(stream: Any) -> None:
         message = f"{how}, as text: {need}"
         raise ConfigError(message)
     if not (_can(stream, "readable") and _can(stream, "seekable")):
-        message = f"{how}, and cannot be read from any place: {need}"
+        message = f"{how}, and cannot be read at any position: {need}"
         raise ConfigError(message)
     if isinstance(mode, str) and "a" in mode:
         message = f"{how}, and can only be written at its end: {need}"
@@ -60,7 +59,7 @@ def _can(stream: Any, what: str) -> bool:
 
 
 class _Unsynced(DiskOps):
-    """A disk for what needs no durability."""
+    """A disk for a temporary file, which need not be durable."""
 
     def sync(self, fd: int) -> None:
         """Do nothing."""
@@ -70,7 +69,7 @@ class _Unsynced(DiskOps):
 
 
 class FileObjectStore(Store):
-    """A store in a temporary file, copied from a stream and back."""
+    """A store in a temporary file, which is copied from the caller's file and back."""
 
     def __init__(self, stream: IO[bytes], make: Callable[[FileLocation], Store], rewrite: Rewrite) -> None:
         self._stream = stream
@@ -90,39 +89,32 @@ class FileObjectStore(Store):
 
     @property
     def entries(self) -> Mapping[str, KeyTree]:
-        """See `Store`."""
         return self._inner.entries
 
     def disk_use(self) -> tuple[Path, int] | None:
-        """See `Store`: that of the copy. `commit` speaks for the stream itself."""
         return self._inner.disk_use()
 
-    def begin(self, work: JobContext) -> None:
-        """See `Store`."""
+    def begin(self, context: JobContext) -> None:
         self._check_writable()
-        self._inner.begin(work)
+        self._inner.begin(context)
 
-    def read(self, key: str, work: JobContext) -> Found:
-        """See `Store`."""
-        return self._inner.read(key, work)
+    def read(self, key: str, context: JobContext) -> Found:
+        return self._inner.read(key, context)
 
-    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
-        """See `Store`."""
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         self._check_writable()
-        self._inner.put(key, value, work)
+        self._inner.put(key, value, context)
         self._is_changed = True
 
-    def delete(self, key: str, work: JobContext) -> None:
-        """See `Store`."""
+    def delete(self, key: str, context: JobContext) -> None:
         self._check_writable()
-        self._inner.delete(key, work)
+        self._inner.delete(key, context)
         self._is_changed = True
 
-    def commit(self, work: JobContext) -> None:
-        """Commit, and copy the file back."""
+    def commit(self, context: JobContext) -> None:
         if not self._is_changed:
             return
-        self._inner.commit(work)
+        self._inner.commit(context)
         nbytes = self._path.stat().st_size
         with explaining(Path(self._location.name), lambda: f"the whole file takes {spell(nbytes)}"):
             self._copy_back()
@@ -142,7 +134,6 @@ class FileObjectStore(Store):
         self._stream.flush()
 
     def close(self) -> None:
-        """See `Store`. The stream stays open."""
         try:
             self._inner.close()
         finally:

@@ -1,4 +1,4 @@
-"""The stores that have no file: one in a mapping, one that keeps nothing."""
+"""Stores without a file: one over a mapping, and one that keeps nothing."""
 
 from __future__ import annotations
 
@@ -17,47 +17,43 @@ if TYPE_CHECKING:
 
 
 class MemoryStore(Store):
-    """Values in a mapping of the caller's. What is put in and what is read are copies."""
+    """A store over the caller's mapping. Values are copied when they are put and when they are read."""
 
-    def __init__(self, mapping: MutableMapping[str, Any], work: JobContext) -> None:
+    def __init__(self, mapping: MutableMapping[str, Any], context: JobContext) -> None:
         self._mapping = mapping
         self._values = dict(mapping)
         self._deleted: dict[str, None] = {}
         self._staged: dict[str, Any] = {}  # put after what was deleted
         self._unknown_types: dict[str, Mapping[str, str]] = {}
         self._entries: dict[str, KeyTree] = {}
-        for batch in work.pacer.batches(self._values.items()):
+        for batch in context.pacer.batches(self._values.items()):
             self._entries.update((key, key_tree_of_value(value)) for key, value in batch)
 
     @property
     def entries(self) -> Mapping[str, KeyTree]:
-        """See `Store`."""
         return self._entries
 
-    def read(self, key: str, work: JobContext) -> Found:
-        """See `Store`."""
-        captured = capture_live(self._values[key], key, work)
+    def read(self, key: str, context: JobContext) -> Found:
+        captured = capture_live(self._values[key], key, context)
         try:
-            value, unknown_types = build_captured(captured, work.pacer)
+            value, unknown_types = build_captured(captured, context.pacer)
             return Found(value, {**unknown_types, **self._unknown_types.get(key, {})})
         finally:
             captured.release()
 
-    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
-        """See `Store`."""
-        found = build_captured(value, work.pacer)
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
+        found = build_captured(value, context.pacer)
         self._values[key] = self._staged[key] = found.value
         self._unknown_types[key] = found.unknown_types
         self._entries[key] = value.key_tree
 
-    def delete(self, key: str, work: JobContext) -> None:  # noqa: ARG002 - see `Store`
-        """See `Store`."""
+    def delete(self, key: str, context: JobContext) -> None:  # noqa: ARG002 - see `Store`
         del self._values[key], self._entries[key]
         self._unknown_types.pop(key, None)
         self._staged.pop(key, None)
         self._deleted[key] = None
 
-    def commit(self, work: JobContext) -> None:  # noqa: ARG002 - see `Store`
+    def commit(self, context: JobContext) -> None:  # noqa: ARG002 - see `Store`
         """Put the changes into the mapping."""
         for key in self._deleted:
             self._mapping.pop(key, None)
@@ -65,12 +61,11 @@ class MemoryStore(Store):
         self._deleted, self._staged = {}, {}
 
     def close(self) -> None:
-        """See `Store`."""
         self._values, self._deleted, self._staged = {}, {}, {}
 
 
 class NullStore(Store):
-    """Takes everything and keeps nothing."""
+    """A store that keeps nothing."""
 
     keeps = False
 
@@ -79,17 +74,17 @@ class NullStore(Store):
         """Always empty."""
         return {}
 
-    def read(self, key: str, work: JobContext) -> Found:  # noqa: ARG002 - see `Store`
+    def read(self, key: str, context: JobContext) -> Found:  # noqa: ARG002 - see `Store`
         """Fail: no key is ever there."""
         raise KeyError(key)
 
-    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         """Forget the value."""
 
-    def delete(self, key: str, work: JobContext) -> None:
+    def delete(self, key: str, context: JobContext) -> None:
         """Do nothing."""
 
-    def commit(self, work: JobContext) -> None:
+    def commit(self, context: JobContext) -> None:
         """Do nothing."""
 
     def close(self) -> None:

@@ -77,31 +77,31 @@ class JSONStore(FileStore[_Content]):
         texts = sum(nbytes for _, nbytes, _ in self._extents.values()) + sum(map(len, self._staged.values()))
         return self._location.path, texts
 
-    def read(self, key: str, work: JobContext) -> Found:
+    def read(self, key: str, context: JobContext) -> Found:
         text = self._text(key)
         try:
-            return _decode(text, work)
+            return _decode(text, context)
         except (ValueError, CorruptCheckpointError) as error:
             raise self._corrupt(f"the value of {key!r}: {error}") from error
 
-    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
-        self.begin(work)
-        self._staged[key] = encode_value(value, work.pacer)
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
+        self.begin(context)
+        self._staged[key] = encode_value(value, context.pacer)
         self._entries[key] = value.key_tree
         self._is_changed = True
 
-    def delete(self, key: str, work: JobContext) -> None:
-        self.begin(work)
+    def delete(self, key: str, context: JobContext) -> None:
+        self.begin(context)
         self._staged.pop(key, None)
         del self._entries[key]
         self._is_changed = True
 
-    def commit(self, work: JobContext) -> None:
+    def commit(self, context: JobContext) -> None:
         if not self._is_changed:
             return
         file = _file_of(self._location.create_temporary())
         try:
-            extents = self._write(file.fileno(), work.pacer)
+            extents = self._write(file.fileno(), context.pacer)
             self._location.publish_temporary()
         except BaseException:
             file.close()
@@ -110,7 +110,7 @@ class JSONStore(FileStore[_Content]):
         staged = self._staged
         self._use(_Content(file, self._entries, extents, {}))
         self._is_changed = False
-        discard(staged, Pacer(yields=work.pacer.yields))
+        discard(staged, Pacer(yields=context.pacer.yields))
 
     def close(self) -> None:
         discard(self._staged, Pacer())
@@ -148,14 +148,14 @@ class JSONStore(FileStore[_Content]):
         self._location.ops.sync(fd)
         return extents
 
-    def _load(self, work: JobContext) -> _Content:
+    def _load(self, context: JobContext) -> _Content:
         fd = self._location.open()
         if fd is None:
             return _Content(None, {}, {}, {})
         file = _file_of(fd)
         try:
             with young_collections_only():
-                return _read(file, self._location, work)
+                return _read(file, self._location, context)
         except BaseException as error:
             file.close()
             if isinstance(error, (ValueError, RecursionError)):
@@ -184,17 +184,17 @@ def _before(key: str) -> bytes:
 # --- opening ----------------------------------------------------------------------------------------------------------
 
 
-def _read(file: IO[bytes], location: FileLocation, work: JobContext) -> _Content:
+def _read(file: IO[bytes], location: FileLocation, context: JobContext) -> _Content:
     reasons: list[Exception] = []
     for found in (_of_lines(file), _of_text(file, location), _of_lines(file)):
         try:
-            return _content(file, found, work, is_strict=not reasons)
+            return _content(file, found, context, is_strict=not reasons)
         except (ValueError, RecursionError, CheckpointError) as error:
             reasons.append(error)
     raise reasons[1]
 
 
-def _content(file: IO[bytes], found: Iterator[Entry], work: JobContext, *, is_strict: bool) -> _Content:
+def _content(file: IO[bytes], found: Iterator[Entry], context: JobContext, *, is_strict: bool) -> _Content:
     """Collect the entries of a file; if `is_strict`, fail where the text of a small value is none."""
     content = _Content(file, {}, {}, {})
     left = _NAMED_NBYTES
@@ -210,16 +210,16 @@ def _content(file: IO[bytes], found: Iterator[Entry], work: JobContext, *, is_st
         if len(text) <= left:
             left -= len(text)
             try:
-                content.entries[key] = key_tree_of_value(_decode(text, work).value)
+                content.entries[key] = key_tree_of_value(_decode(text, context).value)
             except (ValueError, CheckpointError):
                 if is_strict:
                     raise
-        work.pacer.pause()
+        context.pacer.pause()
     return content
 
 
-def _decode(text: bytes, work: JobContext) -> Found:
-    return decode_value(text.decode("utf-8", "surrogatepass"), work.pacer)
+def _decode(text: bytes, context: JobContext) -> Found:
+    return decode_value(text.decode("utf-8", "surrogatepass"), context.pacer)
 
 
 def _of_lines(file: IO[bytes]) -> Iterator[Entry]:

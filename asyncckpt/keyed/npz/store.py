@@ -64,11 +64,11 @@ class _Content(NamedTuple):
 class NumPyStore(FileStore[_Content]):
     """An open zip file of arrays."""
 
-    def __init__(self, location: FileLocation, work: JobContext, *, trusted: bool) -> None:
+    def __init__(self, location: FileLocation, context: JobContext, *, trusted: bool) -> None:
         """See `FileStore`; `trusted` allows for arrays that are very much larger than in the file."""
         self._is_trusted = trusted
         self._files: set[Archive] = set()  # that are open: the last commit's, the temporary file, and those that failed
-        super().__init__(location, work)
+        super().__init__(location, context)
 
     def _use(self, content: _Content) -> None:
         self._items: dict[str, _Item] = {}
@@ -90,8 +90,8 @@ class NumPyStore(FileStore[_Content]):
         members = (info for item in self._items.values() for info in item.members)
         return self._location.path, sum(info.compress_size for info in members)
 
-    def read(self, key: str, work: JobContext) -> Found:
-        item, pacer = self._items[key], work.pacer
+    def read(self, key: str, context: JobContext) -> Found:
+        item, pacer = self._items[key], context.pacer
         with self._errors_of(f"the value of {key!r}"):
             if not self._is_trusted:
                 check_expansion(item.members)
@@ -103,12 +103,12 @@ class NumPyStore(FileStore[_Content]):
                 index, {number: _restored(array, index.arrays[number]) for number, array in found}, pacer
             )
 
-    def put(self, key: str, value: CapturedValue, work: JobContext) -> None:
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
-        self.begin(work)
-        temporary, metas, pacer = self._open_temporary(), value.index.arrays, work.pacer
+        self.begin(context)
+        temporary, metas, pacer = self._open_temporary(), value.index.arrays, context.pacer
         headers = [npy_header(meta.dtype, meta.shape) for meta in metas]
         is_plain = list(value.index.chunks) == [_ONE_ARRAY] and headers[0] is not None
         suffixes = [SUFFIX] if is_plain else [f"/{number}{SUFFIX}" for number in range(len(metas))]
@@ -124,13 +124,13 @@ class NumPyStore(FileStore[_Content]):
             raise
         self._set(key, _Item(temporary, tuple(members), tree, value.key_tree))
 
-    def delete(self, key: str, work: JobContext) -> None:
-        self.begin(work)
+    def delete(self, key: str, context: JobContext) -> None:
+        self.begin(context)
         self._drop(key)
         del self._items[key], self._entries[key]
         self._is_changed = True
 
-    def commit(self, work: JobContext) -> None:
+    def commit(self, context: JobContext) -> None:
         if not self._is_changed:
             return
         new = [item for item in self._items.values() if item.file is self._temporary]
@@ -140,7 +140,7 @@ class NumPyStore(FileStore[_Content]):
         target = self._open_temporary()
         try:
             with self._errors_of():  # what stays may be damaged
-                items = self._complete(target, work.pacer)
+                items = self._complete(target, context.pacer)
             self._location.ops.sync(target.fd)
             self._location.publish_temporary()
         except BaseException:
@@ -157,7 +157,7 @@ class NumPyStore(FileStore[_Content]):
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, work: JobContext) -> _Content:
+    def _load(self, context: JobContext) -> _Content:
         fd = self._location.open()
         if fd is None:
             return _Content(None, {})
@@ -165,7 +165,7 @@ class NumPyStore(FileStore[_Content]):
             with damage_of("it is not a zip file, or is damaged"):
                 file = Archive(fd, self._location.ops)
             try:
-                return _Content(file, self._read_items(file, work.pacer))
+                return _Content(file, self._read_items(file, context.pacer))
             except BaseException:
                 file.close_file()
                 raise
