@@ -1,7 +1,7 @@
 """The format HDF5: state.h5 is an ordinary HDF5 file for any HDF5 reader (docs/format.md has the mapping).
 
-1. The metadata is made without libhdf5 (`metadata.py`), which would take fifty microseconds for each dataset. h5py only
-   describes datatypes. An array has one segment, of any size.
+1. The metadata is encoded without libhdf5 (`metadata.py`; docs/design.md, section 7, says why). h5py only describes
+   datatypes. An array has one segment, of any size.
 2. Every array is a dataset, and every key is a name. Python leaves are mirrored as attributes or small datasets, up to
    `MAX_LEAVES` in a file. The index, which is the dataset `/__asyncckpt__`, has all of them.
 3. Arrays below `MAX_DEPTH`, and those in keys, are in the group `/__asyncckpt_arrays__`, by number.
