@@ -45,7 +45,7 @@ class FileRecord(NamedTuple):
         return self.digests[block * DIGEST_NBYTES : (block + 1) * DIGEST_NBYTES]
 
 
-class IndexPlace(NamedTuple):
+class IndexLocation(NamedTuple):
     """The location of the index."""
 
     file: str
@@ -62,7 +62,7 @@ class Manifest:
     """When it was written, in seconds since the epoch."""
     files: Mapping[str, FileRecord] = field(default_factory=dict)
     """By name, relative to the directory, with slashes."""
-    index: IndexPlace | None = None
+    index: IndexLocation | None = None
     """None if the caller has written the files, and there is no state file."""
 
     @property
@@ -135,7 +135,7 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
             step=step,
             created=float(content["created"]),
             files={name: _record(name, entry) for name, entry in content["files"].items()},
-            index=place and IndexPlace(place["file"], _count(place["offset"]), _count(place["nbytes"])),
+            index=place and IndexLocation(place["file"], _count(place["offset"]), _count(place["nbytes"])),
         )
         place = manifest.index
         if place is not None and place.offset + place.nbytes > manifest.files[place.file].nbytes:
@@ -150,7 +150,7 @@ def decode_manifest(data: bytes, step: int) -> Manifest:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) != len(pairs):
-        message = "a key stands twice"
+        message = "a key occurs twice"
         raise ValueError(message)
     return made
 

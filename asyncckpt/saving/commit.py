@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
-from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace, Manifest
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexLocation, Manifest
 from asyncckpt.disk.write_blocks import BLOCK_NBYTES, Content, Progress
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.formats.base import find_format
@@ -109,7 +109,7 @@ def write_checkpoint(store: CheckpointStore, request: WriteRequest, context: Job
             content = Content(plan, request.capture.snapshot, request.block_nbytes, request.progress)
             files[form.file_name] = attempt.write_content(form.file_name, content, context)
             written_at = time.perf_counter()
-            index = IndexPlace(form.file_name, plan.index_offset, plan.index_nbytes)
+            index = IndexLocation(form.file_name, plan.index_offset, plan.index_nbytes)
             manifest = Manifest(step=request.step, created=time.time(), files=files, index=index)
             committed = attempt.commit(manifest, context.stop)
     except BaseException as error:

@@ -323,7 +323,7 @@ class Decoder(LeafDecoder):
             parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"also has {_some(extra)}"] * bool(extra)
             expected, found = f"the keys {_some(frame.template)}", " and ".join(parts)
             if self._in_place:
-                way_out = "give the state the keys of the checkpoint, or load it anew and take over what is needed"
+                way_out = "give the state the keys of the checkpoint, or load() it and copy what is needed"
             else:
                 way_out = (
                     "give the template the keys of the checkpoint, load with select= what both have, or without like="

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
-from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexPlace, Manifest, digest_bytes
+from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexLocation, Manifest, digest_bytes
 from asyncckpt.disk.plan import FilePlan, PlanEntry, Span
 from asyncckpt.disk.read_blocks import Target
 from asyncckpt.disk.write_blocks import Content
@@ -108,7 +108,7 @@ class StorageContract:
             with each.open(5) as reader:
                 assert reader.manifest.step == 5
                 assert reader.manifest.files[STATE_NAME] == digest_bytes(data)
-                assert reader.manifest.index == IndexPlace(STATE_NAME, 0, _INDEX_NBYTES)
+                assert reader.manifest.index == IndexLocation(STATE_NAME, 0, _INDEX_NBYTES)
                 assert reader.read_small(STATE_NAME) == data
                 assert json.loads(reader.read_small(TRAINING_INFO_NAME)) == {"loss": 0.5}
                 for name in reader.manifest.files:
@@ -446,7 +446,7 @@ def _write(
     files[STATE_NAME] = attempt.write_content(STATE_NAME, Content(plan, _Arrays(data)), JobContext(stop=stop))
     for name, content in {STATE_NAME: data, **small}.items():
         assert files[name] == digest_bytes(content), "the records of files have their sizes and digests"
-    return Manifest(step=step, created=time.time(), files=files, index=IndexPlace(STATE_NAME, 0, len(head)))
+    return Manifest(step=step, created=time.time(), files=files, index=IndexLocation(STATE_NAME, 0, len(head)))
 
 
 def _commit(store: CheckpointStore, step: int, data: bytes, small: Mapping[str, bytes] | None = None) -> Committed:

@@ -12,7 +12,7 @@ from asyncckpt.disk.manifest import (
     DIGEST_BLOCK_NBYTES,
     DIGEST_NBYTES,
     FileRecord,
-    IndexPlace,
+    IndexLocation,
     Manifest,
     decode_manifest,
     digest_bytes,
@@ -30,7 +30,7 @@ def example() -> Manifest:
             "state.msgpack": digest_bytes(bytes(2 * DIGEST_BLOCK_NBYTES + 1)),
             "sub/käse": digest_bytes(b""),
         },
-        index=IndexPlace("state.msgpack", 4, 100),
+        index=IndexLocation("state.msgpack", 4, 100),
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 
 from asyncckpt import CorruptCheckpointError
 from asyncckpt.arrays.meta import ArrayMeta
-from asyncckpt.disk.manifest import IndexPlace, Manifest, digest_bytes
+from asyncckpt.disk.manifest import IndexLocation, Manifest, digest_bytes
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.state.boxes import Box
 from asyncckpt.state.encode import flatten
@@ -33,7 +33,7 @@ def write(root: Path, step: int, layout: Layout) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
     files = {name: digest_bytes(data) for name, data in layout.files.items()}
-    place = IndexPlace("state", 0, layout.index_nbytes)
+    place = IndexLocation("state", 0, layout.index_nbytes)
     (path / "manifest.json").write_bytes(Manifest(step=step, created=0.0, files=files, index=place).encode())
     return path
 
