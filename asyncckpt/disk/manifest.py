@@ -158,7 +158,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _record(name: str, entry: dict[str, Any]) -> FileRecord:
     parts = name.split("/")
     if not all(parts) or "." in parts or ".." in parts or "\0" in name or name == MANIFEST_NAME:
-        message = f"the file name {reprlib.repr(name)}"
+        message = f"invalid file name {reprlib.repr(name)}"
         raise ValueError(message)
     record = FileRecord(_count(entry["nbytes"]), bytes.fromhex(entry["xxh3_128"]))
     blocks = -(-record.nbytes // DIGEST_BLOCK_NBYTES)

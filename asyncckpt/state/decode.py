@@ -124,7 +124,7 @@ class Decoder(LeafDecoder):
         try:
             for node in nodes:
                 if is_done:
-                    damaged("nodes follow the end of the tree")
+                    damaged("trailing nodes after the tree")
                 value = self._read(node, nodes)
                 # The last value of a container completes it, and that may complete its own container.
                 while value is not _OPEN:
@@ -139,7 +139,7 @@ class Decoder(LeafDecoder):
                 self._refuse_plain_keys(brief(error), error)
             damaged(f"at {self._path() or 'the root'}: {brief(repr(error))}", error)
         if not is_done:
-            damaged("the tree ends early")
+            damaged("the tree is truncated")
         return result
 
     def _read(self, node: ix.Node, nodes: Iterator[ix.Node]) -> Any:
@@ -182,7 +182,7 @@ class Decoder(LeafDecoder):
             argument = ix.argument_of(node)
             count, maxlen = argument if code == ix.DEQUE else (argument, None)
             if type(count) is not int or count < 0:
-                damaged(f"a container of {brief(repr(count))} children")
+                damaged(f"a container with {brief(repr(count))} children")
             return self._open_container(code, count, maxlen, context)
         return self._leaf_ext(node, context.template, context.selection)
 
@@ -345,7 +345,7 @@ class Decoder(LeafDecoder):
         ends = np.flatnonzero(hashes[1:] != hashes[:-1])
         most = int(np.diff(ends, prepend=-1, append=count - 1).max())
         if most > _MAX_SAME_HASH:
-            damaged(f"{most} keys or elements at {self._path() or 'the root'} have one hash")
+            damaged(f"{most} keys or elements at {self._path() or 'the root'} have the same hash")
 
 
 _OPEN: Final = object()

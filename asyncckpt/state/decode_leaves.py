@@ -77,7 +77,7 @@ class LeafDecoder(ObjectDecoder):
         if selection is not None and not self._is_selected(selection):
             return ABSENT
         if type(value) not in _PLAIN:
-            damaged(f"a node of type {type(value).__name__}")
+            damaged(f"unexpected node of type {type(value).__name__}")
         if template is not ABSENT and type(template) is not type(value):
             self._mismatch("type", type_name(template), type(value).__name__)
         return value
@@ -95,7 +95,7 @@ class LeafDecoder(ObjectDecoder):
             return self._leaf(int.from_bytes(node.data, "little", signed=True), template, None)
         read = _LEAF_READERS.get(node.code)
         if read is None:
-            damaged(f"an unknown node, code {node.code}")
+            damaged(f"unknown node code {node.code}")
         return getattr(self, read)(ix.argument_of(node), template)
 
     def _complex(self, argument: Any, template: Any) -> Any:
@@ -122,9 +122,9 @@ class LeafDecoder(ObjectDecoder):
 
     def _meta(self, number: Any) -> ArrayMeta:
         if type(number) is not int or not 0 <= number < len(self._index.arrays):
-            damaged(f"array {reprlib.repr(number)} of {len(self._index.arrays)}")
+            damaged(f"a node refers to array {reprlib.repr(number)}, and there are {len(self._index.arrays)} arrays")
         if number in self._index.boxes:
-            damaged(f"a leaf refers to array {number}, which is a part of another")
+            damaged(f"a node refers to array {number}, which is a part of another array")
         return self._index.arrays[number]
 
     def _require(self, number: Any) -> ArrayMeta:
@@ -183,7 +183,7 @@ class LeafDecoder(ObjectDecoder):
             value: Any = np.str_(text_of(data))
         elif name == "bytes_":
             if type(data) is not bytes:  # np.bytes_(5) is five zeros
-                damaged(f"a bytes_ of type {type(data).__name__}")
+                damaged(f"the value of a bytes_ is a {type(data).__name__}")
             value = np.bytes_(data)
         else:
             dtype = dtype_from_plain(name)
@@ -204,7 +204,7 @@ class LeafDecoder(ObjectDecoder):
     def _numbers(self, kind: int, data: NDArray[Any], template: Any) -> Any:
         """Return a list or tuple of ints or floats."""
         if kind not in (ix.LIST, ix.TUPLE) or data.ndim != 1:
-            damaged("a run of numbers of an unknown kind")
+            damaged("a run of numbers that is not a list or tuple of one dimension")
         reduction = None
         if template is not ABSENT:
             reduction = find_reduction(template)
@@ -236,7 +236,7 @@ class LeafDecoder(ObjectDecoder):
             kind, number = argument
             meta = self._meta(number)
             if len(meta.shape) != 1:
-                damaged("a run of numbers of several dimensions")
+                damaged("a run of numbers with several dimensions")
             positions = selection.positions(meta.shape[0])
             if positions:
                 self._require_once(number)
@@ -280,7 +280,9 @@ class LeafDecoder(ObjectDecoder):
     def _refuse_selection(self) -> NoReturn:
         patterns = self._selection.patterns if self._selection is not None else ()
         known = [join_path([key]) for key in self._top_keys[:20]]
-        message = f"nothing in the state matches {', '.join(map(repr, patterns))}; at its top are {', '.join(known)}"
+        message = (
+            f"nothing in the state matches {', '.join(map(repr, patterns))}; its top-level keys are {', '.join(known)}"
+        )
         raise CheckpointKeyError(message, key=patterns[0] if len(patterns) == 1 else patterns, known=known)
 
 
@@ -300,5 +302,5 @@ _LEAF_READERS: Final[Mapping[int, str]] = {
 
 def _number_dtype(name: str) -> np.dtype[Any]:
     if name not in ("<i8", "<f8"):
-        damaged(f"a run of numbers of {name!r}")
+        damaged(f"a run of numbers of dtype {name!r}")
     return np.dtype(name)

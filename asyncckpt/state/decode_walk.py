@@ -120,7 +120,7 @@ class Walk:
 def text_of(value: Any) -> str:
     """Check that a value is a string, and return it."""
     if type(value) is not str:
-        damaged(f"a name of type {type(value).__name__}")
+        damaged(f"a name is a {type(value).__name__}, not a string")
     return value
 
 

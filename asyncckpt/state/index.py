@@ -100,7 +100,7 @@ def argument_of(node: msgpack.ExtType) -> Any:
 def _scalar_argument(data: bytes) -> Any:
     stream = MsgpackStream(memoryview(data))
     if stream.read("read_array_header") != 2:  # noqa: PLR2004 - (dtype, bytes)
-        raise ValueError("a scalar is a dtype and bytes")
+        raise ValueError("a scalar is not a pair of a dtype and bytes")
     return stream.read_nested(_MAX_DTYPE_NBYTES), stream.read("unpack")
 
 

@@ -62,7 +62,7 @@ class MsgpackStream:
         self.read("skip")
         nbytes = self._unpacker.tell() - begin
         if nbytes > max_nbytes:
-            message = f"{nbytes} bytes of nested objects, of at most {max_nbytes}"
+            message = f"{nbytes} bytes of nested objects; at most {max_nbytes} are allowed"
             raise ValueError(message)
         return msgpack.unpackb(self._data[begin : begin + nbytes], unicode_errors=TEXT_ERRORS)
 
@@ -91,11 +91,11 @@ def read_row(
     unpacker.feed(data)
     count = unpacker.read_array_header()
     if count > MAX_ROW:
-        message = f"{count} elements to be decoded at once, of at most {MAX_ROW}"
+        message = f"an array of {count} elements; at most {MAX_ROW} are allowed"
         raise ValueError(message)
     found = list(chain.from_iterable(pacer.batches(islice(unpacker, count))))
     if len(found) != count or unpacker.tell() != len(data):
-        message = f"an array says that it has {count} elements, and has others"
+        message = f"an array claims {count} elements, and has another number"
         raise ValueError(message)
     return found
 

@@ -71,7 +71,7 @@ def seed_sequence_differs(value: np.random.SeedSequence, state: Any) -> tuple[st
 def update_seed_sequence(value: np.random.SeedSequence, state: Any) -> None:
     """Spawn children from a SeedSequence until it has as many as a state."""
     if seed_sequence_differs(value, state) is not None:
-        raise ValueError("it is the state of another SeedSequence")
+        raise ValueError("the state is that of another SeedSequence")
     value.spawn(state["n_children_spawned"] - value.n_children_spawned)
 
 
@@ -82,7 +82,7 @@ def _seed_facts(state: Any) -> tuple[object, ...]:
 def _check_seed(state: Any) -> None:
     """Refuse seeds that take quadratic time to hash, because a file may hold thousands of them."""
     if state["pool_size"] > _MAX_POOL_SIZE:
-        raise ValueError(f"a SeedSequence with a pool_size of {state['pool_size']}, of at most {_MAX_POOL_SIZE}")
+        raise ValueError(f"a SeedSequence with a pool_size of {state['pool_size']}, more than {_MAX_POOL_SIZE}")
     for part in (state["entropy"], state["spawn_key"]):
         words = part if isinstance(part, list | tuple) else [part]
         if any(isinstance(word, int) and word.bit_length() > _MAX_SEED_BITS for word in words):
@@ -96,7 +96,7 @@ def bit_generator_state(value: np.random.BitGenerator) -> object:
         raise UnsupportedLeafError(message, path="")
     seed = getattr(value, "seed_seq", None)  # spawn() depends on it
     if seed is not None and type(seed) is not np.random.SeedSequence:
-        message = f"its seed is a {type(seed).__qualname__}, of which nothing is known: seed it with a SeedSequence"
+        message = f"its seed is a {type(seed).__qualname__}, which cannot be saved: use a SeedSequence"
         raise UnsupportedLeafError(message, path="")
     return {"state": value.state, "seed_seq": seed}
 
@@ -121,7 +121,7 @@ def update_bit_generator(value: np.random.BitGenerator, state: Any) -> None:
 def _seed_of(state: Any) -> np.random.SeedSequence | None:
     seed = state["seed_seq"]
     if seed is not None and type(seed) is not np.random.SeedSequence:
-        raise ValueError(f"seed_seq is a {type(seed).__name__}")
+        raise ValueError(f"seed_seq is a {type(seed).__name__}, not a SeedSequence")
     return seed
 
 
@@ -135,7 +135,7 @@ def _checked_algorithm(state: Any) -> Any:
     else:
         return state
     if type(position) is not int or not 0 <= position <= end:
-        raise ValueError(f"the position {reprlib.repr(position)} in a buffer of {end}")
+        raise ValueError(f"the position {reprlib.repr(position)} is outside a buffer of {end}")
     return state
 
 

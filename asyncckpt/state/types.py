@@ -115,7 +115,7 @@ def register_type(
         message = f"register_type takes a class, not {cls!r}"
         raise TypeError(message)
     if cls in _NATIVE or (issubclass(cls, np.generic) and cls.__module__ in _NUMPY):
-        message = f"{cls.__qualname__} is saved by itself, and a registration of it would never be used"
+        message = f"{cls.__qualname__} needs no registration, which would never be used"
         raise ValueError(message)
     if (to_state is None) != (from_state is None):
         message = f"give both to_state and from_state for {cls.__qualname__}, or neither"
@@ -135,12 +135,12 @@ def register_type(
             update = _given_plain_states(update)
     made = made._replace(name=name or made.name, update=update or made.update)
     if read_form(made.name) is not None:
-        message = f"the name {made.name!r} has a meaning of its own in files: give another name"
+        message = f"the name {made.name!r} is reserved in files: give another name"
         raise ValueError(message)
     holder = _by_name.get(made.name)
     if holder is not None and (holder.type_ is None or type_name_of(holder.type_) != type_name_of(cls)):
         owner = "a builtin type" if holder.type_ is None else type_name_of(holder.type_)
-        message = f"the name {made.name!r} belongs to {owner} already: give another name"
+        message = f"the name {made.name!r} already belongs to {owner}: give another name"
         raise ValueError(message)
     _by_type[cls] = _by_name[made.name] = made
     return cls

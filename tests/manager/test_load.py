@@ -331,7 +331,7 @@ async def test_an_index_that_lies_is_corruption(tmp_path: Path) -> None:
         await save_all(manager, {1: 0.0, 2: 0.0, 3: 0.0})
         change_index(tmp_path / "step_2", tree=[msgpack.packb([msgpack.ExtType(9, msgpack.packb(99))])])
         change_index(tmp_path / "step_3", tree=[msgpack.packb([1, 2])])
-        with pytest.raises(CorruptCheckpointError, match="end of the tree"):
+        with pytest.raises(CorruptCheckpointError, match="trailing nodes after the tree"):
             await manager.verify(3)
         with pytest.warns(CheckpointWarning, match="array 99"):
             loaded = await manager.load("latest")

@@ -145,5 +145,5 @@ def test_a_leaf_that_is_a_part_of_another_array_is_damage(tmp_path: Path) -> Non
     segments = [Segment(0, base, 16)]
     write(tmp_path, 1, Layout({}, index, segments, base, {"state": b"".join(encoder.encode(segments)) + bytes(16)}))
     for request in ({}, {"lazy": True}, {"template": [np.zeros(2)]}):
-        with pytest.raises(CorruptCheckpointError, match="part of another"):
+        with pytest.raises(CorruptCheckpointError, match="part of another array"):
             load_from(tmp_path, 1, **request)

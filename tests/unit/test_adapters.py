@@ -117,12 +117,12 @@ def test_their_contents_come_back_as_numpy_arrays(tmp_path: Path, frozen: bool) 
     """Large ones, small ones in a row with numpy's, and those that cannot change are captured like any array."""
     state = {
         "large": Tensor.of(NUMBERS),
-        "rest": [SMALL + 1, Tensor.of(SMALL), SMALL + 2, Tensor.of(SMALL, is_final=True)],
+        "rest": [Tensor.of(SMALL, is_final=True), SMALL + 1, Tensor.of(SMALL), SMALL + 2],
         "final": Tensor.of(NUMBERS, is_final=True),
     }
     save_to(tmp_path, 1, state, frozen=frozen)
     found = load_from(tmp_path, 1)
-    assert_same(found, {"large": NUMBERS, "rest": [SMALL + 1, SMALL, SMALL + 2, SMALL], "final": NUMBERS})
+    assert_same(found, {"large": NUMBERS, "rest": [SMALL, SMALL + 1, SMALL, SMALL + 2], "final": NUMBERS})
 
 
 def test_one_memory_is_saved_once() -> None:
