@@ -177,14 +177,14 @@ def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> Ca
         return CapturedValue.of(Capture.staged(flat, pool, context))
 
 
-def capture_live(value: object, key: str, work: JobContext) -> CapturedValue:
+def capture_live(value: object, key: str, context: JobContext) -> CapturedValue:
     """Capture a value without a copy, for a caller that waits until it has been stored.
 
     Raises:
         UnsupportedLeafError: It cannot be saved; the message names the path.
     """
     with young_collections_only():
-        return capture_live_flat(flatten(value, root=key, pacer=work.pacer))
+        return capture_live_flat(flatten(value, root=key, pacer=context.pacer))
 
 
 def capture_live_flat(flat: FlatState) -> CapturedValue:

@@ -201,7 +201,7 @@ class HDF5Store(FileStore[Content]):
         if self._temporary is not None:
             return self._temporary
         if self._current is not None and not self._location.is_same_file(self._current.fd):
-            self._current.is_abandoned = True  # it was removed or replaced, so nobody would see what is appended
+            self._current.is_abandoned = True  # it was removed or replaced, so appended data would not be seen
         current = self._appendable
         if current is not None and not self._needs_compaction(current, key, nbytes):
             return current
