@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import struct
+import weakref
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -246,6 +248,21 @@ def test_foreign_json_gets_a_line_for_each_key(tmp_path: Path, encoding: str) ->
         assert dict(chk) == before | {"n": 1}
     expected = '{\n"a": [ 1.50,    1E400 ],\n"\\u00e9": {"x":"\u00e9\\n"},\n"n": 1\n}\n'
     assert path.read_text(encoding="utf-8") == expected
+
+
+def test_what_was_read_is_gone_with_the_last_reference_to_it() -> None:
+    """Nothing of the reading of a long text keeps the value until a garbage collection."""
+    array = {"__asyncckpt__": "array", "number": 0, "dtype": "|u1", "shape": [3], "data": ["AAAA"]}
+    text = json.dumps({"array": array, "set": {"__asyncckpt__": "set", "items": [1]}, "long": "x" * decode.LONG})
+    gc.collect()
+    gc.disable()
+    try:
+        value = decode_value(text, Pacer()).value
+        kept = weakref.ref(value["array"])
+        del value
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_one_text_for_two_keys(tmp_path: Path) -> None:
