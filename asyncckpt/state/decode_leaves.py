@@ -17,6 +17,7 @@ from asyncckpt.arrays.adapters import find_adapter
 from asyncckpt.errors import (
     CheckpointKeyError,
     StateMismatchError,
+    UnsupportedLeafError,
 )
 from asyncckpt.runtime.pacing import CHUNK_ELEMENTS
 from asyncckpt.state import index as ix
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayLeaf
     from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.state.selection import Selection
 
@@ -164,7 +166,7 @@ class LeafDecoder(ObjectDecoder):
         if isinstance(template, np.ndarray):
             is_array = adapter is not None
         else:  # whatever else says its dtype and shape can be compared with
-            found = template if adapter is None else adapter.leaf(template)
+            found = template if adapter is None else self._described(template, adapter)
             is_array = hasattr(found, "dtype") and hasattr(found, "shape") and not isinstance(found, np.generic)
         if not is_array:
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
@@ -176,6 +178,14 @@ class LeafDecoder(ObjectDecoder):
             target = self._target(number, template, path, adapter)
             self._plan.destinations.setdefault(number, []).append(target)
         return None
+
+    def _described(self, template: Any, adapter: ArrayAdapter) -> ArrayLeaf:
+        """Return the description of an array of the template."""
+        try:
+            return adapter.leaf(template)
+        except UnsupportedLeafError as error:
+            reason = f"the template's array cannot be used: {str(error).removeprefix('the root: ')}"
+            raise StateMismatchError(self._path(), "type", type_name(template), "an array", reason=reason) from error
 
     def _scalar(self, argument: Any, template: Any) -> Any:
         name, data = argument

@@ -185,6 +185,7 @@ def test_they_are_filled_in_place(tmp_path: Path) -> None:
     [
         (lambda: Tensor.of(SMALL[:2]), "shape"),
         (lambda: Tensor.of(SMALL, is_final=True), "writability"),
+        (lambda: Tensor(bytearray(), ()), "type"),
     ],
 )
 def test_a_template_that_does_not_fit_is_refused_before_anything_is_read(
