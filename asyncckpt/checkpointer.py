@@ -79,7 +79,7 @@ class Checkpointer(FileLifecycle, MutableMapping[Any, Any]):
 
     @classmethod
     def from_file(cls, file: CheckpointFile, **opts: Any) -> Checkpointer:
-        """Return a Checkpointer of the kind that the extension of a file stands for.
+        """Return a Checkpointer of the kind that belongs to the extension of a file.
 
         Args:
             file: A path, or an open binary file that has a name.

@@ -130,7 +130,7 @@ class FileLocation:
         if self._can_back_up:
             ask = f"rewrite=True (which keeps the old file as {_backup_name(self.path, 0)!r}) or {ask}"
         message = (
-            f"{self.name}: another program made this file, and to change it means to write all of it anew, without"
+            f"{self.name}: another program made this file, and changing it means rewriting all of it, without"
             f" {losses}. Nothing was changed. Copy its keys to a new file, or open this one with {ask}"
         )
         self._refusal = ReadOnlyFileError(message, file=self.name, losses=losses)

@@ -32,7 +32,7 @@ class ElementType:
     type_id: Any
     """The HDF5 datatype."""
     note: str | None
-    """The numpy dtype as JSON, if it cannot be told from the datatype."""
+    """The numpy dtype as JSON, if the datatype does not determine it."""
     has_size: bool = True
     """False for elements of no bytes, which HDF5 does not have. They are stored as empty rows of uint8."""
 

@@ -42,7 +42,7 @@ class Leaf:
     needs_dataset: bool = False
     """Whether it must be a dataset with a kind."""
     note: str | None = None
-    """The numpy dtype, if it cannot be told from the datatype."""
+    """The numpy dtype, if the datatype does not determine it."""
 
     @property
     def nbytes(self) -> int:

@@ -106,7 +106,7 @@ def unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     """Return the dict of the entries of an object."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        message = f"a key stands twice in an object of the keys {', '.join(map(repr, list(found)[:8]))}"
+        message = f"duplicate key in an object with the keys {', '.join(map(repr, list(found)[:8]))}"
         raise ValueError(message)
     return found
 
@@ -149,7 +149,7 @@ class _Decoder:
         return Found(built.value, {**self._unknown_types, **built.unknown_types})
 
     def _object(self, pairs: list[tuple[str, Any]]) -> Any:
-        """Return what an object of JSON stands for; called for the inner ones first."""
+        """Return the value that a JSON object represents; called for inner objects first."""
         if not any(key.startswith(PREFIX) for key, _ in pairs):
             return unique(pairs)
         if pairs[0][0] != TAG:
@@ -201,7 +201,7 @@ class _Decoder:
         if "data" not in found:  # it may stand in a key, which is decoded after the value
             return self._arrays[number] if number in self._arrays else self._pending(ix.ARRAY, number, [])
         if number in self._arrays:
-            _damaged(f"array {number} stands twice")
+            _damaged(f"duplicate array {number}")
         shape, data = _expect(list, found["shape"]), _expect(list, found["data"])
         if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 64:  # noqa: PLR2004
             _damaged(f"an array of the shape {shape!r:.80}")
@@ -277,4 +277,4 @@ LEAVES: Final[dict[str, Callable[[_Decoder, dict[str, Any]], Any]]] = {
     "str": lambda _, found: _bytes(found["data"]).decode("utf-8", "surrogatepass"),
     "tree": _Decoder.tree,
 }
-"""What makes a leaf of the object that stands for it, by its tag."""
+"""The functions that make a leaf of the object that represents it, by its tag."""

@@ -1,6 +1,6 @@
 """The JSON kind: one object with an entry on each line, rewritten as a whole by each commit.
 
-1. The text of a value that did not change is written back as it was, whoever wrote it; its line breaks become blanks.
+1. The text of a value that did not change is written back as it was; its line breaks become spaces.
 2. Values are made when they are read. Their text stays in the file, and has a digest, so that what another program has
    written in its place is noticed. The text of values that were put stays in memory until the commit.
 3. A file in our layout is read line by line, so that a damaged value hides no other. Text in any other layout is
@@ -200,7 +200,7 @@ def _content(file: IO[bytes], found: Iterator[Entry], context: JobContext, *, is
     left = _NAMED_NBYTES
     for key, offset, text in found:
         if key in content.entries:
-            message = f"the key {key!r} stands twice"
+            message = f"duplicate key {key!r}"
             raise ValueError(message)
         if offset is None:
             content.staged[key] = text

@@ -40,7 +40,7 @@ _FREE_EXPANSION_NBYTES: Final = 64 << 20
 _MAX_EXPANSION: Final = 100
 """so many times what they take in the file."""
 _CHUNK_NBYTES: Final = 1 << 20
-_MAX_NPY_HEADER_NBYTES: Final = 10_000  # what numpy reads without being told to trust the file
+_MAX_NPY_HEADER_NBYTES: Final = 10_000  # the most that numpy parses in an untrusted file
 _MEMBER_HEADER_NBYTES: Final = 30  # before its name
 _ENCRYPTED, _SIZED_BEHIND, _UTF8 = 0x41, 0x8, 0x800  # flags of a member
 _EMPTY_ZIP: Final = b"PK\5\6" + bytes(18)
@@ -92,7 +92,7 @@ class Archive(zipfile.ZipFile):
         found: dict[str, ZipInfo] = {}
         for info in self.filelist:
             if found.setdefault(info.filename, info) is not info:
-                damaged(f"the member {info.filename!r} stands twice")
+                damaged(f"duplicate member {info.filename!r}")
         return {name: info for name, info in found.items() if not name.endswith("/")}
 
     def value(self, info: ZipInfo, pacer: Pacer) -> Any:

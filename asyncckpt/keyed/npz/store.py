@@ -176,7 +176,7 @@ class NumPyStore(FileStore[_Content]):
         own = members.pop(DIRECTORY, None)
         for key, of, tree, listed in () if own is None else decode_directory(file, own, pacer):
             if key in items:
-                damaged(f"the key {key!r} stands twice")
+                damaged(f"duplicate key {key!r}")
             if lacking := [name for name in listed if name not in members]:
                 damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
             own_members = tuple([members.pop(name) for name in dict.fromkeys(listed)])
@@ -185,7 +185,7 @@ class NumPyStore(FileStore[_Content]):
             self._location.mark_foreign("the comments, dates and attributes of the zip archive and its members")
         for name, info in members.items():
             if (key := name.removesuffix(SUFFIX)) in items:
-                damaged(f"the key {key!r} stands twice")
+                damaged(f"duplicate key {key!r}")
             items[key] = _Item(file, (info,), None, None)
         return items
 
