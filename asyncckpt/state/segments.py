@@ -80,18 +80,19 @@ def decode_segments(
     files = np.zeros(len(table), FILE) if file_tables is None else np.frombuffer(b"".join(file_tables), FILE)
     if len(files) != len(table):
         raise ValueError(f"{len(table)} segments have {len(files)} numbers of files")
-    if (files >= len(file_sizes)).any():
+    if file_tables and (files >= len(file_sizes)).any():
         raise ValueError(f"a segment is in file {files.max()} of {len(file_sizes)}")
     order = np.lexsort((table["offset"], files)) if file_tables else np.argsort(table["offset"], kind="stable")
     table, files = table[order], files[order]
     pacer.pause()
     array, offset, nbytes = (table[name] for name in ROW.names or ())
-    size = np.array(file_sizes, np.uint64)[files]
+    size = np.array(file_sizes, np.uint64)[files] if file_tables else np.uint64(file_sizes[0])
     is_wrong = (
         (array >= len(array_sizes)) | (nbytes == 0) | (offset > size) | (nbytes > size - np.minimum(offset, size))
     )
     # Sums beyond 64 bits are wrong already.
-    is_wrong[1:] |= (offset[1:] < offset[:-1] + nbytes[:-1]) & (files[1:] == files[:-1])
+    is_before = offset[1:] < offset[:-1] + nbytes[:-1]
+    is_wrong[1:] |= is_before & (files[1:] == files[:-1]) if file_tables else is_before
     if is_wrong.any():
         number = int(is_wrong.argmax())
         reason = f"at {offset[number]} with {nbytes[number]} bytes overlaps or leaves the file"
@@ -108,7 +109,10 @@ def decode_segments(
                 f"array {first + number} of {expected[number]} bytes has segments of {found[number]} bytes"
             )
         pacer.pause()
-    starts = _starts(array, nbytes, order if file_tables is not None else None)
+    if (nbytes == np.array(array_sizes, np.uint64)[array]).all():  # each of them is all of its array
+        starts = np.zeros(len(array), np.uint64)
+    else:
+        starts = _starts(array, nbytes, order if file_tables is not None else None)
     pacer.pause()
     segments: list[Segment] = []
     for first in range(0, len(table), BATCH_OBJECTS):
