@@ -341,7 +341,7 @@ class HDF5Checkpointer(Checkpointer):
 
     Further args:
         trusted: Open a file that asyncckpt did not write. libhdf5 then parses it, and a hostile file may crash it or
-            keep it busy for ever.
+            keep it busy forever.
     """
 
     default_extension = ".hdf5"

@@ -90,7 +90,7 @@ def register_adapter(type_: type, adapter: ArrayAdapter) -> None:
 
 
 def find_adapter(type_: type) -> ArrayAdapter | None:
-    """Return the adapter of a type, or None if it is no type of arrays."""
+    """Return the adapter of a type, or None if it is not a type of arrays."""
     adapter = _ADAPTERS.get(type_)
     if adapter is None and _LIBRARIES and (module := _LIBRARIES.get(type_.__module__.partition(".")[0])) is not None:
         importlib.import_module(module)

@@ -68,10 +68,10 @@ def describe_checkpoint(path: Path) -> str | None:
     if step is None:
         return None
     if path.name == name_of(Kind.COMMITTED, step):
-        way = f"make a CheckpointManager of {path.parent}, and there load({step})"
+        way = f"use CheckpointManager({str(path.parent)!r}), and load({step}) there"
     else:
         way = _by_path(path)
-    return f"{path} is a checkpoint, of step {step}, and no directory of checkpoints: {way}"
+    return f"{path} is the checkpoint of step {step}, not a directory of checkpoints: {way}"
 
 
 def describe_missing(root: Path) -> str:

@@ -28,7 +28,7 @@ ContentT = TypeVar("ContentT")
 
 
 class Store(ABC):
-    """An open keyed file, or what stands in for one."""
+    """An open keyed file, or a substitute for one."""
 
     @property
     @abstractmethod

@@ -202,7 +202,7 @@ class FileLocation:
             raise ReadOnlyFileError(str(self._refusal), file=self._refusal.file, losses=self._refusal.losses)
 
     def _remove_leftovers(self) -> None:
-        """Remove the temporary files of killed writers, as far as the disk lets us."""
+        """Remove the temporary files of killed writers, as far as the disk allows."""
         for number in range(_MAX_TEMPORARY_FILES):
             path = self._temporary_name(number)
             if number and not os.path.lexists(path):
@@ -247,7 +247,7 @@ class FileLocation:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(self._temporary))
 
     def discard_temporary(self) -> None:
-        """Remove the temporary file if the disk lets us; otherwise the next writer does."""
+        """Remove the temporary file if the disk allows; otherwise the next writer does."""
         with suppress(OSError):
             self.ops.unlink(self._temporary)
 

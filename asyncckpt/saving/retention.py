@@ -66,7 +66,7 @@ class RetentionPolicy:
             return None
         period = "" if self.save_period is None else f" with save_period={self.save_period}"
         reasons = "; and ".join(f"{rule.why(least)}: {rule.way_out}" for rule in keeping)
-        return f"{', '.join(asked)}{period} keeps every step that should_save allows, for ever. Reason: {reasons}"
+        return f"{', '.join(asked)}{period} keeps every step that should_save allows, forever. Reason: {reasons}"
 
     def _limits(self) -> dict[str, object]:
         """Return the options that ask for less than everything to be kept."""

@@ -47,7 +47,7 @@ class LeafDecoder(ObjectDecoder):
         """Add consecutive leaves to their container, if only their values matter. This is the fast path of most nodes.
 
         Returns:
-            The first node that is no such leaf, `FULL` if the container is complete, or `END`.
+            The first node that is not such a leaf, `FULL` if the container is complete, or `END`.
         """
         is_mapping = frame.code in ix.MAPPINGS
         while frame.code != ix.OBJECT:

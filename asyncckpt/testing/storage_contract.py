@@ -363,7 +363,7 @@ class StorageContract:
         store.release()
         other.take({})
         assert other.read_document(METRIC_NAME) == b"second"
-        assert other.list_checkpoints({}).records == {}, "a document is no checkpoint"
+        assert other.list_checkpoints({}).records == {}, "a document is not a checkpoint"
 
     # --- deletion -----------------------------------------------------------------------------------------------------
 
@@ -398,7 +398,7 @@ class StorageContract:
                 assert not reader.is_current()
 
     def test_a_sweep_deletes_trash_and_can_be_stopped(self) -> None:
-        """What it has not come to is deleted by the next one; it can delete all that there is, too."""
+        """What it did not reach is deleted by the next one, which can also delete all trash there is."""
         store = self._taken()
         for step in (1, 2, 3, 4):
             _commit(store, step, _STATE)

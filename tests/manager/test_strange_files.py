@@ -63,7 +63,7 @@ async def test_a_link_is_no_checkpoint(tmp_path: Path, *, read_only: bool) -> No
     await save(root, 1, 2)
     (root / "step_2").rename(tmp_path / "elsewhere")
     (root / "step_2").symlink_to(tmp_path / "elsewhere")
-    with pytest.warns(CheckpointWarning, match="step_2 is no checkpoint: it is a symbolic link") as caught:
+    with pytest.warns(CheckpointWarning, match="step_2 is not a checkpoint: it is a symbolic link") as caught:
         async with CheckpointManager(root, read_only=read_only) as manager:
             assert manager.steps() == [1]
             await manager.refresh()
@@ -74,7 +74,7 @@ async def test_a_link_is_no_checkpoint(tmp_path: Path, *, read_only: bool) -> No
     assert len(caught) == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*is no checkpoint")
+@pytest.mark.filterwarnings("ignore:.*is not a checkpoint")
 @pytest.mark.parametrize("leads_to", ["elsewhere", "nowhere"])
 @pytest.mark.parametrize("overwrite", [False, True])
 async def test_a_link_in_the_place_of_a_step_is_never_replaced(
@@ -99,7 +99,7 @@ async def test_a_link_in_the_place_of_a_step_is_never_replaced(
     assert sorted(path.name for path in (tmp_path / "elsewhere").iterdir()) == before
 
 
-@pytest.mark.filterwarnings("ignore:.*(is no checkpoint|cannot be removed)")
+@pytest.mark.filterwarnings("ignore:.*(is not a checkpoint|cannot be removed)")
 @pytest.mark.parametrize("name", ["tmp_step_2", "old_step_2", "trash_step_2", "deleted_step_2"])
 @pytest.mark.parametrize("kind", ["link", "file"])
 async def test_what_has_another_name_of_ours_is_not_in_the_way(tmp_path: Path, name: str, kind: str) -> None:

@@ -44,12 +44,12 @@ async def test_a_checkpoint_is_no_directory_of_checkpoints(tmp_path: Path, read_
     """It is refused when it is entered, before anything is written, with what to use instead."""
     root = await fill(tmp_path / "a", 7, 50)
     before = sorted(root.rglob("*"))
-    with pytest.raises(ConfigError, match=literally(root / "step_50", "is a checkpoint", root, "load(50)")):
+    with pytest.raises(ConfigError, match=literally(root / "step_50", "is the checkpoint", root, "load(50)")):
         async with CheckpointManager(root / "step_50", read_only=read_only):
             pass
     await asyncio.to_thread((root / "step_50").rename, tmp_path / "pretty")
     with pytest.raises(
-        ConfigError, match=literally("pretty is a checkpoint, of step 50", f"load(Path('{tmp_path}/pretty'))")
+        ConfigError, match=literally("pretty is the checkpoint of step 50", f"load(Path('{tmp_path}/pretty'))")
     ):
         async with CheckpointManager(tmp_path / "pretty", read_only=read_only):
             pass
@@ -72,7 +72,7 @@ async def test_a_checkpoint_that_holds_checkpoints(tmp_path: Path, read_only: bo
     root = await fill(tmp_path / "a", 50)
     await fill(tmp_path / "b", 3)
     shutil.copytree(tmp_path / "b" / "step_3", root / "step_50" / "step_3")
-    with pytest.warns(CheckpointWarning, match=literally("is a checkpoint", "load(50)", "deleted with it")):
+    with pytest.warns(CheckpointWarning, match=literally("is the checkpoint of step 50", "load(50)", "deleted with it")):
         manager = await CheckpointManager(root / "step_50", read_only=read_only).__aenter__()
     assert manager.steps() == [3]
     await manager.aclose()
@@ -192,7 +192,7 @@ async def test_a_checkpoint_of_another_name(tmp_path: Path, which: Any) -> None:
         await manager.load(50)
 
 
-@pytest.mark.filterwarnings("ignore:.*step_50 is no checkpoint")
+@pytest.mark.filterwarnings("ignore:.*step_50 is not a checkpoint")
 async def test_a_link_to_a_checkpoint(tmp_path: Path) -> None:
     """A symbolic link is not followed by its name, which is said, and is by its path."""
     await fill(tmp_path / "a", 50)
@@ -281,7 +281,7 @@ async def test_a_path_that_is_no_checkpoint(tmp_path: Path) -> None:
             (root, literally("no manifest.json in it", "committed is 5")),
             (tmp_path / "empty", "no manifest.json in it$"),
             (tmp_path / "file", "is a file"),
-            (root / "step_5" / "state.msgpack", literally(root / "step_5", "is a checkpoint", "load(5)")),
+            (root / "step_5" / "state.msgpack", literally(root / "step_5", "is the checkpoint of step 5", "load(5)")),
         ):
             with pytest.raises(CheckpointNotFoundError, match=said):
                 await manager.load(path)

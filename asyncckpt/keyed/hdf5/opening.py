@@ -102,7 +102,7 @@ def _open_foreign(location: FileLocation, fd: int, reason: str, context: JobCont
 def _check_trust(location: FileLocation, reason: str, *, trusted: bool) -> None:
     if not trusted:
         message = (
-            f"{location.name} {reason}. Only libhdf5 can read it, which a hostile file can crash or keep busy for ever:"
+            f"{location.name} {reason}. Only libhdf5 can read it, which a hostile file can crash or keep busy forever:"
             " open it with trusted=True if you know where it comes from"
         )
         raise UntrustedFileError(message)

@@ -60,12 +60,12 @@ def decode_value(text: str, pacer: Pacer) -> Found:
 
 
 def decode_key(name: str) -> str:
-    """Return the key of a file by the name that it has in JSON; raise what `decode_value` does if it is none."""
+    """Return the key of a file by the name that it has in JSON; raise what `decode_value` does if it is not one."""
     if not name.startswith(KEY_TAG):
         return name
     key = decode_value(name.removeprefix(KEY_TAG), Pacer(yields=False)).value
     if not isinstance(key, str):
-        message = f"{key!r:.80} is no key of a file"
+        message = f"{key!r:.80} is not a key of a file"
         raise ValueError(message)  # noqa: TRY004 - of the text
     return key
 

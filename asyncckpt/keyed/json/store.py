@@ -242,7 +242,7 @@ def _of_lines(file: IO[bytes]) -> Iterator[Entry]:
             break
         yield key, offset + found.end(), text
         offset += len(line)
-    message = "it has not an entry on each line"
+    message = "its entries are not on lines of their own"
     raise ValueError(message)
 
 

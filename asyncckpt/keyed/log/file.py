@@ -175,7 +175,7 @@ class LogFile:
         return replace(record, offset=begin, end=self.end, body_offset=offset)
 
     def commit(self) -> None:
-        """Append a commit, and sync it; what it stands for must have been synced before, if the file is published."""
+        """Append a commit, and sync it; if the file is published, its records must have been synced before."""
         with self._appending() as out:
             head = records.commit_head(self._file_id, self.end)
             out.write(head)

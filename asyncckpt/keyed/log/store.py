@@ -6,7 +6,7 @@
 3. A file gets its name with its first commit. Until then, and while it is rewritten, it is a temporary file.
 4. After a failed sync nothing more is asked of that file. The next commit writes a new one, and verifies what it
    copies.
-5. The next writer cannot know of a failed sync. What the last commit stands for was synced before that commit was
+5. The next writer cannot know of a failed sync. The records of the last commit were synced before that commit was
    written; of the commit itself there may be nothing on the disk. So a writer that continues a file writes its last
    commit again, as it was read: the kernel may have forgotten it since.
 6. Replaying the records gives the keys in their order: the new value of a key takes the position of the old one.
@@ -141,13 +141,13 @@ class MsgpackStore(FileStore[_Content]):
         if file.is_published:
             with file.suspect_on_failure():
                 self._location.sync_entry()
-            file.sync()  # or the commit could reach the disk before what it stands for
+            file.sync()  # or the commit could reach the disk before its records
         file.commit()
         if not file.is_published:
             self._publish(file)
 
     def _publish(self, new: LogFile) -> None:
-        """Give a file the name; the current one is suspect if nobody knows then which of them has it."""
+        """Give a file the name; the current one is suspect if it is then unknown which of them has it."""
         try:
             self._location.rename_temporary()
         except BaseException:

@@ -96,7 +96,7 @@ class Archive(zipfile.ZipFile):
         return {name: info for name, info in found.items() if not name.endswith("/")}
 
     def value(self, info: ZipInfo, pacer: Pacer) -> Any:
-        """Read the array of a member, or the bytes of one that is no npy file, as `numpy.load` does.
+        """Read the array of a member, or the bytes of one that is not an npy file, as `numpy.load` does.
 
         Raises:
             CorruptCheckpointError: It is damaged, or cannot have the size that it claims.

@@ -45,7 +45,7 @@ def decode_directory(file: Archive, info: ZipInfo, pacer: Pacer) -> Iterator[Row
     """Yield the rows.
 
     Raises:
-        CorruptCheckpointError: It is no directory.
+        CorruptCheckpointError: It is not a directory.
         UnsupportedFormatError: A later release wrote it.
     """
     if info.file_size > max(4 * info.compress_size, _SLACK_NBYTES):

@@ -28,7 +28,7 @@ def read_document(root: Path, name: str) -> bytes | None:
     """Read a document, but no more than would be written; None if there is none.
 
     Raises:
-        OSError: It cannot be opened, or is no regular file.
+        OSError: It cannot be opened, or is not a regular file.
     """
     try:
         fd = os.open(root / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -159,7 +159,7 @@ def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
         reason = describe_missing(path)
     else:
         reason = f"there is no {MANIFEST_NAME} in it{describe_absence(path)}"
-    return CheckpointNotFoundError(f"{path} is no checkpoint: {reason}")
+    return CheckpointNotFoundError(f"{path} is not a checkpoint: {reason}")
 
 
 def _identity(found: os.stat_result) -> tuple[int, int, int]:

@@ -48,7 +48,10 @@ def scan_root(root: Path) -> Scan:
 
 def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord], remarks: Iterable[str]) -> Listing:
     """Read the records of what was listed; those in `known` are not read again, unless they have changed."""
-    remarks = [*remarks, *(f"{name} is no checkpoint: {describe_misnamed(root / name)}" for name in listing.misnamed)]
+    remarks = [
+        *remarks,
+        *(f"{name} is not a checkpoint: {describe_misnamed(root / name)}" for name in listing.misnamed),
+    ]
     if not listing.committed:
         return Listing({}, tuple(remarks))
     records: dict[int, CheckpointRecord] = {}
