@@ -4,11 +4,7 @@
 2. A step that this process has begun to write is not taken from a listing of the directory: it may have its name
    already, and not be durable yet, or never have become so.
 3. A checkpoint found corrupt is still listed by `steps`, so that it can be examined and deleted, and is otherwise
-   ignored.
-=======
-3. A checkpoint found corrupt stays listed by `steps`, so that it can be looked at and deleted, and counts for nothing
-   else. The same holds for one without a manifest, which may be somebody else's: only `overwrite` replaces it.
->>>>>>> 150d764 (A step without a manifest counts for nothing, and is named when it is first listed)
+   ignored. So is one without a manifest, which may belong to another program: only `overwrite` replaces it.
 """
 
 from __future__ import annotations
