@@ -8,6 +8,7 @@
    instead.
 4. Python's handler notes the signal at once, and not in a later turn of the loop; handlers are set and restored while
    the signals are blocked. So no signal is lost between the end of the block and the return of the earlier handler.
+   They are blocked in this thread only: if another thread receives one while handlers are set, the loop's notes it.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ class _Exit:
                 before = self._handlers_before[number] = signal.getsignal(number)
                 if not callable(before):
                     # The loop then wakes up whichever thread the system gives the signal to.
-                    self._loop.add_signal_handler(number, lambda: None)
+                    self._loop.add_signal_handler(number, self._handle_if_missed, number)
                 signal.signal(number, self._handle)
 
     def restore_handlers(self) -> None:
@@ -136,6 +137,11 @@ class _Exit:
             self._loop.call_soon_threadsafe(self._begin)
         else:
             self._loop.call_soon_threadsafe(self._end)
+
+    def _handle_if_missed(self, number: int) -> None:
+        """Handle a signal that another thread has received before our handler was set; the loop calls this for all."""
+        if self.signal is None:
+            self._handle(number, None)
 
     def _begin(self) -> None:
         over_at = self._loop.time() + self._deadline

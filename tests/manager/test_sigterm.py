@@ -376,6 +376,40 @@ def test_a_signal_that_another_thread_gets_wakes_the_loop(loop_factory: LoopFact
     assert woken_by == ["signal"]
 
 
+@LOOPS
+def test_a_signal_that_another_thread_gets_while_the_handler_is_set_counts(
+    loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signals are blocked in the main thread only, and the loop's handler is set just before ours."""
+    saved = []
+    is_time = threading.Event()
+    set_handler = signal.signal
+
+    def get_it() -> None:
+        is_time.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    def set_late(number: int, handler: Any) -> Any:
+        if getattr(handler, "__name__", "") == "_handle":
+            is_time.set()
+            while thread.is_alive():
+                os.sched_yield()
+        return set_handler(number, handler)
+
+    async def save() -> None:
+        saved.append(1)
+
+    async def main() -> None:
+        async with asyncckpt.leave_on_sigterm(save):
+            await asyncio.wait_for(asyncio.sleep(3600), 30)
+
+    thread = threading.Thread(target=get_it)
+    thread.start()
+    monkeypatch.setattr(signal, "signal", set_late)
+    assert run(main, loop_factory) == 143
+    assert saved == [1]
+
+
 # In a process of its own: it forks, and what is wrong hangs at its end.
 _FORKING = """
 import asyncio, multiprocessing, os, signal, sys
