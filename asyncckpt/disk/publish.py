@@ -252,11 +252,6 @@ def make_durable(ops: DiskOps, moved: Moved) -> Published:
     return Published(path, trash, (*moved.leftovers, *leftovers))
 
 
-def publish(ops: DiskOps, pending: Path, step: int) -> Published:
-    """Commit a sealed pending directory: `move`, then `make_durable`."""
-    return make_durable(ops, move(ops, pending, step))
-
-
 def _move_aside(ops: DiskOps, pending: Path, committed: Path, swapped: Path) -> None:
     ops.rename(committed, swapped)
     try:

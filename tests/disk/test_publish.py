@@ -45,9 +45,14 @@ def prepare(disk: FaultyDisk, root: Path, step: int, content: str) -> Path:
     return pending
 
 
+def commit(disk: FaultyDisk, pending: Path, step: int) -> publish.Published:
+    """Commit a sealed pending directory."""
+    return publish.make_durable(disk, publish.move(disk, pending, step))
+
+
 def save(disk: FaultyDisk, root: Path, step: int, content: str) -> Path | None:
     """Commit a checkpoint of one file, and give the trash."""
-    return publish.publish(disk, prepare(disk, root, step, content), step).trash
+    return commit(disk, prepare(disk, root, step, content), step).trash
 
 
 def committed(root: Path) -> dict[int, str]:
@@ -138,7 +143,7 @@ def test_a_failure_moves_the_names_back(disk: FaultyDisk, tmp_path: Path, *, is_
         disk.operations.clear()
         disk.fail(None, errno.EIO, after=position)
         try:
-            publish.publish(disk, root / "tmp_step_3", 3)
+            commit(disk, root / "tmp_step_3", 3)
         except OSError as error:
             assert error.errno == errno.EIO  # noqa: PT017 - the last operations of some publishes may fail
             assert committed(root) == before
@@ -162,7 +167,7 @@ def test_a_failure_that_cannot_be_undone(disk: FaultyDisk, tmp_path: Path) -> No
         prepare(disk, root, 3, "b")
         disk.fail(None, errno.EIO, after=position, lasting=True)
         with contextlib.suppress(OSError):
-            publish.publish(disk, root / "tmp_step_3", 3)
+            commit(disk, root / "tmp_step_3", 3)
         disk.heal()
         assert committed(root) in ({3: "a"}, {3: "b"})
         save(disk, root, 3, "c")

@@ -56,7 +56,7 @@ def save(disk: FaultyDisk, root: Path, step: int, content: str) -> publish.Publi
     pending = publish.stage(disk, root, step).path
     files = {"file": write_bytes(disk, pending / "file", content.encode())}
     publish.seal(disk, pending, Manifest(step=step, created=0.0, files=files))
-    return publish.publish(disk, pending, step)
+    return publish.make_durable(disk, publish.move(disk, pending, step))
 
 
 def committed(root: Path) -> dict[int, str]:

@@ -153,7 +153,9 @@ BUGS = (
                     "                    await asyncio.sleep(0)\n"
                     "                pending = self._root / f'tmp_step_{tracker.step}'\n"
                     "                from asyncckpt.disk import publish\n"
-                    "                await self._jobs.run(publish.publish, self._store._ops, pending, tracker.step)\n"
+                    "                ops = self._store._ops\n"
+                    "                moved = await self._jobs.run(publish.move, ops, pending, tracker.step)\n"
+                    "                await self._jobs.run(publish.make_durable, ops, moved)\n"
                 ),
             ),
         ),

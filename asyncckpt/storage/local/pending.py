@@ -77,7 +77,7 @@ class PendingDirectories(LocalDirectories):
         try:
             files = publish.digest_tree(self._ops, pending, stop)
             publish.seal(self._ops, pending, Manifest(step=step, created=time.time(), files=files))
-            published = publish.publish(self._ops, pending, step)
+            published = publish.make_durable(self._ops, publish.move(self._ops, pending, step))
         except OSError as error:
             explain(error, self._root, f"its files take {room.spell(nbytes_of(pending))}")
             if isinstance(error, publish.UnsyncedError):
