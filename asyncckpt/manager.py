@@ -298,6 +298,7 @@ class CheckpointManager:
             StateMismatchError: The template does not fit; names the path, what was expected and what was found.
             CheckpointKeyError: Nothing matches `select`.
             UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed.
+            OSError: The disk failed, or the process has no file descriptors left.
         """
         request = LoadRequest(template=ABSENT if like is None else like, select=select, lazy=lazy)
         try:

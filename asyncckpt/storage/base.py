@@ -81,6 +81,7 @@ class CheckpointStore(ABC):
             CheckpointNotFoundError: The step is not committed.
             CorruptCheckpointError: The manifest is missing or damaged.
             UnsupportedFormatError: A later release wrote it.
+            OSError: The store cannot be read, which says nothing about the checkpoint.
         """
 
     def describe_absence(self, step: int | None = None) -> str:  # noqa: ARG002 - for implementations
@@ -258,7 +259,7 @@ class LocalDirectories(ABC):
 
     @abstractmethod
     def read_pending(self, path: Path, name: str) -> bytes | None:
-        """Read a small file of a pending directory, unverified; None if the directory does not exist.
+        """Read a small file of a pending directory, unverified; None if there is no directory that can be opened.
 
         Raises:
             OSError: The file cannot be read.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 from typing import TYPE_CHECKING
 
 import pytest
+from helpers.support import no_free_descriptors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -192,13 +192,6 @@ def test_no_directory_is_no_file(tmp_path: Path) -> None:
 def test_a_shortage_is_no_answer(tmp_path: Path) -> None:
     """Without descriptors nobody knows which metric ranks, and retention must not go on without."""
     write_metric_file(DiskOps(), tmp_path, LOSS)
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.open(tmp_path, os.O_RDONLY)
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            read_metric_file(tmp_path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    with no_free_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        read_metric_file(tmp_path)
     assert read_metric_file(tmp_path) == MetricFile(LOSS)

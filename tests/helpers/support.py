@@ -9,12 +9,14 @@ import gc
 import os
 import pathlib
 import random
+import resource
 import struct
 import subprocess
 import sys
 import threading
 import types
 from collections import Counter, OrderedDict, deque
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -31,6 +33,7 @@ from asyncckpt.state.encode import flatten
 from asyncckpt.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from asyncckpt.disk.plan import Span
@@ -118,6 +121,19 @@ def descriptors_below(root: Path) -> list[str]:
         if f"{target}/".startswith((f"{root}/", f"{root} (deleted)/")):
             found.append(target)
     return sorted(found)
+
+
+@contextmanager
+def no_free_descriptors() -> Iterator[None]:
+    """Let this process open no more files within the block."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/", os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def held_by(*roots: object) -> list[object]:

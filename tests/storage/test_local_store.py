@@ -7,9 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from helpers.support import save_to
+from helpers.support import no_free_descriptors, save_to
 
+from asyncckpt.documents import TRAINING_INFO_NAME
 from asyncckpt.runtime.pacing import StopFlag
+from asyncckpt.saving.commit import read_pending_info
+from asyncckpt.saving.pending_directories import local_directories
 from asyncckpt.storage.local.store import LocalStore
 from asyncckpt.testing import FaultyDisk
 
@@ -43,6 +46,23 @@ def test_a_link_is_a_second_name_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.EXDEV)), store.begin(2, 0) as attempt:
         attempt.link("state.msgpack", 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_1"]
+
+
+def test_a_shortage_of_descriptors_is_not_damage(tmp_path: Path) -> None:
+    """It is an error of its own, so that no checkpoint counts as corrupt, and no metric as missing, because of it."""
+    store = LocalStore(tmp_path, FaultyDisk())
+    directories = local_directories(store)
+    pending = directories.begin(2, {TRAINING_INFO_NAME: b'{"loss": 1}'}).path
+    save_to(tmp_path, 1, {"a": 1})
+    with store.open(1) as reader:
+        with no_free_descriptors():
+            with pytest.raises(OSError, match="Too many open files"):
+                reader.open("state.msgpack")
+            with pytest.raises(OSError, match="Too many open files"):
+                read_pending_info(directories, pending)
+        reader.open("state.msgpack").close()
+    assert read_pending_info(directories, pending) == {"loss": 1}
+    assert read_pending_info(directories, tmp_path / "tmp_step_3") is None
 
 
 def test_an_attempt_whose_names_may_be_durable_is_not_discarded(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.storage.base import LocalDirectories
 from asyncckpt.storage.local.outcomes import committed_at, explain, remarks_of
 from asyncckpt.storage.local.reader import open_path
-from asyncckpt.storage.results import PendingDirectory
+from asyncckpt.storage.results import SHORTAGES, PendingDirectory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,9 @@ class PendingDirectories(LocalDirectories):
     def read_pending(self, path: Path, name: str) -> bytes | None:
         try:
             directory = open_directory(self._root / path.name)
-        except OSError:
+        except OSError as error:
+            if error.errno in SHORTAGES:
+                raise
             return None
         try:
             return read_unverified(directory, name)

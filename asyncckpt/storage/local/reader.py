@@ -19,6 +19,7 @@ from asyncckpt.disk.open_below import open_below, open_directory
 from asyncckpt.disk.read_blocks import Run, read_run
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
 from asyncckpt.storage.reader import CheckpointFile, CheckpointReader
+from asyncckpt.storage.results import SHORTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +77,8 @@ class LocalReader(CheckpointReader):
         try:
             return open_below(self._fd, name)
         except OSError as error:
+            if error.errno in SHORTAGES:
+                raise
             raise self.corrupt(name, f"cannot be opened: {error.strerror}") from error
         except ValueError as error:  # a name that no file can have
             raise self.corrupt(name, f"cannot be opened: {error}") from error
