@@ -107,8 +107,8 @@ class Catalog:
         return step in self._begun
 
     def mark_corrupt(self, step: int) -> None:
-        """Note that a step was found corrupt."""
-        if step in self._records:
+        """Note that a step was found corrupt; one without a manifest stays what it is."""
+        if step in self._records and step not in self._incomplete:
             self._ranking.remove([step])
             self._corrupt[step] = self._records[step].identity
 

@@ -225,6 +225,8 @@ async def test_a_step_without_a_manifest_does_not_count(tmp_path: Path, rule: di
         await manager.flush()
         await manager.refresh()
         assert manager.steps() == [3, 4, 9]
+        with pytest.raises(asyncckpt.CorruptCheckpointError):
+            await manager.load(9)
         with pytest.raises(asyncckpt.StepExistsError):
             await manager.save(9, {"a": 9}, training_info={"r": 9})
         assert theirs.exists()
