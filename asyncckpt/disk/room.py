@@ -57,12 +57,12 @@ def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:
 
 
 @contextmanager
-def explaining(path: Path, needed: Callable[[], str], advice: str = "") -> Iterator[None]:
+def explaining(path: Path, needed: Callable[[], str]) -> Iterator[None]:
     """Complete the errors that leave the block, as `explain` does."""
     try:
         yield
     except OSError as error:
-        explain(error, path, needed(), advice)
+        explain(error, path, needed())
         raise
 
 

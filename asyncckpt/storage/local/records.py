@@ -57,7 +57,7 @@ def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord]
     records: dict[int, CheckpointRecord] = {}
     incomplete: list[int] = []
     pacer = Pacer()
-    below = _below(root)
+    below = os.path.join(root, "")  # noqa: PTH118 - a Path would drop the separator, and is slow to join
     at = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:  # names are looked up from the directory: with thousands of checkpoints whole paths take a while
         with young_collections_only():
@@ -81,11 +81,6 @@ def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord]
 def _is_incomplete(root: Path, step: int, path: Path) -> bool:
     """Look again: when the manifest was not found, the checkpoint may have been replaced, or its deletion begun."""
     return locate(root, step) == path and not os.path.lexists(path / MANIFEST_NAME)
-
-
-def _below(root: Path) -> str:
-    """Return the prefix of paths below a directory: joining thousands of Paths takes a while."""
-    return os.path.join(root, "")  # noqa: PTH118 - a Path would drop the separator
 
 
 def _record(step: int, below: str, name: str, at: int, incomplete: list[int]) -> CheckpointRecord:

@@ -26,7 +26,6 @@ from asyncckpt.storage.results import Listing, NoRoomError, Retired, Swept
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from asyncckpt.disk.listing import Scan
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.storage.base import Attempt
@@ -61,10 +60,10 @@ class LocalStore(CheckpointStore):
         if is_writer and (listing.has_leftovers or documents.has_half_written(self._root)):
             remarks += self._tidy()
             listing = scan_root(self._root)
-        return self._read(listing, {}, remarks)
+        return read_listed(self._root, listing, {}, remarks)
 
     def list_checkpoints(self, known: Mapping[int, CheckpointRecord]) -> Listing:
-        return self._read(scan_root(self._root), known, say_if_gone(self._root, known))
+        return read_listed(self._root, scan_root(self._root), known, say_if_gone(self._root, known))
 
     def missing(self, steps: Iterable[int]) -> list[int]:
         return [step for step in steps if locate(self._root, step) is None]
@@ -142,11 +141,6 @@ class LocalStore(CheckpointStore):
 
     def write_document(self, name: str, data: bytes) -> None:
         documents.write_document(self._ops, self._root, name, data)
-
-    # --- both ---------------------------------------------------------------------------------------------------------
-
-    def _read(self, listing: Scan, known: Mapping[int, CheckpointRecord], remarks: list[str]) -> Listing:
-        return read_listed(self._root, listing, known, remarks)
 
     def _recover(self) -> tuple[str, ...]:
         """Bring the directory into order, for the lock's holder; return what stays, and why."""
