@@ -51,8 +51,9 @@ async def leave_on_sigterm(
 
     After the block the signals do what they did before, except where C code had set the handler. A handler that was set
     by `signal.signal` is not called within the block; one that was registered by the loop's `add_signal_handler` is
-    called as well. A handler that is set for one of the signals within the block replaces this one, and stays. A child
-    that is forked within the block handles the signals as if there were no block.
+    called as well, and must not cancel the task of the block, which would cancel the last save, too. A handler that is
+    set for one of the signals within the block replaces this one, and stays. A child that is forked within the block
+    handles the signals as if there were no block.
 
     Args:
         save: Called when the block has ended because of the signal. Its result is awaited, and so is the `SaveHandle`
