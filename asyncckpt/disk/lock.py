@@ -116,10 +116,12 @@ class FileLock(DirectoryLock):
 
     def release(self) -> None:
         """Remove the lock file and release the lock; more than once does no harm."""
-        if self._close.alive and self.is_supported:
-            with contextlib.suppress(OSError):  # one that stays is empty, and does no harm
-                self._ops.unlink(self._path)
-        super().release()
+        try:
+            if self._close.alive and self.is_supported:
+                with contextlib.suppress(OSError):  # one that stays is empty, and does no harm
+                    self._ops.unlink(self._path)
+        finally:
+            super().release()
 
 
 def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:

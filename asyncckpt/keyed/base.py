@@ -111,6 +111,17 @@ class FileStore(Store, Generic[ContentT]):
     def _use(self, content: ContentT) -> None:
         """Replace the content of the store, and close the files that it had open."""
 
+    @abstractmethod
+    def _close(self) -> None:
+        """Drop the staged changes and close the files."""
+
+    def close(self) -> None:
+        """Close the files, and release the lock also if that fails."""
+        try:
+            self._close()
+        finally:
+            self._location.release()
+
     def _open_to_write(self) -> None:
         """Prepare the file for changes; called with the lock held."""
 

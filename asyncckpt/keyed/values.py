@@ -87,13 +87,15 @@ class CapturedValue(Capture):
 class PackedValue:
     """A small value in memory, in few objects that a garbage collection walks over, because there may be many."""
 
-    __slots__ = ("_arrays", "_index", "key_tree", "stored_nbytes")
+    __slots__ = ("_arrays", "_index", "held_nbytes", "key_tree", "stored_nbytes")
 
     def __init__(self, index: tuple[Any, ...], arrays: bytes, key_tree: KeyTree, stored_nbytes: int) -> None:
         self._index = index
         self._arrays = arrays
         self.key_tree = key_tree
         self.stored_nbytes = stored_nbytes
+        self.held_nbytes = len(arrays) + sum(map(len, index[1 : 1 + index[0]])) + 8 * len(index)
+        """How much memory that takes, padding included."""
 
     @classmethod
     def of(cls, index: ix.Index, arrays: Iterable[bytes], key_tree: KeyTree) -> PackedValue:

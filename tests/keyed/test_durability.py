@@ -478,3 +478,40 @@ def test_a_disk_that_stays_broken_takes_no_more_descriptors(file: Place) -> None
         assert len(descriptors_below(file.directory)) <= counts[0]
     assert descriptors_below(file.directory) == []
     assert_same(file.contents(), {"a": np.zeros(100_000), "b": np.full(100_000, 7)})
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("operation", ["unlink", "sync"])
+def test_a_file_that_is_closed_in_an_interrupt_is_not_left_locked(file: Place, operation: str) -> None:
+    """Also if the interrupt comes while the file is closed: then the next writer need not be another process."""
+    disk = FaultyDisk()
+    kept = []
+    try:
+        with file.open(disk=disk) as chk:
+            chk["a"] = 1
+            chk.flush()
+            disk.fail(operation, _interrupt)
+    except KeyboardInterrupt as error:
+        kept.append(error)  # with its frames
+    with file.open() as chk:
+        chk["b"] = 2
+    assert file.contents() == {"a": 1, "b": 2}
+
+
+def test_a_new_log_whose_compaction_is_interrupted_is_written_by_the_next_flush(quick_path: Path) -> None:
+    """Its temporary file has been removed by then, so what was in it goes to another one."""
+    disk = FaultyDisk()
+    with asyncckpt.Checkpointer.from_file(quick_path / "a.msgpack", disk=disk) as chk:
+        for number in range(4):
+            chk["a"] = np.full(1 << 17, float(number))
+        disk.fail("create", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            chk.flush()
+        chk["b"] = np.zeros(1 << 20)
+        chk.flush()
+    with asyncckpt.Checkpointer.from_file(quick_path / "a.msgpack") as chk:
+        assert chk["a"][0] == 3
+        assert chk["b"].shape == (1 << 20,)

@@ -149,6 +149,10 @@ def test_json_stays_json(tmp_path: Path) -> None:
     assert_same(dict(asyncckpt.Checkpointer.from_file(path))["array"], np.array([1.0]))
 
 
+UNPRINTABLE = b'{"__asyncckpt__": "array", "number": 0, "dtype": "<U1", "shape": [1], "data": ["////fw=="]}'
+"""An array with a character that does not exist, which numpy cannot format."""
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -195,6 +199,9 @@ def test_json_stays_json(tmp_path: Path) -> None:
         b'{"a": {"__asyncckpt__": "scalar", "dtype": "<f8", "value": "AA=="}}',
         b'{"a": {"__asyncckpt__": null}}',
         b'{"a": {"__asyncckpt_key__[": 1}}',
+        b'{"a": {"__asyncckpt__": "set", "items": %s}}' % UNPRINTABLE,
+        b'{"a": {"__asyncckpt__": "array", "number": 1, "dtype": "<f8", "data": [], "shape": [%s]}}' % UNPRINTABLE,
+        b'{"__asyncckpt_key__%s": 1}' % UNPRINTABLE.replace(b'"', b'\\"'),
     ],
 )
 def test_hostile_json(tmp_path: Path, text: bytes) -> None:

@@ -30,6 +30,7 @@ from asyncckpt.errors import (
     UntrustedFileError,
 )
 from asyncckpt.keyed.hdf5 import native_file
+from asyncckpt.keyed.hdf5 import store as hdf5_store
 from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, find_slots
 from asyncckpt.keyed.values import capture_live
 from asyncckpt.runtime.context import JobContext
@@ -522,10 +523,29 @@ def test_a_later_version(tmp_path: Path) -> None:
         pass
 
 
+def test_values_of_many_tiny_arrays_do_not_wait_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What their padding takes in memory counts, too."""
+    monkeypatch.setattr(hdf5_store, "_MEMORY_NBYTES", 1 << 20)
+    value = list(np.zeros((2000, 1), np.int8))
+    with opened(tmp_path / "a.h5") as store:
+        for number in range(10):
+            put(store, str(number), value)
+        assert [path.name for path in tmp_path.glob(".*.tmp")] == [".a.h5.tmp"]
+
+
 CATALOGS: dict[str, tuple[type[CheckpointError], Any]] = {
     "needs compression": (UnsupportedFormatError, {"asyncckpt_keyed": 1, "features": ["compression"]}),
     "needs a later format": (UnsupportedFormatError, {"asyncckpt_keyed": 2, "features": []}),
     "catalog is damaged": (CorruptCheckpointError, {"asyncckpt_keyed": 1, "features": [], "regions": [[0, 1, b""]]}),
+    "row of 'a'": (
+        CorruptCheckpointError,
+        {
+            "asyncckpt_keyed": 1,
+            "features": [],
+            "regions": [[HEAD_NBYTES, 8, bytes(16)]],
+            "keys": [msgpack.packb([("a", 0, *[HEAD_NBYTES] * 3, 8, None, 0, None, {}, None)])],
+        },
+    ),
 }
 
 

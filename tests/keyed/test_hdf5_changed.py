@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers.hdf5_stores import WORK, opened, put, read
-from helpers.support import assert_same, save_to
+from helpers.support import assert_same, descriptors_below, save_to
 
 import asyncckpt
 from asyncckpt.errors import (
@@ -246,9 +246,10 @@ def test_names_that_stand_for_one_key(tmp_path: Path) -> None:
         read(store, "group")
     with h5py.File(path, "r+") as file:
         file["%61b"] = 2
-    with pytest.raises(UnsupportedFormatError, match="the names 'ab' and '%61b' both mean the key 'ab'"):  # noqa: SIM117
-        with opened(path, trusted=True):
-            pass
+    both = "the names 'ab' and '%61b' both mean the key 'ab'"
+    with pytest.raises(UnsupportedFormatError, match=both) as caught, opened(path, trusted=True):
+        pass
+    assert descriptors_below(tmp_path) == [], caught  # whose frames are alive
 
 
 def test_the_state_of_a_checkpoint_of_which_not_everything_is_shown(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import tempfile
 import threading
 import tracemalloc
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from helpers.support import Color, Fixed, Params, Point, assert_same
 from hypothesis import given, settings
 
 import asyncckpt
+from asyncckpt.keyed import lifecycle
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -588,6 +589,30 @@ def test_cached_eval_from_several_threads_computes_once(place: Place) -> None:
         thread.join()
     assert calls == [1]
     assert chk["a"] == 5
+
+
+def test_threads_share_what_one_of_them_computes_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NullCheckpointer cannot load what was computed, so a thread that waits gets the object itself."""
+    is_waiting = threading.Event()
+
+    class Watched(Future[Any]):
+        def result(self, timeout: float | None = None) -> Any:
+            is_waiting.set()
+            return super().result(timeout)
+
+    monkeypatch.setattr(lifecycle, "Future", Watched)
+    chk = asyncckpt.NullCheckpointer()
+    with ThreadPoolExecutor(1) as pool:
+        others = []
+
+        def compute() -> list[int]:
+            others.append(pool.submit(chk.cached_eval, "a", list))
+            assert is_waiting.wait(60)
+            return [5]
+
+        made = chk.cached_eval("a", compute)
+        assert made == [5]
+        assert others[0].result() is made
 
 
 def test_a_serializer_stands_between(place: Place) -> None:

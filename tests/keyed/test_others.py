@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 import pytest
-from helpers.support import assert_same
+from helpers.support import assert_same, descriptors_below
 
 import asyncckpt
 from asyncckpt.testing import FaultyDisk
@@ -184,6 +184,25 @@ def test_a_rewriting_that_fails(made: Made, operation: str) -> None:
     assert made.path.with_name(f"{made.path.name}.orig").read_bytes() == made.before
     with made.open() as chk:
         assert chk["n"] == 1
+
+
+def test_a_rewriting_that_is_not_synced_leaves_no_file_open(made: Made) -> None:
+    """The new file has the name, but nothing of it is used until the next flush."""
+    disk = FaultyDisk()
+    with made.open(disk=disk, rewrite=True) as chk:
+        np.asarray(chk["a"])
+        chk["n"] = 1
+        disk.fail("sync_directory", errno.EIO)
+        with pytest.raises(OSError, match="Input/output"):
+            chk.flush()
+        before = len(descriptors_below(made.path.parent))
+        disk.fail("sync_directory", errno.EIO)
+        with pytest.raises(OSError, match="Input/output") as caught:  # which keeps its frames
+            chk.flush()
+        assert len(descriptors_below(made.path.parent)) == before
+        assert caught.value.errno == errno.EIO
+    with made.open() as chk:
+        assert list(chk) == ["a", "b", "n"]
 
 
 def test_who_was_read_only_changes_what_is_ours_by_now(made: Made) -> None:

@@ -245,7 +245,8 @@ def _foreign_object(key: str, end: int, address: int, nbytes: int) -> ForeignObj
 def _checked(key: str, extent: Extent) -> Extent:
     """Return an extent in which everything is where it can be."""
     region, begin, end, index_offset, index_nbytes, address, array_nbytes, _, data_offset, digest = extent
-    numbers = (begin, end, index_offset, index_nbytes, array_nbytes, address or 0, data_offset or 0)
+    optional = [number for number in (address, data_offset) if number is not None]
+    numbers = (begin, end, index_offset, index_nbytes, array_nbytes, *optional)
     _require({*map(type, numbers)} == {int}, f"the row of {key!r}")
     _require(region.offset <= begin <= end <= region.end, f"the HDF5 objects of {key!r}")
     _require(region.offset <= index_offset <= index_offset + index_nbytes <= region.end, f"the index of {key!r}")

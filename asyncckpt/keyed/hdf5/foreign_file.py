@@ -76,9 +76,11 @@ class ForeignFile:
         try:
             self.names = self._find_names() if keys is None else {key: link_name(key).decode() for key in keys}
             """The names of the links, by their keys."""
-        except HDF5_ERRORS as error:
+        except BaseException as error:
             self.close()
-            raise self._unreadable("its root group", error) from error
+            if isinstance(error, HDF5_ERRORS):
+                raise self._unreadable("its root group", error) from error
+            raise
 
     def _find_names(self) -> dict[str, str]:
         return {name: name for name in names_in(self._file)}

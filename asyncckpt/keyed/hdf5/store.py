@@ -84,15 +84,12 @@ class HDF5Store(FileStore[Content]):
 
     @property
     def entries(self) -> Mapping[str, KeyTree]:
-        """See `Store`."""
         return self._values.key_trees
 
     def disk_use(self) -> tuple[Path, int]:
-        """See `Store`."""
         return self._location.path, self._values.file_nbytes
 
     def read(self, key: str, context: JobContext) -> Found:
-        """See `Store`."""
         source = self._values.sources[key]
         if isinstance(source, PackedValue):
             return build_captured(source.unpack(), context.pacer)
@@ -119,16 +116,14 @@ class HDF5Store(FileStore[Content]):
         return found
 
     def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
-        """See `Store`."""
         self.begin(context)
-        nbytes = value.stored_nbytes + OBJECT_NBYTES
         source: Source
         if value.stored_nbytes <= SMALL_NBYTES:
-            if self._values.memory_nbytes + nbytes > _MEMORY_NBYTES:
-                self._write_waiting(self._target(context), context)
             source = value.pack()
+            if self._values.held_nbytes + source.held_nbytes + OBJECT_NBYTES > _MEMORY_NBYTES:
+                self._write_waiting(self._target(context), context)
         else:
-            target = self._target(context, key, nbytes)
+            target = self._target(context, key, value.stored_nbytes + OBJECT_NBYTES)
             values = {key: value}
             try:
                 extents = target.append(self._location.ops, values, context)
@@ -143,13 +138,11 @@ class HDF5Store(FileStore[Content]):
         self._is_dirty = True
 
     def delete(self, key: str, context: JobContext) -> None:
-        """See `Store`."""
         self.begin(context)
         self._values.delete(key)  # which another process may have deleted before
         self._is_dirty = True
 
     def commit(self, context: JobContext) -> None:
-        """See `Store`."""
         if not self._is_dirty:
             return
         target = self._target(context)
@@ -172,8 +165,7 @@ class HDF5Store(FileStore[Content]):
         if self._postponement is not None and self._current is not None:
             self._location.warn_of_growth(self._current.tail, self._values.file_nbytes, self._postponement.reason)
 
-    def close(self) -> None:
-        """See `Store`."""
+    def _close(self) -> None:
         temporary, self._temporary = self._temporary, None
         if temporary is not None:
             self._location.discard_temporary()
@@ -182,7 +174,6 @@ class HDF5Store(FileStore[Content]):
                 self._appendable.settle(self._location.ops)
         self._close_files()
         self._values.clear()
-        self._location.release()
 
     # --- staging ------------------------------------------------------------------------------------------------------
 
@@ -328,17 +319,19 @@ class HDF5Store(FileStore[Content]):
 
     def _replace_current(self, target: NativeFile) -> None:
         """Give the temporary file, which is complete, the name of the current one."""
-        foreign = open_foreign_objects(self._location, target, trusted=self._trusted)
-        try:
-            self._location.rename_temporary()
-        except BaseException:
+        with contextlib.ExitStack() as on_failure:
+            foreign = open_foreign_objects(self._location, target, trusted=self._trusted)
             if foreign is not None:
-                foreign.close()
-            if self._fallback(target) is None:
-                self._abandon()
-            raise
-        with self._abandoning_on_failure():
-            self._location.sync_entry()
+                on_failure.callback(foreign.close)
+            try:
+                self._location.rename_temporary()
+            except BaseException:
+                if self._fallback(target) is None:
+                    self._abandon()
+                raise
+            with self._abandoning_on_failure():
+                self._location.sync_entry()
+            on_failure.pop_all()
         self._current, self._temporary, self._postponement = target, None, None
         self._close_files(but=target)
         self._foreign = foreign

@@ -48,12 +48,13 @@ class ValueTable:
         file_nbytes: What the values take in a file, in bytes.
         payload_nbytes: How much of that is their arrays and nodes.
         memory_nbytes: How much of `file_nbytes` is of values in memory.
+        held_nbytes: How much memory those take.
     """
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self.sources: dict[str, Source] = {}
         self.key_trees: dict[str, KeyTree] = {}
-        self.file_nbytes = self.payload_nbytes = self.memory_nbytes = 0
+        self.file_nbytes = self.payload_nbytes = self.memory_nbytes = self.held_nbytes = 0
         for key, source in sources.items():
             self.set(key, source)
 
@@ -91,6 +92,7 @@ class ValueTable:
         self.payload_nbytes += sign * payload_nbytes
         if isinstance(source, PackedValue):
             self.memory_nbytes += sign * file_nbytes
+            self.held_nbytes += sign * (source.held_nbytes + OBJECT_NBYTES)
 
 
 def _sizes(source: Source) -> tuple[int, int]:

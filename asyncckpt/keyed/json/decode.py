@@ -65,7 +65,7 @@ def decode_key(name: str) -> str:
         return name
     key = decode_value(name.removeprefix(KEY_TAG), Pacer(yields=False)).value
     if not isinstance(key, str):
-        message = f"{key!r:.80} is not a key of a file"
+        message = f"a key of a file is a str, not a {type(key).__name__}"
         raise ValueError(message)  # noqa: TRY004 - of the text
     return key
 
@@ -204,7 +204,7 @@ class _Decoder:
             _damaged(f"duplicate array {number}")
         shape, data = _expect(list, found["shape"]), _expect(list, found["data"])
         if any(type(n) is not int or n < 0 for n in shape) or len(shape) > 64:  # noqa: PLR2004
-            _damaged(f"an array of the shape {shape!r:.80}")
+            _damaged("the shape of an array is not a list of sizes")
         meta = ArrayMeta(dtype_from_plain(found["dtype"]), tuple(shape))
         if meta.nbytes > sum(map(len, data)):  # before memory is taken for what is only claimed
             _damaged(f"an array of {meta.nbytes} bytes has less")
@@ -258,7 +258,7 @@ def _bytes(data: list[str]) -> bytes:
 
 def _expect(type_: type, value: Any) -> Any:
     if type(value) is not type_:
-        _damaged(f"{value!r:.40} is no {type_.__name__}")
+        _damaged(f"a {type(value).__name__} where a {type_.__name__} belongs")
     return value
 
 

@@ -112,10 +112,9 @@ class JSONStore(FileStore[_Content]):
         self._is_changed = False
         discard(staged, Pacer(yields=context.pacer.yields))
 
-    def close(self) -> None:
+    def _close(self) -> None:
         discard(self._staged, Pacer())
         self._use(_Content(None, {}, {}, {}))
-        self._location.release()
 
     def _text(self, key: str) -> bytes:
         """Return the text of a value.

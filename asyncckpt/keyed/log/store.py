@@ -96,9 +96,9 @@ class MsgpackStore(FileStore[_Content]):
         if file.is_suspect or file.end > self._live_nbytes + self._live_nbytes // 2 + _SLACK_NBYTES:
             try:
                 self._rewrite(file, context)
-            except OSError as error:
-                if file.is_suspect or not file.is_published:
-                    file.is_suspect = True
+            except BaseException as error:
+                file.is_suspect |= not file.is_published  # it has no name any more
+                if file.is_suspect or not isinstance(error, OSError):
                     raise
                 self._append_commit(file)  # there is no room for a second file, say; the old one takes what is new
                 self._location.warn_of_growth(file.end, self._live_nbytes, error)
@@ -107,12 +107,11 @@ class MsgpackStore(FileStore[_Content]):
         self._is_changed = False
         self._staged.clear()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._current is not None and not self._current.is_published:
             self._location.discard_temporary()
         discard(self._live, Pacer())
         self._use(_Content(None, {}))
-        self._location.release()
 
     def _load(self, context: JobContext) -> _Content:
         fd = self._location.open()

@@ -149,11 +149,10 @@ class NumPyStore(FileStore[_Content]):
         self._items, self._temporary, self._is_changed = items, None, False
         self._close_unused()
 
-    def close(self) -> None:
+    def _close(self) -> None:
         if self._temporary is not None:
             self._location.discard_temporary()
         self._use(_Content(None, {}))
-        self._location.release()
 
     # --- opening ------------------------------------------------------------------------------------------------------
 
