@@ -141,7 +141,7 @@ class _Exit:
 
     def _handle_if_missed(self, number: int) -> None:
         """Handle a signal that another thread has received before our handler was set; the loop calls this for all."""
-        if self.signal is None:
+        if self.signal is None and signal.getsignal(number) == self._handle:
             self._handle(number, None)
 
     def _begin(self) -> None:

@@ -305,6 +305,29 @@ async def test_a_handler_that_is_set_within_the_block_stays() -> None:
         assert loop.remove_signal_handler(signal.SIGTERM)
 
 
+async def test_a_handler_of_pythons_that_is_set_within_the_block_stays() -> None:
+    """It alone is called, although the loop had been told to wake up for the signal."""
+
+    async def save() -> None:
+        raise AssertionError("the signal was not ours")
+
+    calls: list[int] = []
+    loop, later = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGUSR1, later.set)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        async with asyncckpt.leave_on_sigterm(save):
+            signal.signal(signal.SIGTERM, lambda number, _: calls.append(number))
+            terminate()
+            os.kill(os.getpid(), signal.SIGUSR1)  # the loop sees it after the first
+            await asyncio.wait_for(later.wait(), 30)
+        terminate()
+        assert calls == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        assert loop.remove_signal_handler(signal.SIGUSR1)
+
+
 @LOOPS
 def test_a_signal_is_heard_once_at_any_instant(loop_factory: LoopFactory) -> None:
     """By the block or by the handler that was there before, never by both or neither, while they are exchanged, too."""
