@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -302,3 +303,28 @@ def test_a_text_is_changed_for_one_as_long(tmp_path: Path) -> None:
         pass  # told already
     with opened(path, trusted=True) as store, pytest.warns(CheckpointWarning, match="as it is now"):
         assert read(store, "a") == "abcd"
+
+
+@pytest.mark.parametrize(
+    ("name", "attribute", "value"),
+    [("text", "kind", "list"), ("text", "kind", "bytes_"), ("queue", "maxlen", np.uint64((1 << 64) - 1))],
+)
+def test_an_impossible_attribute_is_damage(tmp_path: Path, name: str, attribute: str, value: object) -> None:
+    """Another program may write anything into the attributes that say what a leaf or container was."""
+    path = tmp_path / "a.h5"
+    with opened(path) as store:
+        put(store, "text", np.array([1.0]))
+        put(store, "queue", deque([np.arange(2)], 5))
+        store.commit(WORK)
+    with h5py.File(path, "r+") as file:
+        if name == "text":
+            del file["text"]
+            file["text"] = "of variable length"
+        file[name].attrs[f"__asyncckpt_{attribute}__"] = value
+        del file["__asyncckpt__"]
+    with (
+        pytest.warns(CheckpointWarning, match="catalog"),
+        opened(path, trusted=True) as store,
+        pytest.raises(CorruptCheckpointError, match=f"a\\.h5: '{name}' cannot be read"),
+    ):
+        read(store, name)

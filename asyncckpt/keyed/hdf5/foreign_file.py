@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
-HDF5_ERRORS: Final = (OSError, KeyError, RuntimeError, ValueError, TypeError)
-"""What h5py raises where libhdf5 fails."""
+HDF5_ERRORS: Final = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError)
+"""What h5py raises where libhdf5 fails, and Python where attributes that another program changed are impossible."""
 
 
 def check_signature(location: FileLocation) -> None:

@@ -117,7 +117,7 @@ class ModifiedFile(ForeignFile):
         Raises:
             UnsupportedFormatError: A later release wrote it.
         """
-        with contextlib.suppress(*HDF5_ERRORS, AttributeError, CorruptCheckpointError):
+        with contextlib.suppress(*HDF5_ERRORS, CorruptCheckpointError):
             attributes = self._file[_CATALOG].attrs if self._is_hard(_CATALOG) else {}
             if _STATE_ATTRIBUTE in attributes:
                 self.is_state = True
