@@ -49,11 +49,10 @@ async def leave_on_sigterm(
 
     A second signal ends the waiting at once, and so does the deadline. `asyncio.run` then ends with `SystemExit`.
 
-    After the block the signals do what they did before, except where C code had set the handler. A handler that was set
-    by `signal.signal` is not called within the block; one that was registered by the loop's `add_signal_handler` is
-    called as well, and must not cancel the task of the block, which would cancel the last save, too. A handler that is
-    set for one of the signals within the block replaces this one, and stays. A child that is forked within the block
-    handles the signals as if there were no block.
+    After the block the signals do what they did before, except where C code or the loop's `add_signal_handler` had set
+    the handler. A handler of the loop is removed with a warning: it cannot be put back, and one that cancels the task
+    would cancel the last save. A handler that is set for one of the signals within the block replaces this one, and
+    stays. A child that is forked within the block handles the signals as if there were no block.
 
     Args:
         save: Called when the block has ended because of the signal. Its result is awaited, and so is the `SaveHandle`
@@ -68,6 +67,9 @@ async def leave_on_sigterm(
         ManagerUsageError: This is not the main thread, which alone receives signals; or another such block is active:
             the program exits once, so one block has to save everything.
         Exception: What the block raised, or else what the last save raised.
+
+    Warns:
+        CheckpointWarning: The loop had a handler for one of the signals, which was removed.
     """
     if threading.current_thread() is not threading.main_thread():
         raise ManagerUsageError("leave_on_sigterm works in the main thread only: no other receives signals")
@@ -111,13 +113,21 @@ class _Exit:
 
     def set_handlers(self) -> None:
         _active[:] = [self]
+        removed = []
         with _blocked(self.signals):
             for number in self.signals:
+                if self._loop.remove_signal_handler(number):
+                    removed.append(signal.Signals(number).name)
                 before = self._handlers_before[number] = signal.getsignal(number)
                 if not callable(before):
                     # The loop then wakes up whichever thread the system gives the signal to.
                     self._loop.add_signal_handler(number, self._handle_if_missed, number)
                 signal.signal(number, self._handle)
+        if removed:
+            warn(
+                f"the loop's handler for {', '.join(sorted(removed))} is removed, because leave_on_sigterm handles the"
+                " signal: remove it before the block, and register it after the block if it is needed there"
+            )
 
     def restore_handlers(self) -> None:
         """Restore the earlier handlers, except where the program has replaced this one."""
