@@ -496,6 +496,7 @@ def test_a_file_that_is_closed_in_an_interrupt_is_not_left_locked(file: Place, o
             disk.fail(operation, _interrupt)
     except KeyboardInterrupt as error:
         kept.append(error)  # with its frames
+    assert descriptors_below(file.directory) == []
     with file.open() as chk:
         chk["b"] = 2
     assert file.contents() == {"a": 1, "b": 2}

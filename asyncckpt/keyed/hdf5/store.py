@@ -167,13 +167,15 @@ class HDF5Store(FileStore[Content]):
 
     def _close(self) -> None:
         temporary, self._temporary = self._temporary, None
-        if temporary is not None:
-            self._location.discard_temporary()
-        elif self._appendable is not None and self._location.is_locked:
-            with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
-                self._appendable.settle(self._location.ops)
-        self._close_files()
-        self._values.clear()
+        try:
+            if temporary is not None:
+                self._location.discard_temporary()
+            elif self._appendable is not None and self._location.is_locked:
+                with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
+                    self._appendable.settle(self._location.ops)
+        finally:
+            self._close_files()
+            self._values.clear()
 
     # --- staging ------------------------------------------------------------------------------------------------------
 
