@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.disk.names import Kind, name_of, parse_name
@@ -13,6 +11,7 @@ from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 _READ: Final = (Kind.SUCCESSOR, Kind.COMMITTED, Kind.SWAPPED)
 """The names under which readers find a step: the first one that exists counts."""
@@ -67,8 +66,10 @@ def kinds_of(root: Path, step: int) -> dict[Kind, bool]:
     """Return which names of a step that matter to readers exist, and whether each is a directory."""
     found = {}
     for kind in (*_READ, Kind.DELETED):
-        with contextlib.suppress(FileNotFoundError):
-            found[kind] = stat.S_ISDIR(os.lstat(root / name_of(kind, step)).st_mode)
+        try:
+            found[kind] = stat.S_ISDIR(os.lstat(f"{root}/{name_of(kind, step)}").st_mode)
+        except FileNotFoundError:
+            continue
     return found
 
 
@@ -115,7 +116,7 @@ def names_in(root: Path, pacer: Pacer) -> Names:
 def nbytes_of(path: Path) -> int:
     """Return how much room the files below a directory take on the disk, in bytes."""
     return sum(
-        os.lstat(Path(folder, name)).st_blocks * _STAT_BLOCK_NBYTES
+        os.lstat(f"{folder}/{name}").st_blocks * _STAT_BLOCK_NBYTES
         for folder, _, names in os.walk(path)
         for name in names
     )

@@ -37,7 +37,7 @@ _NAME: Final = re.compile(
 
 def name_of(kind: Kind, step: int) -> str:
     """Return the directory's name."""
-    return f"{kind.value}{step}"
+    return kind + str(step)  # the fastest way to join an enum's value
 
 
 def paths_of(root: Path, kind: Kind, step: int) -> Iterator[Path]:

@@ -18,6 +18,8 @@ from typing import Final
 _GET_FLAGS: Final = 0x80086601  # FS_IOC_GETFLAGS
 _PROTECTED: Final = 0x10 | 0x20  # FS_IMMUTABLE_FL, FS_APPEND_FL
 _ESCAPED: Final = re.compile(r"\\([0-7]{3})")
+_ESCAPES: Final = {ord(each): f"\\{ord(each):03o}" for each in " \t\n\\"}
+"""How the kernel's table of mounts spells some characters."""
 
 
 _REASONS: Final = {
@@ -41,8 +43,11 @@ def explain(error: OSError, path: Path) -> str:
 
 def mounted_below(path: Path) -> set[Path]:
     """Return the mount points at or below a path, bind mounts included."""
+    table = _mount_table()
+    if path.name.translate(_ESCAPES) not in table:  # usual, and many times faster than to parse the table
+        return set()
     real = _real(path)
-    return {path / Path(at).relative_to(real) for at in _mounts() if at == str(real) or at.startswith(f"{real}/")}
+    return {path / Path(at).relative_to(real) for at in _mounts(table) if at == str(real) or at.startswith(f"{real}/")}
 
 
 def _obstacle(code: int | None, path: Path, culprit: Path) -> str | None:
@@ -100,7 +105,7 @@ def _user(number: int) -> str:
 def _file_system_of(path: Path) -> str:
     """Return the type of a path's file system and its mount point, in parentheses; nothing if that is not known."""
     real = f"{_real(path)}/"
-    mounts = _mounts()
+    mounts = _mounts(_mount_table())
     at = max((each for each in mounts if real.startswith(os.path.join(each, ""))), key=len, default=None)  # noqa: PTH118
     return "" if at is None else f" ({mounts[at]}, mounted at {at})"
 
@@ -110,14 +115,18 @@ def _real(path: Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
-def _mounts() -> dict[str, str]:
-    """Return the mount points that this process sees, and the type of each one's file system."""
+def _mount_table() -> str:
+    """Return the kernel's table of the mounts that this process sees; nothing if there is none."""
     try:
-        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
+        return os.fsdecode(Path("/proc/self/mountinfo").read_bytes())
     except OSError:
-        return {}
+        return ""
+
+
+def _mounts(table: str) -> dict[str, str]:
+    """Return the mount points in a table, and the type of each one's file system."""
     found = {}
-    for line in lines:
+    for line in table.splitlines():
         place, _, source = line.partition(" - ")
         at = _ESCAPED.sub(lambda code: chr(int(code[1], 8)), place.split(" ")[4])
         found[at] = source.split(" ")[0]

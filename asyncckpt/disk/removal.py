@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from asyncckpt.disk.listing import describe_misnamed, is_directory, names_in
+from asyncckpt.disk.listing import describe_misnamed, is_directory, kinds_of, names_in
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
 from asyncckpt.disk.obstacles import explain, mounted_below
 from asyncckpt.runtime.pacing import Pacer, Stopped
@@ -151,18 +151,20 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool = Tr
     refused: dict[int, OSError] = {}
     try:
         for step in steps:
+            found = kinds_of(root, step)
             # If one name goes, readers find the step under the next one: so the name that counts least goes first.
             for kind in (Kind.SWAPPED, Kind.COMMITTED, Kind.SUCCESSOR):
-                path, into = root / name_of(kind, step), trash_path(root, step)
+                path = root / name_of(kind, step)
                 try:
-                    if not is_directory(path):
-                        if kind is not Kind.SWAPPED:
+                    if not found.get(kind):
+                        if kind in found and kind is not Kind.SWAPPED:
                             check_is_directory(path)
                         continue
-                    if _renamed_or_marked(ops, path, into, step, undone):
-                        trash.append(into)
-                    else:
+                    into = _renamed_or_marked(ops, path, step, undone)
+                    if into is None:
                         marked.append(step)
+                    else:
+                        trash.append(into)
                 except OSError as error:
                     refused[step] = refusal(path, error)
                     break
@@ -258,12 +260,13 @@ def trash_path(root: Path, step: int) -> Path:
     return next(path for path in paths_of(root, Kind.TRASH, step) if not os.path.lexists(path))
 
 
-def _renamed_or_marked(ops: DiskOps, path: Path, into: Path, step: int, undone: list[Callable[[], object]]) -> bool:
+def _renamed_or_marked(ops: DiskOps, path: Path, step: int, undone: list[Callable[[], object]]) -> Path | None:
     """Rename a directory to trash, or if that is impossible mark its step as deleted; add to `undone` how to undo it.
 
     Returns:
-        Whether it was renamed.
+        Its new path; None if the step was marked.
     """
+    into = trash_path(path.parent, step)
     try:
         ops.rename(path, into)
     except OSError as error:
@@ -273,9 +276,9 @@ def _renamed_or_marked(ops: DiskOps, path: Path, into: Path, step: int, undone: 
         if not is_directory(mark):  # else an earlier deletion could not be finished
             ops.mkdir(mark)
             undone.append(functools.partial(ops.rmdir, mark))
-        return False
+        return None
     undone.append(functools.partial(ops.rename, into, path))
-    return True
+    return into
 
 
 def _finish_deletion(ops: DiskOps, root: Path, step: int) -> list[OSError]:

@@ -91,7 +91,8 @@ class JobContext:
             except RuntimeError:  # the executor is shutting down, so this thread works alone
                 helping = []
         work_on_items()
-        wait([future for future in helping if not future.cancel()])
+        if helping:
+            wait([future for future in helping if not future.cancel()])
         try:
             if failures:
                 raise failures[0]
