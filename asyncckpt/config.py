@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, NotRequired, TypedDict, get_args
+from typing import Any, Final, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
 
 import numpy as np
 
@@ -27,6 +27,9 @@ Format = Literal["msgpack", "hdf5"]
 
 Overflow = Literal["wait", "skip", "replace"]
 """What a save does when the budget of captured bytes or the queue is full."""
+
+Arrays = Literal["saved", "numpy"]
+"""What loaded arrays are: those of the frameworks that they were saved from, or numpy arrays."""
 
 DEFAULT_MAX_STAGED_NBYTES: Final = 2 * 1024**3
 """The default budget for captured states, in bytes: 2 GiB."""
@@ -214,6 +217,17 @@ class Settings:
 
 
 _CHECKS: Final[Mapping[str, _Check]] = {option.name: option.metadata["check"] for option in fields(Settings)}
+
+
+def check_arrays(arrays: object) -> Arrays:
+    """Return what loaded arrays are to be.
+
+    Raises:
+        ConfigError: It is not one of `Arrays`.
+    """
+    if arrays not in get_args(Arrays):
+        raise ConfigError(f"arrays must be one of {', '.join(map(repr, get_args(Arrays)))}, not {arrays!r}")
+    return cast("Arrays", arrays)
 
 
 def resolve_settings(

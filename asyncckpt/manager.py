@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from asyncckpt.config import is_given, resolve_settings
+from asyncckpt.config import check_arrays, is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, LeafError, ManagerUsageError
 from asyncckpt.saving.admission import SaveRequest, encode_documents
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn, Self, Unpack
 
-    from asyncckpt.config import CheckpointingConfig, CheckpointingOptions
+    from asyncckpt.config import Arrays, CheckpointingConfig, CheckpointingOptions
     from asyncckpt.saving.catalog import LoadedCheckpoint
 
 Which: TypeAlias = "int | Choice | os.PathLike[str]"
@@ -265,13 +265,14 @@ class CheckpointManager:
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    async def load(
+    async def load(  # noqa: PLR0913 - each is independent of the others
         self,
         step: Which,
         *,
         like: object = None,
         select: str | Iterable[str] | None = None,
         lazy: bool = False,
+        arrays: Arrays = "saved",
         missing_ok: bool = False,
     ) -> LoadedCheckpoint | None:
         """Load a checkpoint into new objects. Loads may run concurrently with saves and other loads.
@@ -287,6 +288,9 @@ class CheckpointManager:
             lazy: Whether arrays are mapped read-only instead of read. Only the manifest and the index are verified
                 then, and accessing an array reads from the disk, also on the loop's thread. The arrays stay valid when
                 the checkpoint is pruned. `verify` verifies the rest.
+            arrays: "saved": arrays of a framework come back as such, and the program has to have imported it. "numpy":
+                they come back as numpy arrays, with or without the framework. The leaves of `like` decide for
+                themselves.
             missing_ok: Whether to return None if there is no such checkpoint.
 
         Returns:
@@ -297,10 +301,13 @@ class CheckpointManager:
             CorruptCheckpointError: The checkpoint is damaged, and so are those to fall back to.
             StateMismatchError: The template does not fit; names the path, what was expected and what was found.
             CheckpointKeyError: Nothing matches `select`.
-            UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed.
+            UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed, or an
+                array a framework that is not imported. Nothing was read.
+            ConfigError: `arrays` has another value.
             OSError: The disk failed, or the process has no file descriptors left.
         """
-        request = LoadRequest(template=ABSENT if like is None else like, select=select, lazy=lazy)
+        template = ABSENT if like is None else like
+        request = LoadRequest(template=template, select=select, lazy=lazy, arrays=check_arrays(arrays))
         try:
             return await self._load(step, request)
         except CheckpointNotFoundError:

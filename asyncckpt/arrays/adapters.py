@@ -1,13 +1,14 @@
-"""The types of arrays that can be saved and filled: one table of adapters.
+"""The types of arrays that can be saved and filled: one table of adapters, and what each framework adds to it.
 
 1. Types are matched exactly: an array of a subclass may hold more than its base would bring back.
-2. No library is imported for its arrays. A library can be given a module here that registers its adapters; it is
-   imported when the first value of the library is met, which has imported the library then.
+2. A framework is a library with arrays of its own. None is imported for them: its module in `frameworks/` is imported
+   when a value of the framework is met, or a file needs it and the program has imported the framework itself.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
@@ -18,8 +19,21 @@ from asyncckpt.errors import UnsupportedLeafError
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from numpy.typing import NDArray
+
     from asyncckpt.arrays.source import ArraySource
     from asyncckpt.arrays.target import ArrayTarget
+
+
+class ArrayKind(NamedTuple):
+    """What a framework's array is besides its bytes, which are those of a numpy array."""
+
+    framework: str
+    """The name of the framework's package."""
+    dtype: str = ""
+    """The framework's name of the dtype, if the one of the bytes does not tell it."""
+    flags: int = 0
+    """The meaning of each bit is the framework's."""
 
 
 class ArrayLeaf(NamedTuple):
@@ -30,9 +44,12 @@ class ArrayLeaf(NamedTuple):
     int, except for the id of an object."""
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    """The dtype and shape of the bytes."""
     source: ArraySource
     is_stable: bool = False
     """Whether no program can change the contents, so that they need no copy."""
+    kind: ArrayKind | None = None
+    """None for numpy's arrays."""
 
 
 class ArrayAdapter(Protocol):
@@ -45,12 +62,31 @@ class ArrayAdapter(Protocol):
             UnsupportedLeafError: It cannot be saved.
         """
 
-    def target(self, array: Any) -> ArrayTarget:
-        """Return what fills an array in place.
+    def target(self, array: Any, dtype: np.dtype[Any]) -> ArrayTarget | None:
+        """Return what fills an array in place with bytes of a dtype, which equals its own but for the byte order.
+
+        It is None if the array is immutable: then a new one is made by `like`.
 
         Raises:
             UnfitTargetError: It cannot be filled.
         """
+
+    def like(self, array: Any, data: NDArray[Any]) -> Any:
+        """Make an array like this one from the bytes that were saved, which may be used without a copy."""
+
+
+class Framework(Protocol):
+    """What the module of a framework in `frameworks/` provides; importing it registers adapters and reductions."""
+
+    def restored(self, kind: ArrayKind, data: NDArray[Any]) -> Any:
+        """Make an array as it was saved, from its bytes, which may be used without a copy.
+
+        Raises:
+            CorruptCheckpointError: There is no such array.
+        """
+
+    def advice(self, value: object) -> str | None:
+        """Say what to do about a value of the framework that cannot be saved; None if there is nothing to say."""
 
 
 class UnfitTargetError(Exception):
@@ -61,13 +97,18 @@ class _NumpyAdapter:
     def leaf(self, array: Any) -> ArrayLeaf:
         return ArrayLeaf(id(array), array.dtype, array.shape, array)
 
-    def target(self, array: Any) -> ArrayTarget:
+    def target(self, array: Any, dtype: np.dtype[Any]) -> ArrayTarget:
+        del dtype
         if not array.flags.writeable:
             raise UnfitTargetError("writability", "a read-only array", "contents to be filled in")
         if overlaps_itself(array):
             raise UnfitTargetError("sharing", "an array with elements that share memory", "elements of their own")
         filled: ArrayTarget = array
         return filled
+
+    def like(self, array: Any, data: NDArray[Any]) -> Any:
+        del array
+        return data
 
 
 class _MemmapAdapter(_NumpyAdapter):
@@ -80,8 +121,10 @@ class _MemmapAdapter(_NumpyAdapter):
 
 _MEMMAP_ATTRIBUTES: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 _ADAPTERS: Final[dict[type, ArrayAdapter]] = {np.ndarray: _NumpyAdapter(), np.memmap: _MemmapAdapter()}
-_LIBRARIES: Final[dict[str, str]] = {}
-"""By the name of a library's package, the module that registers the adapters of its arrays. There is none yet."""
+_MODULES: Final[dict[str, str]] = {"torch": "torch"}
+"""By the name of a package that has the types of a framework, the framework's module in `frameworks/`."""
+FRAMEWORKS: Final = frozenset(_MODULES.values())
+"""The frameworks that this release knows."""
 
 
 def register_adapter(type_: type, adapter: ArrayAdapter) -> None:
@@ -89,10 +132,32 @@ def register_adapter(type_: type, adapter: ArrayAdapter) -> None:
     _ADAPTERS[type_] = adapter
 
 
+known_adapter: Final = _ADAPTERS.get
+"""As `find_adapter`, and faster, but for the first value of a framework."""
+
+
 def find_adapter(type_: type) -> ArrayAdapter | None:
     """Return the adapter of a type, or None if it is not a type of arrays."""
     adapter = _ADAPTERS.get(type_)
-    if adapter is None and _LIBRARIES and (module := _LIBRARIES.get(type_.__module__.partition(".")[0])) is not None:
-        importlib.import_module(module)
+    if adapter is None and type_.__module__.partition(".")[0] in _MODULES:
+        framework_of(type_)
         adapter = _ADAPTERS.get(type_)
     return adapter
+
+
+def framework_of(type_: type) -> Framework | None:
+    """Return the framework of a type or of one of its bases, or None."""
+    for base in type_.__mro__:
+        package = base.__module__.partition(".")[0]
+        if package in _MODULES:
+            return find_framework(_MODULES[package])
+    return None
+
+
+def find_framework(name: str) -> Framework | None:
+    """Return a framework by its name, or None if this release does not know it or the program has not imported it."""
+    module = sys.modules.get(name)
+    # While another thread imports it, it is there, but not whole.
+    if name not in _MODULES.values() or module is None or getattr(module.__spec__, "_initializing", False):
+        return None
+    return importlib.import_module(f"asyncckpt.frameworks.{name}")

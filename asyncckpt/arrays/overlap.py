@@ -41,7 +41,7 @@ def overlaps_itself(array: NDArray[Any]) -> bool:
 
 
 def find_overlap(targets: Iterable[tuple[int, ArrayTarget, str]], pacer: Pacer) -> tuple[str, str] | None:
-    """Find two numpy arrays that share memory and will not be filled with the same elements.
+    """Find two arrays that share memory, as far as numpy can see it, and will not be filled with the same elements.
 
     Args:
         targets: For each array: the number of the array to fill in, the array itself, and its path.
@@ -54,8 +54,8 @@ def find_overlap(targets: Iterable[tuple[int, ArrayTarget, str]], pacer: Pacer) 
     for batch in pacer.batches(targets):
         placed += [
             (*byte_bounds(array), number, array, path)
-            for number, array, path in batch
-            if isinstance(array, np.ndarray) and array.nbytes
+            for number, target, path in batch
+            if (array := target if isinstance(target, np.ndarray) else target.array) is not None and array.nbytes
         ]
     placed.sort(key=lambda each: each[0])
     reaching: list[tuple[int, int, int, NDArray[Any], str]] = []  # those that end after this one begins

@@ -30,6 +30,9 @@ class ForeignSource(Protocol):
     def copy_to(self, target: Bytes, start: int) -> None:
         """Copy its bytes, from `start` on, until `target` is full."""
 
+    def tobytes(self) -> bytes:
+        """Return a copy of all its bytes; for a small one."""
+
 
 ArraySource: TypeAlias = "NDArray[Any] | ForeignSource"
 
@@ -52,12 +55,3 @@ def copy_bytes(source: ArraySource, start: int, target: Bytes) -> None:
         gather(source, start, target)
     else:
         np.copyto(target, data[start : start + len(target)])
-
-
-def bytes_of(source: ArraySource) -> bytes:
-    """Return a copy of all bytes of a small source."""
-    if isinstance(source, np.ndarray):
-        return source.tobytes()
-    data = np.empty(source.nbytes, np.uint8)
-    source.copy_to(data, 0)
-    return data.tobytes()

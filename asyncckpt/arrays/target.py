@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 class ForeignTarget(Protocol):
     """An array of another library than numpy, while it is filled."""
 
+    @property
+    def array(self) -> NDArray[Any] | None:
+        """A numpy array of its memory; None if it has none that numpy can show."""
+
     def memory(self) -> Bytes | None:
         """Return the memory of its bytes, to be filled directly, or None if they must be handed to `store`."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from asyncckpt.runtime.memory import Mapping, libc
+from asyncckpt.runtime.memory import Mapping, libc, map_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +22,23 @@ _SAMPLES: Final = 64
 
 
 class MappedFile:
-    """A file that is mapped read-only. Arrays in its memory keep the mapping alive, even if the file is deleted."""
+    """A mapped file, which is never changed. Arrays in its memory keep the mapping alive, even if it is deleted."""
 
-    def __init__(self, fd: int) -> None:
-        """Map a file. The descriptor may be closed afterwards."""
+    def __init__(self, fd: int, *, is_private: bool = False) -> None:
+        """Map a file. The descriptor may be closed afterwards.
+
+        Args:
+            fd: The file, open for reading.
+            is_private: Whether the memory may be written to, which copies the pages that are. Arrays are read-only even
+                so, until they are told otherwise.
+        """
         self._fd = fd
+        self._is_private = is_private
         nbytes = os.fstat(fd).st_size
-        self.memory: Bytes = np.frombuffer(mmap.mmap(fd, 0, prot=mmap.PROT_READ) if nbytes else b"", np.uint8)
+        flags, protection = map_options(is_private=is_private)
+        self.memory: Bytes = np.frombuffer(mmap.mmap(fd, 0, flags, protection) if nbytes else b"", np.uint8)
         """The whole file."""
+        self.memory.flags.writeable = False
 
     def join(self, segments: Sequence[tuple[int, int]]) -> Bytes:
         """Map runs of the file, given as (offset, nbytes), as one contiguous array of bytes.
@@ -43,9 +52,11 @@ class MappedFile:
         joined = Mapping(sum(nbytes for _, nbytes in segments), is_reserved=True)
         start = 0
         for offset, nbytes in segments:
-            joined.overlay(start, nbytes, self._fd, offset)
+            joined.overlay(start, nbytes, self._fd, offset, is_private=self._is_private)
             start += nbytes
-        return joined.array()
+        array = joined.array()
+        array.flags.writeable = False
+        return array
 
     def is_cached(self) -> bool:
         """Return whether most pages of a sample are in the page cache; True if the system does not tell."""

@@ -77,7 +77,7 @@ def read_arrays(
             continue
         with reader.open(name) as file:
             if mapped:
-                arrays |= map_arrays(file.map(), index, own, mapped)
+                arrays |= map_arrays(file.map(is_private=bool(index.frameworks)), index, own, mapped)
             targets = targets_in_runs(index, own, read, arrays, context.pacer) if read else []
             on_begin = partial(_note_begun, begun, number)
             try:

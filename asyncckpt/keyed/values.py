@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from asyncckpt.arrays.meta import ArrayMeta
-from asyncckpt.arrays.source import bytes_of
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import warn
 from asyncckpt.keyed.key_tree import key_tree_of
@@ -63,7 +62,8 @@ class CapturedValue(Capture):
         cls, index: ix.Index, snapshot: Snapshot, key_tree: KeyTree, packed: PackedValue | None = None
     ) -> CapturedValue:
         """Combine an index, where the bytes of its arrays are, and its key tree."""
-        return cls(FlatState(chunks=list(index.chunks), arrays=list(index.arrays)), snapshot, key_tree, packed)
+        flat = FlatState(chunks=list(index.chunks), arrays=list(index.arrays), frameworks=set(index.frameworks))
+        return cls(flat, snapshot, key_tree, packed)
 
     @classmethod
     def of(cls, capture: Capture) -> CapturedValue:
@@ -94,7 +94,7 @@ class PackedValue:
         self._arrays = arrays
         self.key_tree = key_tree
         self.stored_nbytes = stored_nbytes
-        self.held_nbytes = len(arrays) + sum(map(len, index[1 : 1 + index[0]])) + 8 * len(index)
+        self.held_nbytes = len(arrays) + sum(map(len, index[2 : 2 + index[1]])) + 8 * len(index)
         """How much memory that takes, padding included."""
 
     @classmethod
@@ -106,7 +106,7 @@ class PackedValue:
     @classmethod
     def of_flat(cls, flat: FlatState) -> PackedValue:
         """Pack a flattened value, so that the caller may change it."""
-        return cls.of(flat.index(), map(bytes_of, flat.sources), key_tree_of(flat.chunks))
+        return cls.of(flat.index(), (source.tobytes() for source in flat.sources), key_tree_of(flat.chunks))
 
     def share(self) -> PackedValue:
         """Return another one of the same memory, to be released by itself."""
@@ -152,21 +152,21 @@ def _stored_nbytes(index: ix.Index) -> int:
 
 
 def pack_index(index: ix.Index) -> tuple[Any, ...]:
-    """Return an index as one tuple of bytes, dtypes and ints, which a garbage collection does not look into."""
+    """Return an index as one tuple of bytes, strings, dtypes and ints, which no garbage collection looks into."""
     arrays = (each for meta in index.arrays for each in (meta.dtype, len(meta.shape), *meta.shape))
-    return (len(index.chunks), *index.chunks, *arrays)
+    return (",".join(index.frameworks), len(index.chunks), *index.chunks, *arrays)
 
 
 def unpack_index(packed: tuple[Any, ...]) -> ix.Index:
     """Return the index that was packed."""
-    count, *parts = packed
+    frameworks, count, *parts = packed
     arrays = []
     at = count
     while at < len(parts):
         dtype, behind = parts[at], at + 2 + parts[at + 1]
         arrays.append(ArrayMeta(dtype, tuple(parts[at + 2 : behind])))
         at = behind
-    return ix.Index(parts[:count], arrays)
+    return ix.Index(parts[:count], arrays, frameworks=frameworks.split(",") if frameworks else ())
 
 
 def capture(flat: FlatState, pool: BufferPool | None, context: JobContext) -> CapturedValue:

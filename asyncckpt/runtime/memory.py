@@ -22,6 +22,7 @@ SMALL_BOUNDARY: Final = 64
 
 _PROT_NONE: Final = 0
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
+_MAP_NORESERVE: Final = 0x4000 if sys.platform == "linux" else 0
 _MAP_FIXED: Final = 0x10  # the same on Linux and macOS; the module `mmap` lacks it
 
 # From Linux 2.6.38, 4.14 and 5.14; the module `mmap` has only the first. See madvise(2).
@@ -72,17 +73,20 @@ class Mapping:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._unmap = libc().munmap  # at interpreter exit, the module may be gone before the last array
         self._nbytes = nbytes
-        self._is_reserved = is_reserved
+        self._is_read_only = is_reserved
         self.address = _checked(libc().mmap(None, max(nbytes, 1), protection, flags, -1, 0))
 
-    def overlay(self, start: int, nbytes: int, fd: int, offset: int) -> None:
-        """Map `nbytes` of a file from `offset` on, read-only, over the bytes from `start` on; both in whole pages.
+    def overlay(self, start: int, nbytes: int, fd: int, offset: int, *, is_private: bool) -> None:
+        """Map `nbytes` of a file from `offset` on over the bytes from `start` on; both in whole pages.
+
+        The memory is read-only, or a private copy of the pages that are written to.
 
         Raises:
             OSError: The system refuses.
         """
-        flags = mmap.MAP_SHARED | _MAP_FIXED
-        _checked(libc().mmap(self.address + start, nbytes, mmap.PROT_READ, flags, fd, offset))
+        flags, protection = map_options(is_private=is_private)
+        _checked(libc().mmap(self.address + start, nbytes, protection, flags | _MAP_FIXED, fd, offset))
+        self._is_read_only = not is_private
 
     def array(self) -> NDArray[np.uint8]:
         """Return the memory as an array of bytes, which keeps the mapping alive."""
@@ -91,12 +95,20 @@ class Mapping:
     @property
     def __array_interface__(self) -> dict[str, Any]:
         """The memory, as numpy's array interface describes it."""
-        return {"version": 3, "typestr": "|u1", "shape": (self._nbytes,), "data": (self.address, self._is_reserved)}
+        return {"version": 3, "typestr": "|u1", "shape": (self._nbytes,), "data": (self.address, self._is_read_only)}
 
     def __del__(self) -> None:
         """Unmap the memory, which no array refers to any more."""
         if hasattr(self, "address"):
             self._unmap(self.address, max(self._nbytes, 1))
+
+
+def map_options(*, is_private: bool) -> tuple[int, int]:
+    """Return the flags and the protection of a mapped file: read-only, or with private copies of what is written to."""
+    if is_private:
+        # What may be written to need not fit into memory, since little of it will be.
+        return mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.MAP_SHARED, mmap.PROT_READ
 
 
 def _checked(address: int | None) -> int:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from asyncckpt.config import Arrays
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.segments import Segment
@@ -43,6 +44,7 @@ class LoadRequest(NamedTuple):
     in_place: bool = False
     select: str | Iterable[str] | None = None
     lazy: bool = False
+    arrays: Arrays = "saved"
 
 
 class Loaded(NamedTuple):
@@ -94,7 +96,7 @@ def verify_checkpoint(store: CheckpointStore, step: int, context: JobContext) ->
             reader.verify(name, context)
         if reader.manifest.index is not None:
             index, _ = _read_index(reader, context.pacer)
-            Decoder(index, context.pacer).plan()
+            Decoder(index, context.pacer, keeps_kinds=False).plan()
 
     _reading(partial(store.open, step), verify)
 
@@ -134,13 +136,14 @@ def _load(reader: CheckpointReader, request: LoadRequest, context: JobContext) -
             template=request.template,
             in_place=request.in_place,
             selection=None if request.select is None else Selection.parse(request.select),
+            keeps_kinds=request.arrays == "saved",
         )
         with LeafError.naming(step):
-            if decoder.is_plain:
+            if decoder.needs_plan:
+                plan = decoder.plan()
+            else:
                 leaves = find_contents(index.chunks, pacer) if request.lazy else set()
                 plan = LoadPlan(arrays=index.whole_arrays, contents=leaves)
-            else:
-                plan = decoder.plan()
             contents = Contents(place.file, index, segments, plan)
             arrays = read_arrays(reader, contents, context, lazy=request.lazy, is_whole=is_whole)
             state = decoder.decode(arrays)

@@ -60,7 +60,7 @@ _FAMILY: Final[dict[int, tuple[type, ...]]] = {
 class Decoder(LeafDecoder):
     """Decodes one state."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is wanted of a state
         self,
         index: ix.Index,
         pacer: Pacer,
@@ -68,6 +68,7 @@ class Decoder(LeafDecoder):
         template: object = ABSENT,
         in_place: bool = False,
         selection: Selection | None = None,
+        keeps_kinds: bool = True,
     ) -> None:
         """Prepare to decode.
 
@@ -77,14 +78,16 @@ class Decoder(LeafDecoder):
             template: A state of the same structure.
             in_place: Whether to fill the template itself.
             selection: The leaves that are needed; all by default.
+            keeps_kinds: Whether arrays come back as those of the frameworks that they belonged to, else as numpy's.
         """
-        super().__init__(index, pacer, selection, in_place=in_place)
+        super().__init__(index, pacer, selection, in_place=in_place, keeps_kinds=keeps_kinds)
         self._template = template
+        self._is_plain = template is ABSENT and selection is None
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the whole state is decoded without a template, so that all arrays are needed."""
-        return self._template is ABSENT and self._selection is None
+    def needs_plan(self) -> bool:
+        """Whether `plan` must be called, because not all arrays may be needed, or not all may be usable."""
+        return not self._is_plain or (self._keeps_kinds and bool(self._index.frameworks))
 
     def plan(self) -> LoadPlan:
         """Check the nodes against the template and the selection, and find the arrays they need.
@@ -109,6 +112,7 @@ class Decoder(LeafDecoder):
     def decode(self, arrays: Mapping[int, NDArray[Any]]) -> Any:
         """Make the state, or fill the template, from the arrays that `plan` has returned."""
         self._arrays = arrays
+        self._made_arrays = {}
         self.unknown_types = {}
         return self._walk()
 
@@ -144,7 +148,7 @@ class Decoder(LeafDecoder):
 
     def _read(self, node: ix.Node, nodes: Iterator[ix.Node]) -> Any:
         """Read a node and the leaves after it. Return a complete value, or `_OPEN` if there is none yet."""
-        if self._frames and self._arrays is not None and self.is_plain:
+        if self._frames and self._arrays is not None and self._is_plain:
             node = self._add_leaves(self._frames[-1], node, nodes, self._arrays)
             if node is FULL:
                 return self._close()

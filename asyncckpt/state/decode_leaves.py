@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import reprlib
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import msgpack
 import numpy as np
 
-from asyncckpt.arrays.adapters import find_adapter
+from asyncckpt.arrays.adapters import ArrayKind, find_adapter, find_framework
 from asyncckpt.errors import (
     CheckpointKeyError,
     StateMismatchError,
+    UnsupportedFormatError,
     UnsupportedLeafError,
+    brief,
 )
 from asyncckpt.runtime.pacing import CHUNK_ELEMENTS
 from asyncckpt.state import index as ix
@@ -29,11 +32,11 @@ from asyncckpt.state.selection import join_path
 from asyncckpt.state.types import find_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayLeaf
+    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayLeaf, Framework
     from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.state.selection import Selection
 
@@ -153,31 +156,85 @@ class LeafDecoder(ObjectDecoder):
             return np.empty(0, np.uint8)
         return self._arrays[number]
 
-    def _array(self, number: Any, template: Any) -> Any:
+    def _array(self, number: Any, template: Any, kind: ArrayKind | None = None) -> Any:
         meta = self._require(number)
         if self._arrays is not None:
-            return template if self._in_place and template is not ABSENT else self._arrays[number]
+            return self._made_array(number, template, kind)
         if template is ABSENT:
+            if kind is not None:
+                self._framework(kind)
             return None
         path = self._path()
         self._plan.paths.setdefault(number, path)
         adapter = find_adapter(type(template))
+        self._check_array(meta, template, kind, adapter)
+        if self._in_place:
+            self._target(number, template, path, adapter, meta.dtype)
+        return None
+
+    def _check_array(
+        self, meta: ArrayMeta, template: Any, kind: ArrayKind | None, adapter: ArrayAdapter | None
+    ) -> None:
+        """Compare an array with that of the template, whose framework need not be the one that it was saved from."""
         found: Any = template
-        if isinstance(template, np.ndarray):
-            is_array = adapter is not None
-        else:  # whatever else says its dtype and shape can be compared with
-            found = template if adapter is None else self._described(template, adapter)
-            is_array = hasattr(found, "dtype") and hasattr(found, "shape") and not isinstance(found, np.generic)
+        wanted: ArrayKind | None = None
+        is_array = adapter is not None
+        if adapter is not None and not isinstance(template, np.ndarray):
+            found = self._described(template, adapter)
+            wanted = found.kind
+        elif not isinstance(template, (np.ndarray, np.generic)):  # what says its dtype and shape can be compared with
+            is_array = hasattr(found, "dtype") and hasattr(found, "shape")
+            if kind is not None:
+                self._framework(kind)
         if not is_array:
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
-        if found.dtype != meta.dtype:
+        saved = "" if kind is None else kind.dtype
+        if wanted is not None and wanted.dtype != saved:  # the bytes have the same dtype, and another meaning
+            self._mismatch("dtype", wanted.dtype or found.dtype, saved or meta.dtype)
+        if found.dtype != (meta.dtype if wanted is None else meta.dtype.newbyteorder("=")):
             self._mismatch("dtype", found.dtype, meta.dtype)
         if tuple(found.shape) != meta.shape:
             self._mismatch("shape", tuple(found.shape), meta.shape)
-        if self._in_place:
-            target = self._target(number, template, path, adapter)
-            self._plan.destinations.setdefault(number, []).append(target)
-        return None
+
+    def _framework_array(self, argument: Any, template: Any) -> Any:
+        number, *kind = argument
+        return self._array(number, template, ArrayKind(*kind))
+
+    def _framework(self, kind: ArrayKind) -> Framework | None:
+        """Return the framework of an array; None if its arrays are wanted as numpy's.
+
+        Raises:
+            UnsupportedFormatError: The program has not imported the framework.
+        """
+        if not self._keeps_kinds:
+            return None
+        found = find_framework(kind.framework) if type(kind.framework) is str else None
+        if found is None:
+            message = (
+                f"{self._path() or 'the root'} is an array of {brief(str(kind.framework))}, which this program has not"
+                f' imported: import it before the load, or load with arrays="numpy"'
+            )
+            raise UnsupportedFormatError(message)
+        return found
+
+    def _made_array(self, number: int, template: Any, kind: ArrayKind | None) -> Any:
+        """Return an array with the contents that were read: one object in all places that want it in the same way."""
+        assert self._arrays is not None  # noqa: S101 - they have been read
+        data = self._arrays[number]
+        adapter = None if template is ABSENT else find_adapter(type(template))
+        if self._in_place and adapter is not None and id(template) in self._filled:
+            return template
+        if adapter is not None:
+            key: Hashable = (number, type(template), getattr(template, "device", None))
+            make: Callable[[], Any] = partial(adapter.like, template, data)
+        elif kind is not None and (framework := self._framework(kind)) is not None:
+            key = (number, None, kind)
+            make = partial(framework.restored, kind, data)
+        else:
+            return data
+        if key not in self._made_arrays:
+            self._made_arrays[key] = make()
+        return self._made_arrays[key]
 
     def _described(self, template: Any, adapter: ArrayAdapter) -> ArrayLeaf:
         """Return the description of an array of the template."""
@@ -300,6 +357,7 @@ _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
 _NUMBER_RUNS: Final = frozenset({ix.NUMBERS, ix.NUMBERS_ARRAY})
 _LEAF_READERS: Final[Mapping[int, str]] = {
     ix.ARRAY: "_array",
+    ix.FRAMEWORK_ARRAY: "_framework_array",
     ix.SCALAR: "_scalar",
     ix.COMPLEX: "_complex",
     ix.BYTES: "_bytes",

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from asyncckpt.arrays.adapters import ArrayAdapter
-    from asyncckpt.arrays.target import ArrayTarget
 
 _MAX_UNKNOWN_TYPES: Final = 64
 """The number of types that a warning names."""
@@ -54,7 +53,7 @@ class ObjectDecoder(Walk):
             self._mismatch("type", type_name(template), name)
         if self._in_place and wanted is STRING_ARRAY and self._arrays is None:
             # Strings have no number of an array; one array may occur twice.
-            self._target(~id(template), template, self._path(), find_adapter(np.ndarray))
+            self._target(~id(template), template, self._path(), find_adapter(np.ndarray), template.dtype)
         if self._in_place and wanted.update is None and not wanted.is_value:
             reason = (
                 f"{type_name(template)} would be replaced, and whatever else holds it would keep the old one: give"
@@ -134,18 +133,23 @@ class ObjectDecoder(Walk):
             reason = brief(error)
             raise StateMismatchError(self._path(), "class", error.expected, error.found, reason=reason) from error
 
-    def _target(self, number: int, template: Any, path: str, adapter: ArrayAdapter | None) -> ArrayTarget:
-        """Return what fills an array of the template, and record that array `number` will be filled in."""
+    def _target(
+        self, number: int, template: Any, path: str, adapter: ArrayAdapter | None, dtype: np.dtype[Any]
+    ) -> None:
+        """Record that an array of the template will be filled with array `number`, if it is not immutable."""
         if adapter is None:
             self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
         try:
-            target = adapter.target(template)
+            target = adapter.target(template, dtype)
         except UnfitTargetError as error:
             self._mismatch(*error.args)
+        if target is None:
+            return
         filled, _, other = self._filled.setdefault(id(template), (number, target, path))
         if filled != number:
             self._mismatch("sharing", f"the same array here and at {other}", "different arrays")
-        return target
+        if number >= 0:
+            self._plan.destinations.setdefault(number, []).append(target)
 
 
 def fields_of(frame: Frame) -> Fields | None:

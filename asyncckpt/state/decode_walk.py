@@ -15,7 +15,7 @@ from asyncckpt.state.encode import MAX_KEY_DEPTH
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from numpy.typing import NDArray
 
@@ -82,10 +82,14 @@ class NodeContext(NamedTuple):
 class Walk:
     """The state of a walk, which the decoders of leaves, objects and containers share."""
 
-    def __init__(self, index: ix.Index, pacer: Pacer, selection: Selection | None, *, in_place: bool) -> None:
+    def __init__(
+        self, index: ix.Index, pacer: Pacer, selection: Selection | None, *, in_place: bool, keeps_kinds: bool
+    ) -> None:
         self._index = index
         self._pacer = pacer
         self._in_place = in_place
+        self._keeps_kinds = keeps_kinds
+        self._made_arrays: dict[Hashable, Any] = {}  # arrays of frameworks that were made of what was read
         self._selection = selection
         self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while planning
         self._plan = LoadPlan()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 import msgpack
 import numpy as np
 
+from asyncckpt.arrays.adapters import framework_of, known_adapter
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.runtime.memory import PAGE_NBYTES
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.adapters import ArrayAdapter
+    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayKind
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
@@ -77,6 +78,8 @@ class LeafEncoder:
         self._metas: dict[tuple[int, tuple[int, ...]], ArrayMeta] = {}  # by the id of the dtype, which they hold
         self._meta: ArrayMeta | None = None  # of the previous array, which is often equal
         self._packed_numbers = 0
+        self._kind: ArrayKind | None = None  # of the last array that is not numpy's
+        self._kind_nodes = _ARRAY_NODES
         self._kept: list[object] = []  # objects whose ids must not be reused during the walk
 
     def _add_leaf(self, value: Any) -> bool:
@@ -90,7 +93,12 @@ class LeafEncoder:
                 return False
         elif value is None or kind is bool or kind is float:
             self._nodes.append(value)
-        elif (add := self._ADDERS.get(kind)) is None or not add(self, value):
+        elif (add := self._ADDERS.get(kind)) is not None:
+            if not add(self, value):
+                return False
+        elif (adapter := known_adapter(kind)) is not None:
+            self._add_adapted(value, adapter)
+        else:
             return False
         if len(self._nodes) >= self._due:
             self._check_progress()
@@ -263,20 +271,34 @@ class LeafEncoder:
             leaf = adapter.leaf(value)
         except UnsupportedLeafError as error:
             self._raise_here(error)
+        identity, dtype, shape, source, is_stable, kind = leaf
         flat = self._flat
         count = len(flat.sources)
-        number = self._numbers.setdefault(leaf.identity, count)
+        number = self._numbers.setdefault(identity, count)
         if number == count:
-            self._kept.append(value)
-            meta = self._metas.get((id(leaf.dtype), leaf.shape)) or self._new_meta(leaf.dtype, leaf.shape)
+            if type(identity) is int:
+                self._kept.append(value)
+            meta = self._meta
+            if meta is None or dtype is not meta.dtype or shape != meta.shape:
+                meta = self._meta = self._metas.get((id(dtype), shape)) or self._new_meta(dtype, shape)
             flat.arrays.append(meta)
-            flat.sources.append(leaf.source)
-            if leaf.is_stable and meta.nbytes >= PAGE_NBYTES:  # small ones are copied together
+            flat.sources.append(source)
+            if is_stable and meta.nbytes >= PAGE_NBYTES:  # small ones are copied together
                 flat.stable.add(number)
             else:
                 flat.array_nbytes += meta.nbytes
-            self._check_nbytes()
-        self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
+            if self._max_nbytes is not None:
+                self._check_nbytes()
+        if kind is not self._kind:
+            self._enter_kind(kind)
+        self._nodes.append(self._kind_nodes.get(number) or _array_node(number, kind))
+
+    def _enter_kind(self, kind: ArrayKind | None) -> None:
+        """Look up the nodes of another kind of array than that of the last one."""
+        self._kind = kind
+        self._kind_nodes = _nodes_of(kind)
+        if kind is not None:
+            self._flat.frameworks.add(kind.framework)
 
     def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ArrayMeta:
         """Describe the arrays of a dtype and shape, or refuse them."""
@@ -288,7 +310,7 @@ class LeafEncoder:
             raise self._refuse(message)
         # Refuse a dtype that cannot be described before anything is written.
         self._describable(dtype)
-        meta = self._metas[id(dtype), shape] = ArrayMeta(dtype, shape)
+        meta = self._metas[id(dtype), shape] = ArrayMeta(dtype, tuple(shape))
         return meta
 
     def _describable(self, dtype: np.dtype[Any]) -> object:
@@ -342,11 +364,17 @@ _CODE: Final = (
 """Types of code. An object of another class that defines `__call__` is data."""
 
 
-def _array_node(number: int) -> ix.Node:
-    """Make the node of an array. Nodes are kept, because every save of a state needs the same ones."""
-    node = ix.ext(ix.ARRAY, number)
+@functools.lru_cache(maxsize=64)
+def _nodes_of(kind: ArrayKind | None) -> dict[int, ix.Node]:
+    """Return the nodes of arrays of a kind, by number. They are kept, because every save of a state needs the same."""
+    return _ARRAY_NODES if kind is None else {}
+
+
+def _array_node(number: int, kind: ArrayKind | None = None) -> ix.Node:
+    """Make the node of an array."""
+    node = ix.ext(ix.ARRAY, number) if kind is None else ix.ext(ix.FRAMEWORK_ARRAY, (number, *kind))
     if number < _KEPT_NODES:
-        _ARRAY_NODES[number] = node
+        _nodes_of(kind)[number] = node
     return node
 
 
@@ -360,6 +388,9 @@ _LEAVES: Final = (int, float, str, bytes, complex, np.ndarray)
 def advice(value: object) -> str:
     """Return an error message that says what to do about a value that cannot be saved."""
     kind = type(value)
+    framework = framework_of(kind)
+    if framework is not None and (found := framework.advice(value)) is not None:
+        return found
     name = f"{kind.__module__}.{kind.__qualname__}"
     for base in kind.__mro__[1:]:
         if base in CONTAINER_CODES or base in _LEAVES or issubclass(base, np.generic):
@@ -369,4 +400,6 @@ def advice(value: object) -> str:
             )
     if isinstance(value, _CODE):
         return f"{name} is code, which is never saved: save what it was made from"
+    if hasattr(kind, "__dlpack__"):
+        return f"arrays of type {name} cannot be saved: convert them, with numpy.from_dlpack or their own method"
     return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"

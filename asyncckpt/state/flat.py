@@ -24,6 +24,8 @@ class FlatState:
     """The arrays to be captured, until they have been."""
     stable: set[int] = field(default_factory=set)
     """The numbers of the arrays that no program can change, and that need no copy. Each has at least a page."""
+    frameworks: set[str] = field(default_factory=set)
+    """The frameworks that arrays belong to."""
     encoded_nbytes: int = 0
     """Memory that encoding has allocated, in bytes: nodes, and strings and numbers that were made into arrays."""
     array_nbytes: int = 0
@@ -44,4 +46,4 @@ class FlatState:
 
     def index(self) -> ix.Index:
         """Return the index of the state."""
-        return ix.Index(chunks=self.chunks, arrays=self.arrays)
+        return ix.Index(chunks=self.chunks, arrays=self.arrays, frameworks=self.frameworks)

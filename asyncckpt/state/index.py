@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
 
+from asyncckpt.arrays.adapters import FRAMEWORKS
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.compatibility import check_compatibility
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError
@@ -30,7 +31,7 @@ from asyncckpt.state.packed import TEXT_ERRORS, MsgpackStream, make_ext, read_ro
 from asyncckpt.state.segments import FILE, ROW, TABLE_ROWS, Segment, decode_segments, encode_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -41,9 +42,9 @@ FORMAT_VERSION: Final = 1
 ALIASES: Final = "aliases"  # a dtype is an alias
 FILES: Final = "files"  # segments are in several files
 BOXES: Final = "boxes"  # arrays are parts of others
-FEATURES: Final = frozenset({ALIASES, FILES, BOXES})
+FEATURES: Final = frozenset({ALIASES, FILES, BOXES}) | FRAMEWORKS  # arrays of a framework, by its name
 """The features that this reader knows. An index lists those that it needs."""
-_SINGLE_FILE_FEATURES: Final = frozenset({ALIASES})
+_SINGLE_FILE_FEATURES: Final = frozenset({ALIASES}) | FRAMEWORKS
 """Those that it knows in the index of a single file, which is not part of a checkpoint."""
 
 LIST: Final = 1  # n
@@ -62,6 +63,7 @@ BYTES: Final = 13  # number of an array of bytes
 STRING: Final = 14  # number of an array of UTF-8 bytes, lone surrogates included
 NUMBERS: Final = 15  # (LIST or TUPLE, "<i8" or "<f8", bytes): ints or floats of one type
 NUMBERS_ARRAY: Final = 16  # (LIST or TUPLE, number of an array)
+FRAMEWORK_ARRAY: Final = 17  # (number of the array, framework, dtype or "", flags): see arrays/adapters.py
 
 CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED_DICT})
 MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
@@ -91,7 +93,7 @@ def argument_of(node: msgpack.ExtType) -> Any:
     try:
         if node.code == SCALAR:
             return _scalar_argument(node.data)
-        return msgpack.unpackb(node.data, unicode_errors=TEXT_ERRORS, use_list=False, max_array_len=3, max_map_len=0)
+        return msgpack.unpackb(node.data, unicode_errors=TEXT_ERRORS, use_list=False, max_array_len=4, max_map_len=0)
     except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
         message = f"the index is damaged: node {node.code}: {error}"
         raise CorruptCheckpointError(message) from error
@@ -163,6 +165,8 @@ class Index(NamedTuple):
     """The names of the other files that hold arrays' bytes, besides the one that holds the index."""
     boxes: Mapping[int, Box] = MappingProxyType({})
     """Where arrays that are parts of others lie in them, by their numbers."""
+    frameworks: Collection[str] = ()
+    """The frameworks that arrays belong to."""
 
     @property
     def whole_arrays(self) -> set[int]:
@@ -184,7 +188,8 @@ class IndexEncoder:
         tables = self._encode_arrays(index.arrays, dtypes)
         self._has_files = bool(index.files)
         flags = {ALIASES: any(map(has_alias, dtypes)), FILES: self._has_files, BOXES: bool(index.boxes)}
-        names: list[object] = ["asyncckpt", FORMAT_VERSION, "features", [name for name in flags if flags[name]]]
+        features = [name for name in flags if flags[name]] + sorted(index.frameworks)
+        names: list[object] = ["asyncckpt", FORMAT_VERSION, "features", features]
         names += ["dtypes", dtypes]
         if self._has_files:
             names += ["files", list(index.files)]
@@ -305,7 +310,7 @@ def _decode_index(
         array_sizes[whole] = 0
     segment_files = found["segment_files"] if names else None
     segments = decode_segments(found["segments"], segment_files, array_sizes, sizes, pacer)
-    return Index(found["tree"], arrays, names, boxes), segments
+    return Index(found["tree"], arrays, names, boxes, FRAMEWORKS.intersection(found["features"])), segments
 
 
 def _size_of(name: str, files: Mapping[str, int]) -> int:

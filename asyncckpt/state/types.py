@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
 
+from asyncckpt.arrays.adapters import find_adapter, find_framework, framework_of
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.state import randomness as rnd
 from asyncckpt.state.dtypes import ALIASES
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _NATIVE: Final = frozenset(
     {type(None), bool, int, float, complex, str, bytes, list, tuple, dict, OrderedDict, set, frozenset, deque}
-    | {np.ndarray, np.memmap}
 )
 
 _NUMPY: Final = ("numpy", "ml_dtypes")
@@ -47,13 +47,24 @@ def find_reduction(value: object) -> Reduction | None:
 
 @lru_cache(maxsize=256)  # bounded, so that classes that were made in a function can be freed
 def _unregistered(kind: type) -> Reduction | None:
+    if framework_of(kind) is not None and kind in _by_type:
+        return _by_type[kind]  # registered just now
     random_kind = rnd.kind_of(kind)
     return family_reduction(kind) if random_kind is None else _by_name[random_kind]
 
 
 def named_reduction(name: str) -> Reduction | None:
     """Return the builtin or registered reduction of that name, or None."""
-    return _by_name.get(name)
+    found = _by_name.get(name)
+    if found is None and find_framework(name.partition(".")[0]) is not None:
+        found = _by_name.get(name)
+    return found
+
+
+def register_reduction(reduction: Reduction) -> None:
+    """Add a reduction of a framework's type."""
+    _by_name[reduction.name] = reduction
+    _by_type[reduction.type_] = reduction  # type: ignore[index] # it has a type
 
 
 @overload
@@ -114,7 +125,7 @@ def register_type(
     if not isinstance(cls, type):
         message = f"register_type takes a class, not {cls!r}"
         raise TypeError(message)
-    if cls in _NATIVE or (issubclass(cls, np.generic) and cls.__module__ in _NUMPY):
+    if cls in _NATIVE or find_adapter(cls) is not None or (issubclass(cls, np.generic) and cls.__module__ in _NUMPY):
         message = f"{cls.__qualname__} needs no registration, which would never be used"
         raise ValueError(message)
     if (to_state is None) != (from_state is None):

@@ -136,12 +136,13 @@ class CheckpointFile(ABC):
     ) -> None:
         """Do what `read` does."""
 
-    def map(self) -> MappedFile:
-        """Map the file into memory, read-only; the mapping outlives this object.
+    def map(self, *, is_private: bool) -> MappedFile:
+        """Map the file into memory, as `MappedFile` does; the mapping outlives this object.
 
         Raises:
             CheckpointError: The store has no local files.
         """
+        del is_private
         raise CheckpointError("lazy=True maps files of a local disk, which this store does not have: load without it")
 
     def close(self) -> None:  # noqa: B027 - there may be nothing to close

@@ -330,7 +330,7 @@ class StorageContract:
         _commit(store, 1, data)
         with store.open(1) as reader, reader.open(STATE_NAME) as file:
             try:
-                mapped = file.map()
+                mapped = file.map(is_private=False)
             except CheckpointError as error:
                 assert "lazy" in str(error)  # noqa: PT017 - pytest is not imported here
                 return

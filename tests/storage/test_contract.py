@@ -289,7 +289,7 @@ class ReadsOn(MemoryStore):
 class ZeroFile(MemoryFile):
     """A mapping is zeros."""
 
-    def map(self) -> Any:
+    def map(self, *, is_private: bool) -> Any:
         return SimpleNamespace(memory=self.data * 0)
 
 

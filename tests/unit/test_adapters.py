@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from helpers.support import assert_same, load_from, save_to
 
-from asyncckpt import StateMismatchError, UnsupportedLeafError
+from asyncckpt import StateMismatchError, UnsupportedLeafError, frameworks
 from asyncckpt.arrays import adapters
 from asyncckpt.arrays.adapters import ArrayLeaf, UnfitTargetError, register_adapter
 from asyncckpt.runtime.buffers import BufferPool
@@ -58,6 +59,10 @@ class Source:
         """Copy from the storage."""
         target[:] = np.frombuffer(self._storage[start : start + len(target)], np.uint8)
 
+    def tobytes(self) -> bytes:
+        """Copy all of it."""
+        return bytes(self._storage)
+
 
 class Filling:
     """A tensor while it is filled."""
@@ -65,6 +70,7 @@ class Filling:
     def __init__(self, tensor: Tensor) -> None:
         """Fill it."""
         self._tensor = tensor
+        self.array = None
 
     def memory(self) -> Bytes | None:
         """There is no memory to show."""
@@ -90,11 +96,17 @@ class Adapter:
         identity = ("tensor", id(tensor.storage), tensor.sizes)
         return ArrayLeaf(identity, np.dtype("<i4"), tensor.sizes, Source(tensor.storage), is_stable=tensor.is_final)
 
-    def target(self, tensor: Tensor) -> Filling:
+    def target(self, tensor: Tensor, dtype: np.dtype[Any]) -> Filling:
         """Fill one."""
+        assert dtype == "<i4"
         if tensor.is_final:
             raise UnfitTargetError("writability", "a final tensor", "contents to be filled in")
         return Filling(tensor)
+
+    def like(self, tensor: Tensor, data: NDArray[Any]) -> NDArray[Any]:
+        """Leave it a numpy array."""
+        assert tensor.sizes == data.shape
+        return data
 
 
 FINISHED: list[Tensor] = []
@@ -205,25 +217,27 @@ def test_a_type_without_an_adapter_is_refused() -> None:
             flatten(kind.__new__(kind), pacer=Pacer())
 
 
-def test_a_librarys_adapters_are_imported_when_its_first_array_is_met(
+def test_a_frameworks_module_is_imported_when_its_first_array_is_met(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The table names a module for each library, which registers what it knows."""
-    (tmp_path / "adapters_of_fakelib.py").write_text(
-        "import fakelib\n"
+    """The table names the packages that have its types."""
+    (tmp_path / "fakelib.py").write_text(
+        "import fakearrays\n"
         "from asyncckpt.arrays.adapters import ArrayLeaf, register_adapter\n"
         "class Adapter:\n"
         "    def leaf(self, array):\n"
         "        return ArrayLeaf(id(array), array.data.dtype, array.data.shape, array.data)\n"
-        "register_adapter(fakelib.Array, Adapter())\n"
+        "register_adapter(fakearrays.Array, Adapter())\n"
     )
-    (tmp_path / "fakelib.py").write_text("class Array:\n    def __init__(self, data):\n        self.data = data\n")
+    (tmp_path / "fakearrays.py").write_text("class Array:\n    def __init__(self, data):\n        self.data = data\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(adapters._LIBRARIES, "fakelib", "adapters_of_fakelib")
+    monkeypatch.setattr(frameworks, "__path__", [*frameworks.__path__, str(tmp_path)])
+    monkeypatch.setitem(adapters._MODULES, "fakearrays", "fakelib")
+    monkeypatch.setitem(sys.modules, "fakelib", ModuleType("fakelib"))  # the program has imported it
     flatten([SMALL], pacer=Pacer())
-    assert "adapters_of_fakelib" not in sys.modules
-    library: Any = __import__("fakelib")
+    assert "asyncckpt.frameworks.fakelib" not in sys.modules
+    library: Any = __import__("fakearrays")
     flat = flatten(library.Array(SMALL), pacer=Pacer())
     assert flat.sources[0] is SMALL
-    for name in ("fakelib", "adapters_of_fakelib"):
+    for name in ("fakearrays", "asyncckpt.frameworks.fakelib"):
         monkeypatch.delitem(sys.modules, name)

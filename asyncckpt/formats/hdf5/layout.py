@@ -186,6 +186,9 @@ class Mirror:
             elif node.code == ix.NUMBERS_ARRAY:
                 code, number = ix.argument_of(node)
                 self._add_array(frame, number, tags, names.container_name(code))
+            elif node.code == ix.FRAMEWORK_ARRAY:
+                number, framework, dtype, _ = ix.argument_of(node)
+                self._add_array(frame, number, tags, f"{framework} {dtype}".rstrip())
             else:
                 self._add_leaf(frame, node, tags)
         self._add_remaining_arrays()

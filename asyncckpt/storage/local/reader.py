@@ -101,8 +101,8 @@ class LocalFile(CheckpointFile):
     ) -> None:
         read_run(self._run, targets, context, is_whole=is_whole, on_begin=on_begin)
 
-    def map(self) -> MappedFile:
-        return MappedFile(self._run.fd)
+    def map(self, *, is_private: bool) -> MappedFile:
+        return MappedFile(self._run.fd, is_private=is_private)
 
     def close(self) -> None:
         os.close(self._run.fd)

@@ -1,0 +1,1 @@
+"""The arrays of other libraries than numpy, as leaves of a state."""

@@ -1,0 +1,361 @@
+"""PyTorch: tensors, parameters and buffers as leaves; sizes, dtypes, devices and generators as objects.
+
+1. A tensor on the CPU is read and filled through a numpy view of its memory, which is made of the storage's address.
+   `tensor.numpy()` would make the storage impossible to resize, for ever.
+2. The view keeps the storage alive, and not the tensor, which may get another storage (`tensor.data = ...`). A storage
+   that is resized frees its memory even so: each access checks its address and size first.
+3. The version of a tensor that was filled is counted up, so that a backward pass that needs its former contents fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import numpy as np
+import torch
+from torch.autograd.graph import increment_version
+
+from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, UnfitTargetError, register_adapter
+from asyncckpt.arrays.overlap import overlaps_itself
+from asyncckpt.arrays.source import copy_bytes
+from asyncckpt.arrays.strided import flat_bytes, scatter
+from asyncckpt.errors import CorruptCheckpointError, StateChangedError, UnsupportedLeafError, brief
+from asyncckpt.state.reduction import Reduction
+from asyncckpt.state.types import register_reduction
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator
+
+    from numpy.typing import NDArray
+
+    from asyncckpt.arrays.target import ArrayTarget
+
+    Bytes = NDArray[np.uint8]
+
+_TENSOR: Final = ArrayKind("torch")
+_PAIRS: Final = ArrayKind("torch", "complex32")
+_NUMPY_NAMES: Final = (
+    *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
+    *("float16", "float32", "float64", "complex64", "complex128"),
+)
+_ML_NAMES: Final = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
+"""The dtypes that ml_dtypes has, under the same names."""
+_OPAQUE: Final = {
+    getattr(torch, name): ArrayKind("torch", name)
+    for name in ("float4_e2m1fn_x2", *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)))
+    if hasattr(torch, name)
+}
+"""Dtypes of one byte that numpy does not have, saved as bytes."""
+_NO_MEMORY: Final = "a tensor without memory of its own ({}): save it outside of the transformation"
+_VIEWS: Final = {1: "|u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "<c16"}
+"""By the size of an element, a dtype of numpy in which memory is moved unchanged."""
+
+
+class _Memory:
+    """Memory of a storage, as numpy's array interface describes it. Arrays that show it keep the storage alive."""
+
+    __slots__ = ("__array_interface__", "_storage")
+
+    def __init__(
+        self, storage: torch.UntypedStorage, address: int, itemsize: int, shape: torch.Size, strides: tuple[int, ...]
+    ) -> None:
+        self._storage = storage
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": _VIEWS[itemsize],
+            "shape": tuple(shape),
+            "strides": tuple([stride * itemsize for stride in strides]),
+            "data": (address, False),
+        }
+
+
+class _TensorSource:
+    """The memory of a tensor on the CPU."""
+
+    __slots__ = ("_base", "_end", "_is_contiguous", "_memory", "_storage", "_view", "nbytes")
+
+    def __init__(
+        self, tensor: torch.Tensor, storage: torch.UntypedStorage, address: int, strides: tuple[int, ...]
+    ) -> None:
+        self.nbytes = nbytes = tensor.nbytes
+        self._storage = storage
+        self._base = base = storage.data_ptr()
+        self._is_contiguous = is_contiguous = tensor.is_contiguous()
+        reach = nbytes if is_contiguous else _reach(tensor, strides)
+        self._end = end = address - base + reach if nbytes else 0
+        if storage.nbytes() < end:
+            raise UnsupportedLeafError(f"a tensor of shape {tuple(tensor.shape)} whose storage was freed", path="")
+        self._memory = (address, tensor.itemsize, tensor.shape, strides)
+        self._view: NDArray[Any] | None = None
+
+    def _array(self) -> NDArray[Any]:
+        if self._storage.data_ptr() != self._base or self._storage.nbytes() < self._end:
+            self._refuse()
+        if self._view is None:
+            self._view = np.asarray(_Memory(self._storage, *self._memory))
+        return self._view
+
+    def _refuse(self) -> NoReturn:
+        message = (
+            f"the storage of a tensor of shape {tuple(self._memory[2])} was resized: no task may do that until the"
+            " state has been captured"
+        )
+        raise StateChangedError(message, path="")
+
+    def view(self, start: int, nbytes: int) -> Bytes | None:
+        data = flat_bytes(self._array())
+        return None if data is None else data[start : start + nbytes]
+
+    def copy_to(self, target: Bytes, start: int) -> None:
+        copy_bytes(self._array(), start, target)
+
+    def tobytes(self) -> bytes:
+        if not self._is_contiguous:
+            return self._array().tobytes()
+        if self._storage.data_ptr() != self._base or self._storage.nbytes() < self._end:
+            self._refuse()
+        return ctypes.string_at(self._memory[0], self.nbytes)  # several times faster than to make an array
+
+
+def _reach(tensor: torch.Tensor, strides: tuple[int, ...]) -> int:
+    """Return how far the elements of a tensor reach in memory, in bytes."""
+    return (sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)) + 1) * tensor.itemsize
+
+
+class _FilledTarget:
+    """A tensor on the CPU that is filled in place."""
+
+    def __init__(self, tensor: torch.Tensor, array: NDArray[Any], *, is_swapped: bool) -> None:
+        self._tensor = tensor
+        self._filled = array
+        self._is_swapped = is_swapped
+
+    @property
+    def array(self) -> NDArray[Any] | None:
+        return self._filled
+
+    def memory(self) -> Bytes | None:
+        return flat_bytes(self._filled)
+
+    def store(self, start: int, data: Bytes) -> None:
+        scatter(self._filled, start, data)
+
+    def finish(self) -> torch.Tensor:
+        if self._is_swapped:
+            self._filled.byteswap(inplace=True)
+        increment_version(self._tensor)
+        return self._tensor
+
+
+class _CopiedTarget:
+    """A tensor that numpy cannot show, whose new contents are collected on the CPU first."""
+
+    array = None
+
+    def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        self._tensor = tensor
+        self._data = np.empty(shape, dtype)
+
+    def memory(self) -> Bytes | None:
+        return flat_bytes(self._data)
+
+    def store(self, start: int, data: Bytes) -> None:
+        scatter(self._data, start, data)
+
+    def finish(self) -> torch.Tensor:
+        with torch.no_grad():
+            self._tensor.copy_(_made(self._data, self._tensor.dtype))
+        return self._tensor
+
+
+class _TensorAdapter:
+    """Tensors of one type; `wrap` makes such a tensor of a plain one."""
+
+    def __init__(self, wrap: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None) -> None:
+        self._wrap = wrap
+
+    def leaf(self, array: torch.Tensor) -> ArrayLeaf:
+        found = _DTYPES.get(array.dtype) or _described(array)
+        dtype, kind = found
+        is_usual = array.is_cpu and array.layout is torch.strided and not array.is_neg()
+        if not is_usual or (dtype.kind == "c" and array.is_conj()) or kind is _PAIRS:
+            return self._unusual_leaf(array, dtype, kind)
+        try:
+            storage = array.untyped_storage()
+        except (RuntimeError, NotImplementedError) as error:
+            raise UnsupportedLeafError(_NO_MEMORY.format(error), path="") from error
+        shape, strides, address = array.shape, array.stride(), array.data_ptr()
+        # Tensors without elements have no address.
+        identity = (address, array.dtype, shape, strides) if address else id(array)
+        return ArrayLeaf(identity, dtype, shape, _TensorSource(array, storage, address, strides), kind=kind)
+
+    def _unusual_leaf(self, array: torch.Tensor, dtype: np.dtype[Any], kind: ArrayKind) -> ArrayLeaf:
+        """Describe a tensor whose bytes are not those of its memory, or not on the CPU."""
+        if array.layout is not torch.strided or array.device.type == "meta":
+            raise UnsupportedLeafError(_why_refused(array), path="")
+        identity: Hashable = id(array)
+        if array.numel():
+            storage, place = array.untyped_storage(), (array.storage_offset(), array.shape, array.stride())
+            identity = (storage.data_ptr(), place, array.dtype, array.is_conj(), array.is_neg(), array.device)
+        made = array.detach().resolve_conj().resolve_neg().cpu()
+        shape = (*array.shape, 2) if kind is _PAIRS else array.shape
+        source = _TensorSource(made, made.untyped_storage(), made.data_ptr(), made.stride())
+        is_copy = made.data_ptr() != array.data_ptr() or made.device != array.device
+        return ArrayLeaf(identity, dtype, shape, source, is_copy, kind)
+
+    def target(self, array: torch.Tensor, dtype: np.dtype[Any]) -> ArrayTarget:
+        if array.is_inference():
+            raise UnfitTargetError("writability", "an inference tensor", "contents to be filled in")
+        own, kind = _described(array)
+        if array.is_conj() or array.is_neg() or array.device.type != "cpu":
+            return _CopiedTarget(array, dtype, (*array.shape, 2) if kind is _PAIRS else tuple(array.shape))
+        memory = _Memory(array.untyped_storage(), array.data_ptr(), array.itemsize, array.shape, array.stride())
+        view = np.asarray(memory)
+        if overlaps_itself(view):
+            raise UnfitTargetError("sharing", "a tensor with elements that share memory", "elements of their own")
+        return _FilledTarget(array, view, is_swapped=dtype.byteorder not in ("=", "|") and dtype != own)
+
+    def like(self, array: torch.Tensor, data: NDArray[Any]) -> torch.Tensor:
+        made = _made(data, array.dtype).to(array.device)
+        return made if self._wrap is None else self._wrap(array, made)
+
+
+def restored(kind: ArrayKind, data: NDArray[Any]) -> torch.Tensor:
+    """Make a tensor as it was saved; see `Framework`."""
+    dtype = getattr(torch, kind.dtype or data.dtype.name, None)
+    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES or _DTYPES[dtype][1] != kind:
+        message = (
+            f"the index is damaged: there are no tensors of {brief(kind.dtype or data.dtype.name)} of {kind.flags}"
+        )
+        raise CorruptCheckpointError(message)
+    return _made(data, dtype)
+
+
+def advice(value: object) -> str | None:
+    """Say what to save instead of an object of PyTorch; see `Framework`."""
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, torch.Tensor):
+        return _why_refused(value)
+    if hasattr(value, "state_dict"):
+        return f"{name} cannot be saved: save its state_dict(), and give that to load_state_dict() after a load"
+    return None
+
+
+def _why_refused(tensor: torch.Tensor) -> str:
+    name = type(tensor).__qualname__
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        for known, way in _SUBCLASSES.items():
+            if known in (base.__name__ for base in type(tensor).__mro__):
+                return f"a {name} cannot be saved: {way}"
+        return f"a {name}, a subclass of torch.Tensor, would come back as a plain tensor: convert it to one"
+    if tensor.device.type == "meta":
+        return "a tensor on the meta device has no contents: give it some first, as module.to_empty() and a load do"
+    if tensor.is_quantized:
+        return "a quantized tensor cannot be saved: save its int_repr(), q_scale() and q_zero_point()"
+    if tensor.layout is not torch.strided:
+        return f"a tensor of the layout {tensor.layout} cannot be saved: save its to_dense(), or its indices and values"
+    return f"a tensor of {tensor.dtype} cannot be saved: view it as another dtype of the same size"
+
+
+_SUBCLASSES: Final = {
+    "DTensor": "save its full_tensor(), or the to_local() of each process",
+    "FakeTensor": "it has no contents: save the real tensor",
+    "FunctionalTensor": "it exists only while a program is traced: save the real tensor",
+    "NestedTensor": "save its values() and offsets(), or to_padded_tensor()",
+    "MaskedTensor": "save its get_data() and get_mask()",
+    "UninitializedTensorMixin": "it has no shape yet: call the lazy module once, or materialize() it",
+}
+"""What to save instead of tensors of these classes, or of classes derived from them."""
+
+
+def _described(tensor: torch.Tensor) -> tuple[np.dtype[Any], ArrayKind]:
+    """Return the dtype of the bytes of a tensor, and its kind.
+
+    Raises:
+        UnsupportedLeafError: It cannot be saved.
+    """
+    found = _DTYPES.get(tensor.dtype)
+    if found is not None:
+        return found
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name in _ML_NAMES:
+        raise UnsupportedLeafError(f"a tensor of {tensor.dtype} needs the package ml_dtypes: install it", path="")
+    raise UnsupportedLeafError(_why_refused(tensor), path="")
+
+
+def _dtypes() -> Iterator[tuple[torch.dtype, tuple[np.dtype[Any], ArrayKind]]]:
+    """Yield each dtype that can be saved, the dtype of its bytes, and the kind of its tensors."""
+    for name in _NUMPY_NAMES:
+        yield getattr(torch, name), (np.dtype(name), _TENSOR)
+    yield torch.complex32, (np.dtype(np.float16), _PAIRS)
+    for dtype, kind in _OPAQUE.items():
+        yield dtype, (np.dtype(np.uint8), kind)
+    with contextlib.suppress(ImportError):
+        import ml_dtypes
+
+        for name in _ML_NAMES:
+            if hasattr(torch, name):
+                yield getattr(torch, name), (np.dtype(getattr(ml_dtypes, name)), _TENSOR)
+
+
+def _made(data: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
+    """Make a tensor of the bytes of an array, in its memory if that may be written to."""
+    if not data.dtype.isnative:
+        data = data.astype(data.dtype.newbyteorder("="))
+    if not data.flags.writeable:
+        data = data.view()
+        try:
+            data.flags.writeable = True  # if it is private memory
+        except ValueError:
+            data = data.copy()
+    if dtype is torch.complex32:
+        return torch.from_numpy(data.view(np.int32)[..., 0]).view(dtype)
+    if data.dtype.name in _NUMPY_NAMES and dtype not in _OPAQUE:
+        return torch.from_numpy(data)
+    return torch.from_numpy(data.view(_RAW[data.dtype.itemsize])).view(dtype)
+
+
+def _parameter(template: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    return torch.nn.Parameter(made, requires_grad=template.requires_grad)
+
+
+_RAW: Final = {1: np.uint8, 2: np.int16}
+_DTYPES: Final = dict(_dtypes())
+
+
+def _dtype(state: Any) -> torch.dtype:
+    dtype = getattr(torch, state, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"PyTorch has no dtype {state!r}")  # noqa: TRY004 - the value is wrong
+    return dtype
+
+
+def _generator_state(generator: torch.Generator) -> object:
+    return {"device": str(generator.device), "state": generator.get_state().numpy()}
+
+
+def _generator(state: Any) -> torch.Generator:
+    return _update_generator(torch.Generator(state["device"]), state)
+
+
+def _update_generator(generator: torch.Generator, state: Any) -> torch.Generator:
+    generator.set_state(torch.from_numpy(np.array(state["state"], np.uint8)))
+    return generator
+
+
+def _generator_differs(generator: torch.Generator, state: Any) -> tuple[str, object, object] | None:
+    own = str(generator.device)
+    return None if state["device"] == own else ("device", own, state["device"])
+
+
+for _type, _adapter in ((torch.Tensor, _TensorAdapter()), (torch.nn.Parameter, _TensorAdapter(_parameter))):
+    register_adapter(_type, _adapter)
+for _reduction in (
+    Reduction("torch.Size", torch.Size, tuple, torch.Size, is_value=True),
+    Reduction("torch.dtype", torch.dtype, lambda dtype: str(dtype).removeprefix("torch."), _dtype, is_value=True),
+    Reduction("torch.device", torch.device, str, torch.device, is_value=True),
+    Reduction("torch.Generator", torch.Generator, _generator_state, _generator, _update_generator, _generator_differs),
+):
+    register_reduction(_reduction)
