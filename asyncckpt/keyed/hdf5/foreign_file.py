@@ -1,6 +1,7 @@
 """HDF5 objects of other programs, read through libhdf5, and copied by it.
 
-1. The keys of a file of another program are the links of its root group.
+1. The keys of a file of another program are the links of its root group. In a file of ours that another program has
+   changed, the values of some keys are still in the layout that asyncckpt writes.
 2. A file that replaces it begins with copies of its objects, made by libhdf5, with their attributes and compression.
    The superblock, the slots and the root group of ours are then written over the beginning and behind the end of that.
    So libhdf5 must put nothing where the head will be: a dataset that nothing refers to afterwards keeps that room.
@@ -16,14 +17,14 @@ import numpy as np
 
 from asyncckpt.disk.write_blocks import Part, write_all
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
-from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, ForeignObject, link_name
+from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, ForeignObject
 from asyncckpt.keyed.hdf5.superblock import SIGNATURE
-from asyncckpt.keyed.hdf5.value_reader import ValueReader, names_in
+from asyncckpt.keyed.hdf5.value_reader import ValueReader, link_of
 from asyncckpt.keyed.values import Found
 from asyncckpt.libhdf5 import h5o, h5py
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.keyed.location import FileLocation
@@ -52,38 +53,52 @@ def check_signature(location: FileLocation) -> None:
     raise CorruptCheckpointError(message, file=location.name)
 
 
-class ForeignFile:
-    """An HDF5 file, opened by libhdf5 for reading."""
+@contextmanager
+def unreadable(location: FileLocation, what: str) -> Iterator[None]:
+    """Name what is read in errors of libhdf5.
 
-    def __init__(self, location: FileLocation, fd: int, keys: Iterable[str] | None = None) -> None:
-        """Open it.
+    Raises:
+        CorruptCheckpointError: In place of them.
+    """
+    try:
+        yield
+    except HDF5_ERRORS as error:
+        message = f"{location.name}: {what} cannot be read as HDF5: {error}"
+        raise CorruptCheckpointError(message, file=location.name) from error
+
+
+def open_hdf5(location: FileLocation, fd: int) -> h5py.File:
+    """Let libhdf5 open a file, for reading, by a descriptor that stays open.
+
+    Raises:
+        CorruptCheckpointError: It cannot.
+    """
+    try:
+        return h5py.File(f"/proc/self/fd/{fd}", "r", locking=False)
+    except OSError as error:
+        message = f"{location.name} cannot be read as HDF5: {error}"
+        raise CorruptCheckpointError(message, file=location.name) from error
+
+
+class ForeignFile:
+    """The values of a file that libhdf5 reads, by their keys."""
+
+    def __init__(
+        self, location: FileLocation, file: h5py.File, names: Mapping[str, str], ours: Collection[str] = ()
+    ) -> None:
+        """Take an open file.
 
         Args:
             location: Its location.
-            fd: A descriptor of it, which stays open.
-            keys: In a file of ours, the keys whose objects another program made; None for a file of another program.
-
-        Raises:
-            CorruptCheckpointError: libhdf5 cannot open it.
+            file: The file, which `close` closes.
+            names: The names of the links in its root group, by their keys.
+            ours: Keys whose values are in the layout that asyncckpt writes. They may lack a link.
         """
         self._location = location
         self._name = location.name
-        try:
-            self._file = h5py.File(f"/proc/self/fd/{fd}", "r", locking=False)
-        except OSError as error:
-            message = f"{location.name} cannot be read as HDF5: {error}"
-            raise CorruptCheckpointError(message, file=location.name) from error
-        try:
-            self.names = self._find_names() if keys is None else {key: link_name(key).decode() for key in keys}
-            """The names of the links, by their keys."""
-        except BaseException as error:
-            self.close()
-            if isinstance(error, HDF5_ERRORS):
-                raise self._unreadable("its root group", error) from error
-            raise
-
-    def _find_names(self) -> dict[str, str]:
-        return {name: name for name in names_in(self._file)}
+        self._file = file
+        self._names = names
+        self.ours = ours
 
     def close(self) -> None:
         """Close it."""
@@ -94,17 +109,22 @@ class ForeignFile:
 
         Raises:
             UnsupportedFormatError: It is of a kind that is not supported; the message says which.
-            CorruptCheckpointError: libhdf5 cannot read it.
+            CorruptCheckpointError: libhdf5 cannot read it, or it is gone.
             Stopped: `context.stop` was set.
         """
-        reader = ValueReader(self._location, context.pacer, is_ours=False)
-        try:
-            return Found(reader.entry(self._file, self.names[key], ""), {})
-        except HDF5_ERRORS as error:
-            raise self._unreadable(repr(key), error) from error
-
-    def _unreadable(self, what: str, error: Exception) -> CorruptCheckpointError:
-        return CorruptCheckpointError(f"{self._name}: {what} cannot be read as HDF5: {error}", file=self._name)
+        name = self._names.get(key)
+        reader = ValueReader(self._location, context.pacer, is_ours=key in self.ours)
+        if name is not None:
+            with unreadable(self._location, repr(key)):
+                if key not in self.ours or link_of(self._file, name) is not None:
+                    return Found(reader.entry(self._file, name, ""), reader.unknown_types)
+                if name in self._file.attrs:
+                    return Found(reader.attribute(self._file, name, ""), reader.unknown_types)
+        message = (
+            f"{self._name}: the value of {key!r} is gone: it had no link in the file, and the program that changed or"
+            " copied the file did not keep it"
+        )
+        raise CorruptCheckpointError(message, file=self._name)
 
     def copy(self, keys: Iterable[str], ops: DiskOps, fd: int, pacer: Pacer) -> tuple[dict[str, ForeignObject], int]:
         """Copy the objects of some keys to a new file, which is empty.
@@ -139,7 +159,7 @@ class ForeignFile:
         end = new.id.get_filesize()
         for number, key in enumerate(keys):
             pacer.pause()
-            name = self.names[key]
+            name = self._names[key]
             copy = None
             try:
                 ValueReader(self._location, pacer, is_ours=False).check_link(self._file, name, f"/{name}")

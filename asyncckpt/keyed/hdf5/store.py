@@ -20,17 +20,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.errors import CorruptCheckpointError, warn
 from asyncckpt.keyed.base import FileStore
+from asyncckpt.keyed.hdf5.catalog import ForeignObject, link_name
+from asyncckpt.keyed.hdf5.foreign_file import ForeignFile, open_hdf5
 from asyncckpt.keyed.hdf5.native_file import NativeFile
 from asyncckpt.keyed.hdf5.opening import Content, open_content, open_foreign_objects
 from asyncckpt.keyed.hdf5.region import SMALL_NBYTES
-from asyncckpt.keyed.hdf5.value_table import OBJECT_NBYTES, InFile, InObjects, ValueTable
+from asyncckpt.keyed.hdf5.value_table import OBJECT_NBYTES, InFile, ValueTable
 from asyncckpt.keyed.values import PackedValue, build_captured, capture_live
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from asyncckpt.keyed.hdf5.foreign_file import ForeignFile
     from asyncckpt.keyed.hdf5.value_table import Source
     from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import FileLocation
@@ -93,25 +94,28 @@ class HDF5Store(FileStore[Content]):
         source = self._values.sources[key]
         if isinstance(source, PackedValue):
             return build_captured(source.unpack(), context.pacer)
-        if isinstance(source, InObjects):
+        if isinstance(source, ForeignObject):
             return self._read_objects(key, context)
         try:
             return source.file.read(key, source.extent, context)
         except CorruptCheckpointError as error:
             if not self._trusted or source.file is not self._current:
                 raise
-            return self._read_modified(source.file, key, error, context)
+            return self._read_changed(key, source.file, error, context)
 
     def _read_objects(self, key: str, context: JobContext) -> Found:
         assert self._foreign is not None  # noqa: S101 - there are such objects
         return self._foreign.read(key, context)
 
-    def _read_modified(self, file: NativeFile, key: str, error: CorruptCheckpointError, context: JobContext) -> Found:
-        """Read a value that another program changed in place, which only its digest shows."""
-        from asyncckpt.keyed.hdf5.modified_file import ModifiedFile
-
-        with contextlib.closing(ModifiedFile(self._location, file.fd, context)) as modified:
-            found = modified.read(key, context)
+    def _read_changed(self, key: str, file: NativeFile, error: Exception, context: JobContext) -> Found:
+        """Read the HDF5 objects of a value of ours that another program changed."""
+        if self._foreign is not None and key in self._foreign.ours:  # it is known that the file was changed
+            return self._foreign.read(key, context)
+        names = {key: link_name(key).decode()}
+        with contextlib.closing(
+            ForeignFile(self._location, open_hdf5(self._location, file.fd), names, names)
+        ) as objects:
+            found = objects.read(key, context)
         warn(f"{error}. It is read as it is now, because the file is trusted")
         return found
 
@@ -211,7 +215,7 @@ class HDF5Store(FileStore[Content]):
         """Create the temporary file, with copies of the objects of other programs."""
         fd = self._location.create_temporary()
         try:
-            keys = [key for key, source in self._values.sources.items() if isinstance(source, InObjects)]
+            keys = [key for key, source in self._values.sources.items() if isinstance(source, ForeignObject)]
             if self._foreign is None or not keys:
                 return NativeFile(self._location.name, fd)
             copied, end = self._foreign.copy(keys, self._location.ops, fd, context.pacer)
@@ -220,7 +224,7 @@ class HDF5Store(FileStore[Content]):
             self._location.discard_temporary()
             raise
         for key, each in copied.items():
-            self._values.set(key, InObjects(each.nbytes))
+            self._values.set(key, each)
         return NativeFile(self._location.name, fd, copied, end)
 
     def _needs_compaction(self, file: NativeFile, key: str | None, nbytes: int) -> bool:
@@ -296,7 +300,7 @@ class HDF5Store(FileStore[Content]):
 
     def _values_elsewhere(self, target: NativeFile, context: JobContext) -> Iterator[tuple[str, CapturedValue]]:
         for key, source in list(self._values.sources.items()):
-            if isinstance(source, InObjects):
+            if isinstance(source, ForeignObject):
                 if key not in target.foreign_objects:
                     yield key, capture_live(self._read_objects(key, context).value, key, context)
             elif isinstance(source, InFile) and source.file is not target:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from asyncckpt.keyed.hdf5.catalog import ForeignObject
 from asyncckpt.keyed.values import PackedValue
 from asyncckpt.runtime.pacing import Pacer, discard
 
@@ -28,15 +29,9 @@ class InFile:
         self.extent = extent
 
 
-class InObjects:
-    """A value in HDF5 objects that another program made, in a file of its own or in one of ours."""
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
-
-
-Source = InFile | PackedValue | InObjects
-"""Where a value is; a `PackedValue` is in memory."""
+Source = InFile | PackedValue | ForeignObject
+"""Where a value is. A `PackedValue` is in memory. A `ForeignObject` is in HDF5 objects that libhdf5 reads, in a file of
+another program or in one of ours."""
 
 
 class ValueTable:
@@ -98,6 +93,6 @@ class ValueTable:
 def _sizes(source: Source) -> tuple[int, int]:
     if isinstance(source, InFile):
         return source.extent.nbytes, source.extent.payload_nbytes
-    if isinstance(source, InObjects):
+    if isinstance(source, ForeignObject):
         return source.nbytes, source.nbytes
     return source.stored_nbytes + OBJECT_NBYTES, source.stored_nbytes
