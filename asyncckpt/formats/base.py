@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Format(Protocol):
-    """A layout of state files. It does no I/O, and only plans where the index, the arrays and its own structures are.
+    """A module that lays out state files, without I/O: it plans where the index, arrays and its own structures are.
 
     Reading needs no format: the manifest has the location of the index, and the index has those of the arrays.
     """
@@ -39,4 +39,4 @@ _MODULES: Final = {"msgpack": "asyncckpt.formats.msgpack", "hdf5": "asyncckpt.fo
 
 def find_format(name: str) -> Format:
     """Return a format by its name. Its module, and h5py, are imported on first use."""
-    return cast("Format", importlib.import_module(_MODULES[name]).FORMAT)
+    return cast("Format", importlib.import_module(_MODULES[name]))

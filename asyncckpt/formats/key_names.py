@@ -69,7 +69,9 @@ def spell(key: Key, *, among_ints: bool) -> str:
 
 
 def shorten(name: str) -> str:
-    """Return the short form of a name that is too long."""
+    """Return a name; its short form if it is too long."""
+    if 4 * len(name) <= NAME_MAX_NBYTES or len(name.encode()) <= NAME_MAX_NBYTES:
+        return name
     digest = xxhash.xxh3_128_hexdigest(name.encode())
     return f"{name[:_CUT_LENGTH]}%~{digest}"
 

@@ -22,38 +22,38 @@ if TYPE_CHECKING:
 EXTENT_NBYTES: Final = 1 << 30
 
 
-class _Msgpack:
-    file_name = "state.msgpack"
-
-    def plan(self, index: Index, pacer: Pacer, *, extent_nbytes: int = EXTENT_NBYTES) -> FilePlan:
-        """Lay out the file; see `asyncckpt.formats.base.Format`."""
-        encoder = IndexEncoder(index, pacer)
-        sizes = [meta.nbytes for meta in index.arrays]
-        pacer.pause()
-        # The number of segments of an array is known before they are placed.
-        index_nbytes = encoder.nbytes(
-            sum(-(-nbytes // extent_nbytes) for batch in pacer.batches(sizes) for nbytes in batch if nbytes)
-        )
-        base = extent_start(index_nbytes)
-        payload = Payload(base, extent_nbytes)
-        payload.place(sizes, pacer)
-        chunks, offset = [], 0
-        for chunk in encoder.encode(payload.segments()):
-            chunks.append(PlanEntry(offset, len(chunk), chunk))
-            offset += len(chunk)
-        for begin, end, runs in payload.extents:
-            header = _padding(begin - EXTENT_HEADER_NBYTES - offset) + _bin_header(end - begin)
-            chunks.append(PlanEntry(offset, len(header), header))
-            chunks += runs
-            offset = end
-        if not payload.extents:
-            tail = _padding(base - offset)  # there is room for a bin
-            chunks.append(PlanEntry(offset, len(tail), tail))
-            offset = base
-        return FilePlan(nbytes=offset, entries=chunks, index_offset=0, index_nbytes=index_nbytes)
+file_name: Final = "state.msgpack"
 
 
-def _padding(nbytes: int) -> bytes:
+def plan(index: Index, pacer: Pacer, *, extent_nbytes: int = EXTENT_NBYTES) -> FilePlan:
+    """Lay out the file; see `asyncckpt.formats.base.Format`."""
+    encoder = IndexEncoder(index, pacer)
+    sizes = [meta.nbytes for meta in index.arrays]
+    pacer.pause()
+    # The number of segments of an array is known before they are placed.
+    index_nbytes = encoder.nbytes(
+        sum(-(-nbytes // extent_nbytes) for batch in pacer.batches(sizes) for nbytes in batch if nbytes)
+    )
+    base = extent_start(index_nbytes)
+    payload = Payload(base, extent_nbytes)
+    payload.place(sizes, pacer)
+    chunks, offset = [], 0
+    for chunk in encoder.encode(payload.segments()):
+        chunks.append(PlanEntry(offset, len(chunk), chunk))
+        offset += len(chunk)
+    for begin, end, runs in payload.extents:
+        header = padding(begin - EXTENT_HEADER_NBYTES - offset) + bin_header(end - begin)
+        chunks.append(PlanEntry(offset, len(header), header))
+        chunks += runs
+        offset = end
+    if not payload.extents:
+        tail = padding(base - offset)  # there is room for a bin
+        chunks.append(PlanEntry(offset, len(tail), tail))
+        offset = base
+    return FilePlan(nbytes=offset, entries=chunks, index_offset=0, index_nbytes=index_nbytes)
+
+
+def padding(nbytes: int) -> bytes:
     """Return `bin`s of zeros that fill exactly `nbytes` bytes: none, or from 2 bytes to two pages."""
     if nbytes == 0:
         return b""
@@ -62,8 +62,6 @@ def _padding(nbytes: int) -> bytes:
     return b"\xc5" + (nbytes - 3).to_bytes(2, "big") + bytes(nbytes - 3)
 
 
-def _bin_header(nbytes: int) -> bytes:
+def bin_header(nbytes: int) -> bytes:
+    """Return what comes before the bytes of a `bin 32`."""
     return b"\xc6" + nbytes.to_bytes(4, "big")
-
-
-FORMAT: Final = _Msgpack()

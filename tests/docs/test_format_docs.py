@@ -171,11 +171,11 @@ def test_the_numbers_are_the_codes() -> None:
 
 def test_padding_is_as_described() -> None:
     """Every length of padding is what the page says, and no longer or shorter."""
-    assert stream._padding(0) == b""
+    assert stream.padding(0) == b""
     for n in range(2, 2 * PAGE_NBYTES + 1):
         head = b"\xc4" + bytes([n - 2]) if n <= 257 else b"\xc5" + struct.pack(">H", n - 3)
-        assert stream._padding(n) == head + bytes(n - len(head))
-        assert type(msgpack.unpackb(stream._padding(n))) is bytes
+        assert stream.padding(n) == head + bytes(n - len(head))
+        assert type(msgpack.unpackb(stream.padding(n))) is bytes
 
 
 def test_plain_states_of_builtin_types(tmp_path: Path) -> None:

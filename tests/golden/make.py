@@ -153,7 +153,7 @@ class SmallExtents:
 
     def plan(self, index: Any, pacer: Any) -> Any:
         """Lay out the file."""
-        return msgpack.FORMAT.plan(index, pacer, extent_nbytes=4096)
+        return msgpack.plan(index, pacer, extent_nbytes=4096)
 
 
 async def make(folder: pathlib.Path) -> None:

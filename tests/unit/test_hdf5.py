@@ -63,7 +63,7 @@ def check_layout(plan: FilePlan) -> None:
 def file_of(state: object) -> bytes:
     """Return the bytes of the file that a state becomes."""
     flat = flatten(state, pacer=Pacer())
-    plan = layout.FORMAT.plan(flat.index(), Pacer())
+    plan = layout.plan(flat.index(), Pacer())
     return filled(plan, [np.ascontiguousarray(source).tobytes() for source in flat.sources])
 
 
@@ -79,7 +79,7 @@ def filled(plan: FilePlan, arrays: list[bytes]) -> bytes:
 
 def opened_nodes(nodes: list[Any], arrays: list[ArrayMeta]) -> h5py.File:
     """Return the file that a tree becomes, its arrays filled with zeros."""
-    plan = layout.FORMAT.plan(ix.Index(chunks=[ix.pack_chunk(nodes)], arrays=arrays), Pacer())
+    plan = layout.plan(ix.Index(chunks=[ix.pack_chunk(nodes)], arrays=arrays), Pacer())
     return h5py.File(io.BytesIO(filled(plan, [bytes(meta.nbytes) for meta in arrays])))
 
 
@@ -677,7 +677,7 @@ def test_no_more_leaves_than_the_bound() -> None:
 def test_huge_arrays_cost_nothing_to_plan(tmp_path: Path) -> None:
     """Terabytes are planned in kilobytes, and libhdf5 finds the last byte of them."""
     count, shape = 4, (1 << 10, 1 << 28)
-    plan = layout.FORMAT.plan(wide_index(count, shape), Pacer())
+    plan = layout.plan(wide_index(count, shape), Pacer())
     check_layout(plan)
     assert plan.nbytes > count << 40
     assert sum(chunk.nbytes for chunk in plan.entries if not isinstance(chunk.source, Span)) < 1 << 16
@@ -726,7 +726,7 @@ def test_the_next_save_of_a_small_state_computes_no_checksum_anew() -> None:
 
     def computed_by(length: int) -> int:
         before = hb._known_checksum.cache_info().misses
-        layout.FORMAT.plan(wide_index(10, (length,)), Pacer())
+        layout.plan(wide_index(10, (length,)), Pacer())
         return hb._known_checksum.cache_info().misses - before
 
     hb._known_checksum.cache_clear()
@@ -740,7 +740,7 @@ def test_the_next_save_of_a_small_state_computes_no_checksum_anew() -> None:
 
 def test_many_arrays_take_little_metadata() -> None:
     """Ten thousand arrays are as many datasets, with a few hundred bytes of metadata each."""
-    plan = layout.FORMAT.plan(wide_index(10_000, (1024,)), Pacer())
+    plan = layout.plan(wide_index(10_000, (1024,)), Pacer())
     check_layout(plan)
     spans = [chunk for chunk in plan.entries if isinstance(chunk.source, Span)]
     assert sum(chunk.nbytes for chunk in spans) == 10_000 * 4096
@@ -754,7 +754,7 @@ def test_the_index_is_a_dataset() -> None:
     """The index lies where the plan says, as the dataset /__asyncckpt__, and its segments are the datasets' own."""
     state = {"a": np.arange(1000.0), "b": [np.ones(3), 5], "empty": np.ones(0)}
     flat = flatten(state, pacer=Pacer())
-    plan = layout.FORMAT.plan(flat.index(), Pacer())
+    plan = layout.plan(flat.index(), Pacer())
     data = file_of(state)
     assert len(data) == plan.nbytes
     with h5py.File(io.BytesIO(data)) as file:
@@ -790,9 +790,9 @@ def test_h5dump_reads_it(tmp_path: Path) -> None:
 def test_plans_can_be_made_in_several_threads() -> None:
     """Plans that are made at the same time do not disturb each other."""
     indexes = [wide_index(200 + number, (number + 1,)) for number in range(6)]
-    alone = [layout.FORMAT.plan(index, Pacer()) for index in indexes]
+    alone = [layout.plan(index, Pacer()) for index in indexes]
     with concurrent.futures.ThreadPoolExecutor(3) as executor:
-        together = list(executor.map(lambda index: layout.FORMAT.plan(index, Pacer()), indexes))
+        together = list(executor.map(lambda index: layout.plan(index, Pacer()), indexes))
     for one, other in zip(together, alone, strict=True):
         check_layout(one)
         assert [chunk for chunk in one.entries if isinstance(chunk.source, Span)] == [
@@ -804,7 +804,7 @@ def test_plans_can_be_made_in_several_threads() -> None:
 def test_every_array_is_a_pause(count: int) -> None:
     """The GIL can be given away at every array and at every write of HDF5's, in containers of any size."""
     pacer = CountingPacer()
-    layout.FORMAT.plan(wide_index(count, (8,)), pacer)
+    layout.plan(wide_index(count, (8,)), pacer)
     assert pacer.count >= 2 * count
 
 
@@ -812,13 +812,13 @@ def test_a_plan_can_be_stopped_anywhere() -> None:
     """Asked to stop, a plan ends soon, wherever it is, HDF5's own writing included; the next one is whole."""
     index = wide_index(40, (8,))
     needed = StopLater(1 << 30)
-    layout.FORMAT.plan(index, Pacer(needed))
+    layout.plan(index, Pacer(needed))
     looks = (1 << 30) - needed.left
     assert looks > 80  # at every array, and at every write of HDF5's
     for left in range(looks):
         with pytest.raises(Stopped):
-            layout.FORMAT.plan(index, Pacer(StopLater(left)))
-    check_layout(layout.FORMAT.plan(index, Pacer(StopLater(looks))))
+            layout.plan(index, Pacer(StopLater(left)))
+    check_layout(layout.plan(index, Pacer(StopLater(looks))))
 
 
 def test_names_of_one_hash_stand_in_their_order() -> None:

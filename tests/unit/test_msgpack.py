@@ -40,7 +40,7 @@ class SmallExtents:
 
     def plan(self, index: Index, pacer: Pacer) -> FilePlan:
         """Lay out the file."""
-        return form.FORMAT.plan(index, pacer, extent_nbytes=2 * PAGE_NBYTES)
+        return form.plan(index, pacer, extent_nbytes=2 * PAGE_NBYTES)
 
 
 def render(plan: FilePlan, sizes: list[int]) -> bytes:
@@ -69,7 +69,7 @@ def test_every_layout_is_a_stream_that_a_stock_unpacker_reads(
     arrays = [ArrayMeta(np.dtype("u1"), (nbytes,)) for nbytes in sizes]
     index = Index(chunks=chunks, arrays=arrays)
     extent_nbytes = extent_pages * PAGE_NBYTES
-    plan = form.FORMAT.plan(index, Pacer(), extent_nbytes=extent_nbytes)
+    plan = form.plan(index, Pacer(), extent_nbytes=extent_nbytes)
     data = render(plan, sizes)
     assert plan.nbytes % PAGE_NBYTES == 0
     unpacker = msgpack.Unpacker(max_buffer_size=len(data))
@@ -97,7 +97,7 @@ def test_every_remainder_of_a_page_is_padded(sizes: list[int]) -> None:
     """Wherever in a page the index ends, objects fill the file up to the payload; no gap is a single byte."""
     arrays = [ArrayMeta(np.dtype("u1"), (nbytes,)) for nbytes in sizes]
     for tree_nbytes in range(3700, 4200):
-        plan = form.FORMAT.plan(Index(chunks=[b"x" * tree_nbytes], arrays=arrays), Pacer())
+        plan = form.plan(Index(chunks=[b"x" * tree_nbytes], arrays=arrays), Pacer())
         data = render(plan, sizes)
         unpacker = msgpack.Unpacker(max_buffer_size=len(data))
         unpacker.feed(data)
@@ -108,7 +108,7 @@ def test_every_remainder_of_a_page_is_padded(sizes: list[int]) -> None:
 def test_a_terabyte_is_planned_without_touching_it() -> None:
     """Plans are made from sizes alone: 5 TB of arrays cost nothing, and have segments of at most 1 GiB."""
     arrays = [ArrayMeta(np.dtype("u1"), (1 << 40,)) for _ in range(5)] + [ArrayMeta(np.dtype("<f8"), (3,))]
-    plan = form.FORMAT.plan(Index(chunks=[b"\x90"], arrays=arrays), Pacer())
+    plan = form.plan(Index(chunks=[b"\x90"], arrays=arrays), Pacer())
     spans = [chunk for chunk in plan.entries if isinstance(chunk.source, Span)]
     assert len(spans) == 5 * 1024 + 1
     assert max(chunk.nbytes for chunk in spans) == 1 << 30

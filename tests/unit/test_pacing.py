@@ -65,7 +65,7 @@ def test_no_stretch_of_planning_is_long() -> None:
     pacer = CountingPacer()
     staged_nbytes(flat, pacer)
     assert pacer.count >= COUNT // BATCH_OBJECTS
-    plan = msgpack.FORMAT.plan(flat.index(), pacer)
+    plan = msgpack.plan(flat.index(), pacer)
     data = b"".join(chunk.source for chunk in plan.entries if isinstance(chunk.source, bytes))
     pacer = CountingPacer()
     ix.decode_index(memoryview(data)[plan.index_offset :][: plan.index_nbytes], file_nbytes=plan.nbytes, pacer=pacer)

@@ -41,21 +41,15 @@ class ElementTypes:
     """The datatypes of one file. Each is made once."""
 
     def __init__(self) -> None:
-        self._simple: dict[tuple[np.dtype[Any], str], ElementType] = {}
-        self._structured: dict[str, ElementType] = {}
+        self._types: dict[object, ElementType] = {}
 
     def of(self, dtype: np.dtype[Any]) -> ElementType:
         """Return the type for arrays of this dtype."""
-        if dtype.names is None:
-            simple = dtype, dtype.char  # np.longlong and np.int64 are equal
-            found = self._simple.get(simple)
-            if found is None:
-                found = self._simple[simple] = _element_type(dtype)
-            return found
-        key = json.dumps(dtype_to_plain(dtype))  # equal structures may differ in titles or alignment
-        found = self._structured.get(key)
+        # Equal dtypes may differ: np.longlong from np.int64, and structures in their titles or alignment.
+        key = (dtype, dtype.char) if dtype.names is None else json.dumps(dtype_to_plain(dtype))
+        found = self._types.get(key)
         if found is None:
-            found = self._structured[key] = _element_type(dtype)
+            found = self._types[key] = _element_type(dtype)
         return found
 
 

@@ -19,7 +19,7 @@ from msgpack import ExtType
 from asyncckpt.disk.plan import FilePlan, PlanEntry, align
 from asyncckpt.formats import key_names as names
 from asyncckpt.formats.hdf5.datatypes import ElementTypes
-from asyncckpt.formats.hdf5.leaves import make_leaf
+from asyncckpt.formats.hdf5.leaves import int_leaf, make_leaf, text_leaf
 from asyncckpt.formats.hdf5.metadata import MetadataFile, Node
 from asyncckpt.formats.payload import Payload
 from asyncckpt.libhdf5 import h5t
@@ -57,32 +57,33 @@ _ARRAY_KINDS: Final = {ix.ARRAY: None, ix.BYTES: "bytes", ix.STRING: "str"}
 _NODES_PER_PAUSE: Final = 256
 
 
-class _Hdf5:
-    file_name = "state.h5"
+file_name: Final = "state.h5"
 
-    def plan(self, index: ix.Index, pacer: Pacer) -> FilePlan:
-        """Lay out the file; see `asyncckpt.formats.base.Format`."""
-        file = MetadataFile(pacer)
-        mirror = Mirror(file, index, pacer)
-        mirror.write_tree()
-        encoder = ix.IndexEncoder(index, pacer)
-        sizes = [meta.nbytes for meta in index.arrays]
-        index_nbytes = encoder.nbytes(sum(nbytes > 0 for nbytes in sizes))
-        index_dataset = mirror.add_index(index_nbytes)
-        payload = Payload(align(file.arrange(), PAGE_NBYTES), _UNBOUNDED)
-        payload.place(sizes, pacer)
-        segments = payload.segments()
-        for number, offset, _ in segments.tolist():
-            mirror.datasets[number].data_address = offset
-        spans = [chunk for _, _, chunks in payload.extents for chunk in chunks]
-        end = payload.extents[-1][1] if payload.extents else align(file.nbytes, PAGE_NBYTES)
-        index_dataset.data_address = offset = end
-        nbytes = align(end + index_nbytes, PAGE_NBYTES)
-        chunks = [*file.render(nbytes), *spans]
-        for chunk in encoder.encode(segments):
-            chunks.append(PlanEntry(offset, len(chunk), chunk))
-            offset += len(chunk)
-        return FilePlan(nbytes, chunks, index_offset=end, index_nbytes=index_nbytes)
+
+def plan(index: ix.Index, pacer: Pacer) -> FilePlan:
+    """Lay out the file; see `asyncckpt.formats.base.Format`."""
+    file = MetadataFile(pacer)
+    mirror = Mirror(file, index, pacer)
+    mirror.write_tree()
+    encoder = ix.IndexEncoder(index, pacer)
+    sizes = [meta.nbytes for meta in index.arrays]
+    index_nbytes = encoder.nbytes(sum(nbytes > 0 for nbytes in sizes))
+    index_dataset = file.dataset(file.root, _INDEX, h5t.STD_U8LE, (index_nbytes,), index_nbytes)
+    file.attach(index_dataset, _FORMAT, int_leaf(ix.FORMAT_VERSION))
+    payload = Payload(align(file.arrange(), PAGE_NBYTES), _UNBOUNDED)
+    payload.place(sizes, pacer)
+    segments = payload.segments()
+    for number, offset, _ in segments.tolist():
+        mirror.datasets[number].data_address = offset
+    spans = [chunk for _, _, chunks in payload.extents for chunk in chunks]
+    end = payload.extents[-1][1] if payload.extents else align(file.nbytes, PAGE_NBYTES)
+    index_dataset.data_address = offset = end
+    nbytes = align(end + index_nbytes, PAGE_NBYTES)
+    chunks = [*file.render(nbytes), *spans]
+    for chunk in encoder.encode(segments):
+        chunks.append(PlanEntry(offset, len(chunk), chunk))
+        offset += len(chunk)
+    return FilePlan(nbytes, chunks, index_offset=end, index_nbytes=index_nbytes)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,15 +109,6 @@ class _Frame:
     """The names of keys that are neither str nor int; None until a mapping has read its first key."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Mirrored:
-    """The first dataset of an array, with its attributes."""
-
-    dataset: Node
-    tags: tuple[str, ...]
-    kind: str | None
-
-
 class Mirror:
     """The tree of a state as groups, datasets and attributes."""
 
@@ -140,7 +132,6 @@ class Mirror:
         """
         self._index = index
         self._pacer = pacer
-        self._mirrored: dict[int, _Mirrored] = {}
         self.leaves_left = max_leaves
         self._elements = ElementTypes()
         self._file = file
@@ -148,12 +139,7 @@ class Mirror:
         self._top: Node | None = None  # the group of the state, once it is complete
         self.datasets: dict[int, Node] = {}
         """The datasets of the arrays, by number."""
-
-    def add_index(self, nbytes: int) -> Node:
-        """Make the dataset of the index."""
-        dataset = self._file.dataset(self._file.root, _INDEX, h5t.STD_U8LE, (nbytes,), nbytes)
-        self._file.attach_int(dataset, _FORMAT, ix.FORMAT_VERSION)
-        return dataset
+        self._marks: dict[int, tuple[tuple[str, ...], str | None]] = {}  # the types and the kind of each of them
 
     def write_tree(self) -> None:
         """Mirror the tree, with a dataset for every array."""
@@ -223,16 +209,16 @@ class Mirror:
         if frame.parent is None:
             if self._entry is not None:
                 return
-            self._file.attach_text(group, _KIND, "leaf")
+            self._file.attach(group, _KIND, text_leaf("leaf"))
         elif frame.code != ix.DICT:
-            self._file.attach_text(group, _KIND, names.container_name(frame.code))
+            self._file.attach(group, _KIND, text_leaf(names.container_name(frame.code)))
         self._tag(group, frame.tags, None)
         if frame.code in ix.MAPPINGS and frame.literals is not None and frame.among_ints:
-            self._file.attach_text(group, _KEYS, "int")
+            self._file.attach(group, _KEYS, text_leaf("int"))
         if frame.maxlen is not None:
-            self._file.attach_int(group, _MAXLEN, frame.maxlen)
+            self._file.attach(group, _MAXLEN, int_leaf(frame.maxlen))
         if is_partial and (frame.is_shown or is_top):
-            self._file.attach_leaf(group, _PARTIAL, make_leaf(True, self._elements))  # noqa: FBT003 - the value itself
+            self._file.attach(group, _PARTIAL, make_leaf(True, self._elements))  # noqa: FBT003 - the value itself
 
     def _group(self, frame: _Frame) -> Node:
         """Return the group of a container, which is made on first use. `MAX_DEPTH` bounds the recursion."""
@@ -257,12 +243,10 @@ class Mirror:
             if name in taken:
                 name += f"%~{frame.left}"
             taken.add(name)
-        encoded = name.encode()
-        if len(encoded) > names.NAME_MAX_NBYTES:
-            short = names.shorten(name)
-            self._file.attach_text(self._group(frame), _LONG_NAME.format(short[-32:]).encode(), name)
-            return short.encode()
-        return encoded
+        short = names.shorten(name)
+        if short != name:
+            self._file.attach(self._group(frame), _LONG_NAME.format(short[-32:]).encode(), text_leaf(name))
+        return short.encode()
 
     # --- arrays -------------------------------------------------------------------------------------------------------
 
@@ -271,17 +255,16 @@ class Mirror:
             return  # see _add_remaining_arrays
         group = self._group(frame)
         name = self._name(frame)
-        mirrored = self._mirrored.get(number)
-        if mirrored is None:
-            self._mirrored[number] = _Mirrored(self._add_dataset(group, name, number, tags, kind), tags, kind)
+        if number not in self.datasets:
+            self._add_dataset(group, name, number, tags, kind)
             return
-        if (mirrored.tags, mirrored.kind) != (tags, kind):  # all links of a dataset have the same attributes
+        if self._marks[number] != (tags, kind):  # all links of a dataset have the same attributes
             group = self._file.group(group, name)
             self._tag(group, tags, "reference" if kind is None else f"reference {kind}")
             name = _VALUE.encode()
-        self._file.link(group, name, mirrored.dataset)
+        self._file.link(group, name, self.datasets[number])
 
-    def _add_dataset(self, group: Node, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> Node:
+    def _add_dataset(self, group: Node, name: bytes, number: int, tags: tuple[str, ...], kind: str | None) -> None:
         self._pacer.pause()
         meta = self._index.arrays[number]
         element = self._elements.of(meta.dtype)
@@ -291,19 +274,19 @@ class Mirror:
             shape = (math.prod(shape),)
         if not element.has_size:
             shape = (*shape, 0)
+        self._marks[number] = tags, kind
         dataset = self.datasets[number] = self._file.dataset(group, name, element.type_id, shape, meta.nbytes)
         self._tag(dataset, tags, kind)
         if element.note is not None:
-            self._file.attach_text(dataset, _DTYPE, element.note)
+            self._file.attach(dataset, _DTYPE, text_leaf(element.note))
         if is_flat:
-            self._file.attach_ints(dataset, _SHAPE, meta.shape)
-        return dataset
+            self._file.attach(dataset, _SHAPE, int_leaf(meta.shape))
 
     def _add_remaining_arrays(self) -> None:
         """Add datasets of the arrays below `MAX_DEPTH`, and of those in keys."""
         group = None
         for number in range(len(self._index.arrays)):
-            if number not in self._mirrored:
+            if number not in self.datasets:
                 if group is None:
                     if self._top is None:
                         root = self._file.root
@@ -323,21 +306,19 @@ class Mirror:
         leaf = make_leaf(node, self._elements)
         is_entry = frame.parent is None and self._entry is not None
         if leaf.is_attribute and not tags and not is_entry:
-            self._file.attach_leaf(self._group(frame), name, leaf)
+            self._file.attach(self._group(frame), name, leaf)
             return
         dataset = self._file.leaf_dataset(self._group(frame), name, leaf)
         self._tag(dataset, tags, leaf.kind)
         if leaf.note is not None:
-            self._file.attach_text(dataset, _DTYPE, leaf.note)
+            self._file.attach(dataset, _DTYPE, text_leaf(leaf.note))
 
     def _tag(self, target: Node, tags: tuple[str, ...], kind: str | None) -> None:
         """Add the kind of a value, and the types of an object, to its dataset or group."""
         if kind is not None:
-            self._file.attach_text(target, _KIND, kind)
-        if len(tags) == 1:
-            self._file.attach_text(target, _TYPE, tags[0])
-        elif tags:
-            self._file.attach_texts(target, _TYPE, tags)
+            self._file.attach(target, _KIND, text_leaf(kind))
+        if tags:
+            self._file.attach(target, _TYPE, text_leaf(tags if len(tags) > 1 else tags[0]))
 
 
 def _read_key(frame: _Frame, nodes: Iterator[ix.Node]) -> None:
@@ -349,6 +330,3 @@ def _read_key(frame: _Frame, nodes: Iterator[ix.Node]) -> None:
     if frame.literals is None:
         frame.literals = set()
         frame.among_ints = type(frame.key) is int
-
-
-FORMAT: Final = _Hdf5()

@@ -55,6 +55,16 @@ class Leaf:
         return not self.needs_dataset and self.nbytes <= VALUE_MAX_NBYTES
 
 
+def text_leaf(text: str | tuple[str, ...]) -> Leaf:
+    """Make a string, or a row of strings."""
+    return Leaf(TEXT, np.array(text, object))
+
+
+def int_leaf(value: int | tuple[int, ...]) -> Leaf:
+    """Make an int, or a row of ints."""
+    return Leaf(h5t.STD_I64LE, np.array(value, "<i8"))
+
+
 def make_leaf(node: ix.Node, elements: ElementTypes) -> Leaf:  # noqa: PLR0911 - one for each kind of node
     """Make the value of a node that is neither a container nor an array."""
     kind = type(node)

@@ -17,7 +17,6 @@ import numpy as np
 from asyncckpt.disk.plan import PlanEntry, align
 from asyncckpt.formats.hdf5 import structures as hb
 from asyncckpt.formats.hdf5.leaves import TEXT, VALUE_MAX_NBYTES, Leaf
-from asyncckpt.libhdf5 import h5t
 
 if TYPE_CHECKING:
     from asyncckpt.runtime.pacing import Pacer
@@ -97,28 +96,9 @@ class MetadataFile:
         node.references += 1
         return node
 
-    def attach_leaf(self, target: Node, name: bytes, leaf: Leaf) -> None:
-        """Make an attribute of a small value."""
+    def attach(self, target: Node, name: bytes, leaf: Leaf) -> None:
+        """Make an attribute."""
         target.attributes.append((name, self._type(leaf.type_id), _space_of(leaf), self._data_of(leaf)))
-
-    def attach_text(self, target: Node, name: bytes, text: str) -> None:
-        """Make an attribute of a text."""
-        target.attributes.append((name, self._type(TEXT), hb.dataspace(()), [self._text(text)]))
-
-    def attach_texts(self, target: Node, name: bytes, texts: tuple[str, ...]) -> None:
-        """Make an attribute of a row of texts."""
-        data = [self._text(text) for text in texts]
-        target.attributes.append((name, self._type(TEXT), hb.dataspace((len(texts),)), data))
-
-    def attach_int(self, target: Node, name: bytes, value: int) -> None:
-        """Make an attribute of an int."""
-        data = value.to_bytes(8, "little", signed=True)
-        target.attributes.append((name, self._type(h5t.STD_I64LE), hb.dataspace(()), data))
-
-    def attach_ints(self, target: Node, name: bytes, values: tuple[int, ...]) -> None:
-        """Make an attribute of a row of ints."""
-        data = np.array(values, "<i8").tobytes()
-        target.attributes.append((name, self._type(h5t.STD_I64LE), hb.dataspace((len(values),)), data))
 
     def _add(self, node: Node) -> Node:
         self._nodes.append(node)
@@ -151,7 +131,7 @@ class MetadataFile:
         if leaf.data is None:
             return b""
         if leaf.type_id is TEXT:
-            return [self._text(leaf.data.item())]
+            return [self._text(text) for text in leaf.data.flat]
         return leaf.data.tobytes()
 
     def _text(self, text: str) -> int:

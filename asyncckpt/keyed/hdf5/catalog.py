@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -159,10 +158,9 @@ class ForeignObject(NamedTuple):
     """What it takes in the file, as far as that is known."""
 
 
-def link_name(key: str) -> bytes:
+def link_name(key: str) -> str:
     """Return the name that a key has in HDF5."""
-    name = names.spell(key, among_ints=False).encode()
-    return names.shorten(name.decode()).encode() if len(name) > names.NAME_MAX_NBYTES else name
+    return names.shorten(names.spell(key, among_ints=False))
 
 
 def encode_catalog(extents: Mapping[str, Extent | ForeignObject], pacer: Pacer) -> list[bytes]:
@@ -171,7 +169,7 @@ def encode_catalog(extents: Mapping[str, Extent | ForeignObject], pacer: Pacer) 
     regions: list[Any] = []
     chunks = [b""]
     features: list[str] = []
-    for batch in _batches(extents):
+    for batch in pacer.batches(extents.items(), _ROWS):
         rows: list[Any] = []
         for key, extent in batch:
             if isinstance(extent, ForeignObject):
@@ -184,17 +182,10 @@ def encode_catalog(extents: Mapping[str, Extent | ForeignObject], pacer: Pacer) 
                 regions.append((region.offset, region.record.nbytes, region.record.digests))
             rows.append((key, number, *extent[1:]))
         chunks.append(msgpack.packb(msgpack.packb(rows, unicode_errors=_ERRORS)))
-        pacer.pause()
     packer = msgpack.Packer(unicode_errors=_ERRORS)
     head = ("asyncckpt_keyed", FORMAT_VERSION, "features", features, "regions", regions, "keys")
     chunks[0] = packer.pack_map_header(4) + b"".join(map(packer.pack, head)) + packer.pack_array_header(len(chunks) - 1)
     return chunks
-
-
-def _batches(extents: Mapping[str, Extent | ForeignObject]) -> Iterator[list[tuple[str, Extent | ForeignObject]]]:
-    items = iter(extents.items())
-    while batch := list(islice(items, _ROWS)):
-        yield batch
 
 
 def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Extent | ForeignObject]:

@@ -103,7 +103,7 @@ def open_foreign_objects(location: FileLocation, file: NativeFile, *, trusted: b
     if not file.foreign_objects:
         return None
     _check_trust(location, "holds objects that another program made", trusted=trusted)
-    names = {key: link_name(key).decode() for key in file.foreign_objects}
+    names = {key: link_name(key) for key in file.foreign_objects}
     return ForeignFile(location, open_hdf5(location, file.fd), names)
 
 
@@ -169,7 +169,7 @@ def _links_by_key(
     location: FileLocation, file: h5py.File, extents: Mapping[str, Extent | ForeignObject], pacer: Pacer
 ) -> dict[str, str]:
     """Return the name of each key's link. Those that the catalog does not list are spelled as asyncckpt does."""
-    keys = {link_name(key).decode(): key for key in extents}
+    keys = {link_name(key): key for key in extents}
     names: dict[str, str] = {}
     for name, _ in entry_names(file):
         pacer.pause()

@@ -53,7 +53,7 @@ class RegionPlan:
         self._base = base
         self.leaves_left = max_leaves
         file = MetadataFile(pacer, has_root=False)
-        starts, mirrors, names = [0], [], [link_name(key) for key in values]
+        starts, mirrors, names = [0], [], [link_name(key).encode() for key in values]
         indexes = [value.index for value in values.values()]
         firsts = list(accumulate((len(index.arrays) for index in indexes), initial=0))
         for name, index in zip(names, indexes, strict=True):

@@ -111,7 +111,7 @@ class HDF5Store(FileStore[Content]):
         """Read the HDF5 objects of a value of ours that another program changed."""
         if self._foreign is not None and key in self._foreign.ours:  # it is known that the file was changed
             return self._foreign.read(key, context)
-        names = {key: link_name(key).decode()}
+        names = {key: link_name(key)}
         with contextlib.closing(
             ForeignFile(self._location, open_hdf5(self._location, file.fd), names, names)
         ) as objects:

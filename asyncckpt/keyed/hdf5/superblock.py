@@ -32,7 +32,7 @@ def superblock(end: int, root: int) -> bytes:
 
 
 def root_group(
-    begin: int, links: Iterable[tuple[bytes, int]], catalog: tuple[int, int, bytes], pacer: Pacer
+    begin: int, links: Iterable[tuple[str, int]], catalog: tuple[int, int, bytes], pacer: Pacer
 ) -> tuple[int, list[bytes]]:
     """Return a root group.
 
@@ -47,10 +47,10 @@ def root_group(
     """
     file = MetadataFile(pacer)
     for name, address in links:
-        file.link(file.root, name, Node(b"", address=address))
+        file.link(file.root, name.encode(), Node(b"", address=address))
     offset, nbytes, digest = catalog
     dataset = file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes)
     dataset.data_address = offset
-    file.attach_leaf(dataset, DIGEST_NAME, Leaf(h5t.STD_U8LE, np.frombuffer(digest, np.uint8)))
+    file.attach(dataset, DIGEST_NAME, Leaf(h5t.STD_U8LE, np.frombuffer(digest, np.uint8)))
     file.arrange(begin)
     return file.root.address, [bytes(chunk.source) for chunk in file.render(None)]

@@ -17,8 +17,8 @@ import numpy as np
 from asyncckpt.disk.read_blocks import Run, Target, read_run
 from asyncckpt.disk.write_blocks import Content, write_content_at
 from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.formats import msgpack as msgpack_format
 from asyncckpt.formats.array_targets import targets_of
-from asyncckpt.formats.msgpack import FORMAT
 from asyncckpt.keyed.appender import Appender
 from asyncckpt.keyed.log import records
 from asyncckpt.keyed.log.records import Record
@@ -136,7 +136,7 @@ class LogFile:
         is_aligned = sum(meta.nbytes for meta in index.arrays) >= ALIGNED_MIN_NBYTES
         with self._appending() as out:
             if is_aligned:
-                plan = FORMAT.plan(index, context.pacer)
+                plan = msgpack_format.plan(index, context.pacer)
                 index_nbytes = plan.index_nbytes
                 head = records.set_head(key, value.key_tree, index_nbytes, plan.nbytes, is_aligned=True)
                 out.write(head)

@@ -20,6 +20,7 @@ import xxhash
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord, digest_bytes
 from asyncckpt.disk.plan import align
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.formats import msgpack as msgpack_format
 from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
 from asyncckpt.keyed.values import runs_of
 from asyncckpt.runtime.memory import PAGE_NBYTES
@@ -90,15 +91,12 @@ def set_head(key: str, key_tree: KeyTree, index_nbytes: int, nbytes: int, *, is_
 def tail(head: bytes, digests: bytes) -> bytes:
     """Return the tail of a record."""
     digest = xxhash.xxh3_128_digest(head + digests)
-    return b"\x92\xc6" + len(digests).to_bytes(4, "big") + digests + bytes((0xC4, DIGEST_NBYTES)) + digest
+    return b"\x92" + msgpack_format.bin_header(len(digests)) + digests + bytes((0xC4, DIGEST_NBYTES)) + digest
 
 
 def padding(offset: int) -> bytes:
     """Return the `bin` of zeros that ends on a page."""
-    nbytes = align(offset + MIN_PADDING_NBYTES, PAGE_NBYTES) - offset
-    if nbytes <= 2 + 0xFF:
-        return bytes((0xC4, nbytes - 2)) + bytes(nbytes - 2)
-    return b"\xc5" + (nbytes - 3).to_bytes(2, "big") + bytes(nbytes - 3)
+    return msgpack_format.padding(align(offset + MIN_PADDING_NBYTES, PAGE_NBYTES) - offset)
 
 
 def small_body(value: CapturedValue, pacer: Pacer) -> tuple[list[bytes], int, FileRecord]:
@@ -114,7 +112,7 @@ def small_body(value: CapturedValue, pacer: Pacer) -> tuple[list[bytes], int, Fi
         offset += nbytes
     chunks = encoder.encode(segments)
     if sizes:
-        chunks.append(b"\xc6" + (offset - index_nbytes - 5).to_bytes(4, "big"))
+        chunks.append(msgpack_format.bin_header(offset - index_nbytes - 5))
         chunks += [run.tobytes() for number, _ in sizes for run in runs_of(value, number)]
     return chunks, index_nbytes, digest_bytes(b"".join(chunks))
 
