@@ -30,10 +30,12 @@ ContentT = TypeVar("ContentT")
 class Store(ABC):
     """An open keyed file, or a substitute for one."""
 
+    _entries: dict[str, KeyTree]
+
     @property
-    @abstractmethod
     def entries(self) -> Mapping[str, KeyTree]:
         """The keys in their order, each with what is known of the dicts in its value; staged changes included."""
+        return self._entries
 
     keeps: ClassVar[bool] = True
     """Whether a value that was put can be read."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from asyncckpt.disk.room import explain, spell
 from asyncckpt.errors import CheckpointError, CheckpointKeyError
@@ -210,7 +210,8 @@ class Engine:
                 self.store.delete(path[0], context)
             return
         whole = self._read_to_change(path, context)
-        del self._descend(whole, path, without=1)[path[-1]]
+        self._descend(whole, path)  # there must be a value
+        del self._descend(whole, path[:-1])[path[-1]]
         self._put(path[:1], whole, context)
 
     def _require(self, path: Path) -> None:
@@ -251,29 +252,26 @@ class Engine:
             message = f"{what} {types}, which would become plain data: register the type with asyncckpt.register_type"
             raise CheckpointError(message)
 
-    def _descend(self, value: Any, path: Path, *, without: int = 0) -> Any:
-        for number, part in enumerate(path[1 : len(path) - without], 1):
-            value = self._step(value, path, number, part)
-        if without:
-            self._step(value, path, len(path) - 1, path[-1])
-        return value
+    def _descend(self, value: Any, path: Path) -> Any:
+        """Return the value at a path, given that of its first part.
 
-    def _step(self, value: Any, path: Path, number: int, part: object) -> Any:
-        try:
-            return self._dict(value, path, number)[part]
-        except (KeyError, TypeError) as error:
-            if isinstance(error, CheckpointKeyError):
-                raise
-            file_name = f"{self._file_name} at {join_path(path[:number])!r}"
-            raise missing(path, file_name, list(value)) from None
+        Raises:
+            CheckpointKeyError: There is none.
+        """
+        for number, part in enumerate(path[1:], 1):
+            holder = self._dict(value, path, number)
+            try:
+                value = holder[part]
+            except (KeyError, TypeError):  # it is not there, or cannot be hashed
+                file_name = f"{self._file_name} at {join_path(path[:number])!r}"
+                raise missing(path, file_name, list(holder)) from None
+        return value
 
     def _dict(self, value: Any, path: Path, number: int) -> dict[Any, Any]:
         """Return the value at the first parts of a path, which must be a dict."""
         if not isinstance(value, dict):
-            self._refuse(value, path, number)
+            kind = type(value).__qualname__
+            where = join_path(path[:number])
+            message = f"no key {path!r} in {self._file_name}: {where!r} is of type {kind}, not a dict"
+            raise CheckpointKeyError(message, key=path, known=self.keys())
         return value
-
-    def _refuse(self, value: object, path: Path, number: int) -> NoReturn:
-        kind = type(value).__qualname__
-        message = f"no key {path!r} in {self._file_name}: {join_path(path[:number])!r} is of type {kind}, not a dict"
-        raise CheckpointKeyError(message, key=path, known=self.keys())

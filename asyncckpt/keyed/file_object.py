@@ -95,19 +95,22 @@ class FileObjectStore(Store):
         return self._inner.disk_use()
 
     def begin(self, context: JobContext) -> None:
-        self._check_writable()
+        if not _can(self._stream, "writable"):
+            name = getattr(self._stream, "name", self._stream)
+            message = f"{name!r} is open for reading only: open it with 'r+b' to change it"
+            raise ConfigError(message)
         self._inner.begin(context)
 
     def read(self, key: str, context: JobContext) -> Found:
         return self._inner.read(key, context)
 
     def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
-        self._check_writable()
+        self.begin(context)
         self._inner.put(key, value, context)
         self._is_changed = True
 
     def delete(self, key: str, context: JobContext) -> None:
-        self._check_writable()
+        self.begin(context)
         self._inner.delete(key, context)
         self._is_changed = True
 
@@ -138,9 +141,3 @@ class FileObjectStore(Store):
             self._inner.close()
         finally:
             shutil.rmtree(self._directory, ignore_errors=True)
-
-    def _check_writable(self) -> None:
-        if not _can(self._stream, "writable"):
-            name = getattr(self._stream, "name", self._stream)
-            message = f"{name!r} is open for reading only: open it with 'r+b' to change it"
-            raise ConfigError(message)

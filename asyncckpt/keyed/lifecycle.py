@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointerUsageError, ConfigError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.location import Rewrite
 
 DEFAULT_STAGED_NBYTES: Final = 2 << 30
-_OF_THIS_PROCESS: Final = frozenset(("_lock", "_evaluations", "_depth", "_mode", "_engine", "_session", "_process"))
+_OF_THIS_PROCESS: Final = frozenset(("_lock", "_evaluations", "_depth", "_engine", "_session", "_process"))
 
 
 class FileLifecycle(ABC):
@@ -73,8 +73,7 @@ class FileLifecycle(ABC):
         """Begin closed, with what belongs to this process alone."""
         self._lock = threading.RLock()
         self._evaluations = Evaluations[Future[Any]](Future)
-        self._depth = 0
-        self._mode: Literal["blocking", "async"] | None = None
+        self._depth = 0  # of the blocks in blocking mode
         self._engine: Engine | None = None
         self._session: Session | None = None
         self._process = os.getpid()
@@ -186,16 +185,15 @@ class FileLifecycle(ABC):
         """
         self._check_blocking()
         with self._lock:
-            if self._depth == 0:
-                self._mode = "blocking"
+            self._depth += 1
+            if self._depth == 1:
+                self._process = os.getpid()
                 try:
                     store = self._open_store(self.checkpoint_file, JobContext())
                 except BaseException:
-                    self._mode = None
+                    self._depth = 0
                     raise
-                self._process = os.getpid()
                 self._engine = Engine(store, self._file_name, self._serializer)
-            self._depth += 1
         return self
 
     def __exit__(
@@ -210,7 +208,7 @@ class FileLifecycle(ABC):
             self._depth -= 1
             if self._depth:
                 return
-            engine, self._engine, self._mode = self._engine, None, None
+            engine, self._engine = self._engine, None
             try:
                 engine.commit(JobContext())
             except Exception as failure:
@@ -228,13 +226,12 @@ class FileLifecycle(ABC):
             CorruptCheckpointError: The file is damaged.
             OSError: It cannot be read.
         """
-        if self._mode == "blocking":
+        if self._depth:
             message = f"{self!r} is open in blocking mode: leave its `with` before entering `async with`"
             raise CheckpointerUsageError(message)
         while True:
             session = self._session
             if session is None:
-                self._mode = "async"
                 session = self._session = self._new_session()
             try:
                 is_entered = await session.enter()
@@ -247,7 +244,6 @@ class FileLifecycle(ABC):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            self._mode = None
             message = f"{self!r}: the asynchronous view needs an asyncio event loop (stock or uvloop)"
             raise CheckpointerUsageError(message) from None
         return Session(
@@ -272,7 +268,6 @@ class FileLifecycle(ABC):
     def _forget(self, session: Session) -> None:
         if session.is_over and self._session is session:
             self._session = None
-            self._mode = None
 
     @contextmanager
     def _using(self) -> Iterator[Engine]:
@@ -288,7 +283,7 @@ class FileLifecycle(ABC):
         Raises:
             CheckpointerUsageError: It is not; the message says why.
         """
-        if is_open and self._mode == "async":
+        if is_open and self._session is not None:
             message = (
                 f"{self!r} is open in asynchronous mode: use the view that `async with` returned, or leave it first"
             )

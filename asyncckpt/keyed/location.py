@@ -16,6 +16,7 @@ import errno
 import os
 import stat
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -70,7 +71,7 @@ class FileLocation:
         self._opened: tuple[int, ...] | None = None  # the identity of the file that `open` found
         self._is_entry_synced = False
         self._rewrite, self._can_back_up = rewrite, can_back_up
-        self._refusal: ReadOnlyFileError | None = None
+        self._refusal: Callable[[], ReadOnlyFileError] | None = None
         self.is_foreign = False
         """Whether another program made the file: then it may only be rewritten, to the temporary file."""
 
@@ -133,7 +134,7 @@ class FileLocation:
             f"{self.name}: another program made this file, and changing it means rewriting all of it, without"
             f" {losses}. Nothing was changed. Copy its keys to a new file, or open this one with {ask}"
         )
-        self._refusal = ReadOnlyFileError(message, file=self.name, losses=losses)
+        self._refusal = partial(ReadOnlyFileError, message, file=self.name, losses=losses)
 
     def mark_read_only(self, reason: str) -> None:
         """Note that the file can only be read, whatever the caller asked for.
@@ -142,7 +143,7 @@ class FileLocation:
             reason: Why; completes "it ...".
         """
         message = f"{self.name}: it {reason}, so it is only read. Nothing was changed. Copy its keys to a new file"
-        self._refusal = ReadOnlyFileError(message, file=self.name)
+        self._refusal = partial(ReadOnlyFileError, message, file=self.name)
 
     # --- the lock -----------------------------------------------------------------------------------------------------
 
@@ -199,7 +200,7 @@ class FileLocation:
 
     def _check_changeable(self) -> None:
         if self._refusal is not None:
-            raise ReadOnlyFileError(str(self._refusal), file=self._refusal.file, losses=self._refusal.losses)
+            raise self._refusal()
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of killed writers, as far as the disk allows."""

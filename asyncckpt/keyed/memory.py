@@ -29,10 +29,6 @@ class MemoryStore(Store):
         for batch in context.pacer.batches(self._values.items()):
             self._entries.update((key, key_tree_of_value(value)) for key, value in batch)
 
-    @property
-    def entries(self) -> Mapping[str, KeyTree]:
-        return self._entries
-
     def read(self, key: str, context: JobContext) -> Found:
         captured = capture_live(self._values[key], key, context)
         try:

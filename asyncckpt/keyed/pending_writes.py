@@ -50,7 +50,7 @@ class Outcome:
 
     done: list[Change] = field(default_factory=list)
     dropped: list[Change] = field(default_factory=list)
-    """Writes that never reached the store, because a later change replaces them."""
+    """Changes that never reached the store: a later one replaces them, or the job that they were for has failed."""
     refused: list[tuple[Change, Exception]] = field(default_factory=list)
     found: KeyIndex | None = None
     """What the store contained before that, if it was not what the index has."""
@@ -183,25 +183,19 @@ class WriteQueue:
             write.captured.release()
         return write
 
-    def settle(self, outcome: Outcome, change: Change | None = None) -> None:
-        """Remove the changes of a job that has ended, and let the indexes show its outcome.
-
-        Args:
-            outcome: What it did.
-            change: The change that the job itself was for, if it is over.
-        """
+    def settle(self, outcome: Outcome) -> None:
+        """Remove the changes of a job that has ended, and let the indexes show its outcome."""
         if outcome.found is not None:
             self._stored = outcome.found
         for done in outcome.done:
             self._stored.note(done.path, done.captured)
-        refused = [write for write, _ in outcome.refused]
-        own = [] if change is None else [change]
-        for each in (*outcome.done, *outcome.dropped, *refused, *own):
+        undone = [*outcome.dropped, *(write for write, _ in outcome.refused)]
+        for each in (*outcome.done, *undone):
             if self._pending.pop(each.number, None) is not None:
                 self.staged_nbytes -= each.nbytes
                 if self._last.get(each.path[0]) == each.number:
                     del self._last[each.path[0]]
-        if outcome.found is not None or outcome.dropped or refused or (own and outcome.done[-1:] != own):
+        if outcome.found is not None or undone:
             self.index = self._stored.copy()
             for pending in self._pending.values():
                 self.index.note(pending.path, pending.captured)

@@ -72,7 +72,7 @@ class StoreJobs:
         await self._jobs.run(self._open)
         self.engine = self._opened
         self.idle = PoolTrimmer(self.pool, self._jobs)
-        self._settle(Outcome(found=self._found), None)
+        self._settle(Outcome())
 
     def _open(self) -> None:
         with young_collections_only():
@@ -156,12 +156,12 @@ class StoreJobs:
                     try:
                         result = await self._jobs.run_stoppable(stop, job, engine, outcome)
                     finally:
-                        self._settle(outcome, change if is_complete else None)
+                        self._settle(outcome)
                     if is_complete:
                         return result  # type: ignore[return-value] # what the action returned
         finally:
-            if not is_complete:
-                self._settle(Outcome(), change)
+            if change is not None and not is_complete:
+                self._settle(Outcome(dropped=[change]))
 
     def check_open(self) -> Engine:
         """Return the engine, or raise an error if the store is closed, perhaps while the caller waited."""
@@ -170,9 +170,9 @@ class StoreJobs:
             raise CheckpointerUsageError(message)
         return self.engine
 
-    def _settle(self, outcome: Outcome, change: Change | None) -> None:
+    def _settle(self, outcome: Outcome) -> None:
         outcome.found, self._found = self._found, None
-        self.queue.settle(outcome, change)
+        self.queue.settle(outcome)
         for _, error in outcome.refused:
             self.refusals.add(error)
         outcome.refused.clear()  # the errors refer to the job's frames, which refer to `outcome`

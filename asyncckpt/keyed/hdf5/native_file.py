@@ -47,7 +47,7 @@ from asyncckpt.runtime.pacing import Pacer, discard
 from asyncckpt.state.index import Index, decode_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -134,10 +134,7 @@ class NativeFile:
                 raise ForeignFileError(f"claims a catalog of {slot.nbytes} bytes") from error
             pacer.pause()
             if is_there and xxh3_128_digest(region) == slot.digest and slot.catalog_nbytes <= len(region):
-                file.extents = decode_catalog(region[: slot.catalog_nbytes], slot.end, pacer)
-                file.end = file.tail = slot.end
-                file._count_leaves()
-                file._slot = slot
+                file._show(slot, decode_catalog(region[: slot.catalog_nbytes], slot.end, pacer))
                 return file
             if found == superblock:
                 break  # other programs have seen this commit, so the one before is no substitute
@@ -152,8 +149,15 @@ class NativeFile:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def recover(self, ops: DiskOps) -> None:
-        """Prepare for writing: cut off what a killed writer left, and let the superblock show the last commit."""
+    def recover(self, ops: DiskOps, fd: int) -> None:
+        """Cut off what a killed writer left, and let the superblock show the last commit.
+
+        Args:
+            ops: What changes the disk.
+            fd: A descriptor of the same file for writing, which is used from now on.
+        """
+        os.close(self.fd)
+        self.fd = fd
         if os.fstat(self.fd).st_size > self.tail:
             ops.truncate(self.fd, self.tail)
         slot = self._slot
@@ -163,11 +167,6 @@ class NativeFile:
             self._write(ops, slot.position, slot.encode())
             ops.sync(self.fd)  # no superblock without its slot, or the file would not be ours any more
         self._write(ops, 0, superblock)
-
-    def reopen(self, fd: int) -> None:
-        """Use another descriptor of the same file from now on."""
-        os.close(self.fd)
-        self.fd = fd
 
     def append(self, ops: DiskOps, values: Mapping[str, CapturedValue], context: JobContext) -> dict[str, Extent]:
         """Append values, and return their extents. Nothing is synced yet.
@@ -190,32 +189,30 @@ class NativeFile:
         self._leaves_left = region.leaves_left
         return dict(region.extents(record, image, pacer))
 
-    def commit(self, ops: DiskOps, extents: Mapping[str, Extent | ForeignObject], pacer: Pacer) -> None:
+    def commit(self, ops: DiskOps, extents: dict[str, Extent | ForeignObject], pacer: Pacer) -> None:
         """Make these the values of the file, durably.
 
         Raises:
             OSError: The disk failed. If the file `is_abandoned` now, nothing may be written to it any more.
-            Stopped: The pacer was stopped; nothing was written.
+            Stopped: The pacer was stopped; nothing was committed.
         """
         offset = self.tail
-        chunks = encode_catalog(extents, pacer)
-        catalog_nbytes = sum(map(len, chunks))
-        digest = xxh3_128()
-        for chunk in chunks:
-            digest.update(chunk)
-            pacer.pause()
+        out, digest = Appender(ops, self.fd, offset), xxh3_128()
+
+        def append(chunks: Iterable[bytes]) -> None:
+            for chunk in chunks:
+                digest.update(chunk)
+                out.write(chunk)
+                pacer.pause()
+
+        append(encode_catalog(extents, pacer))
+        catalog_nbytes = out.offset - offset
         links = [(link_name(key), extent.address) for key, extent in extents.items() if extent.address is not None]
-        begin = align(offset + catalog_nbytes, 8)
+        begin = align(out.offset, 8)
         root_at, group = sb.root_group(begin, links, (offset, catalog_nbytes, digest.digest()), pacer)
-        end = align(begin + sum(map(len, group)), PAGE_NBYTES)
-        behind = [bytes(begin - offset - catalog_nbytes), *group, bytes(end - begin - sum(map(len, group)))]
-        for chunk in behind:
-            digest.update(chunk)
-            pacer.pause()
-        out = Appender(ops, self.fd, offset)
-        for chunk in (*chunks, *behind):
-            out.write(chunk)
-            pacer.pause()
+        append([bytes(begin - out.offset), *group])
+        end = align(out.offset, PAGE_NBYTES)
+        append([bytes(end - out.offset)])
         out.flush()
         number = 1 if self._slot is None else self._slot.number + 1
         slot = Slot(number, end, offset, end - offset, catalog_nbytes, root_at, digest.digest())
@@ -231,17 +228,15 @@ class NativeFile:
             self._write(ops, 0, head.ljust(HEAD_NBYTES, b"\0"))
             ops.sync(self.fd)
         self.is_abandoned = False
-        self._slot = slot
-        self.end = self.tail = end
-        self.extents = dict(extents)
-        self._count_leaves()
+        self._show(slot, extents)
 
-    def _count_leaves(self) -> None:
-        """Count the leaves that have HDF5 objects; those of replaced values do not count any more."""
-        self.foreign_objects = {
-            key: extent for key, extent in self.extents.items() if isinstance(extent, ForeignObject)
-        }
-        values = [extent for extent in self.extents.values() if isinstance(extent, Extent)]
+    def _show(self, slot: Slot, extents: dict[str, Extent | ForeignObject]) -> None:
+        """Show a commit. Its leaves that have HDF5 objects are counted; those of replaced values do not count."""
+        self._slot = slot
+        self.end = self.tail = slot.end
+        self.extents = extents
+        self.foreign_objects = {key: extent for key, extent in extents.items() if isinstance(extent, ForeignObject)}
+        values = [extent for extent in extents.values() if isinstance(extent, Extent)]
         shown = sum(not extent.array_nbytes and extent.address is not None for extent in values)
         self._leaves_left = max(0, MAX_LEAVES - shown)
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from asyncckpt.keyed.hdf5.value_table import Source
     from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import FileLocation
     from asyncckpt.keyed.values import CapturedValue, Found
@@ -121,24 +120,20 @@ class HDF5Store(FileStore[Content]):
 
     def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         self.begin(context)
-        source: Source
         if value.stored_nbytes <= SMALL_NBYTES:
-            source = value.pack()
-            if self._values.held_nbytes + source.held_nbytes + OBJECT_NBYTES > _MEMORY_NBYTES:
+            packed = value.pack()
+            if self._values.held_nbytes + packed.held_nbytes + OBJECT_NBYTES > _MEMORY_NBYTES:
                 self._write_waiting(self._target(context), context)
+            self._values.set(key, packed)
         else:
             target = self._target(context, key, value.stored_nbytes + OBJECT_NBYTES)
-            values = {key: value}
             try:
-                extents = target.append(self._location.ops, values, context)
+                self._append(target, {key: value}, context)
             except OSError as error:
                 current = self._fallback(target)
                 if current is None:
                     raise
-                target = self._fall_back(current, error, context)
-                extents = target.append(self._location.ops, values, context)
-            source = InFile(target, extents[key])
-        self._values.set(key, source)
+                self._append(self._fall_back(current, error, context), {key: value}, context)
         self._is_dirty = True
 
     def delete(self, key: str, context: JobContext) -> None:
@@ -185,8 +180,8 @@ class HDF5Store(FileStore[Content]):
 
     def _open_to_write(self) -> None:
         if self._current is not None:
-            self._current.reopen(os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC))
-            self._current.recover(self._location.ops)
+            fd = os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC)
+            self._current.recover(self._location.ops, fd)
 
     @property
     def _appendable(self) -> NativeFile | None:

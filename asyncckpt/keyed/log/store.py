@@ -60,10 +60,6 @@ class MsgpackStore(FileStore[_Content]):
         if before is not None:
             before.close()
 
-    @property
-    def entries(self) -> Mapping[str, KeyTree]:
-        return self._entries
-
     def disk_use(self) -> tuple[Path, int]:
         return self._location.path, self._live_nbytes
 
