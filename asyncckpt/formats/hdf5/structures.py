@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     Words = NDArray[np.uint32]
 
+SIGNATURE: Final = b"\x89HDF\r\n\x1a\n"
+"""The beginning of a file."""
 NOWHERE: Final = (1 << 64) - 1
 """The undefined address."""
 SUPERBLOCK_NBYTES: Final = 48
@@ -54,7 +56,7 @@ _BLOCK_PREFIX_NBYTES: Final = 17
 
 def superblock(end: int, root: int) -> bytes:
     """Make a superblock of version 3, for a file that ends at `end`."""
-    return struct.pack("<8s4B4Q", b"\x89HDF\r\n\x1a\n", 3, 8, 8, 0, 0, NOWHERE, end, root) + _CHECKSUM
+    return struct.pack("<8s4B4Q", SIGNATURE, 3, 8, 8, 0, 0, NOWHERE, end, root) + _CHECKSUM
 
 
 def dataspace(shape: tuple[int, ...]) -> bytes:

@@ -1,6 +1,8 @@
-"""The catalog of an HDF5 keyed file, which lists its keys, and the slots, which point to the catalog (docs/format.md).
+"""The commits of an HDF5 keyed file: catalogs, which list the keys, and what points to them (docs/format.md).
 
-1. Each commit writes a new catalog; no catalog is ever changed. A slot holds the catalog's offset and digest.
+1. Each commit writes a new catalog, and a new root group, through which other programs find the keys; none of these is
+   ever changed, nor are the HDF5 objects below. A slot holds the catalog's offset and digest, and the superblock the
+   address of the root group.
 2. There are two slots, on pages of their own. A commit overwrites the older one, so one of them always points to a
    complete catalog. Of two valid slots, the one with the higher number counts.
 3. The content of the catalog is checked before it is used: a damaged file is an error, never a wrong value.
@@ -14,20 +16,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
+import numpy as np
 from xxhash import xxh3_128_digest
 
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.formats import key_names as names
+from asyncckpt.formats.hdf5 import structures as hb
+from asyncckpt.formats.hdf5.leaves import Leaf
+from asyncckpt.formats.hdf5.metadata import MetadataFile, Node
+from asyncckpt.libhdf5 import h5t
 from asyncckpt.runtime.memory import PAGE_NBYTES
+from asyncckpt.runtime.pacing import Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from asyncckpt.keyed.key_tree import KeyTree
-    from asyncckpt.runtime.pacing import Pacer
 
 FORMAT_VERSION: Final = 1
+CATALOG_NAME: Final = b"__asyncckpt__"
+DIGEST_NAME: Final = b"__asyncckpt_digest__"
 HEAD_NBYTES: Final = 3 * PAGE_NBYTES
 """The superblock and the two slots, a page each."""
 _MAGIC: Final = b"asyncckpt keyed\n"
@@ -78,6 +87,12 @@ class Slot(NamedTuple):
         """Return the slot's bytes."""
         body = _SLOT.pack(_MAGIC, FORMAT_VERSION, 0, *self)
         return body + xxh3_128_digest(body)
+
+    def superblock(self) -> bytes:
+        """Return the superblock that shows the commit to other programs."""
+        made = np.frombuffer(bytearray(hb.superblock(self.end, self.root)), np.uint8)
+        hb.seal(made, [(0, len(made))], Pacer(yields=False))
+        return made.tobytes()
 
 
 def find_slots(head: bytes) -> list[Slot]:
@@ -259,3 +274,28 @@ def _region(end: int, offset: int, nbytes: int, digests: bytes) -> Region:
 def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - what must hold
     if not holds:
         raise ValueError(what)
+
+
+def root_group(
+    begin: int, links: Iterable[tuple[str, int]], catalog: tuple[int, int, bytes], pacer: Pacer
+) -> tuple[int, list[bytes]]:
+    """Return a root group.
+
+    Args:
+        begin: Its offset.
+        links: The names of the keys, each with the address of its object.
+        catalog: Offset, size and xxh3-128 of the catalog, which is a dataset with its digest as an attribute.
+        pacer: Paused between chunks.
+
+    Returns:
+        The address of its header, and its bytes, in chunks.
+    """
+    file = MetadataFile(pacer)
+    for name, address in links:
+        file.link(file.root, name.encode(), Node(b"", address=address))
+    offset, nbytes, digest = catalog
+    dataset = file.dataset(file.root, CATALOG_NAME, h5t.STD_U8LE, (nbytes,), nbytes)
+    dataset.data_address = offset
+    file.attach(dataset, DIGEST_NAME, Leaf(h5t.STD_U8LE, np.frombuffer(digest, np.uint8)))
+    file.arrange(begin)
+    return file.root.address, [bytes(chunk.source) for chunk in file.render(None)]

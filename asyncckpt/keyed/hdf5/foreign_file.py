@@ -17,8 +17,8 @@ import numpy as np
 
 from asyncckpt.disk.write_blocks import Part, write_all
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.formats.hdf5.structures import SIGNATURE
 from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, ForeignObject
-from asyncckpt.keyed.hdf5.superblock import SIGNATURE
 from asyncckpt.keyed.hdf5.value_reader import ValueReader, link_of
 from asyncckpt.keyed.values import Found
 from asyncckpt.libhdf5 import h5o, h5py

@@ -25,9 +25,8 @@ from asyncckpt.disk.plan import align
 from asyncckpt.disk.read_blocks import Run, Target, read_run
 from asyncckpt.disk.write_blocks import Content, Part, write_all, write_content_at
 from asyncckpt.errors import CorruptCheckpointError
-from asyncckpt.formats.array_targets import fresh_array, targets_of
+from asyncckpt.formats.array_reader import fresh_array, targets_of
 from asyncckpt.keyed.appender import Appender
-from asyncckpt.keyed.hdf5 import superblock as sb
 from asyncckpt.keyed.hdf5.catalog import (
     HEAD_NBYTES,
     Extent,
@@ -39,6 +38,7 @@ from asyncckpt.keyed.hdf5.catalog import (
     encode_catalog,
     find_slots,
     link_name,
+    root_group,
 )
 from asyncckpt.keyed.hdf5.region import SMALL_NBYTES, RegionPlan, digest_runs
 from asyncckpt.keyed.values import ArraysInMemory, CapturedValue, build_value, copies_of
@@ -121,8 +121,8 @@ class NativeFile:
         slots = find_slots(head)
         if not slots:
             raise ForeignFileError("was not written by asyncckpt as a keyed file")
-        found = head[: sb.SUPERBLOCK_NBYTES]
-        written = [sb.superblock(slot.end, slot.root) for slot in slots]
+        written = [slot.superblock() for slot in slots]
+        found = head[: len(written[0])]
         # Each byte must be of one of the commits, because a power failure may have torn the last write.
         is_ours = all(byte in {each[at] for each in written} for at, byte in enumerate(found))
         nbytes = os.fstat(fd).st_size
@@ -162,7 +162,7 @@ class NativeFile:
             ops.truncate(self.fd, self.tail)
         slot = self._slot
         assert slot is not None  # noqa: S101 - an opened file has one
-        superblock = sb.superblock(slot.end, slot.root)
+        superblock = slot.superblock()
         if os.pread(self.fd, len(superblock), 0) != superblock:
             self._write(ops, slot.position, slot.encode())
             ops.sync(self.fd)  # no superblock without its slot, or the file would not be ours any more
@@ -209,22 +209,21 @@ class NativeFile:
         catalog_nbytes = out.offset - offset
         links = [(link_name(key), extent.address) for key, extent in extents.items() if extent.address is not None]
         begin = align(out.offset, 8)
-        root_at, group = sb.root_group(begin, links, (offset, catalog_nbytes, digest.digest()), pacer)
+        root_at, group = root_group(begin, links, (offset, catalog_nbytes, digest.digest()), pacer)
         append([bytes(begin - out.offset), *group])
         end = align(out.offset, PAGE_NBYTES)
         append([bytes(end - out.offset)])
         out.flush()
         number = 1 if self._slot is None else self._slot.number + 1
         slot = Slot(number, end, offset, end - offset, catalog_nbytes, root_at, digest.digest())
-        superblock = sb.superblock(end, root_at)
         self.is_abandoned = True
         if self._slot is not None:
             ops.sync(self.fd)
             self._write(ops, slot.position, slot.encode())
             ops.sync(self.fd)
-            self._write(ops, 0, superblock)
+            self._write(ops, 0, slot.superblock())
         else:  # the file does not have its name yet
-            head = superblock.ljust(slot.position, b"\0") + slot.encode()
+            head = slot.superblock().ljust(slot.position, b"\0") + slot.encode()
             self._write(ops, 0, head.ljust(HEAD_NBYTES, b"\0"))
             ops.sync(self.fd)
         self.is_abandoned = False

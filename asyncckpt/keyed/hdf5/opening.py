@@ -21,6 +21,8 @@ from xxhash import xxh3_128_digest
 
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError, warn
 from asyncckpt.keyed.hdf5.catalog import (
+    CATALOG_NAME,
+    DIGEST_NAME,
     HEAD_NBYTES,
     Extent,
     ForeignObject,
@@ -31,7 +33,6 @@ from asyncckpt.keyed.hdf5.catalog import (
 )
 from asyncckpt.keyed.hdf5.foreign_file import HDF5_ERRORS, ForeignFile, check_signature, open_hdf5, unreadable
 from asyncckpt.keyed.hdf5.native_file import ForeignFileError, NativeFile
-from asyncckpt.keyed.hdf5.superblock import CATALOG_NAME, DIGEST_NAME
 from asyncckpt.keyed.hdf5.value_reader import PARTIAL, ValueReader, entry_names, key_of, link_of, names_in
 from asyncckpt.keyed.hdf5.value_table import InFile
 from asyncckpt.libhdf5 import h5py

@@ -55,14 +55,7 @@ class HDF5Store(FileStore[Content]):
     """An open HDF5 keyed file."""
 
     def __init__(self, location: FileLocation, context: JobContext, *, trusted: bool) -> None:
-        """Open the file; without one, there are no keys.
-
-        Raises:
-            UntrustedFileError: asyncckpt did not write it, or not last, and `trusted` is False.
-            CorruptCheckpointError: It is not HDF5, or damaged.
-            UnsupportedFormatError: A later release wrote it.
-            OSError: It cannot be read.
-        """
+        """See `open_content`."""
         self._trusted = trusted
         self._current: NativeFile | None = None
         self._temporary: NativeFile | None = None

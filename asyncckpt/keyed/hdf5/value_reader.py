@@ -20,6 +20,7 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 
 from asyncckpt.errors import UnsupportedFormatError
+from asyncckpt.formats.key_names import PREFIX
 from asyncckpt.libhdf5 import h5d, h5l, h5o, h5py, h5t
 from asyncckpt.state.dtypes import dtype_from_plain, without_metadata
 
@@ -31,9 +32,7 @@ if TYPE_CHECKING:
     from asyncckpt.keyed.location import FileLocation
     from asyncckpt.runtime.pacing import Pacer
 
-MARK: Final = "__asyncckpt"
-"""The beginning of all names that are reserved."""
-PARTIAL: Final = f"{MARK}_partial__"
+PARTIAL: Final = f"{PREFIX}_partial__"
 """The attribute of a group of which some leaves have no HDF5 object."""
 _MAX_DEPTH: Final = 100
 _MAX_OBJECTS: Final = 1_000_000
@@ -78,8 +77,8 @@ class ValueReader:
             value = self._dataset(item, path)
         else:
             raise self._refuse(path, "is neither a group nor a dataset")
-        if self._is_ours and f"{MARK}_type__" in item.attrs:
-            for each in np.atleast_1d(item.attrs[f"{MARK}_type__"]):
+        if self._is_ours and f"{PREFIX}_type__" in item.attrs:
+            for each in np.atleast_1d(item.attrs[f"{PREFIX}_type__"]):
                 self.unknown_types.setdefault(str(each), path.lstrip("/"))
         return value
 
@@ -132,14 +131,14 @@ class ValueReader:
         """Read a group of the layout that asyncckpt writes."""
         if PARTIAL in group.attrs:
             raise self._refuse(path, "has leaves without HDF5 objects, and another program changed the file")
-        kind = _text(group.attrs.get(f"{MARK}_kind__", "dict"))
+        kind = _text(group.attrs.get(f"{PREFIX}_kind__", "dict"))
         if kind.startswith("reference"):
             return self._as(kind.partition(" ")[2], self.entry(group, "value", path))
         found = {}
         for name, is_leaf in entry_names(group):
             found[name] = self.attribute(group, name, path) if is_leaf else self.entry(group, name, path)
         if kind in ("dict", "OrderedDict"):
-            is_among_ints = f"{MARK}_keys__" in group.attrs
+            is_among_ints = f"{PREFIX}_keys__" in group.attrs
             made = {
                 int(name) if is_among_ints and name[0] != "%" else key_of(group, name): found[name] for name in found
             }
@@ -148,7 +147,7 @@ class ValueReader:
             return made if kind == "dict" else OrderedDict(made)
         values = [found[name] for name in sorted(found, key=int)]
         if kind == "deque":
-            maxlen = group.attrs.get(f"{MARK}_maxlen__")
+            maxlen = group.attrs.get(f"{PREFIX}_maxlen__")
             return deque(values, None if maxlen is None else int(maxlen))
         if kind not in _CONTAINERS:
             raise self._refuse(path, f"is a {kind}, which this release does not know")
@@ -176,7 +175,7 @@ class ValueReader:
         self._check_layout(dataset, path)
         if dataset.shape is None:
             return None
-        kind = _text(dataset.attrs.get(f"{MARK}_kind__", "")) if self._is_ours else ""
+        kind = _text(dataset.attrs.get(f"{PREFIX}_kind__", "")) if self._is_ours else ""
         text = h5py.check_string_dtype(dataset.dtype)
         if text is not None and text.length is None:
             return self._as(kind, self._texts(dataset, path))
@@ -288,8 +287,8 @@ def _slabs(shape: tuple[int, ...], itemsize: int, step: int = 1) -> Iterator[tup
 
 def _with_attributes(array: NDArray[Any], dataset: h5py.Dataset) -> NDArray[Any]:
     """Return an array with the dtype and the shape that are attributes of its dataset."""
-    note = dataset.attrs.get(f"{MARK}_dtype__")
-    shape = dataset.attrs.get(f"{MARK}_shape__")
+    note = dataset.attrs.get(f"{PREFIX}_dtype__")
+    shape = dataset.attrs.get(f"{PREFIX}_shape__")
     if note is not None:
         dtype = dtype_from_plain(json.loads(_text(note)))
         lengths = array.shape[: dataset.ndim]
@@ -337,12 +336,12 @@ def link_of(group: h5py.Group, name: str) -> Any:
 def entry_names(group: h5py.Group) -> Iterator[tuple[str, bool]]:
     """Yield the names of the entries of a group in our layout, and whether each is an attribute."""
     links = dict.fromkeys(names_in(group))
-    yield from ((name, True) for name in group.attrs if not name.startswith(MARK) and name not in links)
-    yield from ((name, False) for name in links if not name.startswith(MARK))
+    yield from ((name, True) for name in group.attrs if not name.startswith(PREFIX) and name not in links)
+    yield from ((name, False) for name in links if not name.startswith(PREFIX))
 
 
 def key_of(group: h5py.Group, name: str) -> str:
     """Return the key that a name means, in a group in our layout."""
     if "%~" in name:  # a shortened name
-        name = _text(group.attrs.get(f"{MARK}_name_{name[-32:]}__", name))
+        name = _text(group.attrs.get(f"{PREFIX}_name_{name[-32:]}__", name))
     return "" if name == "%" else unquote_to_bytes(name).decode("utf-8", "surrogatepass")

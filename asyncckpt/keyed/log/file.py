@@ -18,7 +18,7 @@ from asyncckpt.disk.read_blocks import Run, Target, read_run
 from asyncckpt.disk.write_blocks import Content, write_content_at
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.formats import msgpack as msgpack_format
-from asyncckpt.formats.array_targets import targets_of
+from asyncckpt.formats.array_reader import targets_of
 from asyncckpt.keyed.appender import Appender
 from asyncckpt.keyed.log import records
 from asyncckpt.keyed.log.records import Record
