@@ -83,12 +83,9 @@ class MetadataFile:
 
     def leaf_dataset(self, holder: Node, name: bytes, leaf: Leaf) -> Node:
         """Make a dataset of a small value."""
-        messages = (
-            hb.message(hb.DATASPACE, _space_of(leaf)),
-            hb.message(hb.DATATYPE, self._type(leaf.type_id), is_constant=True),
-            hb.message(hb.FILL_VALUE, hb.FILL_IF_SET if leaf.nbytes <= VALUE_MAX_NBYTES else hb.FILL_NEVER),
-        )
-        return self.link(holder, name, self._add(Node(b"".join(messages), data=self._data_of(leaf))))
+        fill = hb.FILL_IF_SET if leaf.nbytes <= VALUE_MAX_NBYTES else hb.FILL_NEVER
+        description = self._description(_space_of(leaf), leaf.type_id, fill)
+        return self.link(holder, name, self._add(Node(description, data=self._data_of(leaf))))
 
     def link(self, holder: Node, name: bytes, node: Node) -> Node:
         """Add a link to an object."""
@@ -109,13 +106,12 @@ class MetadataFile:
         key = (id(type_id), shape)
         found = self._descriptions.get(key)
         if found is None:
-            messages = (
-                hb.message(hb.DATASPACE, hb.dataspace(shape)),
-                hb.message(hb.DATATYPE, self._type(type_id), is_constant=True),
-                hb.message(hb.FILL_VALUE, hb.FILL_NEVER),
-            )
-            found = self._descriptions[key] = b"".join(messages)
+            found = self._descriptions[key] = self._description(hb.dataspace(shape), type_id, hb.FILL_NEVER)
         return found
+
+    def _description(self, space: bytes, type_id: Any, fill: bytes) -> bytes:
+        datatype = hb.message(hb.DATATYPE, self._type(type_id), is_constant=True)
+        return hb.message(hb.DATASPACE, space) + datatype + hb.message(hb.FILL_VALUE, fill)
 
     def _type(self, type_id: Any) -> bytes:
         """Return the message of a datatype, which is kept, so that its id is not reused."""
@@ -185,14 +181,16 @@ class MetadataFile:
         image = bytearray(self.nbytes - base)
         sealed: list[tuple[int, int]] = []
 
-        def put(address: int, data: bytes) -> None:
-            image[address - base : address - base + len(data)] = data
-            sealed.append((address - base, len(data)))
+        def put(address: int, data: bytes, *, has_checksum: bool = True) -> None:
+            begin = address - base
+            image[begin : begin + len(data)] = data
+            if has_checksum:
+                sealed.append((begin, len(data)))
 
         if file_nbytes is not None:
             put(0, hb.superblock(file_nbytes, self.root.address))
         for address, collection in self._collections:
-            image[address - base : address - base + len(collection)] = collection
+            put(address, collection, has_checksum=False)
         for node in self._nodes:
             self._pacer.pause()
             put(node.address, self._header(node))
@@ -201,15 +199,10 @@ class MetadataFile:
                 links = [hb.link(name, order, child.address) for batch in batches for order, (name, child) in batch]
                 hashes = hb.hashes([name for name, _ in node.links or ()], self._pacer)
                 parts = node.dense.render(node.parts, links, hashes, self._pacer)
-                heap_block = node.parts[1]
-                for address, part in zip(node.parts, parts, strict=True):
-                    if address == heap_block:  # it has no checksum
-                        image[address - base : address - base + len(part)] = part
-                    else:
-                        put(address, part)
+                for number, (address, part) in enumerate(zip(node.parts, parts, strict=True)):
+                    put(address, part, has_checksum=number != 1)  # which is the block of the heap
             if self._is_apart(node):
-                at = node.data_address - base
-                image[at : at + len(node.data)] = node.data  # type: ignore[arg-type, assignment]
+                put(node.data_address, node.data, has_checksum=False)  # type: ignore[arg-type]
         hb.seal(np.frombuffer(image, np.uint8), sealed, self._pacer)
         view = memoryview(image)
         chunks = []
