@@ -15,6 +15,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from asyncckpt.runtime.cleanup import on_failure
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
@@ -132,5 +134,5 @@ class FileStore(Store, Generic[ContentT]):
         if self._location.is_locked:
             return
         self._location.acquire(lambda: self._use(self._load(context)))
-        with self._location.released_on_failure():
+        with on_failure(self._location.release):
             self._open_to_write()

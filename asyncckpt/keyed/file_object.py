@@ -18,6 +18,7 @@ from asyncckpt.disk.room import explaining, spell
 from asyncckpt.errors import ConfigError
 from asyncckpt.keyed.base import Store
 from asyncckpt.keyed.location import FileLocation
+from asyncckpt.runtime.cleanup import on_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -75,16 +76,13 @@ class FileObjectStore(Store):
         self._stream = stream
         self._directory = Path(tempfile.mkdtemp(prefix="asyncckpt-"))
         self._path = self._directory / "stream"
-        try:
+        with on_failure(self._remove_copy):
             stream.seek(0)
             with self._path.open("wb") as file:
                 shutil.copyfileobj(stream, file, _CHUNK_NBYTES)
             name = str(getattr(stream, "name", stream))
             self._location = FileLocation(self._path, _Unsynced(), name, rewrite=rewrite, can_back_up=False)
             self._inner = make(self._location)
-        except BaseException:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            raise
         self._is_changed = False
 
     @property
@@ -140,4 +138,7 @@ class FileObjectStore(Store):
         try:
             self._inner.close()
         finally:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._remove_copy()
+
+    def _remove_copy(self) -> None:
+        shutil.rmtree(self._directory, ignore_errors=True)

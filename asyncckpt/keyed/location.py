@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
@@ -24,9 +24,10 @@ from asyncckpt.disk import obstacles
 from asyncckpt.disk.lock import FileLock, acquire_file_lock
 from asyncckpt.disk.publish import ensure_directory
 from asyncckpt.errors import ReadOnlyFileError, warn
+from asyncckpt.runtime.cleanup import on_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
@@ -103,16 +104,12 @@ class FileLocation:
         except FileNotFoundError:
             self._opened = None
             return None
-        try:
+        with on_failure(partial(os.close, fd)):
             found = os.fstat(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._opened = _identity_of(found)
-        if not stat.S_ISREG(found.st_mode):
-            os.close(fd)
-            message = f"{self.path} is not a regular file"
-            raise IsADirectoryError(message) if self.path.is_dir() else OSError(message)
+            self._opened = _identity_of(found)
+            if not stat.S_ISREG(found.st_mode):
+                message = f"{self.path} is not a regular file"
+                raise IsADirectoryError(message) if self.path.is_dir() else OSError(message)
         if not found.st_size:
             os.close(fd)
             return None
@@ -179,17 +176,8 @@ class FileLocation:
             self._opened = _UNREAD
             self.release()
             raise
-        with self.released_on_failure():
+        with on_failure(self.release):
             self._check_changeable()  # what was read again
-
-    @contextmanager
-    def released_on_failure(self) -> Iterator[None]:
-        """Release the lock if the block fails."""
-        try:
-            yield
-        except BaseException:
-            self.release()
-            raise
 
     def release(self) -> None:
         """Release the lock, if it is held."""
@@ -216,15 +204,10 @@ class FileLocation:
     def create_temporary(self) -> int:
         """Create the temporary file with the file's permissions, and return a descriptor to read and write it."""
         fd = self._create_temporary()
-        try:
-            with suppress(FileNotFoundError):
-                mode = stat.S_IMODE(self.path.stat().st_mode)
-                if mode != stat.S_IMODE(os.fstat(fd).st_mode):
-                    self.ops.set_mode(fd, mode)
-        except BaseException:
-            os.close(fd)
-            self.discard_temporary()
-            raise
+        with on_failure(partial(os.close, fd), self.discard_temporary), suppress(FileNotFoundError):
+            mode = stat.S_IMODE(self.path.stat().st_mode)
+            if mode != stat.S_IMODE(os.fstat(fd).st_mode):
+                self.ops.set_mode(fd, mode)
         return fd
 
     def _temporary_name(self, number: int) -> Path:
@@ -263,13 +246,10 @@ class FileLocation:
         Raises:
             OSError: The file keeps its name and content.
         """
-        try:
+        with on_failure(self.discard_temporary):
             if self.is_foreign and self._rewrite != "without_backup":
                 self._back_up()
             self._rename()
-        except BaseException:
-            self.discard_temporary()
-            raise
         self.is_foreign = False
         self._is_entry_synced = False
 

@@ -289,7 +289,7 @@ BUGS = (
         (
             (
                 "keyed/log/file.py",
-                "        with self.suspect_on_failure():\n            self._ops.sync(self.fd)\n",
+                "        with on_failure(self.suspect):\n            self._ops.sync(self.fd)\n",
                 (
                     "        try:\n            self._ops.sync(self.fd)\n"
                     "        except OSError:\n            self._ops.sync(self.fd)\n"

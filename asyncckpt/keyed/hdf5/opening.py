@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
@@ -36,6 +37,7 @@ from asyncckpt.keyed.hdf5.native_file import ForeignFileError, NativeFile
 from asyncckpt.keyed.hdf5.value_reader import PARTIAL, ValueReader, entry_names, key_of, link_of, names_in
 from asyncckpt.keyed.hdf5.value_table import InFile
 from asyncckpt.libhdf5 import h5py
+from asyncckpt.runtime.cleanup import on_failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -76,8 +78,7 @@ def open_content(location: FileLocation, context: JobContext, *, trusted: bool) 
     fd = location.open()
     if fd is None:
         return Content(None, None, {})
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, fd)
+    with on_failure(partial(os.close, fd)):
         try:
             native = NativeFile.open(location.name, fd, context.pacer)
         except ForeignFileError as error:
@@ -90,8 +91,8 @@ def open_content(location: FileLocation, context: JobContext, *, trusted: bool) 
                 for key, extent in native.extents.items()
             }
             content = Content(native, open_foreign_objects(location, native, trusted=trusted), sources)
-        if content.native is not None:
-            stack.pop_all()  # the descriptor belongs to it
+    if content.native is None:  # which the descriptor would belong to
+        os.close(fd)
     return content
 
 
@@ -119,14 +120,10 @@ def _check_trust(location: FileLocation, reason: str, *, trusted: bool) -> None:
 
 def _open_foreign(location: FileLocation, fd: int, reason: str, pacer: Pacer) -> Content:
     file = open_hdf5(location, fd)
-    try:
-        with unreadable(location, "its root group"):
-            names = names_in(file)
-            if _CATALOG in names or find_slots(os.pread(fd, HEAD_NBYTES, 0)):
-                return _open_changed(location, fd, file, reason, pacer)
-    except BaseException:
-        file.close()
-        raise
+    with on_failure(file.close), unreadable(location, "its root group"):
+        names = names_in(file)
+        if _CATALOG in names or find_slots(os.pread(fd, HEAD_NBYTES, 0)):
+            return _open_changed(location, fd, file, reason, pacer)
     location.mark_foreign(
         "the attributes of its root group, references between its objects, and, of what libhdf5 cannot copy as it is,"
         " the attributes and the compression"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.errors import CorruptCheckpointError, warn
@@ -27,6 +28,7 @@ from asyncckpt.keyed.hdf5.opening import Content, open_content, open_foreign_obj
 from asyncckpt.keyed.hdf5.region import SMALL_NBYTES
 from asyncckpt.keyed.hdf5.value_table import OBJECT_NBYTES, InFile, ValueTable
 from asyncckpt.keyed.values import PackedValue, build_captured, capture_live
+from asyncckpt.runtime.cleanup import on_failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -104,9 +106,8 @@ class HDF5Store(FileStore[Content]):
         if self._foreign is not None and key in self._foreign.ours:  # it is known that the file was changed
             return self._foreign.read(key, context)
         names = {key: link_name(key)}
-        with contextlib.closing(
-            ForeignFile(self._location, open_hdf5(self._location, file.fd), names, names)
-        ) as objects:
+        objects = ForeignFile(self._location, open_hdf5(self._location, file.fd), names, ours=names)
+        with contextlib.closing(objects):
             found = objects.read(key, context)
         warn(f"{error}. It is read as it is now, because the file is trusted")
         return found
@@ -202,15 +203,11 @@ class HDF5Store(FileStore[Content]):
     def _create_temporary(self, context: JobContext) -> NativeFile:
         """Create the temporary file, with copies of the objects of other programs."""
         fd = self._location.create_temporary()
-        try:
+        with on_failure(partial(os.close, fd), self._location.discard_temporary):
             keys = [key for key, source in self._values.sources.items() if isinstance(source, ForeignObject)]
             if self._foreign is None or not keys:
                 return NativeFile(self._location.name, fd)
             copied, end = self._foreign.copy(keys, self._location.ops, fd, context.pacer)
-        except BaseException:
-            os.close(fd)
-            self._location.discard_temporary()
-            raise
         for key, each in copied.items():
             self._values.set(key, each)
         return NativeFile(self._location.name, fd, copied, end)
@@ -300,7 +297,7 @@ class HDF5Store(FileStore[Content]):
             for key, source in self._values.sources.items()
         }
         if target is self._current:
-            with self._abandoning_on_failure():
+            with on_failure(self._abandon):
                 self._location.sync_entry()
         try:
             target.commit(self._location.ops, extents, context.pacer)
@@ -313,30 +310,20 @@ class HDF5Store(FileStore[Content]):
 
     def _replace_current(self, target: NativeFile) -> None:
         """Give the temporary file, which is complete, the name of the current one."""
-        with contextlib.ExitStack() as on_failure:
-            foreign = open_foreign_objects(self._location, target, trusted=self._trusted)
-            if foreign is not None:
-                on_failure.callback(foreign.close)
+        foreign = open_foreign_objects(self._location, target, trusted=self._trusted)
+        undo = [] if foreign is None else [foreign.close]
+        with on_failure(*undo):
             try:
                 self._location.rename_temporary()
             except BaseException:
-                if self._fallback(target) is None:
+                if self._appendable is None:
                     self._abandon()
                 raise
-            with self._abandoning_on_failure():
+            with on_failure(self._abandon):
                 self._location.sync_entry()
-            on_failure.pop_all()
         self._current, self._temporary, self._postponement = target, None, None
         self._close_files(but=target)
         self._foreign = foreign
-
-    @contextlib.contextmanager
-    def _abandoning_on_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self._abandon()
-            raise
 
     def _abandon(self) -> None:
         """Write to none of the files again: the next commit makes another one. Their values can still be read."""

@@ -23,6 +23,7 @@ from asyncckpt.keyed.appender import Appender
 from asyncckpt.keyed.log import records
 from asyncckpt.keyed.log.records import Record
 from asyncckpt.keyed.values import Found, build_value
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.state.index import decode_index
 
 if TYPE_CHECKING:
@@ -64,12 +65,8 @@ class LogFile:
         """Begin a temporary file."""
         file_id = os.urandom(records.ID_NBYTES)
         file = cls(location.create_temporary(), location, records.Log(file_id), is_published=False)
-        try:
+        with on_failure(file.close, location.discard_temporary):
             file.append(records.file_head(file_id))
-        except BaseException:
-            file.close()
-            location.discard_temporary()
-            raise
         return file
 
     def close(self) -> None:
@@ -185,17 +182,12 @@ class LogFile:
 
     def sync(self) -> None:
         """Sync it."""
-        with self.suspect_on_failure():
+        with on_failure(self.suspect):
             self._ops.sync(self.fd)
 
-    @contextmanager
-    def suspect_on_failure(self) -> Iterator[None]:
-        """Suspect the file if the block fails: what is on the disk then, or which file has the name, is not known."""
-        try:
-            yield
-        except BaseException:
-            self.is_suspect = True
-            raise
+    def suspect(self) -> None:
+        """Ask nothing more of the file: what is on the disk, or which file has the name, is not known."""
+        self.is_suspect = True
 
     @contextmanager
     def _appending(self) -> Iterator[Appender]:

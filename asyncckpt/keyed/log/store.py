@@ -15,12 +15,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.log import records
 from asyncckpt.keyed.log.file import LogFile
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.runtime.pacing import Pacer, discard
 
 if TYPE_CHECKING:
@@ -113,11 +115,8 @@ class MsgpackStore(FileStore[_Content]):
         fd = self._location.open()
         if fd is None:
             return _Content(None, {})
-        try:
+        with on_failure(partial(os.close, fd)):
             log = records.scan(fd, self._location.name, context.pacer)
-        except BaseException:
-            os.close(fd)
-            raise
         return _Content(LogFile(fd, self._location, log, is_published=True), log.live)
 
     def _open_to_write(self) -> None:
@@ -134,7 +133,7 @@ class MsgpackStore(FileStore[_Content]):
     def _append_commit(self, file: LogFile) -> None:
         """Commit at the end of the log; a file without a name gets it."""
         if file.is_published:
-            with file.suspect_on_failure():
+            with on_failure(file.suspect):
                 self._location.sync_entry()
             file.sync()  # or the commit could reach the disk before its records
         file.commit()
@@ -148,7 +147,7 @@ class MsgpackStore(FileStore[_Content]):
         except BaseException:
             self._file.is_suspect |= not self._file.is_published  # else the old file is what it was
             raise
-        with self._file.suspect_on_failure():
+        with on_failure(self._file.suspect):
             self._location.sync_entry()
         new.is_published = True
 
@@ -157,7 +156,7 @@ class MsgpackStore(FileStore[_Content]):
         if not old.is_published:
             self._location.discard_temporary()
         new = LogFile.create(self._location)
-        try:
+        with on_failure(new.close, self._location.discard_temporary):
             moved = {}
             for key, record in self._live.items():
                 if old.is_suspect and key in self._staged:  # it may not have reached the file
@@ -165,10 +164,6 @@ class MsgpackStore(FileStore[_Content]):
                 moved[key] = new.append_copy(old, key, record, context)
             new.commit()
             self._publish(new)
-        except BaseException:
-            new.close()
-            self._location.discard_temporary()
-            raise
         old.close()
         self._current = new
         for key, record in moved.items():
