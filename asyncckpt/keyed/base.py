@@ -124,7 +124,7 @@ class FileStore(Store, Generic[ContentT]):
         try:
             self._close()
         finally:
-            self._location.release()
+            self._location.close()
 
     def _open_to_write(self) -> None:
         """Prepare the file for changes; called with the lock held."""

@@ -1,7 +1,8 @@
-"""A store in a file that the caller has opened.
+"""The location of a file that the caller has opened.
 
 The file is copied to a temporary file when the store is opened, and back as a whole at each commit. So every kind of
-store works on it and none needs to know of it. There is no lock, and a kill in the middle of a copy may tear the file.
+store works on it and none needs to know of it. The caller's file has no lock, and a kill in the middle of a copy may
+tear it.
 """
 
 from __future__ import annotations
@@ -16,17 +17,13 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.disk.room import explaining, spell
 from asyncckpt.errors import ConfigError
-from asyncckpt.keyed.base import Store
 from asyncckpt.keyed.location import FileLocation
 from asyncckpt.runtime.cleanup import on_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
-    from asyncckpt.keyed.key_tree import KeyTree
     from asyncckpt.keyed.location import Rewrite
-    from asyncckpt.keyed.values import CapturedValue, Found
-    from asyncckpt.runtime.context import JobContext
 
 _CHUNK_NBYTES: Final = 1 << 20
 
@@ -69,74 +66,55 @@ class _Unsynced(DiskOps):
         """Do nothing."""
 
 
-class FileObjectStore(Store):
-    """A store in a temporary file, which is copied from the caller's file and back."""
+class FileObjectLocation(FileLocation):
+    """A temporary file with a copy of the caller's file, which each commit is copied back to."""
 
-    def __init__(self, stream: IO[bytes], make: Callable[[FileLocation], Store], rewrite: Rewrite) -> None:
+    def __init__(self, stream: IO[bytes], rewrite: Rewrite) -> None:
+        """Copy the caller's file.
+
+        Raises:
+            OSError: It cannot be read, or there is no room for the copy.
+        """
         self._stream = stream
         self._directory = Path(tempfile.mkdtemp(prefix="asyncckpt-"))
-        self._path = self._directory / "stream"
         with on_failure(self._remove_copy):
+            path = self._directory / "stream"
             stream.seek(0)
-            with self._path.open("wb") as file:
+            with path.open("wb") as file:
                 shutil.copyfileobj(stream, file, _CHUNK_NBYTES)
             name = str(getattr(stream, "name", stream))
-            self._location = FileLocation(self._path, _Unsynced(), name, rewrite=rewrite, can_back_up=False)
-            self._inner = make(self._location)
-        self._is_changed = False
+            super().__init__(path, _Unsynced(), name, rewrite=rewrite, can_back_up=False)
 
-    @property
-    def entries(self) -> Mapping[str, KeyTree]:
-        return self._inner.entries
-
-    def disk_use(self) -> tuple[Path, int] | None:
-        return self._inner.disk_use()
-
-    def begin(self, context: JobContext) -> None:
+    def acquire(self, read_again: Callable[[], None]) -> None:
+        """Check that the caller's file can be written, and lock the copy."""
         if not _can(self._stream, "writable"):
-            name = getattr(self._stream, "name", self._stream)
-            message = f"{name!r} is open for reading only: open it with 'r+b' to change it"
+            message = f"{self.name!r} is open for reading only: open it with 'r+b' to change it"
             raise ConfigError(message)
-        self._inner.begin(context)
+        super().acquire(read_again)
 
-    def read(self, key: str, context: JobContext) -> Found:
-        return self._inner.read(key, context)
+    def after_commit(self) -> None:
+        """Copy the file back as a whole."""
+        nbytes = self.path.stat().st_size
+        with explaining(Path(self.name), lambda: f"the whole file takes {spell(nbytes)}"):
+            self._stream.seek(0)
+            with self.path.open("rb") as file:
+                while chunk := file.read(_CHUNK_NBYTES):
+                    self._write(chunk)
+            self._stream.truncate()
+            self._stream.flush()
 
-    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
-        self.begin(context)
-        self._inner.put(key, value, context)
-        self._is_changed = True
-
-    def delete(self, key: str, context: JobContext) -> None:
-        self.begin(context)
-        self._inner.delete(key, context)
-        self._is_changed = True
-
-    def commit(self, context: JobContext) -> None:
-        if not self._is_changed:
-            return
-        self._inner.commit(context)
-        nbytes = self._path.stat().st_size
-        with explaining(Path(self._location.name), lambda: f"the whole file takes {spell(nbytes)}"):
-            self._copy_back()
-        self._is_changed = False
-
-    def _copy_back(self) -> None:
-        self._stream.seek(0)
-        with self._path.open("rb") as file:
-            while chunk := file.read(_CHUNK_NBYTES):
-                left = memoryview(chunk)
-                while left:
-                    count = self._stream.write(left)
-                    if not count:
-                        raise OSError(errno.EIO, f"{self._stream!r} took none of {len(left)} bytes")
-                    left = left[count:]
-        self._stream.truncate()
-        self._stream.flush()
+    def _write(self, chunk: bytes) -> None:
+        left = memoryview(chunk)
+        while left:
+            count = self._stream.write(left)
+            if not count:
+                raise OSError(errno.EIO, f"{self._stream!r} took none of {len(left)} bytes")
+            left = left[count:]
 
     def close(self) -> None:
+        """Release the lock, and remove the copy. The caller's file stays open."""
         try:
-            self._inner.close()
+            super().close()
         finally:
             self._remove_copy()
 

@@ -23,9 +23,10 @@ from asyncckpt.errors import CheckpointerUsageError, ConfigError
 from asyncckpt.keyed.async_session import Session
 from asyncckpt.keyed.engine import Engine, Key, KeyRules, Serializer
 from asyncckpt.keyed.evaluations import Evaluations
-from asyncckpt.keyed.file_object import FileObjectStore, check_stream
+from asyncckpt.keyed.file_object import FileObjectLocation, check_stream
 from asyncckpt.keyed.location import FileLocation
 from asyncckpt.keyed.view import AsyncCheckpointer
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.runtime.context import JobContext
 
 if TYPE_CHECKING:
@@ -161,9 +162,12 @@ class FileLifecycle(ABC):
 
     def _open_store(self, file: Any, context: JobContext) -> Store:
         if isinstance(file, Path):
-            return self._open_location(FileLocation(file, self._disk, rewrite=self._rewrite), context)
-        check_stream(file)
-        return FileObjectStore(file, lambda location: self._open_location(location, context), self._rewrite)
+            location = FileLocation(file, self._disk, rewrite=self._rewrite)
+        else:
+            check_stream(file)
+            location = FileObjectLocation(file, self._rewrite)
+        with on_failure(location.close):
+            return self._open_location(location, context)
 
     @property
     def is_open(self) -> bool:

@@ -186,6 +186,10 @@ class FileLocation:
             self._lock = None
             self._is_entry_synced = False
 
+    def close(self) -> None:
+        """Let go of the file, which is not used any more."""
+        self.release()
+
     def _check_changeable(self) -> None:
         if self._refusal is not None:
             raise self._refusal()
@@ -239,6 +243,10 @@ class FileLocation:
         """Give the complete and synced temporary file the file's name, durably; if that fails, it is removed."""
         self.rename_temporary()
         self.sync_entry()
+        self.after_commit()
+
+    def after_commit(self) -> None:
+        """Do what is left to do after a commit; for other kinds of locations."""
 
     def rename_temporary(self) -> None:
         """Give the temporary file the file's name, which `sync_entry` makes durable; if that fails, it is removed.

@@ -154,6 +154,7 @@ class HDF5Store(FileStore[Content]):
                 if not (isinstance(source, InFile) and source.file is target):
                     self._values.set(key, source)
             self._commit(self._fall_back(current, error, context), context)
+        self._location.after_commit()
         self._is_dirty = False
         if self._postponement is not None and self._current is not None:
             self._location.warn_of_growth(self._current.tail, self._values.file_nbytes, self._postponement.reason)

@@ -102,6 +102,7 @@ class MsgpackStore(FileStore[_Content]):
                 self._location.warn_of_growth(file.end, self._live_nbytes, error)
         else:
             self._append_commit(file)
+        self._location.after_commit()
         self._is_changed = False
         self._staged.clear()
 
