@@ -73,8 +73,10 @@ class FileObjectLocation(FileLocation):
         """Copy the caller's file.
 
         Raises:
+            ConfigError: It is not open in a mode that can be used.
             OSError: It cannot be read, or there is no room for the copy.
         """
+        check_stream(stream)
         self._stream = stream
         self._directory = Path(tempfile.mkdtemp(prefix="asyncckpt-"))
         with on_failure(self._remove_copy):

@@ -161,13 +161,14 @@ class FileLifecycle(ABC):
             stream.close()
 
     def _open_store(self, file: Any, context: JobContext) -> Store:
-        if isinstance(file, Path):
-            location = FileLocation(file, self._disk, rewrite=self._rewrite)
-        else:
-            check_stream(file)
-            location = FileObjectLocation(file, self._rewrite)
+        is_path = isinstance(file, Path)
+        rewrite = self._rewrite
+        location = FileLocation(file, self._disk, rewrite=rewrite) if is_path else FileObjectLocation(file, rewrite)
         with on_failure(location.close):
             return self._open_location(location, context)
+
+    def _open_engine(self, context: JobContext) -> Engine:
+        return Engine(self._open_store(self.checkpoint_file, context), self._file_name, self._serializer)
 
     @property
     def is_open(self) -> bool:
@@ -193,11 +194,10 @@ class FileLifecycle(ABC):
             if self._depth == 1:
                 self._process = os.getpid()
                 try:
-                    store = self._open_store(self.checkpoint_file, JobContext())
+                    self._engine = self._open_engine(JobContext())
                 except BaseException:
                     self._depth = 0
                     raise
-                self._engine = Engine(store, self._file_name, self._serializer)
         return self
 
     def __exit__(
@@ -250,11 +250,7 @@ class FileLifecycle(ABC):
         except RuntimeError:
             message = f"{self!r}: the asynchronous view needs an asyncio event loop (stock or uvloop)"
             raise CheckpointerUsageError(message) from None
-        return Session(
-            lambda context: Engine(self._open_store(self.checkpoint_file, context), self._file_name, self._serializer),
-            self._file_name,
-            self._max_staged_nbytes,
-        )
+        return Session(self._open_engine, self._file_name, self._max_staged_nbytes)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -132,7 +132,6 @@ def split_npz(data: bytes) -> bytes:
 def join_hdf5(data: bytes) -> bytes:
     """Make a file of one commit, whose catalog has the digests of the regions that it names."""
     from asyncckpt.keyed.hdf5.catalog import HEAD_NBYTES, Slot
-    from asyncckpt.keyed.hdf5.superblock import superblock
 
     values, _, catalog = data.partition(CUT)
     begin = bytes(HEAD_NBYTES) + values + bytes(-len(values) % _PAGE_NBYTES)
@@ -140,7 +139,7 @@ def join_hdf5(data: bytes) -> bytes:
     region = catalog + bytes(-len(catalog) % _PAGE_NBYTES)
     end = len(begin) + len(region)
     slot = Slot(1, end, len(begin), len(region), len(catalog), len(begin), digest_of(region))
-    head = superblock(end, len(begin)).ljust(slot.position, b"\0") + slot.encode()
+    head = slot.superblock().ljust(slot.position, b"\0") + slot.encode()
     return head.ljust(HEAD_NBYTES, b"\0") + begin[HEAD_NBYTES:] + region
 
 

@@ -325,7 +325,7 @@ BUGS = (
         (
             (
                 "keyed/hdf5/native_file.py",
-                "            ops.sync(self.fd)  # no superblock",
+                "            self._ops.sync(self.fd)  # no superblock",
                 "            pass  # no superblock",
             ),
         ),
@@ -379,9 +379,9 @@ BUGS = (
         (
             (
                 "keyed/hdf5/native_file.py",
-                "slot.encode())\n            ops.sync(self.fd)\n",
+                "slot.encode())\n            self._ops.sync(self.fd)\n",
                 (
-                    "slot.encode())\n            try:\n                ops.sync(self.fd)\n"
+                    "slot.encode())\n            try:\n                self._ops.sync(self.fd)\n"
                     "            except OSError:\n                pass\n"
                 ),
             ),
@@ -393,15 +393,15 @@ BUGS = (
         (
             (
                 "keyed/hdf5/native_file.py",
-                "            ops.sync(self.fd)\n            self._write(ops, slot",
-                "            self._write(ops, slot",
+                "            self._ops.sync(self.fd)\n            self._write(slot",
+                "            self._write(slot",
             ),
         ),
         (("power-cut", "keyed-hdf5/update/0/few"),),
     ),
     Bug(
         "an HDF5 file's slot is not synced",
-        (("keyed/hdf5/native_file.py", "slot.encode())\n            ops.sync(self.fd)\n", "slot.encode())\n"),),
+        (("keyed/hdf5/native_file.py", "slot.encode())\n            self._ops.sync(self.fd)\n", "slot.encode())\n"),),
         (("power-cut", "keyed-hdf5/update/0/few"),),
     ),
     Bug(

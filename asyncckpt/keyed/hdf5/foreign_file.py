@@ -126,7 +126,7 @@ class ForeignFile:
         )
         raise CorruptCheckpointError(message, file=self._name)
 
-    def copy(self, keys: Iterable[str], ops: DiskOps, fd: int, pacer: Pacer) -> tuple[dict[str, ForeignObject], int]:
+    def copy(self, keys: Iterable[str], fd: int, pacer: Pacer) -> tuple[dict[str, ForeignObject], int]:
         """Copy the objects of some keys to a new file, which is empty.
 
         Returns:
@@ -135,7 +135,7 @@ class ForeignFile:
         Raises:
             OSError: The disk failed.
         """
-        disk = _Disk(ops, fd)
+        disk = _Disk(self._location.ops, fd)
         found, head = dict[str, ForeignObject](), None
         try:
             with h5py.File(disk, "w", libver=("v110", "v110"), fs_strategy="none") as new:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.keyed.location import FileLocation
     from asyncckpt.keyed.values import Found
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.state.segments import Segment
@@ -72,23 +72,21 @@ class NativeFile:
     """An open file at one commit, with what is staged appended to it.
 
     Attributes:
-        name: What error messages call it.
         extents: Where the committed values are, in the order of the keys.
         foreign_objects: The objects of other programs, committed or not.
         end: The end of the commit.
         tail: The end of what is staged.
-        is_abandoned: Whether nothing may be written to it any more, because a sync failed, after which no other sync
+        is_suspect: Whether nothing may be written to it any more, because a sync failed, after which no other sync
             could tell what reached the disk, or because its name leads to another file.
     """
 
-    def __init__(
-        self, name: str, fd: int, foreign_objects: Mapping[str, ForeignObject] | None = None, end: int = HEAD_NBYTES
-    ) -> None:
-        self.name = name
+    def __init__(self, location: FileLocation, fd: int, end: int = HEAD_NBYTES) -> None:
+        self._name = location.name
+        self._ops = location.ops
         self.fd = fd
         self.extents: dict[str, Extent | ForeignObject] = {}
-        self.foreign_objects = dict(foreign_objects or {})
-        self.is_abandoned = False
+        self.foreign_objects: dict[str, ForeignObject] = {}
+        self.is_suspect = False
         self.end = self.tail = align(end, PAGE_NBYTES)
         self._slot: Slot | None = None
         self._leaves_left = MAX_LEAVES
@@ -96,7 +94,7 @@ class NativeFile:
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, name: str, fd: int, pacer: Pacer) -> NativeFile:
+    def open(cls, location: FileLocation, fd: int, pacer: Pacer) -> NativeFile:
         """Read the last commit. The descriptor stays the caller's if this fails.
 
         Raises:
@@ -107,8 +105,8 @@ class NativeFile:
         head = os.pread(fd, HEAD_NBYTES, 0)
         while True:
             try:
-                with annotate_errors(name):
-                    return cls._open_at(head, name, fd, pacer)
+                with annotate_errors(location.name):
+                    return cls._open_at(head, location, fd, pacer)
             except ForeignFileError:
                 before, head = head, os.pread(fd, HEAD_NBYTES, 0)
                 if head == before:
@@ -116,8 +114,8 @@ class NativeFile:
                 # A writer committed meanwhile: what was read belongs to two commits.
 
     @classmethod
-    def _open_at(cls, head: bytes, name: str, fd: int, pacer: Pacer) -> NativeFile:
-        file = cls(name, fd)
+    def _open_at(cls, head: bytes, location: FileLocation, fd: int, pacer: Pacer) -> NativeFile:
+        file = cls(location, fd)
         slots = find_slots(head)
         if not slots:
             raise ForeignFileError("was not written by asyncckpt as a keyed file")
@@ -149,26 +147,25 @@ class NativeFile:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    def recover(self, ops: DiskOps, fd: int) -> None:
+    def recover(self, fd: int) -> None:
         """Cut off what a killed writer left, and let the superblock show the last commit.
 
         Args:
-            ops: What changes the disk.
             fd: A descriptor of the same file for writing, which is used from now on.
         """
         os.close(self.fd)
         self.fd = fd
         if os.fstat(self.fd).st_size > self.tail:
-            ops.truncate(self.fd, self.tail)
+            self._ops.truncate(self.fd, self.tail)
         slot = self._slot
         assert slot is not None  # noqa: S101 - an opened file has one
         superblock = slot.superblock()
         if os.pread(self.fd, len(superblock), 0) != superblock:
-            self._write(ops, slot.position, slot.encode())
-            ops.sync(self.fd)  # no superblock without its slot, or the file would not be ours any more
-        self._write(ops, 0, superblock)
+            self._write(slot.position, slot.encode())
+            self._ops.sync(self.fd)  # no superblock without its slot, or the file would not be ours any more
+        self._write(0, superblock)
 
-    def append(self, ops: DiskOps, values: Mapping[str, CapturedValue], context: JobContext) -> dict[str, Extent]:
+    def append(self, values: Mapping[str, CapturedValue], context: JobContext) -> dict[str, Extent]:
         """Append values, and return their extents. Nothing is synced yet.
 
         Raises:
@@ -182,22 +179,22 @@ class NativeFile:
         if all(value.stored_nbytes <= SMALL_NBYTES for value in values.values()):
             image = region.image(pacer)
             record = FileRecord(len(image), b"")
-            write_all(ops, self.fd, [Part(self.tail, image)])
+            write_all(self._ops, self.fd, [Part(self.tail, image)])
         else:
-            record = write_content_at(ops, self.fd, self.tail, Content(region.plan, region.arrays), context)
+            record = write_content_at(self._ops, self.fd, self.tail, Content(region.plan, region.arrays), context)
         self.tail += record.nbytes
         self._leaves_left = region.leaves_left
         return dict(region.extents(record, image, pacer))
 
-    def commit(self, ops: DiskOps, extents: dict[str, Extent | ForeignObject], pacer: Pacer) -> None:
+    def commit(self, extents: dict[str, Extent | ForeignObject], pacer: Pacer) -> None:
         """Make these the values of the file, durably.
 
         Raises:
-            OSError: The disk failed. If the file `is_abandoned` now, nothing may be written to it any more.
+            OSError: The disk failed. If the file `is_suspect` now, nothing may be written to it any more.
             Stopped: The pacer was stopped; nothing was committed.
         """
         offset = self.tail
-        out, digest = Appender(ops, self.fd, offset), xxh3_128()
+        out, digest = Appender(self._ops, self.fd, offset), xxh3_128()
 
         def append(chunks: Iterable[bytes]) -> None:
             for chunk in chunks:
@@ -216,17 +213,17 @@ class NativeFile:
         out.flush()
         number = 1 if self._slot is None else self._slot.number + 1
         slot = Slot(number, end, offset, end - offset, catalog_nbytes, root_at, digest.digest())
-        self.is_abandoned = True
+        self.is_suspect = True
         if self._slot is not None:
-            ops.sync(self.fd)
-            self._write(ops, slot.position, slot.encode())
-            ops.sync(self.fd)
-            self._write(ops, 0, slot.superblock())
+            self._ops.sync(self.fd)
+            self._write(slot.position, slot.encode())
+            self._ops.sync(self.fd)
+            self._write(0, slot.superblock())
         else:  # the file does not have its name yet
             head = slot.superblock().ljust(slot.position, b"\0") + slot.encode()
-            self._write(ops, 0, head.ljust(HEAD_NBYTES, b"\0"))
-            ops.sync(self.fd)
-        self.is_abandoned = False
+            self._write(0, head.ljust(HEAD_NBYTES, b"\0"))
+            self._ops.sync(self.fd)
+        self.is_suspect = False
         self._show(slot, extents)
 
     def _show(self, slot: Slot, extents: dict[str, Extent | ForeignObject]) -> None:
@@ -239,15 +236,15 @@ class NativeFile:
         shown = sum(not extent.array_nbytes and extent.address is not None for extent in values)
         self._leaves_left = max(0, MAX_LEAVES - shown)
 
-    def settle(self, ops: DiskOps) -> None:
+    def settle(self) -> None:
         """Drop what is staged, and make the superblock of the last commit durable."""
         if self.tail > self.end:
-            ops.truncate(self.fd, self.end)
+            self._ops.truncate(self.fd, self.end)
             self.tail = self.end
-        ops.sync(self.fd)
+        self._ops.sync(self.fd)
 
-    def _write(self, ops: DiskOps, offset: int, data: bytes) -> None:
-        write_all(ops, self.fd, [Part(offset, np.frombuffer(data, np.uint8))])
+    def _write(self, offset: int, data: bytes) -> None:
+        write_all(self._ops, self.fd, [Part(offset, np.frombuffer(data, np.uint8))])
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -267,7 +264,7 @@ class NativeFile:
             base = extent.region.offset
             targets = [each._replace(offset=each.offset - base) for each in targets_of(segments, arrays)]
             self._read(key, extent.region, [self._objects_of(extent), *targets], context)
-        with annotate_errors(self.name, key):
+        with annotate_errors(self._name, key):
             return build_value(index, arrays, context.pacer)
 
     def _read_index(self, key: str, extent: Extent, pacer: Pacer) -> tuple[Index, list[Segment]]:
@@ -293,7 +290,7 @@ class NativeFile:
         begin, end = extent.end, extent.region.end
         if extent.data_offset is not None:
             begin, end = extent.data_offset, extent.index_offset
-        with annotate_errors(self.name, key):
+        with annotate_errors(self._name, key):
             index, segments = decode_index(encoded, file_nbytes=extent.region.end, pacer=pacer)
         if any(not begin <= each.offset <= each.offset + each.nbytes <= end for each in segments):
             raise self._corrupt(key)("has an index with arrays of another value")
@@ -348,10 +345,10 @@ class NativeFile:
     def _corrupt(self, key: str) -> Callable[[str], CorruptCheckpointError]:
         def corrupt(reason: str) -> CorruptCheckpointError:
             message = (
-                f"{self.name}: the value of {key!r} {reason}: it was damaged, or changed by another program, after"
+                f"{self._name}: the value of {key!r} {reason}: it was damaged, or changed by another program, after"
                 " asyncckpt wrote it. Replace or delete the key"
             )
-            return CorruptCheckpointError(message, file=self.name)
+            return CorruptCheckpointError(message, file=self._name)
 
         return corrupt
 

@@ -80,7 +80,7 @@ def open_content(location: FileLocation, context: JobContext, *, trusted: bool) 
         return Content(None, None, {})
     with on_failure(partial(os.close, fd)):
         try:
-            native = NativeFile.open(location.name, fd, context.pacer)
+            native = NativeFile.open(location, fd, context.pacer)
         except ForeignFileError as error:
             check_signature(location)
             _check_trust(location, str(error), trusted=trusted)
@@ -143,7 +143,7 @@ def _open_changed(location: FileLocation, fd: int, file: h5py.File, reason: str,
     location.mark_read_only("is the state of a checkpoint" if catalog is None else reason)
     extents = catalog or {}
     names = _links_by_key(location, file, extents, pacer)
-    native = NativeFile(location.name, fd)
+    native = NativeFile(location, fd)
     nbytes = os.fstat(fd).st_size
     sources: dict[str, Source] = {}
     for key, extent in extents.items():

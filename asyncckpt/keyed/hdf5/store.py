@@ -166,7 +166,7 @@ class HDF5Store(FileStore[Content]):
                 self._location.discard_temporary()
             elif self._appendable is not None and self._location.is_locked:
                 with contextlib.suppress(OSError):  # the commit is durable without: the next writer would do the same
-                    self._appendable.settle(self._location.ops)
+                    self._appendable.settle()
         finally:
             self._close_files()
             self._values.clear()
@@ -176,19 +176,19 @@ class HDF5Store(FileStore[Content]):
     def _open_to_write(self) -> None:
         if self._current is not None:
             fd = os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC)
-            self._current.recover(self._location.ops, fd)
+            self._current.recover(fd)
 
     @property
     def _appendable(self) -> NativeFile | None:
         """The current file, if it may be appended to."""
-        return None if self._current is None or self._current.is_abandoned else self._current
+        return None if self._current is None or self._current.is_suspect else self._current
 
     def _target(self, context: JobContext, key: str | None = None, nbytes: int = 0) -> NativeFile:
         """Return the file to write to, given that `nbytes` more are going to be written for `key`."""
         if self._temporary is not None:
             return self._temporary
         if self._current is not None and not self._location.is_same_file(self._current.fd):
-            self._current.is_abandoned = True  # it was removed or replaced, so appended data would not be seen
+            self._current.is_suspect = True  # it was removed or replaced, so appended data would not be seen
         current = self._appendable
         if current is not None and not self._needs_compaction(current, key, nbytes):
             return current
@@ -207,11 +207,13 @@ class HDF5Store(FileStore[Content]):
         with on_failure(partial(os.close, fd), self._location.discard_temporary):
             keys = [key for key, source in self._values.sources.items() if isinstance(source, ForeignObject)]
             if self._foreign is None or not keys:
-                return NativeFile(self._location.name, fd)
-            copied, end = self._foreign.copy(keys, self._location.ops, fd, context.pacer)
+                return NativeFile(self._location, fd)
+            copied, end = self._foreign.copy(keys, fd, context.pacer)
+        file = NativeFile(self._location, fd, end)
+        file.foreign_objects = copied
         for key, each in copied.items():
             self._values.set(key, each)
-        return NativeFile(self._location.name, fd, copied, end)
+        return file
 
     def _needs_compaction(self, file: NativeFile, key: str | None, nbytes: int) -> bool:
         """Tell whether so much more would make the file larger than its live values allow.
@@ -241,7 +243,7 @@ class HDF5Store(FileStore[Content]):
 
     def _append(self, target: NativeFile, values: Mapping[str, CapturedValue], context: JobContext) -> None:
         if values:
-            for key, extent in target.append(self._location.ops, values, context).items():
+            for key, extent in target.append(values, context).items():
                 self._values.set(key, InFile(target, extent))
 
     # --- committing ---------------------------------------------------------------------------------------------------
@@ -301,9 +303,9 @@ class HDF5Store(FileStore[Content]):
             with on_failure(self._abandon):
                 self._location.sync_entry()
         try:
-            target.commit(self._location.ops, extents, context.pacer)
+            target.commit(extents, context.pacer)
         except BaseException:
-            if target.is_abandoned:
+            if target.is_suspect:
                 self._abandon()
             raise
         if target is self._temporary:
@@ -329,7 +331,7 @@ class HDF5Store(FileStore[Content]):
     def _abandon(self) -> None:
         """Write to none of the files again: the next commit makes another one. Their values can still be read."""
         if self._current is not None:
-            self._current.is_abandoned = True
+            self._current.is_suspect = True
         if self._temporary is not None:
             self._location.discard_temporary()
             self._temporary = None
