@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 import numpy as np
@@ -173,12 +173,16 @@ class ForeignObject(NamedTuple):
     """What it takes in the file, as far as that is known."""
 
 
+Row: TypeAlias = Extent | ForeignObject
+"""Where the value of a key is."""
+
+
 def link_name(key: str) -> str:
     """Return the name that a key has in HDF5."""
     return names.shorten(names.spell(key, among_ints=False))
 
 
-def encode_catalog(extents: Mapping[str, Extent | ForeignObject], pacer: Pacer) -> list[bytes]:
+def encode_catalog(extents: Mapping[str, Row], pacer: Pacer) -> list[bytes]:
     """Return the catalog of these keys, in chunks."""
     numbers: dict[int, int] = {}
     regions: list[Any] = []
@@ -203,7 +207,7 @@ def encode_catalog(extents: Mapping[str, Extent | ForeignObject], pacer: Pacer) 
     return chunks
 
 
-def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Extent | ForeignObject]:
+def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Row]:
     """Decode a catalog whose digest is right.
 
     Args:
@@ -222,7 +226,7 @@ def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Extent | Fo
         raise CorruptCheckpointError(message) from error
 
 
-def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Extent | ForeignObject]:
+def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Row]:
     content = msgpack.unpackb(data, unicode_errors=_ERRORS, use_list=False)
     missing = [feature for feature in content["features"] if feature != _LINKED]
     if content["asyncckpt_keyed"] != FORMAT_VERSION or missing:
@@ -230,7 +234,7 @@ def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Extent | ForeignOb
         message = f"the file needs {lacking}: use a later release of asyncckpt"
         raise UnsupportedFormatError(message)
     regions = [_region(end, *row) for row in content["regions"]]
-    found: dict[str, Extent | ForeignObject] = {}
+    found: dict[str, Row] = {}
     for chunk in content["keys"]:
         pacer.pause()
         for key, number, *fields in msgpack.unpackb(chunk, unicode_errors=_ERRORS, strict_map_key=False):

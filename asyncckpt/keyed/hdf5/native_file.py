@@ -32,6 +32,7 @@ from asyncckpt.keyed.hdf5.catalog import (
     Extent,
     ForeignObject,
     Region,
+    Row,
     Slot,
     annotate_errors,
     decode_catalog,
@@ -84,7 +85,7 @@ class NativeFile:
         self._name = location.name
         self._ops = location.ops
         self.fd = fd
-        self.extents: dict[str, Extent | ForeignObject] = {}
+        self.extents: dict[str, Row] = {}
         self.foreign_objects: dict[str, ForeignObject] = {}
         self.is_suspect = False
         self.end = self.tail = align(end, PAGE_NBYTES)
@@ -186,7 +187,7 @@ class NativeFile:
         self._leaves_left = region.leaves_left
         return dict(region.extents(record, image, pacer))
 
-    def commit(self, extents: dict[str, Extent | ForeignObject], pacer: Pacer) -> None:
+    def commit(self, extents: dict[str, Row], pacer: Pacer) -> None:
         """Make these the values of the file, durably.
 
         Raises:
@@ -226,7 +227,7 @@ class NativeFile:
         self.is_suspect = False
         self._show(slot, extents)
 
-    def _show(self, slot: Slot, extents: dict[str, Extent | ForeignObject]) -> None:
+    def _show(self, slot: Slot, extents: dict[str, Row]) -> None:
         """Show a commit. Its leaves that have HDF5 objects are counted; those of replaced values do not count."""
         self._slot = slot
         self.end = self.tail = slot.end

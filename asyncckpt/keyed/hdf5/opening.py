@@ -25,7 +25,6 @@ from asyncckpt.keyed.hdf5.catalog import (
     CATALOG_NAME,
     DIGEST_NAME,
     HEAD_NBYTES,
-    Extent,
     ForeignObject,
     annotate_errors,
     decode_catalog,
@@ -42,6 +41,7 @@ from asyncckpt.runtime.cleanup import on_failure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from asyncckpt.keyed.hdf5.catalog import Row
     from asyncckpt.keyed.hdf5.value_table import Source
     from asyncckpt.keyed.location import FileLocation
     from asyncckpt.runtime.context import JobContext
@@ -163,9 +163,7 @@ def _open_changed(location: FileLocation, fd: int, file: h5py.File, reason: str,
     return Content(native, ForeignFile(location, file, names, ours), sources)
 
 
-def _links_by_key(
-    location: FileLocation, file: h5py.File, extents: Mapping[str, Extent | ForeignObject], pacer: Pacer
-) -> dict[str, str]:
+def _links_by_key(location: FileLocation, file: h5py.File, extents: Mapping[str, Row], pacer: Pacer) -> dict[str, str]:
     """Return the name of each key's link. Those that the catalog does not list are spelled as asyncckpt does."""
     keys = {link_name(key): key for key in extents}
     names: dict[str, str] = {}
@@ -179,7 +177,7 @@ def _links_by_key(
     return names
 
 
-def _read_catalog(location: FileLocation, file: h5py.File, pacer: Pacer) -> Mapping[str, Extent | ForeignObject] | None:
+def _read_catalog(location: FileLocation, file: h5py.File, pacer: Pacer) -> Mapping[str, Row] | None:
     """Return where the values are according to the catalog; None for a `state.h5`, which has none.
 
     Raises:
