@@ -54,7 +54,6 @@ class LogFile:
         self._location = location
         self._ops = location.ops
         self._file_id, self._commit, self._has_tail = log.file_id, log.commit, log.has_tail
-        self._is_writable = not is_published
         self.fd = fd
         self.end = log.end
         self.is_published = is_published
@@ -75,14 +74,11 @@ class LogFile:
 
     def prepare(self) -> None:
         """Open it for writing, and write its last commit once more: the system may have forgotten it since."""
-        if self._is_writable:
-            return
         reader, self.fd = self.fd, os.open(self._location.path, os.O_RDWR | os.O_CLOEXEC)
         os.close(reader)
         out = Appender(self._ops, self.fd, self.end - len(self._commit))
         out.write(self._commit)
         out.flush()
-        self._is_writable = True
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
