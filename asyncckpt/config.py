@@ -215,6 +215,11 @@ class Settings:
     fallback: bool = field(default=True, metadata={"check": _BOOL})
     read_only: bool = field(default=False, metadata={"check": _BOOL})
 
+    @property
+    def is_writer(self) -> bool:
+        """Whether the manager may write."""
+        return self.enabled and not self.read_only
+
 
 _CHECKS: Final[Mapping[str, _Check]] = {option.name: option.metadata["check"] for option in fields(Settings)}
 

@@ -94,11 +94,7 @@ class Admission:
     def __init__(
         self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, metric: MetricWatch, warmer: PoolWarmer
     ) -> None:
-        self._settings = env.settings
-        self._jobs = env.jobs
-        self._catalog = env.catalog
-        self._pool = env.pool
-        self._steps = env.steps
+        self._env = env
         self._queue = queue
         self._owner = owner
         self._metric = metric
@@ -114,23 +110,23 @@ class Admission:
             StepExistsError: It is committed or in flight, and may not be overwritten; or its pending directory is being
                 filled by a caller.
         """
-        if step in self._steps.filling:
+        if step in self._env.steps.filling:
             message = f"step {step} has a pending directory that is being filled: finalize_checkpoint() it first"
             raise StepExistsError(message, step=step)
-        if not overwrite and step in self._steps.in_flight:
+        if not overwrite and step in self._env.steps.in_flight:
             message = f"step {step} is being saved already: await its handle, or pass overwrite=True"
             raise StepExistsError(message, step=step)
         self._check_absent(step, overwrite=overwrite)
-        self._steps.reserve(step)
-        return max(self._steps.in_flight)
+        self._env.steps.reserve(step)
+        return max(self._env.steps.in_flight)
 
     async def save(self, request: SaveRequest) -> SaveHandle:
         """Admit a save; see `CheckpointManager.save`."""
         tracker = SaveTracker(step := request.step)
         documents = encode_documents(step, request.training_info, request.run_config, self._metric)
         latest = self._reserve(step, overwrite=request.overwrite)
-        if self._is_streaming and self._settings.overflow == "skip":
-            self._steps.free(step)
+        if self._is_streaming and self._env.settings.overflow == "skip":
+            self._env.steps.free(step)
             return SaveHandle.skipped(step)
         item = None
         try:
@@ -144,7 +140,7 @@ class Admission:
                     await self._stream(item)
         finally:
             if item is None:
-                self._steps.free(step)
+                self._env.steps.free(step)
         if item is None:
             return SaveHandle.skipped(step)
         tracker.time("blocked")
@@ -164,7 +160,7 @@ class Admission:
         try:
             self._warn_if_below(step, latest)
             if not self._make_room(step, flat.encoded_nbytes + flat.array_nbytes):
-                self._steps.free(step)
+                self._env.steps.free(step)
                 return SaveHandle.skipped(step)
             if request.frozen:
                 capture = Capture.live(flat, is_frozen=True)
@@ -172,23 +168,23 @@ class Admission:
                 capture = Capture.staged(flat, None, _on_the_loop())
             self._enqueue(tracker, capture, documents)
         except BaseException:
-            self._steps.free(step)
+            self._env.steps.free(step)
             raise
         tracker.time("blocked")
         return SaveHandle(tracker)
 
     async def prewarm(self, state: object) -> None:
         """Allocate the memory that a save of such a state needs; see `CheckpointManager.prewarm`."""
-        await self._jobs.run_in_context(1, _prewarm, state, self._settings, self._pool)
+        await self._env.jobs.run_in_context(1, _prewarm, state, self._env.settings, self._env.pool)
 
     def _make_room(self, step: int, nbytes: int) -> bool:
         """Make room without waiting; return False if the save is to be skipped."""
         if not self._lock.locked():
-            if not self._queue.has_room(nbytes) and self._settings.overflow == "replace":
+            if not self._queue.has_room(nbytes) and self._env.settings.overflow == "replace":
                 self._queue.replace_waiting()
             if self._queue.has_room(nbytes):
                 return True
-        if self._settings.overflow == "skip":
+        if self._env.settings.overflow == "skip":
             return False
         message = f"step {step}: the queue or its budget is full, or a save is being admitted: use await save()"
         raise QueueFullError(message)
@@ -197,7 +193,7 @@ class Admission:
 
     def _check_absent(self, step: int, *, overwrite: bool) -> None:
         """Refuse a committed step; asked again when the directory has been taken, because it may hold the step."""
-        if not overwrite and step in self._catalog:
+        if not overwrite and step in self._env.catalog:
             message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
             raise StepExistsError(message, step=step)
 
@@ -205,28 +201,28 @@ class Admission:
         self, tracker: SaveTracker, state: object, documents: Mapping[str, bytes], *, frozen: bool
     ) -> QueuedSave | None:
         """Wait for room, copy the state and queue it; None if it is to be skipped."""
-        if self._settings.overflow == "skip" and self._queue.waiting_saves >= MAX_WAITING_SAVES:
+        if self._env.settings.overflow == "skip" and self._queue.waiting_saves >= MAX_WAITING_SAVES:
             return None
         flat = flatten_inline(state)
         mode = _Mode.STAGED if flat is None else _Mode.INLINE
         if flat is None:
-            flat = await self._jobs.run_in_context(0, _flatten_in_thread, state)
+            flat = await self._env.jobs.run_in_context(0, _flatten_in_thread, state)
         nbytes = flat.encoded_nbytes + flat.array_nbytes
-        budget = self._settings.max_staged_nbytes
+        budget = self._env.settings.max_staged_nbytes
         if frozen:
             mode = _Mode.FROZEN
         elif nbytes > budget:
             mode = _Mode.STREAMED
         needed = flat.encoded_nbytes if mode is _Mode.STREAMED else nbytes
         if not self._queue.has_room(needed):
-            if self._settings.overflow == "skip" and nbytes <= budget:
+            if self._env.settings.overflow == "skip" and nbytes <= budget:
                 return None
-            if self._settings.overflow == "replace" and nbytes <= budget:
+            if self._env.settings.overflow == "replace" and nbytes <= budget:
                 self._queue.replace_waiting()
             await self._queue.wait_for_room(needed)
         if mode is _Mode.STAGED:
             self._warmer.stop()
-            capture = await self._jobs.run_in_context(1, _stage, flat, self._pool, discard=Capture.give_back)
+            capture = await self._env.jobs.run_in_context(1, _stage, flat, self._env.pool, discard=Capture.give_back)
         elif mode is _Mode.INLINE:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
@@ -274,7 +270,7 @@ class Admission:
             await SaveHandle(tracker)  # raises the error
 
     def _warn_if_below(self, step: int, latest: int) -> None:
-        latest = max(latest, self._catalog.latest() or 0)
+        latest = max(latest, self._env.catalog.latest() or 0)
         if step < latest:
             message = (
                 f'step {step} is saved below the latest, step {latest}, which `load("latest")` goes on returning: if'

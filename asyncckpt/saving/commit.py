@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexLocation, Manifest
 from asyncckpt.disk.write_blocks import BLOCK_NBYTES, Content, Progress
@@ -14,7 +14,7 @@ from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.storage.results import SHORTAGES, CheckpointRecord, NoRoomError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from asyncckpt.runtime.context import JobContext
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from asyncckpt.state.capture import Capture
     from asyncckpt.storage.base import CheckpointStore, LocalDirectories
     from asyncckpt.storage.results import Committed, Trash
-
-
-ResultT = TypeVar("ResultT")
-Params = ParamSpec("Params")
 
 
 class WriteProgress(Progress):
@@ -70,18 +66,6 @@ def block_nbytes_within(nbytes: int) -> int:
     """Return the largest block size that fits into so much memory, but at least a digest block."""
     blocks = nbytes // DIGEST_BLOCK_NBYTES
     return min(max(blocks, 1) * DIGEST_BLOCK_NBYTES, BLOCK_NBYTES)
-
-
-def change(
-    store: CheckpointStore, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
-) -> ResultT:
-    """Do a job that changes a store, if this is its writer still.
-
-    Raises:
-        OSError: The location was removed or has another writer, and the job was not done; or the store failed.
-    """
-    store.check()
-    return job(*args, **kwargs)
 
 
 def write_checkpoint(store: CheckpointStore, request: WriteRequest, context: JobContext) -> Written:

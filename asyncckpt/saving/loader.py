@@ -33,55 +33,48 @@ class Loader:
 
     def __init__(self, env: Environment, on_loaded: Callable[[int], None]) -> None:
         """Load for a manager; `on_loaded` is called with the size of a copy of each loaded state, in bytes."""
-        self._settings = env.settings
-        self._policy_request = env.policy_request
-        self._root = env.root
-        self._store = env.store
+        self._env = env
         self._helpers = env.store.read_threads - 1
-        self._jobs = env.jobs
-        self._catalog = env.catalog
-        self._steps = env.steps
-        self._warnings = env.warnings
         self._on_loaded = on_loaded
 
     async def refresh(self) -> None:
         """List the directory again."""
         while True:
-            changes = self._catalog.changes
-            listed = await self._jobs.run(
-                listing.list_again, self._store, self._policy_request, self._catalog.records()
+            changes = self._env.catalog.changes
+            listed = await self._env.jobs.run(
+                listing.list_again, self._env.store, self._env.policy_request, self._env.catalog.records()
             )
-            if changes == self._catalog.changes:  # else the writer has committed or deleted something meanwhile
-                self._catalog.replace(listed)
-                self._warnings.issue(listed.remarks)
+            if changes == self._env.catalog.changes:  # else the writer has committed or deleted something meanwhile
+                self._env.catalog.replace(listed)
+                self._env.warnings.issue(listed.remarks)
                 return
 
     async def choose(self, which: Choice) -> int | None:
         """Return the latest or best step, or None; a read-only manager lists the directory first."""
-        if self._settings.read_only:
+        if self._env.settings.read_only:
             await self.refresh()
         return self.chosen(which)
 
     async def load_step(self, step: int, request: LoadRequest) -> LoadedCheckpoint:
         """Load this step and no other; see `CheckpointManager.load`."""
-        if self._catalog.is_begun(step):  # it may have its name on the disk already, and is not durable
+        if self._env.catalog.is_begun(step):  # it may have its name on the disk already, and is not durable
             raise self._not_committed(step)
         try:
-            loaded = await self._reading(step, load_checkpoint, self._store, step, request)
+            loaded = await self._reading(step, load_checkpoint, self._env.store, step, request)
         except CheckpointNotFoundError as error:
-            if step in self._steps.in_flight:
+            if step in self._env.steps.in_flight:
                 raise self._not_committed(step) from error
             raise
         return self._finish(loaded)
 
     def _not_committed(self, step: int) -> CheckpointNotFoundError:
-        state = "yet: await its handle first" if step in self._steps.in_flight else f"in {self._root}"
+        state = "yet: await its handle first" if step in self._env.steps.in_flight else f"in {self._env.root}"
         return CheckpointNotFoundError(f"step {step} is not committed {state}", step=step)
 
     async def load_path(self, path: Path, request: LoadRequest) -> LoadedCheckpoint:
         """Load the checkpoint in this directory, whether or not it is of this manager."""
-        directories = local_directories(self._store)
-        loaded = await self._jobs.run_in_context(self._helpers, load_directory, directories, path, request)
+        directories = local_directories(self._env.store)
+        loaded = await self._env.jobs.run_in_context(self._helpers, load_directory, directories, path, request)
         return self._finish(loaded)
 
     async def load_choice(self, which: Choice, request: LoadRequest) -> LoadedCheckpoint:
@@ -92,7 +85,7 @@ class Loader:
             try:
                 return await self.load_step(step, request)
             except CheckpointNotFoundError:
-                if has_listed and not self._settings.read_only:
+                if has_listed and not self._env.settings.read_only:
                     raise
                 await self.refresh()
                 has_listed = True
@@ -100,7 +93,7 @@ class Loader:
                 overwritten.update(error.overwritten)
                 error.overwritten = tuple(sorted(overwritten))
                 instead = self.chosen(which)
-                if instead is None or not self._settings.fallback:
+                if instead is None or not self._env.settings.fallback:
                     raise
                 message = f"falling back from step {step} to step {instead}: {error}"
                 warn(message)
@@ -108,25 +101,25 @@ class Loader:
                 if overwritten:  # by a checkpoint that was tried before
                     error.add_note(f"arrays overwritten by then: {', '.join(sorted(overwritten))}")
                 raise
-        if steps := self._catalog.steps():
+        if steps := self._env.catalog.steps():
             listed = ", ".join(map(str, steps))
             message = (
-                f"every checkpoint in {self._root} has been found corrupt; their steps: {listed}. `verify` raises the"
-                " reason for each"
+                f"every checkpoint in {self._env.root} has been found corrupt; their steps: {listed}. `verify` raises"
+                " the reason for each"
             )
             raise CorruptCheckpointError(message, step=steps[-1])
-        found = await self._jobs.run(self._store.describe_absence)
-        raise CheckpointNotFoundError(f"there is no checkpoint in {self._root}{found}")
+        found = await self._env.jobs.run(self._env.store.describe_absence)
+        raise CheckpointNotFoundError(f"there is no checkpoint in {self._env.root}{found}")
 
     async def verify(self, step: int) -> None:
         """Verify every file of a checkpoint; see `CheckpointManager.verify`."""
-        await self._reading(step, verify_checkpoint, self._store, step)
+        await self._reading(step, verify_checkpoint, self._env.store, step)
 
     def chosen(self, which: Choice) -> int | None:
         """Return the latest or best step of those that are listed, or None; an odd choice of the best warns."""
         if which == "latest":
-            return self._catalog.latest()
-        choice = self._catalog.best()
+            return self._env.catalog.latest()
+        choice = self._env.catalog.best()
         for message in choice.warnings:
             warn(message)
         return choice.step
@@ -137,7 +130,7 @@ class Loader:
 
         file_path = directory / TRAINING_INFO_NAME
         try:
-            file = await aiofiles.open(file_path, "rb", executor=self._jobs.executor)
+            file = await aiofiles.open(file_path, "rb", executor=self._env.jobs.executor)
             try:
                 return parse_training_info(await file.read())
             finally:
@@ -150,11 +143,11 @@ class Loader:
             raise CorruptCheckpointError(message, file=TRAINING_INFO_NAME) from error
 
     async def _reading(self, step: int, job: Callable[..., ResultT], /, *args: object) -> ResultT:
-        with self._steps.reading(step):
+        with self._env.steps.reading(step):
             try:
-                return await self._jobs.run_in_context(self._helpers, job, *args)
+                return await self._env.jobs.run_in_context(self._helpers, job, *args)
             except CorruptCheckpointError:
-                self._catalog.mark_corrupt(step)
+                self._env.catalog.mark_corrupt(step)
                 raise
 
     def _finish(self, loaded: Loaded) -> LoadedCheckpoint:

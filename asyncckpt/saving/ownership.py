@@ -9,7 +9,6 @@ import asyncio
 import contextvars
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from asyncckpt.saving.commit import change
 from asyncckpt.saving.listing import take_store
 
 if TYPE_CHECKING:
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.saving.environment import Environment
+    from asyncckpt.storage.base import CheckpointStore
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
@@ -27,7 +27,6 @@ class DirectoryOwner:
 
     def __init__(self, env: Environment) -> None:
         self._env = env
-        self._store = env.store
         self._is_taken = False
         self.taking: asyncio.Task[None] | None = None
         """The attempt to take the directory that is under way."""
@@ -66,7 +65,7 @@ class DirectoryOwner:
         env = self._env
         try:
             listed = await env.jobs.run_stoppable(
-                env.deadline.start_countdown, take_store, self._store, env.policy_request, env.catalog.records()
+                env.deadline.start_countdown, take_store, env.store, env.policy_request, env.catalog.records()
             )
         finally:
             self.taking = None  # if it failed, its error is for the callers only
@@ -82,14 +81,26 @@ class DirectoryOwner:
         Raises:
             FileNotFoundError: The directory was removed or replaced.
         """
-        return await self._env.deadline.run(stop, change, self._store, job, *args, **kwargs)
+        return await self._env.deadline.run(stop, _change, self._env.store, job, *args, **kwargs)
 
     async def change_beside(
         self, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
     ) -> ResultT:
         """Run a job that changes the directory, for a caller, beside those of the writer."""
-        return await self._env.jobs.run(change, self._store, job, *args, **kwargs)
+        return await self._env.jobs.run(_change, self._env.store, job, *args, **kwargs)
 
     def release(self) -> None:
         """Give the directory back when the last job has ended; a thread that is stuck keeps it until then."""
-        self._env.jobs.when_idle(self._store.release)
+        self._env.jobs.when_idle(self._env.store.release)
+
+
+def _change(
+    store: CheckpointStore, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs
+) -> ResultT:
+    """Do a job that changes a store, if this is its writer still.
+
+    Raises:
+        OSError: The location was removed or has another writer, and the job was not done; or the store failed.
+    """
+    store.check()
+    return job(*args, **kwargs)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from asyncckpt.errors import ManagerUsageError, StepExistsError
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving import commit
-from asyncckpt.saving.directory_warnings import warn_in_background
+from asyncckpt.saving.environment import warn_in_background
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,11 +29,7 @@ class PendingDirectories:
     def __init__(
         self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner, metric: MetricWatch
     ) -> None:
-        self._store = env.store
-        self._deadline = env.deadline
-        self._catalog = env.catalog
-        self._steps = env.steps
-        self._warnings = env.warnings
+        self._env = env
         self._queue = queue
         self._owner = owner
         self._pruner = pruner
@@ -45,24 +41,24 @@ class PendingDirectories:
         Raises:
             StepExistsError: A save of the step is in flight.
         """
-        if step in self._steps.in_flight:
+        if step in self._env.steps.in_flight:
             message = f"step {step} is being saved: await its handle first"
             raise StepExistsError(message, step=step)
-        self._steps.reserve(step)
+        self._env.steps.reserve(step)
         try:
             await self._owner.take()
             made: list[PendingDirectory] = []
             try:
-                await self._owner.change_beside(_begin, local_directories(self._store), step, documents, made)
+                await self._owner.change_beside(_begin, local_directories(self._env.store), step, documents, made)
             except asyncio.CancelledError as error:  # the caller will never know its path
                 for pending in made:
                     await self.discard(pending.path, error)
                 raise
-            self._warnings.issue_in_background(made[0].remarks)
-            self._steps.filling.add(step)
+            self._env.warnings.issue_in_background(made[0].remarks)
+            self._env.steps.filling.add(step)
             return made[0].path
         finally:
-            self._steps.free(step)
+            self._env.steps.free(step)
 
     async def commit(self, path: Path) -> None:
         """Seal, publish and list a pending directory, in the writer's order; then prune.
@@ -71,38 +67,38 @@ class PendingDirectories:
             ValueError: It is not a pending directory of this root.
             MetricMissingError: Its training_info lacks the metric that is required. It stays as it is.
         """
-        directories = local_directories(self._store)
+        directories = local_directories(self._env.store)
         step = directories.parse_step(path)
 
         async def action() -> None:
             try:
                 await self._owner.take_in_writer()
-                info = await self._deadline.run(StopFlag(), commit.read_pending_info, directories, path)
+                info = await self._env.deadline.run(StopFlag(), commit.read_pending_info, directories, path)
                 if info is not None and (lack := self._metric.check(step, info)) is not None:
                     warn_in_background(lack)
-                self._catalog.begin(step)
+                self._env.catalog.begin(step)
                 stop = StopFlag()
                 written = await self._owner.change(stop, commit.finalize, directories, path, step, info or {}, stop)
-                self._catalog.add(written.record)
-                self._warnings.issue_in_background(written.remarks)
+                self._env.catalog.add(written.record)
+                self._env.warnings.issue_in_background(written.remarks)
                 self._pruner.sweep(written.trash)
                 await self._pruner.prune_after(step)
             finally:
-                self._steps.filling.discard(step)  # if it failed, it may be tried again, or the step saved instead
-                self._steps.free(step)
+                self._env.steps.filling.discard(step)  # if it failed, it may be tried again, or the step saved instead
+                self._env.steps.free(step)
 
-        self._steps.reserve(step)
+        self._env.steps.reserve(step)
         await self._queue.perform(action)
 
     async def discard(self, path: Path, error: BaseException) -> None:
         """Delete a pending directory because of an error, to which an error of the disk is added as a note."""
-        directories = local_directories(self._store)
+        directories = local_directories(self._env.store)
         try:
             await self._owner.change_beside(directories.discard, path)
         except OSError as second:
             error.add_note(f"{path.name} could not be removed: {second}")
         finally:
-            self._steps.filling.discard(directories.parse_step(path))
+            self._env.steps.filling.discard(directories.parse_step(path))
 
 
 def local_directories(store: CheckpointStore) -> LocalDirectories:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving.commit import would_suffice
-from asyncckpt.saving.directory_warnings import warn_in_background
+from asyncckpt.saving.environment import warn_in_background
 from asyncckpt.storage.results import Retired
 
 if TYPE_CHECKING:
@@ -43,12 +43,7 @@ class Pruner:
     """Applies the retention policy, and deletes what has been retired. Used on the loop's thread only."""
 
     def __init__(self, env: Environment, owner: DirectoryOwner) -> None:
-        self._root = env.root
-        self._store = env.store
-        self._deadline = env.deadline
-        self._catalog = env.catalog
-        self._steps = env.steps
-        self._warnings = env.warnings
+        self._env = env
         self._owner = owner
         self._trash: list[Trash] = []
         self._left_nbytes = 0  # of what could not be deleted
@@ -62,15 +57,15 @@ class Pruner:
 
     async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
         """Apply the retention policy."""
-        loading = self._steps.loading.keys()
-        to_prune = self._catalog.to_prune(exclude_latest=exclude_latest, protect=loading, committed=committed)
+        loading = self._env.steps.loading.keys()
+        to_prune = self._env.catalog.to_prune(exclude_latest=exclude_latest, protect=loading, committed=committed)
         again = [step for step in self._stuck if step in to_prune]
         steps = [step for step in to_prune if step not in again]
         if committed is not None:
             again = again[: bool(steps)]
         retired = await self._retire([*steps, *again], durably=False)
         self._stuck = [step for step in self._stuck if step not in again] + list(retired.refused)
-        self._warnings.issue_in_background(
+        self._env.warnings.issue_in_background(
             f"step {step} cannot be pruned: {PurePath(error.filename).name}: {error.strerror}; it is tried again later"
             for step, error in retired.refused.items()
         )
@@ -80,7 +75,9 @@ class Pruner:
         try:
             await self.prune(committed=step)
         except Exception as error:  # noqa: BLE001 - the save itself is safe
-            warn_in_background(f"{self._root}: pruning after step {step} failed: {error}; the next commit tries again")
+            warn_in_background(
+                f"{self._env.root}: pruning after step {step} failed: {error}; the next commit tries again"
+            )
 
     async def make_room(self, step: int, training_info: dict[str, Any], nbytes: int) -> None:
         """Delete what retention does not keep, for a save that needs so many free bytes; a failure warns."""
@@ -89,14 +86,16 @@ class Pruner:
             await self.finish()
             stop = StopFlag()
             with suppress(OSError):  # of which there has been a warning
-                swept = await self._owner.change(stop, self._store.sweep, None, stop)
+                swept = await self._owner.change(stop, self._env.store.sweep, None, stop)
                 self._left_nbytes = min(self._left_nbytes, swept.left_nbytes)
-            steps = self._catalog.to_prune_after(step, training_info, protect={*self._steps.loading, *self._stuck})
-            if await self._deadline.run(StopFlag(), would_suffice, self._store, steps, nbytes):
+            steps = self._env.catalog.to_prune_after(
+                step, training_info, protect={*self._env.steps.loading, *self._stuck}
+            )
+            if await self._env.deadline.run(StopFlag(), would_suffice, self._env.store, steps, nbytes):
                 await self.retire(steps)
                 await self.finish()
         except Exception as error:  # noqa: BLE001 - the save checks again
-            warn_in_background(f"{self._root}: making room for step {step} failed: {error}")
+            warn_in_background(f"{self._env.root}: making room for step {step} failed: {error}")
 
     async def retire(self, steps: Collection[int]) -> None:
         """Remove the names of steps, durably, and later their files.
@@ -112,12 +111,12 @@ class Pruner:
         if not steps:
             return Retired((), {}, ())
         try:
-            retired = await self._owner.change(StopFlag(), partial(self._store.retire, durably=durably), steps)
+            retired = await self._owner.change(StopFlag(), partial(self._env.store.retire, durably=durably), steps)
         except OSError:
-            self._catalog.remove(await self._deadline.run(StopFlag(), self._store.missing, steps))
+            self._env.catalog.remove(await self._env.deadline.run(StopFlag(), self._env.store.missing, steps))
             raise
-        self._catalog.remove([step for step in steps if step not in retired.refused])
-        self._warnings.issue_in_background(retired.remarks)
+        self._env.catalog.remove([step for step in steps if step not in retired.refused])
+        self._env.warnings.issue_in_background(retired.remarks)
         self.sweep(retired.trash)
         return retired
 
@@ -138,16 +137,16 @@ class Pruner:
 
     async def catch_up(self) -> None:
         """Wait until no more is left than may wait; for the writer, before its next operation."""
-        while self._steps.in_flight and self._allowance and not self._deadline.is_over:
+        while self._env.steps.in_flight and self._allowance and not self._env.deadline.is_over:
             self._go_on()
-            await self._deadline.wait_for(self._wait)
+            await self._env.deadline.wait_for(self._wait)
 
     async def finish(self) -> None:
         """Wait until everything is deleted, or time has run out; for the writer, when it needs the room or ends."""
         self._is_urgent = True
         self._go_on()
         while self.task is not None and not self.task.done():
-            await self._deadline.wait_for(self._wait)
+            await self._env.deadline.wait_for(self._wait)
         self._is_urgent = False
 
     async def finish_if_short(self) -> None:
@@ -159,7 +158,7 @@ class Pruner:
     def _allowance(self) -> int:
         """How many of the retired checkpoints, the oldest first, may be deleted now."""
         count = len(self._trash)
-        if not self._steps.in_flight or self._is_urgent:
+        if not self._env.steps.in_flight or self._is_urgent:
             return count
         return self._surplus(MAX_WAITING)
 
@@ -177,21 +176,21 @@ class Pruner:
             await asyncio.wait((self.task,))
 
     def _go_on(self) -> None:
-        if self._allowance and not self._deadline.is_over and (self.task is None or self.task.done()):
+        if self._allowance and not self._env.deadline.is_over and (self.task is None or self.task.done()):
             self.task = asyncio.Task(self._sweep(), loop=asyncio.get_running_loop(), context=contextvars.Context())
 
     async def _sweep(self) -> None:
-        while (count := self._allowance) and not self._deadline.is_over:
+        while (count := self._allowance) and not self._env.deadline.is_over:
             trash = self._trash[:count]
             self._stop = stop = StopFlag()
             try:
-                swept = await self._owner.change(stop, self._store.sweep, trash, stop)
+                swept = await self._owner.change(stop, self._env.store.sweep, trash, stop)
             except Exception as error:  # noqa: BLE001 - see 5
                 warn_in_background(
-                    f"{self._root}: deleting old checkpoints failed: {error}; the next start tries again"
+                    f"{self._env.root}: deleting old checkpoints failed: {error}; the next start tries again"
                 )
             else:
                 count = swept.done
                 self._left_nbytes += swept.left_nbytes
-                self._warnings.issue_in_background(swept.remarks)
+                self._env.warnings.issue_in_background(swept.remarks)
             del self._trash[:count]

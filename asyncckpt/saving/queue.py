@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncckpt.errors import CheckpointError, ManagerClosedError
 from asyncckpt.runtime.pacing import StopFlag
-from asyncckpt.saving.directory_warnings import warn_in_background
+from asyncckpt.saving.environment import warn_in_background
 from asyncckpt.saving.tracking import SaveState, SaveTracker, UnreceivedFailures
 
 if TYPE_CHECKING:
@@ -60,9 +60,7 @@ class SaveQueue:
     """
 
     def __init__(self, env: Environment) -> None:
-        self._root = env.root
-        self._max_staged_nbytes = env.settings.max_staged_nbytes
-        self._steps = env.steps
+        self._env = env
         self._items: deque[QueuedSave | Operation] = deque()
         self._changed = asyncio.Event()  # wakes the writer
         self._room = asyncio.Event()  # wakes a save that waits for room
@@ -83,7 +81,7 @@ class SaveQueue:
         """Whether a save that holds so many bytes may be queued now."""
         if self.waiting_saves >= MAX_WAITING_SAVES:
             return False
-        return self.staged_nbytes == 0 or self.staged_nbytes + nbytes <= self._max_staged_nbytes
+        return self.staged_nbytes == 0 or self.staged_nbytes + nbytes <= self._env.settings.max_staged_nbytes
 
     async def wait_for_room(self, nbytes: int) -> None:
         """Wait until `has_room`.
@@ -101,7 +99,7 @@ class SaveQueue:
         """Raise ManagerClosedError once the manager is closing."""
         if self.is_closing:
             state = "closed: make a new one" if self._is_closed else "closing: it takes no more work"
-            raise ManagerClosedError(f"the manager of {self._root} is {state}")
+            raise ManagerClosedError(f"the manager of {self._env.root} is {state}")
 
     def add(self, item: QueuedSave) -> None:
         """Queue a save, whose step is reserved."""
@@ -166,7 +164,7 @@ class SaveQueue:
         """End a save that has left the queue."""
         tracker = item.tracker
         self.staged_nbytes -= item.capture.nbytes
-        self._steps.free(tracker.step)
+        self._env.steps.free(tracker.step)
         tracker.move(state, record=record, cause=cause)
         if state is SaveState.FAILED:
             self.failures.add(tracker)
@@ -176,7 +174,7 @@ class SaveQueue:
     def fail(self, operation: Operation, error: Exception) -> None:
         """Give the caller of an operation its error; warn if the caller was cancelled."""
         if operation.done.cancelled():
-            warn_in_background(f"{self._root}: an operation whose caller was cancelled has failed: {error}")
+            warn_in_background(f"{self._env.root}: an operation whose caller was cancelled has failed: {error}")
         else:
             operation.done.set_exception(error)
 

@@ -21,9 +21,7 @@ from asyncckpt.runtime.deadline import ShutdownDeadline
 from asyncckpt.runtime.jobs import Jobs
 from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
-from asyncckpt.saving.directory_warnings import DirectoryWarnings
-from asyncckpt.saving.environment import Environment
-from asyncckpt.saving.ledger import StepLedger
+from asyncckpt.saving.environment import DirectoryWarnings, Environment, StepLedger
 from asyncckpt.saving.listing import enter_store
 from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
@@ -63,12 +61,11 @@ class Session:
         self.pool = BufferPool()
         self._store = make_store(settings.checkpoint_dir)
         self._kind = kind
-        self._is_writer = settings.enabled and not settings.read_only
         self._open: OpenSession | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_entered = False
         reason = policy.why_nothing_is_pruned()
-        if reason is not None and self._is_writer:
+        if reason is not None and settings.is_writer:
             warn(f"{settings.checkpoint_dir}: {reason}")
         # Last: if the warning is raised as an error, `__del__` finds no process, and does nothing.
         self._process = os.getpid()
@@ -88,7 +85,7 @@ class Session:
         settings = self.settings
         root = settings.checkpoint_dir
         jobs = Jobs(asyncio.get_running_loop())
-        if self._is_writer:
+        if settings.is_writer:
             jobs.spawn(find_format, settings.format)  # imports h5py, so that no save waits for it
         env = Environment(
             settings=settings,
@@ -106,7 +103,7 @@ class Session:
                 enter_store,
                 self._store,
                 self._policy_request,
-                is_writer=self._is_writer,
+                is_writer=settings.is_writer,
                 must_exist=settings.read_only,
             )
             env.catalog.replace(listed)
@@ -183,9 +180,7 @@ class OpenSession:
     """The parts of a manager that is open."""
 
     def __init__(self, env: Environment) -> None:
-        settings = env.settings
-        self._is_writer = settings.enabled and not settings.read_only
-        self._max_staged_nbytes = settings.max_staged_nbytes
+        self._settings = settings = env.settings
         self.loop = asyncio.get_running_loop()
         self.jobs = env.jobs
         self.deadline = env.deadline
@@ -208,7 +203,7 @@ class OpenSession:
 
         A state that the budget does not hold is not copied as a whole.
         """
-        if self._is_writer and INLINE_NBYTES < nbytes <= self._max_staged_nbytes:
+        if self._settings.is_writer and INLINE_NBYTES < nbytes <= self._settings.max_staged_nbytes:
             self.warmer.warm(nbytes)
 
     async def close(self) -> None:

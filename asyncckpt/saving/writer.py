@@ -57,19 +57,13 @@ class Writer:
     """The task that does what is queued. Used on the loop's thread only."""
 
     def __init__(self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner) -> None:
-        self._settings = env.settings
-        self._store = env.store
-        self._jobs = env.jobs
-        self._deadline = env.deadline
-        self._catalog = env.catalog
-        self._warnings = env.warnings
-        self._root = env.root
+        self._env = env
         self._queue = queue
         self._owner = owner
         self._pruner = pruner
         self._writing: QueuedSave | None = None
         loop = asyncio.get_running_loop()
-        name = f"asyncckpt writer {self._root}"
+        name = f"asyncckpt writer {env.root}"
         self.task = asyncio.Task(self._run(), loop=loop, name=name, context=contextvars.Context())
 
     async def wait_closed(self) -> bool:
@@ -84,11 +78,11 @@ class Writer:
             try:
                 await asyncio.wait(tasks, timeout=_POLL_SECONDS)
             except asyncio.CancelledError as error:
-                self._deadline.start_countdown(error)
-            is_late = self._deadline.is_over_since(_STUCK_SECONDS) and any(not task.done() for task in tasks)
+                self._env.deadline.start_countdown(error)
+            is_late = self._env.deadline.is_over_since(_STUCK_SECONDS) and any(not task.done() for task in tasks)
             if is_late and not is_stuck:
                 is_stuck = True
-                self._jobs.give_up()
+                self._env.jobs.give_up()
         return is_stuck
 
     async def _run(self) -> None:
@@ -97,12 +91,12 @@ class Writer:
         except BaseException as error:
             self._fail_all(error)
             raise
-        self._fail_all(ManagerClosedError(f"the manager of {self._root} ran out of time while closing"))
+        self._fail_all(ManagerClosedError(f"the manager of {self._env.root} ran out of time while closing"))
 
     async def _work(self) -> None:
-        while not self._deadline.is_over:
+        while not self._env.deadline.is_over:
             await self._pruner.catch_up()
-            item = None if self._deadline.is_over else self._queue.pop()
+            item = None if self._env.deadline.is_over else self._queue.pop()
             if isinstance(item, QueuedSave):
                 await self._save(item)
             elif item is not None:
@@ -110,7 +104,7 @@ class Writer:
             elif self._queue.is_closing:
                 break
             else:  # a cancellation means that asyncio.run is ending: what was captured is written in the grace
-                await self._deadline.wait_for(self._queue.wait)
+                await self._env.deadline.wait_for(self._queue.wait)
             del item  # it may hold an error, until the next one comes
         await self._pruner.finish()
 
@@ -139,15 +133,15 @@ class Writer:
         tracker.move(SaveState.WRITING)
         try:
             await self._owner.take_in_writer()
-            self._catalog.begin(tracker.step)
+            self._env.catalog.begin(tracker.step)
             written = await self._write(item)
         except Exception as error:  # noqa: BLE001 - it becomes the handle's
             drop_locals(error)  # for a handle may be kept for long
             stopped = ManagerClosedError("it was stopped while it was being written")
             self._queue.end(item, SaveState.FAILED, cause=stopped if item.stop.is_set else error)
         else:
-            self._catalog.add(written.record)
-            self._warnings.issue_in_background(written.remarks)
+            self._env.catalog.add(written.record)
+            self._env.warnings.issue_in_background(written.remarks)
             self._pruner.sweep(written.trash)
             tracker.time("written", written.written_at)
             tracker.time("committed")
@@ -169,16 +163,16 @@ class Writer:
         return await self._try_to_write(item, is_last_try=True)
 
     async def _try_to_write(self, item: QueuedSave, *, is_last_try: bool) -> commit.Written:
-        budget = self._settings.max_staged_nbytes
+        budget = self._env.settings.max_staged_nbytes
         request = commit.WriteRequest(
             step=item.tracker.step,
             capture=item.capture,
             documents=item.documents,
-            format_name=self._settings.format,
-            min_free_nbytes=self._settings.min_free_nbytes,
+            format_name=self._env.settings.format,
+            min_free_nbytes=self._env.settings.min_free_nbytes,
             block_nbytes=commit.block_nbytes_within(budget // _WRITE_THREADS) if item.streams else BLOCK_NBYTES,
             progress=_Progress(item),
             is_last_try=is_last_try,
         )
-        context = self._jobs.context(_WRITE_THREADS - 1, stop=item.stop)
-        return await self._owner.change(item.stop, commit.write_checkpoint, self._store, request, context)
+        context = self._env.jobs.context(_WRITE_THREADS - 1, stop=item.stop)
+        return await self._owner.change(item.stop, commit.write_checkpoint, self._env.store, request, context)

@@ -86,11 +86,11 @@ BUGS = (
         (
             (
                 "saving/writer.py",
-                "            self._catalog.begin(tracker.step)\n",
+                "            self._env.catalog.begin(tracker.step)\n",
                 (
-                    "            self._catalog.begin(tracker.step)\n"
-                    "            most = self._settings.keep_latest_k\n"
-                    "            await self._pruner.retire(self._catalog.steps()[: 1 - most] if most else [])\n"
+                    "            self._env.catalog.begin(tracker.step)\n"
+                    "            most = self._env.settings.keep_latest_k\n"
+                    "            await self._pruner.retire(self._env.catalog.steps()[: 1 - most] if most else [])\n"
                 ),
             ),
         ),
@@ -151,11 +151,11 @@ BUGS = (
                     "                self._queue.end(item, SaveState.COMMITTED, record=written.returned)\n"
                     "                for _ in range(50):\n"
                     "                    await asyncio.sleep(0)\n"
-                    "                pending = self._root / f'tmp_step_{tracker.step}'\n"
+                    "                pending = self._env.root / f'tmp_step_{tracker.step}'\n"
                     "                from asyncckpt.disk import publish\n"
-                    "                ops = self._store._ops\n"
-                    "                moved = await self._jobs.run(publish.move, ops, pending, tracker.step)\n"
-                    "                await self._jobs.run(publish.make_durable, ops, moved)\n"
+                    "                ops = self._env.store._ops\n"
+                    "                moved = await self._env.jobs.run(publish.move, ops, pending, tracker.step)\n"
+                    "                await self._env.jobs.run(publish.make_durable, ops, moved)\n"
                 ),
             ),
         ),
