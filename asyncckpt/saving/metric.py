@@ -1,14 +1,17 @@
-"""The metric: which one ranks checkpoints, and the warnings about saves that lack it. Pure: no I/O.
+"""The metric: which one ranks checkpoints, where a store keeps its name, and the warnings about saves that lack it.
 
 1. A manager without a metric's name uses the one that its directory was saved with. A manager with a name uses its own,
    with the stored direction if the stored name is the same and no direction was given; a contradiction is warned of.
-2. What is checked is what retention will use: the training_info as it is read back from the checkpoint.
-3. Each way of lacking the metric is warned of once, because many loops measure only at some steps; with
+2. No checkpoint depends on the document that names the metric. What is wrong with it is a remark, never an error: a
+   save must not fail because of it. What cannot be read, or was written by a later release, is left as it is.
+3. What is checked is what retention will use: the training_info as it is read back from the checkpoint.
+4. Each way of lacking the metric is warned of once, because many loops measure only at some steps; with
    `metric_required` every such save is refused.
 """
 
 from __future__ import annotations
 
+import json
 import reprlib
 from dataclasses import replace
 from itertools import islice
@@ -16,19 +19,37 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.errors import MetricMissingError, brief, nearest
 from asyncckpt.saving.retention import metric_of
-from asyncckpt.saving.stored_metric import StoredMetric
-from asyncckpt.storage.results import METRIC_NAME
+from asyncckpt.storage.results import METRIC_NAME, SHORTAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.retention import RetentionPolicy
-    from asyncckpt.saving.stored_metric import MetricFile
+    from asyncckpt.storage.base import CheckpointStore
 
+FORMAT_VERSION: Final = 1
 _SHOWN_KEYS: Final = 20
 _COMPARED_KEYS: Final = 1000
 _LIKENESS: Final = 0.5
+
+
+class StoredMetric(NamedTuple):
+    """What ranks the checkpoints of a store."""
+
+    metric_name: str
+    higher_is_better: bool
+
+
+class MetricFile(NamedTuple):
+    """What the document says."""
+
+    stored: StoredMetric | None
+    """None where there is no document, or none that can be used."""
+    problem: str | None = None
+    """Why it cannot be used, in words; None where nothing is wrong."""
+    may_be_written: bool = True
+    """Whether a writer may replace it."""
 
 
 class PolicyRequest(NamedTuple):
@@ -61,12 +82,60 @@ class PolicyRequest(NamedTuple):
         return policy, (remark,)
 
 
-def metric_to_store(policy: RetentionPolicy, file: MetricFile) -> StoredMetric | None:
-    """Return the metric that a writer with this policy has to store; None if nothing is to be changed."""
+def read_stored_metric(store: CheckpointStore) -> MetricFile:
+    """Read the document of a store.
+
+    Raises:
+        OSError: The system is short of descriptors or memory, which says nothing of the document: retention that went
+            on without the metric might prune the best.
+    """
+    try:
+        text = store.read_document(METRIC_NAME)
+    except OSError as error:
+        if error.errno in SHORTAGES:
+            raise
+        return MetricFile(None, f"cannot be read ({error.strerror})", may_be_written=False)
+    if text is None:
+        return MetricFile(None)
+    try:
+        content = json.loads(text.decode("ascii"))
+        version = content["format_version"]
+        if type(version) is int and version > FORMAT_VERSION:
+            problem = f"has format version {version}, and this asyncckpt knows {FORMAT_VERSION}: use a later release"
+            return MetricFile(None, problem, may_be_written=False)
+        stored = StoredMetric(content["metric_name"], content["higher_is_better"])
+        if version != FORMAT_VERSION or [type(value) for value in stored] != [str, bool]:
+            return MetricFile(None, "is damaged (a value is not of its type)")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        return MetricFile(None, f"is damaged ({type(error).__name__}: {reprlib.repr(str(error))})")
+    return MetricFile(stored)
+
+
+def write_stored_metric(store: CheckpointStore, stored: StoredMetric) -> None:
+    """Write the document of a store; only for its writer.
+
+    Raises:
+        OSError: The store failed, or the metric's name is too long. What was there before still is.
+    """
+    text = json.dumps({"format_version": FORMAT_VERSION, **stored._asdict()}) + "\n"
+    store.write_document(METRIC_NAME, text.encode("ascii"))
+
+
+def store_metric(store: CheckpointStore, policy: RetentionPolicy, file: MetricFile) -> tuple[str, ...]:
+    """Write the metric of a policy if the store, whose document is given, lacks it; only for its writer.
+
+    Returns:
+        Remarks.
+    """
     if policy.metric_name is None or not file.may_be_written:
-        return None
+        return ()
     metric = StoredMetric(policy.metric_name, policy.higher_is_better)
-    return None if metric == file.stored else metric
+    try:
+        if metric != file.stored:
+            write_stored_metric(store, metric)
+    except OSError as error:  # the next manager tries again
+        return (f"the metric could not be stored for those who open the directory later: {error}",)
+    return ()
 
 
 class MetricWatch:

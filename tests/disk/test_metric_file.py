@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asyncckpt.disk.ops import DiskOps
-from asyncckpt.saving.stored_metric import MetricFile, StoredMetric, read_stored_metric, write_stored_metric
+from asyncckpt.saving.metric import MetricFile, StoredMetric, read_stored_metric, write_stored_metric
 from asyncckpt.storage.local.documents import clear_half_written, has_half_written
 from asyncckpt.storage.local.store import LocalStore
 from asyncckpt.testing import FaultyDisk
