@@ -34,10 +34,9 @@ from asyncckpt.errors import (
 )
 from asyncckpt.manager import CheckpointManager, ManagerStatistics, _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.catalog import LoadedCheckpoint
-from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
 from asyncckpt.saving.sigterm import leave_on_sigterm
-from asyncckpt.saving.tracking import SaveProgress, SaveState, SaveTimings
+from asyncckpt.saving.tracking import SaveHandle, SaveProgress, SaveState, SaveTimings
 from asyncckpt.state.types import register_type
 from asyncckpt.storage.results import CheckpointRecord
 

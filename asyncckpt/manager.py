@@ -11,10 +11,10 @@ from asyncckpt.config import check_arrays, is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, LeafError, ManagerUsageError
 from asyncckpt.saving.admission import SaveRequest, encode_documents
-from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.load_job import LoadRequest
 from asyncckpt.saving.session import Session
 from asyncckpt.saving.steps import Choice, check_step, check_which
+from asyncckpt.saving.tracking import SaveHandle
 from asyncckpt.state.decode_walk import ABSENT
 from asyncckpt.storage.local.store import LocalStore
 

@@ -25,9 +25,8 @@ from asyncckpt.errors import QueueFullError, StepExistsError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
-from asyncckpt.saving.handle import SaveHandle
 from asyncckpt.saving.queue import MAX_WAITING_SAVES, QueuedSave
-from asyncckpt.saving.tracking import SaveState, SaveTracker
+from asyncckpt.saving.tracking import SaveHandle, SaveState, SaveTracker
 from asyncckpt.state.capture import Capture, staged_nbytes
 from asyncckpt.state.encode import flatten
 from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
