@@ -12,8 +12,7 @@ import os
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.listing import scan
-from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name
+from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, parse_name, scan
 from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.errors import nearest
 

@@ -29,9 +29,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
 
-from asyncckpt.disk.listing import committed_kind, kinds_of, locate
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
-from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
+from asyncckpt.disk.names import MANIFEST_NAME, Kind, committed_kind, kinds_of, locate, name_of, paths_of
 from asyncckpt.disk.obstacles import explain
 from asyncckpt.disk.removal import check_is_directory, clear, move_to_trash, refusal, rename_successor, settle, undo
 from asyncckpt.disk.write_blocks import write_bytes

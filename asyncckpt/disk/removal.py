@@ -22,10 +22,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from asyncckpt.disk.listing import describe_misnamed, is_directory, kinds_of, names_in
-from asyncckpt.disk.names import MANIFEST_NAME, Kind, name_of, paths_of
+from asyncckpt.disk.names import MANIFEST_NAME, Kind, describe_misnamed, is_directory, kinds_of, name_of, paths_of, scan
 from asyncckpt.disk.obstacles import explain, mounted_below
-from asyncckpt.runtime.pacing import Pacer, Stopped
+from asyncckpt.runtime.pacing import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -70,7 +69,7 @@ def recover(ops: DiskOps, root: Path) -> list[OSError]:
         OSError: The directory cannot be read or synced.
     """
     leftovers: list[OSError] = []
-    names = names_in(root, Pacer()).directories
+    names = scan(root).directories
     if any(names.values()):
         ops.sync_directory(root)
     unsettled = sorted({step for kind in (Kind.SWAPPED, Kind.SUCCESSOR, Kind.DELETED) for step, _ in names[kind]})
@@ -197,7 +196,7 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
 
 def sweep_all(ops: DiskOps, root: Path, stop: StopFlag | None = None) -> Swept:
     """Delete all trash in a directory, as `sweep` does."""
-    trash = names_in(root, Pacer()).directories[Kind.TRASH]
+    trash = scan(root).directories[Kind.TRASH]
     return sweep(ops, root, [root / name for _, name in sorted(trash)], stop)
 
 

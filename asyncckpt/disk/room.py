@@ -11,11 +11,11 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 _WAYS_OUT: Final = {
     errno.ENOSPC: "make room on that disk",
@@ -23,6 +23,7 @@ _WAYS_OUT: Final = {
     errno.EFBIG: "a file may not become so large here: raise the limit (ulimit -f), or use another file system",
 }
 """What to do about each errno that is a lack of space."""
+_STAT_BLOCK_NBYTES: Final = 512  # the unit of st_blocks
 _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 
 
@@ -33,6 +34,15 @@ def free_nbytes(path: Path) -> int | None:
     except OSError:  # if something is wrong with the disk, the error of the next write is better
         return None
     return disk.f_bavail * disk.f_frsize if disk.f_blocks else None
+
+
+def nbytes_of(path: Path) -> int:
+    """Return how much room the files below a directory take on the disk, in bytes."""
+    return sum(
+        os.lstat(f"{folder}/{name}").st_blocks * _STAT_BLOCK_NBYTES
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
 
 
 def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncckpt.disk import listing, publish, removal
+from asyncckpt.disk import publish, removal
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, Manifest, decode_manifest, digest_bytes
+from asyncckpt.disk.names import locate, scan
 from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 from asyncckpt.runtime.pacing import StopFlag, Stopped
@@ -58,12 +59,12 @@ def save(disk: FaultyDisk, root: Path, step: int, content: str) -> Path | None:
 def committed(root: Path) -> dict[int, str]:
     """Read what readers see: for each step its file, which must be what the manifest says."""
     found = {}
-    for step, name in listing.scan(root).committed.items():
+    for step, name in scan(root).committed.items():
         path = root / name
         manifest = decode_manifest((path / "manifest.json").read_bytes(), step)
         data = (path / "file").read_bytes()
         assert manifest.files == {"file": digest_bytes(data)}
-        assert listing.locate(root, step) == path
+        assert locate(root, step) == path
         found[step] = data.decode()
     return found
 
@@ -260,8 +261,8 @@ def test_a_step_is_retired_with_what_an_overwrite_left(tmp_path: Path) -> None:
     save(disk, tmp_path, 4, "x")
     disk.rename(tmp_path / "step_4", tmp_path / "step_3")
     removal.retire(disk, tmp_path, [3])
-    assert listing.scan(tmp_path).committed == {}
-    assert listing.locate(tmp_path, 3) is None
+    assert scan(tmp_path).committed == {}
+    assert locate(tmp_path, 3) is None
 
 
 def test_trash_of_the_same_step_twice(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncckpt.disk import listing, publish, removal
+from asyncckpt.disk import publish, removal
+from asyncckpt.disk.names import locate, scan
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.storage.local.outcomes import remarks_of
 from asyncckpt.storage.local.store import LocalStore
@@ -60,11 +61,11 @@ CASES = {
 def test_brings_into_order(tmp_path: Path, names: str) -> None:
     """A lone old one is the step; beside its step it goes, like pending ones and trash; other names stay."""
     make(tmp_path, names)
-    before = listing.scan(tmp_path).committed
+    before = scan(tmp_path).committed
     removal.recover(FaultyDisk(), tmp_path)
     assert tree(tmp_path) == CASES[names]
-    assert listing.scan(tmp_path).committed.keys() == before.keys()
-    assert not listing.scan(tmp_path).has_leftovers
+    assert scan(tmp_path).committed.keys() == before.keys()
+    assert not scan(tmp_path).has_leftovers
 
 
 @pytest.mark.parametrize("names", [names for names in CASES if names and "my_" not in names])
@@ -75,7 +76,7 @@ def test_may_be_cut_off_anywhere(tmp_path: Path, names: str) -> None:
         root = tmp_path / str(number)
         root.mkdir()
         make(root, names)
-        before = listing.scan(root).committed.keys()
+        before = scan(root).committed.keys()
         disk = FaultyDisk()
         disk.fail(None, errno.EIO, after=position, lasting=lasting)
         left = None
@@ -84,7 +85,7 @@ def test_may_be_cut_off_anywhere(tmp_path: Path, names: str) -> None:
         if left == []:
             assert len(disk.operations) == position >= 1
             break
-        assert listing.scan(root).committed.keys() == before
+        assert scan(root).committed.keys() == before
         assert removal.recover(FaultyDisk(), root) == []
         assert tree(root) == CASES[names]
 
@@ -112,14 +113,14 @@ def test_what_is_found_is_made_durable(tmp_path: Path) -> None:
 def test_readers_take_a_lone_old_one(tmp_path: Path) -> None:
     """Before recovery, and without it, `old_step_N` is step N, unless `step_N` is there."""
     make(tmp_path, "old_step_1 old_step_2 step_2 tmp_step_3 trash_step_4")
-    assert listing.scan(tmp_path).committed == {1: "old_step_1", 2: "step_2"}
-    assert listing.locate(tmp_path, 1) == tmp_path / "old_step_1"
-    assert listing.locate(tmp_path, 2) == tmp_path / "step_2"
-    assert listing.locate(tmp_path, 3) is None
+    assert scan(tmp_path).committed == {1: "old_step_1", 2: "step_2"}
+    assert locate(tmp_path, 1) == tmp_path / "old_step_1"
+    assert locate(tmp_path, 2) == tmp_path / "step_2"
+    assert locate(tmp_path, 3) is None
     make(tmp_path, "new_step_2 deleted_step_1")
-    assert listing.scan(tmp_path).committed == {2: "new_step_2"}
-    assert listing.locate(tmp_path, 1) is None
-    assert listing.locate(tmp_path, 2) == tmp_path / "new_step_2"
+    assert scan(tmp_path).committed == {2: "new_step_2"}
+    assert locate(tmp_path, 1) is None
+    assert locate(tmp_path, 2) == tmp_path / "new_step_2"
     (tmp_path / "deleted_step_1" / "sub" / "who").unlink()
     (tmp_path / "deleted_step_1" / "sub").rmdir()
     (tmp_path / "deleted_step_1").rmdir()
@@ -134,7 +135,7 @@ def test_only_directories_count(tmp_path: Path) -> None:
     (tmp_path / "step_5").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     removal.recover(FaultyDisk(), tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
-    found = listing.scan(tmp_path)
+    found = scan(tmp_path)
     assert found.committed == {}
     assert found.misnamed == ("old_step_3", "step_1", "step_5")
     assert not found.has_leftovers
@@ -142,8 +143,8 @@ def test_only_directories_count(tmp_path: Path) -> None:
 
 def test_no_directory_yet(tmp_path: Path) -> None:
     """There is nothing in a directory that does not exist, and listing does not make it."""
-    assert listing.scan(tmp_path / "a").committed == {}
-    assert not listing.scan(tmp_path / "a").has_leftovers
+    assert scan(tmp_path / "a").committed == {}
+    assert not scan(tmp_path / "a").has_leftovers
     assert not (tmp_path / "a").exists()
 
 
@@ -172,7 +173,7 @@ def test_an_old_step_that_cannot_be_moved_back_is_still_the_step(tmp_path: Path)
     (refusal,) = removal.recover(disk, tmp_path)
     assert refusal.errno == errno.EBUSY
     assert tree(tmp_path) == {"old_step_1": "old_step_1"}
-    assert listing.scan(tmp_path).committed.keys() == {1}
+    assert scan(tmp_path).committed.keys() == {1}
 
 
 @pytest.mark.parametrize("code", REFUSALS)

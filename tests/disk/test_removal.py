@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncckpt.disk import listing, publish, removal
+from asyncckpt.disk import publish, removal
 from asyncckpt.disk.manifest import Manifest
+from asyncckpt.disk.names import locate, scan
 from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.testing import FaultyDisk
 
@@ -62,9 +63,9 @@ def save(disk: FaultyDisk, root: Path, step: int, content: str) -> publish.Publi
 def committed(root: Path) -> dict[int, str]:
     """Read what readers see, which must be whole."""
     found = {}
-    for step, name in listing.scan(root).committed.items():
+    for step, name in scan(root).committed.items():
         assert (root / name / "manifest.json").exists()
-        assert listing.locate(root, step) == root / name
+        assert locate(root, step) == root / name
         found[step] = (root / name / "file").read_text()
     return found
 
@@ -191,4 +192,4 @@ def test_a_step_without_a_manifest_is_deleted_only_if_it_is_marked(tmp_path: Pat
     removal.recover(FaultyDisk(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_2"]
     assert (tmp_path / "step_2" / "file").exists()
-    assert listing.scan(tmp_path).committed.keys() == {2}
+    assert scan(tmp_path).committed.keys() == {2}

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.diagnosis import explain_refusal
-from asyncckpt.disk.listing import nbytes_of
 from asyncckpt.disk.room import explain as explain_shortage
-from asyncckpt.disk.room import free_nbytes
+from asyncckpt.disk.room import free_nbytes, nbytes_of
 from asyncckpt.storage.local.records import identity_of
 from asyncckpt.storage.results import Committed, Trash
 

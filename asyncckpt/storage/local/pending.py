@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish, removal, room
-from asyncckpt.disk.listing import nbytes_of
 from asyncckpt.disk.manifest import Manifest
 from asyncckpt.disk.names import Kind, parse_name
 from asyncckpt.disk.open_below import open_directory, read_unverified
@@ -81,7 +80,7 @@ class PendingDirectories(LocalDirectories):
             publish.seal(self._ops, pending, Manifest(step=step, created=time.time(), files=files))
             published = publish.make_durable(self._ops, publish.move(self._ops, pending, step))
         except OSError as error:
-            explain(error, self._root, f"its files take {room.spell(nbytes_of(pending))}")
+            explain(error, self._root, f"its files take {room.spell(room.nbytes_of(pending))}")
             if isinstance(error, publish.UnsyncedError):
                 self._discard_after(error, pending)
             raise

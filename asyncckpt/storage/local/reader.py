@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing, step_of
-from asyncckpt.disk.listing import locate
 from asyncckpt.disk.manifest import Manifest, decode_manifest
 from asyncckpt.disk.mapping import MappedFile
-from asyncckpt.disk.names import MANIFEST_NAME
+from asyncckpt.disk.names import MANIFEST_NAME, locate
 from asyncckpt.disk.open_below import open_below, open_directory
 from asyncckpt.disk.read_blocks import Run, read_run
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError

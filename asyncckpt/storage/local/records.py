@@ -6,8 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from asyncckpt.disk.diagnosis import describe_checkpoint
-from asyncckpt.disk.listing import Scan, describe_misnamed, locate, scan
-from asyncckpt.disk.names import MANIFEST_NAME
+from asyncckpt.disk.names import MANIFEST_NAME, Scan, describe_misnamed, locate, scan
 from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.runtime.collector import young_collections_only

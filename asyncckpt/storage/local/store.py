@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish, removal, room
 from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing
-from asyncckpt.disk.listing import locate, nbytes_of
 from asyncckpt.disk.lock import DirectoryLock, acquire_lock
+from asyncckpt.disk.names import locate
 from asyncckpt.disk.read_blocks import READERS
 from asyncckpt.errors import ConfigError
 from asyncckpt.storage.base import CheckpointStore
@@ -79,7 +79,7 @@ class LocalStore(CheckpointStore):
 
     def nbytes_of(self, steps: Iterable[int]) -> int:
         paths = (locate(self._root, step) for step in steps)
-        return sum(nbytes_of(path) for path in paths if path is not None)
+        return sum(room.nbytes_of(path) for path in paths if path is not None)
 
     def read_document(self, name: str) -> bytes | None:
         return documents.read_document(self._root, name)
@@ -137,7 +137,7 @@ class LocalStore(CheckpointStore):
                 done, leftovers = removal.sweep_all(self._ops, self._root, stop)
             else:
                 done, leftovers = removal.sweep(self._ops, self._root, [self._root / each.name for each in trash], stop)
-        return Swept(done, sum(nbytes_of(Path(error.filename)) for error in leftovers), remarks_of(leftovers))
+        return Swept(done, sum(room.nbytes_of(Path(error.filename)) for error in leftovers), remarks_of(leftovers))
 
     def write_document(self, name: str, data: bytes) -> None:
         documents.write_document(self._ops, self._root, name, data)
