@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from asyncckpt.runtime.pacing import StopFlag
-
     Bytes = NDArray[np.uint8]
 
 CHUNK_NBYTES: Final = 2 << 20
@@ -90,76 +88,42 @@ def read_run(
     """
     context = context or JobContext()
     nbytes = run.record.nbytes
-    chunks = _whole_chunks(nbytes) if is_whole else _chunks_of(targets, nbytes)
-    reading = _Reading(run, targets)
+    chunks = _chunks_of([Target(0, nbytes, None)] if is_whole else targets, nbytes)
+    reading = _Reading(run, targets, on_begin)
     is_large = sum(end - begin for begin, end in chunks) >= _DIRECT_MIN_NBYTES
     if run.may_go_direct and is_large and nbytes % PAGE_NBYTES == 0 and not MappedFile(run.fd).is_cached():
         reading.go_direct()
-
-    read = partial(_read, reading, context.stop, on_begin)
     if len(chunks) == 1:
-        read(chunks[0])
+        context.stop.check()
+        reading.read(chunks[0])
     elif reading.is_direct:
-        context.run(lambda each: each(), _with_memory_ready(chunks, reading.populate, read), threads=READERS)
+        context.run(lambda each: each(), reading.with_memory_ready(chunks), threads=READERS)
     else:
-        context.run(read, chunks, threads=_COPIES_IN_FLIGHT)
-
-
-def _read(
-    reading: _Reading, stop: StopFlag, on_begin: Callable[[int, int], None] | None, chunk: tuple[int, int]
-) -> None:
-    stop.check()
-    if on_begin is not None:
-        on_begin(*chunk)
-    reading.read(*chunk)
-
-
-def _with_memory_ready(
-    chunks: list[tuple[int, int]],
-    populate: Callable[[tuple[int, int]], None],
-    read: Callable[[tuple[int, int]], None],
-) -> Iterator[Callable[[], None]]:
-    """Yield functions that read the chunks and, some chunks ahead, functions that populate their memory."""
-    ready = 0
-    for number, chunk in enumerate(chunks):
-        while ready < min(number + _CHUNKS_AHEAD, len(chunks)):
-            yield partial(populate, chunks[ready])
-            ready += 1
-        yield partial(read, chunk)
-
-
-def _whole_chunks(nbytes: int) -> list[tuple[int, int]]:
-    return [(begin, min(begin + CHUNK_NBYTES, nbytes)) for begin in range(0, nbytes, CHUNK_NBYTES)]
+        context.run(reading.read, chunks, threads=_COPIES_IN_FLIGHT)
 
 
 def _chunks_of(targets: Sequence[Target], nbytes: int) -> list[tuple[int, int]]:
     """Return the digest blocks with wanted bytes, with neighbors joined into chunks."""
     chunks: list[tuple[int, int]] = []
     for target in targets:
-        begin = target.offset // DIGEST_BLOCK_NBYTES * DIGEST_BLOCK_NBYTES
-        end = min(-(-(target.offset + target.nbytes) // DIGEST_BLOCK_NBYTES) * DIGEST_BLOCK_NBYTES, nbytes)
-        while begin < end:
-            if chunks and begin < chunks[-1][1]:
-                begin = chunks[-1][1]
-                continue
-            last = chunks[-1] if chunks else (0, 0)
-            if begin == last[1] and chunks and last[1] - last[0] < CHUNK_NBYTES:
-                stop = min(end, last[0] + CHUNK_NBYTES)
-                chunks[-1] = (last[0], stop)
-            else:
-                stop = min(end, begin + CHUNK_NBYTES)
-                chunks.append((begin, stop))
-            begin = stop
+        last_begin, last_end = chunks[-1] if chunks else (0, 0)
+        begin = max(target.offset // DIGEST_BLOCK_NBYTES * DIGEST_BLOCK_NBYTES, last_end)
+        end = min(align(target.offset + target.nbytes, DIGEST_BLOCK_NBYTES), nbytes)
+        if chunks and begin == last_end < end and last_end - last_begin < CHUNK_NBYTES:
+            begin = last_begin
+            chunks.pop()
+        chunks += [(at, min(at + CHUNK_NBYTES, end)) for at in range(begin, end, CHUNK_NBYTES)]
     return chunks
 
 
 class _Reading:
     """Reads the chunks of one run of a file."""
 
-    def __init__(self, run: Run, targets: Sequence[Target]) -> None:
+    def __init__(self, run: Run, targets: Sequence[Target], on_begin: Callable[[int, int], None] | None) -> None:
         self._fd, self._record, self._corrupt, self._base, _ = run
         self._targets = targets
         self._offsets = [target.offset for target in targets]
+        self._on_begin = on_begin
         self._spare: list[Bytes] = []
         self.is_direct = False
 
@@ -175,20 +139,23 @@ class _Reading:
         self.is_direct = False
         fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~O_DIRECT)
 
-    def read(self, begin: int, end: int) -> None:
+    def read(self, chunk: tuple[int, int]) -> None:
         """Read a chunk, verify it, and copy the bytes that were not read into place."""
+        if self._on_begin is not None:
+            self._on_begin(*chunk)
+        begin, end = chunk
+        at = begin
         scratch: Bytes | None = None
         parts: list[Part] = []
         copies: list[tuple[Target, int, int]] = []
-        at = begin
         for target, low, high in self._wanted(begin, end):
-            first, last = self._in_place(target, low, high)
-            if first < last:
+            first = last = low
+            if (part := self._in_place(target, low, high)) is not None:
+                first, last = part.offset, part.offset + len(part.data)
                 if first > at:
                     scratch = self._take(scratch)
                     parts.append(Part(at, scratch[at - begin : first - begin]))
-                assert target.memory is not None  # noqa: S101 - else nothing could be in place
-                parts.append(Part(first, target.memory[first - target.offset : last - target.offset]))
+                parts.append(part)
                 at = last
             copies += [(target, *edge) for edge in ((low, first), (last, high)) if edge[0] < edge[1]]
         if at < end:
@@ -206,13 +173,20 @@ class _Reading:
         if scratch is not None:
             self._spare.append(scratch)
 
-    def populate(self, chunk: tuple[int, int]) -> None:
+    def with_memory_ready(self, chunks: list[tuple[int, int]]) -> Iterator[Callable[[], None]]:
+        """Yield functions that read the chunks and, some chunks ahead, functions that populate their memory."""
+        ready = 0
+        for number, chunk in enumerate(chunks):
+            while ready < min(number + _CHUNKS_AHEAD, len(chunks)):
+                yield partial(self._populate, chunks[ready])
+                ready += 1
+            yield partial(self.read, chunk)
+
+    def _populate(self, chunk: tuple[int, int]) -> None:
         """Populate the memory that a chunk will be read into."""
         for target, low, high in self._wanted(*chunk):
-            first, last = self._in_place(target, low, high)
-            if first < last:
-                assert target.memory is not None  # noqa: S101 - as above
-                populate(target.memory[first - target.offset : last - target.offset])
+            if (part := self._in_place(target, low, high)) is not None:
+                populate(part.data)
 
     def _wanted(self, begin: int, end: int) -> Iterator[tuple[Target, int, int]]:
         """Yield the targets in a chunk, each with its range of bytes there."""
@@ -222,15 +196,15 @@ class _Reading:
             if low < high:
                 yield target, low, high
 
-    def _in_place(self, target: Target, low: int, high: int) -> tuple[int, int]:
-        """Return the range of the bytes from `low` to `high` that can be read into place: (first, last + 1)."""
+    def _in_place(self, target: Target, low: int, high: int) -> Part | None:
+        """Return the bytes from `low` to `high`, or those of their whole pages, if they can be read into place."""
         if target.memory is None or high - low < _IN_PLACE_MIN_NBYTES:
-            return low, low
+            return None
         if not self.is_direct:
-            return low, high
-        first, last = align(low, PAGE_NBYTES), high - high % PAGE_NBYTES
-        address = target.memory.ctypes.data + first - target.offset
-        return (low, low) if address % PAGE_NBYTES or first >= last else (first, last)
+            return Part(low, target.memory[low - target.offset : high - target.offset])
+        low, high = align(low, PAGE_NBYTES), high - high % PAGE_NBYTES
+        data = target.memory[low - target.offset : high - target.offset]
+        return None if data.ctypes.data % PAGE_NBYTES else Part(low, data)
 
     def _take(self, scratch: Bytes | None) -> Bytes:
         if scratch is not None:

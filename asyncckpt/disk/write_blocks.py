@@ -98,14 +98,10 @@ def write_content(
     *,
     batch: SyncBatch | None = None,
 ) -> FileRecord:
-    """Create a file, write its content, and make it durable.
+    """Create a file, which must not exist, write its content, and make it durable.
 
-    Args:
-        ops: The operations on the disk.
-        path: The path of the file, which must not exist.
-        content: The content.
-        context: The context of the job; its stop flag is checked before each block.
-        batch: Syncs and closes a small file later. Without it, the file is durable on return, as large files are.
+    A batch syncs and closes a small file later. A large one is durable on return. The stop flag of the job is checked
+    before each block.
 
     Raises:
         OSError: The disk failed.
@@ -120,15 +116,8 @@ def write_content(
 def write_content_at(ops: DiskOps, fd: int, base: int, content: Content, context: JobContext) -> FileRecord:
     """Write content into an open file through the page cache, without a sync.
 
-    Args:
-        ops: The operations on the disk.
-        fd: The file, open for writing.
-        base: The offset of the content in the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`.
-        content: The content; the offsets of its plan are relative to `base`.
-        context: The context of the job; its stop flag is checked before each block.
-
-    Returns:
-        The size and the digests of the bytes written; digest blocks begin at `base`.
+    It begins at the offset `base`, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`, to which the offsets of the
+    plan and the digest blocks are relative. The stop flag of the job is checked before each block.
 
     Raises:
         OSError: The disk failed.
@@ -159,14 +148,7 @@ def _durable(ops: DiskOps, fd: int, batch: SyncBatch | None) -> Iterator[int]:
 
 
 def write_all(ops: DiskOps, fd: int, parts: Sequence[Part], *, granularity: int = 1) -> None:
-    """Write parts that are consecutive in the file.
-
-    Args:
-        ops: The operations on the disk.
-        fd: The file.
-        parts: The parts.
-        granularity: Continue a short write at a multiple of this.
-    """
+    """Write parts that are consecutive in the file; a short write is continued at a multiple of `granularity`."""
     while parts:
         offset = parts[0].offset
         written = ops.write(fd, [part.data for part in parts], offset)
@@ -196,15 +178,7 @@ def _create(ops: DiskOps, path: Path, *, want_direct: bool) -> tuple[int, bool]:
 class _Writer:
     """Writes the blocks of one file."""
 
-    def __init__(
-        self,
-        ops: DiskOps,
-        fd: int,
-        content: Content,
-        *,
-        is_direct: bool = False,
-        base: int = 0,
-    ) -> None:
+    def __init__(self, ops: DiskOps, fd: int, content: Content, *, is_direct: bool = False, base: int = 0) -> None:
         self._base = base
         self._ops = ops
         self._fd = fd
