@@ -66,6 +66,9 @@ class Part(NamedTuple):
 class Progress:
     """Receives the progress of writing a file, from any thread. This class ignores it."""
 
+    def planned(self, nbytes: int) -> None:
+        """The file will have `nbytes` bytes; called before it is created."""
+
     def copied(self) -> None:
         """All bytes of the arrays have been read."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexLocation, Manifest
@@ -18,17 +17,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.runtime.context import JobContext
-    from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.state.capture import Capture
     from asyncckpt.storage.base import CheckpointStore, LocalDirectories
-    from asyncckpt.storage.results import Committed, Trash
-
-
-class WriteProgress(Progress):
-    """Receives the progress of a checkpoint that is being written, from any thread. This one ignores it."""
-
-    def planned(self, nbytes: int) -> None:
-        """Receive the size that the state file will have, in bytes."""
+    from asyncckpt.storage.results import Trash
 
 
 class WriteRequest(NamedTuple):
@@ -39,7 +30,8 @@ class WriteRequest(NamedTuple):
     documents: Mapping[str, bytes]
     """The small files beside the state, by name."""
     format_name: str
-    progress: WriteProgress = WriteProgress()
+    progress: Progress = Progress()
+    """Receives the progress of the state file."""
     block_nbytes: int = BLOCK_NBYTES
     min_free_nbytes: int | None = None
     """How much room the store must have before; None: the size of the checkpoint."""
@@ -51,15 +43,15 @@ class Written(NamedTuple):
     """A checkpoint that was committed."""
 
     record: CheckpointRecord
-    """For the catalog alone: what the caller gets may be changed."""
+    """For the catalog alone."""
+    returned: CheckpointRecord
+    """For the handle, whose caller may change it."""
     trash: tuple[Trash, ...]
     """What it has replaced."""
     remarks: tuple[str, ...]
     """What cannot be removed, and why."""
-    written_at: float = 0.0
+    written_at: float
     """When the bytes were on the disk, by `time.perf_counter`."""
-    returned: CheckpointRecord | None = None
-    """The record for the handle, if there is one."""
 
 
 def block_nbytes_within(nbytes: int) -> int:
@@ -104,16 +96,9 @@ def write_checkpoint(store: CheckpointStore, request: WriteRequest, context: Job
         if is_over:
             request.capture.release()
     info = request.documents[TRAINING_INFO_NAME]
-    written = _written(request.step, committed, parse_training_info(info))
-    returned = replace(written.record, training_info=parse_training_info(info))
-    return written._replace(written_at=written_at, returned=returned)
-
-
-def finalize(
-    directories: LocalDirectories, path: Path, step: int, training_info: dict[str, Any], stop: StopFlag
-) -> Written:
-    """Commit a pending directory that the caller has filled; see `LocalDirectories.commit`."""
-    return _written(step, directories.commit(path, stop), training_info)
+    record = committed.record(request.step, parse_training_info(info))
+    returned = committed.record(request.step, parse_training_info(info))
+    return Written(record, returned, committed.trash, committed.remarks, written_at)
 
 
 def read_pending_info(directories: LocalDirectories, path: Path) -> dict[str, Any] | None:
@@ -137,9 +122,3 @@ def would_suffice(store: CheckpointStore, steps: Iterable[int], nbytes: int) -> 
     """Whether a store has too little room now, and enough without these steps."""
     free = store.free_nbytes() or 0
     return free < nbytes <= free + store.nbytes_of(steps)
-
-
-def _written(step: int, committed: Committed, info: dict[str, Any]) -> Written:
-    directory, identity, trash, remarks = committed
-    record = CheckpointRecord(step=step, directory=directory, training_info=info, identity=identity)
-    return Written(record, trash, remarks)

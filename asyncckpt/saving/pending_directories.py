@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from asyncckpt.errors import ManagerUsageError, StepExistsError
 from asyncckpt.runtime.pacing import StopFlag
-from asyncckpt.saving import commit
+from asyncckpt.saving.commit import read_pending_info
 from asyncckpt.saving.environment import warn_in_background
 
 if TYPE_CHECKING:
@@ -73,15 +73,15 @@ class PendingDirectories:
         async def action() -> None:
             try:
                 await self._owner.take_in_writer()
-                info = await self._env.deadline.run(StopFlag(), commit.read_pending_info, directories, path)
+                info = await self._env.deadline.run(StopFlag(), read_pending_info, directories, path)
                 if info is not None and (lack := self._metric.check(step, info)) is not None:
                     warn_in_background(lack)
                 self._env.catalog.begin(step)
                 stop = StopFlag()
-                written = await self._owner.change(stop, commit.finalize, directories, path, step, info or {}, stop)
-                self._env.catalog.add(written.record)
-                self._env.warnings.issue_in_background(written.remarks)
-                self._pruner.sweep(written.trash)
+                committed = await self._owner.change(stop, directories.commit, path, stop)
+                self._env.catalog.add(committed.record(step, info or {}))
+                self._env.warnings.issue_in_background(committed.remarks)
+                self._pruner.sweep(committed.trash)
                 await self._pruner.prune_after(step)
             finally:
                 self._env.steps.filling.discard(step)  # if it failed, it may be tried again, or the step saved instead

@@ -14,7 +14,7 @@ import asyncio
 import contextvars
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.write_blocks import BLOCK_NBYTES
+from asyncckpt.disk.write_blocks import BLOCK_NBYTES, Progress
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import ManagerClosedError
 from asyncckpt.runtime.pacing import Stopped
@@ -35,7 +35,7 @@ _POLL_SECONDS: Final = 0.5  # between two looks at whether a thread is stuck
 _STUCK_SECONDS: Final = 5.0  # how long a job may take to stop before its thread counts as stuck in a system call
 
 
-class _Progress(commit.WriteProgress):
+class _Progress(Progress):
     """Reports the progress of a write to the save's tracker; called in threads."""
 
     def __init__(self, item: QueuedSave) -> None:

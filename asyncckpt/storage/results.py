@@ -103,6 +103,12 @@ class Committed(NamedTuple):
     """What it has replaced."""
     remarks: tuple[str, ...]
 
+    def record(self, step: int, training_info: dict[str, Any]) -> CheckpointRecord:
+        """Return its record."""
+        return CheckpointRecord(
+            step=step, directory=self.directory, training_info=training_info, identity=self.identity
+        )
+
 
 class PendingDirectory(NamedTuple):
     """A directory whose files a caller writes."""
