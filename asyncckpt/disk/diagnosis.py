@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from itertools import islice
@@ -20,15 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_REFUSALS: Final = {
-    errno.EROFS: "nothing can be saved on this file system: to load from it, open the directory with read_only=True",
-    **dict.fromkeys(
-        (errno.EACCES, errno.EPERM),
-        "this process may not write here: look at the owner and the mode; to load from it, open the directory with"
-        " read_only=True",
-    ),
-}
-"""Why nothing may be written and what to do, by errno."""
 _LOOKED_AT: Final = 1000
 _NAMED: Final = 3
 _STEPS_NAMED: Final = 10
@@ -51,14 +41,6 @@ def step_of(path: Path) -> int | None:
         return None if parsed is None else parsed[1]
     is_ours = isinstance(content, dict) and {"format_version", "step", "files"} <= content.keys()
     return content["step"] if is_ours and type(content["step"]) is int else None
-
-
-def explain_refusal(error: OSError) -> None:
-    """Add what to do to an error that means that nothing may be written here, unless its text says more already."""
-    reason = _REFUSALS.get(error.errno or 0)
-    if reason is not None and error.strerror == os.strerror(error.errno or 0):
-        error.strerror = f"{error.strerror} ({reason}, or use another directory)"
-        error.args = (error.errno, error.strerror)
 
 
 def describe_checkpoint(path: Path) -> str | None:

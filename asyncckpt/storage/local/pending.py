@@ -12,7 +12,7 @@ from asyncckpt.disk.names import Kind, parse_name
 from asyncckpt.disk.open_below import open_directory, read_unverified
 from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.storage.base import LocalDirectories
-from asyncckpt.storage.local.outcomes import committed_at, explain, remarks_of
+from asyncckpt.storage.local.outcomes import committed_at, explain, explaining, remarks_of
 from asyncckpt.storage.local.reader import open_path
 from asyncckpt.storage.results import SHORTAGES, PendingDirectory
 
@@ -34,18 +34,15 @@ class PendingDirectories(LocalDirectories):
         self._root = root
 
     def begin(self, step: int, documents: Mapping[str, bytes]) -> PendingDirectory:
-        pending: Path | None = None
-        try:
+        nbytes = sum(map(len, documents.values()))
+        with explaining(self._root, f"its small files take {room.spell(nbytes)}"):
             pending, leftovers = publish.stage(self._ops, self._root, step)
-            for name, data in documents.items():
-                write_bytes(self._ops, pending / name, data)
-        except BaseException as error:
-            if pending is not None:
+            try:
+                for name, data in documents.items():
+                    write_bytes(self._ops, pending / name, data)
+            except BaseException as error:
                 self._discard_after(error, pending)
-            if isinstance(error, OSError):
-                nbytes = sum(map(len, documents.values()))
-                explain(error, self._root, f"its small files take {room.spell(nbytes)}")
-            raise
+                raise
         return PendingDirectory(pending, remarks_of(leftovers))
 
     def parse_step(self, path: Path) -> int:
@@ -87,11 +84,8 @@ class PendingDirectories(LocalDirectories):
         return committed_at(published.path, published.trash, published.leftovers)
 
     def discard(self, path: Path) -> None:
-        try:
+        with explaining(self._root):
             removal.discard(self._ops, path)
-        except OSError as error:
-            explain(error, self._root)
-            raise
 
     def open(self, path: Path) -> CheckpointReader:
         return open_path(path)

@@ -17,6 +17,7 @@ from asyncckpt.disk.names import MANIFEST_NAME, locate
 from asyncckpt.disk.open_below import open_below, open_directory
 from asyncckpt.disk.read_blocks import Run, read_run
 from asyncckpt.errors import CheckpointNotFoundError, CorruptCheckpointError
+from asyncckpt.storage.local.records import identity_of
 from asyncckpt.storage.reader import CheckpointFile, CheckpointReader
 from asyncckpt.storage.results import SHORTAGES
 
@@ -39,7 +40,7 @@ class LocalReader(CheckpointReader):
             OSError: It cannot be opened, or is not a directory.
         """
         self._fd = open_directory(path)
-        self._identity = _identity(os.fstat(self._fd))
+        self._identity = identity_of(self._fd)
         self._find = find
         self.directory = str(path)
         self.manifest = Manifest(step=step, created=0.0)
@@ -57,8 +58,8 @@ class LocalReader(CheckpointReader):
 
     def is_current(self) -> bool:
         try:
-            return _identity(self._find().stat()) == self._identity
-        except (FileNotFoundError, CheckpointNotFoundError):
+            return identity_of(self._find()) == self._identity
+        except CheckpointNotFoundError:
             return False
 
     def close(self) -> None:
@@ -162,8 +163,3 @@ def _no_checkpoint(path: Path) -> CheckpointNotFoundError:
     else:
         reason = f"there is no {MANIFEST_NAME} in it{describe_absence(path)}"
     return CheckpointNotFoundError(f"{path} is not a checkpoint: {reason}")
-
-
-def _identity(found: os.stat_result) -> tuple[int, int, int]:
-    """Return what identifies a directory; the inode of one that was deleted may be used again, so the time counts."""
-    return found.st_dev, found.st_ino, found.st_ctime_ns

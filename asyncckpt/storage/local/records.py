@@ -64,7 +64,9 @@ def read_listed(root: Path, listing: Scan, known: Mapping[int, CheckpointRecord]
                 pacer.pause()
                 record = known.get(step)
                 if record is None or not _is_same(record, below, name, at):
-                    record = _record(step, below, name, at, incomplete)
+                    record, has_manifest = _record(step, below, name, at)
+                    if not has_manifest:
+                        incomplete.append(step)
                 records[step] = record
     finally:
         os.close(at)
@@ -82,22 +84,18 @@ def _is_incomplete(root: Path, step: int, path: Path) -> bool:
     return locate(root, step) == path and not os.path.lexists(path / MANIFEST_NAME)
 
 
-def _record(step: int, below: str, name: str, at: int, incomplete: list[int]) -> CheckpointRecord:
-    """Read a record; `at` is a descriptor of the directory that holds the checkpoint.
-
-    If the checkpoint has no manifest, its step is added to `incomplete`.
-    """
+def _record(step: int, below: str, name: str, at: int) -> tuple[CheckpointRecord, bool]:
+    """Read a record, and whether the checkpoint has a manifest; `at` is a descriptor of the directory that holds it."""
     info: dict[str, Any] = {}
     identity = None  # what could not be read is read again by the next listing
+    has_manifest = True
     try:
         directory = open_directory(name, at)
         try:
             found = identity_of(directory)
-            if not os.access(MANIFEST_NAME, os.F_OK, dir_fd=directory):
-                found = None
-                incomplete.append(step)
+            has_manifest = os.access(MANIFEST_NAME, os.F_OK, dir_fd=directory)
             info = parse_training_info(read_unverified(directory, TRAINING_INFO_NAME))
-            identity = found
+            identity = found if has_manifest else None
         finally:
             os.close(directory)
     except OSError as error:
@@ -105,7 +103,7 @@ def _record(step: int, below: str, name: str, at: int, incomplete: list[int]) ->
             raise
     except (ValueError, RecursionError):  # damaged: `load` will say what is wrong
         pass
-    return CheckpointRecord(step=step, directory=below + name, training_info=info, identity=identity)
+    return CheckpointRecord(step=step, directory=below + name, training_info=info, identity=identity), has_manifest
 
 
 def _is_same(record: CheckpointRecord, below: str, name: str, at: int) -> bool:
@@ -115,7 +113,10 @@ def _is_same(record: CheckpointRecord, below: str, name: str, at: int) -> bool:
 
 
 def identity_of(directory: os.PathLike[str] | str | int, at: int | None = None) -> tuple[int, int] | None:
-    """Return what identifies a directory among those that have had its name; None if it does not exist."""
+    """Return what identifies a directory among those that have had its name; None if it does not exist.
+
+    The inode of one that was deleted may be used again, so the time counts.
+    """
     try:
         found = os.stat(directory, dir_fd=at)
     except OSError:  # deleted meanwhile

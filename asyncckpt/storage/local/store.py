@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,14 +16,14 @@ from asyncckpt.errors import ConfigError
 from asyncckpt.storage.base import CheckpointStore
 from asyncckpt.storage.local import documents
 from asyncckpt.storage.local.attempt import LocalAttempt
-from asyncckpt.storage.local.outcomes import explain, remarks_of, weigh
+from asyncckpt.storage.local.outcomes import explain, explaining, remarks_of, weigh
 from asyncckpt.storage.local.pending import PendingDirectories
 from asyncckpt.storage.local.reader import open_step
 from asyncckpt.storage.local.records import read_listed, say_if_gone, scan_root
 from asyncckpt.storage.results import Listing, NoRoomError, Retired, Swept
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.pacing import StopFlag
@@ -89,7 +88,7 @@ class LocalStore(CheckpointStore):
     def take(self, known: Mapping[int, CheckpointRecord]) -> tuple[str, ...]:
         remarks = say_if_gone(self._root, known)
         needed = "the directory and its lock are made before the first checkpoint"
-        with self._explaining():
+        with explaining(self._root):
             with room.explaining(self._root, lambda: needed):
                 publish.ensure_directory(self._ops, self._root)
                 self._lock = lock = acquire_lock(self._ops, self._root)
@@ -123,16 +122,16 @@ class LocalStore(CheckpointStore):
             error.nbytes = least
             explain(error, self._root, needed)
             raise error
-        with self._explaining(needed):
+        with explaining(self._root, needed):
             return LocalAttempt(self._ops, self._root, step, needed)
 
     def retire(self, steps: Iterable[int], *, durably: bool = True) -> Retired:
-        with self._explaining():
+        with explaining(self._root):
             trash, refused, leftovers = removal.retire(self._ops, self._root, steps, durably=durably)
         return Retired(weigh(self._root, trash), refused, remarks_of(leftovers))
 
     def sweep(self, trash: Sequence[Trash] | None, stop: StopFlag) -> Swept:
-        with self._explaining():
+        with explaining(self._root):
             if trash is None:
                 done, leftovers = removal.sweep_all(self._ops, self._root, stop)
             else:
@@ -160,12 +159,3 @@ class LocalStore(CheckpointStore):
             return ()  # as above
         finally:
             lock.release()
-
-    @contextmanager
-    def _explaining(self, needed: str | None = None) -> Iterator[None]:
-        """Let the disk's errors that pass say what to do."""
-        try:
-            yield
-        except OSError as error:
-            explain(error, self._root, needed)
-            raise
