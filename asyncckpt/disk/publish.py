@@ -273,23 +273,13 @@ def _digest_file(ops: DiskOps, path: Path, name: str, stop: StopFlag | None) -> 
         message = f"{name} is a symbolic link or a special file: a checkpoint holds regular files only"
         raise CheckpointError(message)
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        digests, nbytes = [], 0
-        while block := _read_block(fd):
+    digests, nbytes = [], 0
+    with os.fdopen(fd, "rb") as file:
+        while block := file.read(DIGEST_BLOCK_NBYTES):
             if stop is not None:
                 stop.check()
             digests.append(xxh3_128_digest(block))
             nbytes += len(block)
         with _syncing():
             ops.sync(fd)
-    finally:
-        os.close(fd)
     return FileRecord(nbytes, b"".join(digests))
-
-
-def _read_block(fd: int) -> bytes:
-    """Read up to the next boundary of a digest block, or the end."""
-    block = b""
-    while len(block) < DIGEST_BLOCK_NBYTES and (more := os.read(fd, DIGEST_BLOCK_NBYTES - len(block))):
-        block += more
-    return block

@@ -44,14 +44,6 @@ class Retired(NamedTuple):
     """What cannot be deleted of steps that are no longer committed."""
 
 
-class Swept(NamedTuple):
-    """The result of deleting trash."""
-
-    done: int
-    """How many directories were processed, in their order."""
-    leftovers: tuple[OSError, ...]
-
-
 def refusal(path: Path, error: OSError) -> OSError:
     """Return an error that says why the file system refuses to rename or delete a directory; see `explain`."""
     return OSError(error.errno, explain(error, path), str(path))
@@ -79,7 +71,7 @@ def recover(ops: DiskOps, root: Path) -> list[OSError]:
         ops.sync_directory(root)
     for _, name in sorted(names[Kind.PENDING]):
         leftovers += _cleared(ops, root / name)
-    return [*leftovers, *sweep_all(ops, root).leftovers]
+    return [*leftovers, *sweep_all(ops, root)[1]]
 
 
 def settle(ops: DiskOps, root: Path, step: int) -> list[OSError]:
@@ -133,13 +125,8 @@ def rename_successor(ops: DiskOps, root: Path, step: int) -> list[OSError]:
 def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool = True) -> Retired:
     """Rename the directories of steps to trash, or mark them as deleted.
 
-    The parent is synced even if a step has no committed name: a failed save may have moved its name back.
-
-    Args:
-        ops: The disk.
-        root: The directory.
-        steps: The steps.
-        durably: Whether to sync the parent, so that no power cut can bring the steps back. `sweep` does it otherwise.
+    With `durably` the parent is synced, even if a step has no committed name: a failed save may have moved its name
+    back. Otherwise a power cut can bring the steps back until `sweep` syncs it.
 
     Raises:
         OSError: The disk failed. The names were moved back, if that could be done.
@@ -177,8 +164,11 @@ def retire(ops: DiskOps, root: Path, steps: Iterable[int], *, durably: bool = Tr
     return Retired(tuple(trash), refused, tuple(leftovers))
 
 
-def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> Swept:
+def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None = None) -> tuple[int, list[OSError]]:
     """Delete trash, file by file, until `stop` is set.
+
+    Returns:
+        How many directories were processed, in their order, and what could not be deleted.
 
     Raises:
         OSError: The directory could not be synced.
@@ -190,11 +180,11 @@ def sweep(ops: DiskOps, root: Path, trash: Sequence[Path], stop: StopFlag | None
         try:
             leftovers += _cleared(ops, path, stop)
         except Stopped:
-            return Swept(number, tuple(leftovers))
-    return Swept(len(trash), tuple(leftovers))
+            return number, leftovers
+    return len(trash), leftovers
 
 
-def sweep_all(ops: DiskOps, root: Path, stop: StopFlag | None = None) -> Swept:
+def sweep_all(ops: DiskOps, root: Path, stop: StopFlag | None = None) -> tuple[int, list[OSError]]:
     """Delete all trash in a directory, as `sweep` does."""
     trash = scan(root).directories[Kind.TRASH]
     return sweep(ops, root, [root / name for _, name in sorted(trash)], stop)

@@ -213,7 +213,7 @@ def test_retire_and_sweep(tmp_path: Path) -> None:
         "rename step_10 trash_step_10",
         "sync_directory .",
     ]
-    assert removal.sweep(disk, tmp_path, trash) == (2, ())
+    assert removal.sweep(disk, tmp_path, trash) == (2, [])
     lines = log(disk, tmp_path)
     assert lines[0] == "sync_directory ."
     assert {line.split()[0] for line in lines[1:]} == {"unlink", "rmdir"}
@@ -284,7 +284,7 @@ def test_sweeping_stops_when_asked(tmp_path: Path) -> None:
     trash = removal.retire(disk, tmp_path, [3]).trash
     stop = StopFlag()
     disk.fail("unlink", stop.set)
-    assert removal.sweep(disk, tmp_path, trash, stop) == (0, ())
+    assert removal.sweep(disk, tmp_path, trash, stop) == (0, [])
     assert disk.names().count("unlink") == 1
     removal.recover(disk, tmp_path)
     assert list(tmp_path.iterdir()) == []
