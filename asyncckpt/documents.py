@@ -28,12 +28,6 @@ CONFIG_NAME: Final = "config.yaml"
 MAX_DEPTH: Final = 100
 """The greatest depth of nested containers in a document; PyYAML fails at a few hundred."""
 
-TRAINING_INFO: Final = "training_info"
-"""The first part of a path in an error about a training_info."""
-
-RUN_CONFIG: Final = "run_config"
-"""The first part of a path in an error about a run_config."""
-
 
 def normalize_training_info(info: Mapping[str, object]) -> dict[str, Any]:
     """Return a deep copy of a training_info in plain values, which later changes by the caller do not affect.
@@ -51,32 +45,21 @@ def normalize_training_info(info: Mapping[str, object]) -> dict[str, Any]:
             str, contains itself, or is nested more than 100 deep. The error names the path, such as
             "training_info/eval/loss".
     """
-    return _TRAINING_INFO_RULES.copy(info, TRAINING_INFO)
-
-
-def training_info_bytes(info: Mapping[str, object]) -> bytes:
-    """Encode a training_info as UTF-8 JSON that ends with a newline.
-
-    NaN and infinities are written as Python's `json` does (``NaN``, ``Infinity``), which is not strict JSON.
-
-    Args:
-        info: A mapping that `normalize_training_info` accepts.
-
-    Raises:
-        UnsupportedLeafError: As in `normalize_training_info`.
-    """
-    return encode_training_info(normalize_training_info(info))
+    return _TRAINING_INFO_RULES.copy(info, "training_info")
 
 
 def encode_training_info(plain: Mapping[str, Any]) -> bytes:
-    """Encode the result of `normalize_training_info`, as `training_info_bytes` does."""
+    """Encode the result of `normalize_training_info` as UTF-8 JSON that ends with a newline.
+
+    NaN and infinities are written as Python's `json` does (``NaN``, ``Infinity``), which is not strict JSON.
+    """
     text = json.dumps(plain, ensure_ascii=False, indent=2) + "\n"
     # A lone surrogate has no UTF-8 form; backslashreplace writes it as \udXXX, which is also JSON's escape for it.
     return text.encode("utf-8", "backslashreplace")
 
 
 def parse_training_info(data: bytes) -> dict[str, Any]:
-    """Decode what `training_info_bytes` encoded.
+    """Decode what `encode_training_info` encoded.
 
     Raises:
         ValueError: The bytes are not UTF-8 JSON, or not an object.
@@ -103,7 +86,7 @@ def run_config_bytes(config: object) -> bytes:
             contains itself or is nested more than 100 deep. The error names the path, such as
             "run_config/optimizer/lr".
     """
-    plain = _RUN_CONFIG_RULES.copy(config, RUN_CONFIG)
+    plain = _RUN_CONFIG_RULES.copy(config, "run_config")
     return (_yaml(plain, "") + "\n").encode()
 
 
@@ -121,7 +104,7 @@ class _Rules(NamedTuple):
     key_advice: str
 
     def copy(self, value: object, name: str) -> dict[str, Any]:
-        """Return a plain copy of a whole document."""
+        """Return a plain copy of a whole document, whose name is the first part of the paths in errors."""
         items = self.items_of(value)
         if items is None:
             raise UnsupportedLeafError(f"expected a mapping, found {_described(value)}", path=name)

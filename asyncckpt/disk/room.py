@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 _WAYS_OUT: Final = {
     errno.ENOSPC: "make room on that disk",
@@ -67,12 +67,12 @@ def explain(error: OSError, path: Path, needed: str, advice: str = "") -> None:
 
 
 @contextmanager
-def explaining(path: Path, needed: Callable[[], str]) -> Iterator[None]:
+def explaining(path: Path, needed: str) -> Iterator[None]:
     """Complete the errors that leave the block, as `explain` does."""
     try:
         yield
     except OSError as error:
-        explain(error, path, needed())
+        explain(error, path, needed)
         raise
 
 

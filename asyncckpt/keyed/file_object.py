@@ -97,7 +97,7 @@ class FileObjectLocation(FileLocation):
     def after_commit(self) -> None:
         """Copy the file back as a whole."""
         nbytes = self.path.stat().st_size
-        with explaining(Path(self.name), lambda: f"the whole file takes {spell(nbytes)}"):
+        with explaining(Path(self.name), f"the whole file takes {spell(nbytes)}"):
             self._stream.seek(0)
             with self.path.open("rb") as file:
                 while chunk := file.read(_CHUNK_NBYTES):

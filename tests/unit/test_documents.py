@@ -11,7 +11,7 @@ import sys
 from collections import OrderedDict, deque, namedtuple
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
@@ -22,12 +22,15 @@ from hypothesis import strategies as st
 
 from asyncckpt.documents import (
     MAX_DEPTH,
+    encode_training_info,
     normalize_training_info,
     parse_training_info,
     run_config_bytes,
-    training_info_bytes,
 )
 from asyncckpt.errors import UnsupportedLeafError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 ODD_CHARACTERS = (
     "\0\t\n\r\x1b\x7f\x80\x85\x9f\xa0\u2028\u2029\ud800\udfff\ufeff\ufffd\ufffe\uffff\U0001f600\"'\\:#,[]{}?&*!|>%@` é"
@@ -43,6 +46,11 @@ YAML_KEYS = TEXT | st.integers() | st.floats(allow_nan=False) | st.booleans() | 
 YAML_VALUES = st.recursive(
     LEAVES, lambda values: st.lists(values, max_size=4) | st.dictionaries(YAML_KEYS, values, max_size=4), max_leaves=8
 )
+
+
+def training_info_bytes(info: Mapping[str, object]) -> bytes:
+    """Encode a training_info as a save does."""
+    return encode_training_info(normalize_training_info(info))
 
 
 def same(left: object, right: object) -> bool:

@@ -87,9 +87,8 @@ class LocalStore(CheckpointStore):
 
     def take(self, known: Mapping[int, CheckpointRecord]) -> tuple[str, ...]:
         remarks = say_if_gone(self._root, known)
-        needed = "the directory and its lock are made before the first checkpoint"
         with explaining(self._root):
-            with room.explaining(self._root, lambda: needed):
+            with room.explaining(self._root, "the directory and its lock are made before the first checkpoint"):
                 publish.ensure_directory(self._ops, self._root)
                 self._lock = lock = acquire_lock(self._ops, self._root)
             try:
