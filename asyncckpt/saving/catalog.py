@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from asyncckpt.saving.retention import BestChoice, Candidate, Ranking, RetentionPolicy, metric_of
 from asyncckpt.storage.results import CheckpointRecord
@@ -18,7 +18,7 @@ from asyncckpt.storage.results import CheckpointRecord
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from asyncckpt.storage.results import Identity
+    from asyncckpt.storage.results import Identity, Listing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +27,6 @@ class LoadedCheckpoint(CheckpointRecord):
 
     state: Any = field(repr=False)
     """The state: new objects, or the one that `restore` filled."""
-
-
-class Listed(NamedTuple):
-    """A listing of the directory, prepared for the catalog."""
-
-    records: dict[int, CheckpointRecord]
-    """By step, ascending."""
-    ranking: Ranking
-    remarks: tuple[str, ...] = ()
-    """Warnings about the directory."""
-    incomplete: frozenset[int] = frozenset()
-    """Which of them have no manifest."""
 
 
 class Catalog:
@@ -62,12 +50,12 @@ class Catalog:
         """The policy that follows from the manager's options and the directory's stored metric."""
         return self._ranking.policy
 
-    def replace(self, listed: Listed) -> None:
-        """Replace all records by those of a listing, without the steps that were begun.
+    def replace(self, listing: Listing, ranking: Ranking) -> None:
+        """Replace all records by those of a listing and their ranking, without the steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
-        self._records, self._ranking, _, self._incomplete = listed
+        self._records, self._ranking, self._incomplete = listing.records, ranking, listing.incomplete
         for step in self._begun & self._records.keys():
             del self._records[step]
         self._corrupt = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, warn
-from asyncckpt.saving import listing
+from asyncckpt.saving.listing import list_again
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
 from asyncckpt.saving.pending_directories import local_directories
 
@@ -41,12 +41,12 @@ class Loader:
         """List the directory again."""
         while True:
             changes = self._env.catalog.changes
-            listed = await self._env.jobs.run(
-                listing.list_again, self._env.store, self._env.policy_request, self._env.catalog.records()
+            listing, ranking = await self._env.jobs.run(
+                list_again, self._env.store, self._env.policy_request, self._env.catalog.records()
             )
             if changes == self._env.catalog.changes:  # else the writer has committed or deleted something meanwhile
-                self._env.catalog.replace(listed)
-                self._env.warnings.issue(listed.remarks)
+                self._env.catalog.replace(listing, ranking)
+                self._env.warnings.issue(listing.remarks)
                 return
 
     async def choose(self, which: Choice) -> int | None:

@@ -64,14 +64,14 @@ class DirectoryOwner:
     async def _take(self) -> None:
         env = self._env
         try:
-            listed = await env.jobs.run_stoppable(
+            listing, ranking = await env.jobs.run_stoppable(
                 env.deadline.start_countdown, take_store, env.store, env.policy_request, env.catalog.records()
             )
         finally:
             self.taking = None  # if it failed, its error is for the callers only
         self._is_taken = True
-        env.catalog.replace(listed)
-        env.warnings.issue_in_background(listed.remarks)
+        env.catalog.replace(listing, ranking)
+        env.warnings.issue_in_background(listing.remarks)
 
     async def change(
         self, stop: StopFlag, job: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs

@@ -99,15 +99,15 @@ class Session:
             warnings=DirectoryWarnings(root),
         )
         try:
-            listed = await jobs.run(
+            listing, ranking = await jobs.run(
                 enter_store,
                 self._store,
                 self._policy_request,
                 is_writer=settings.is_writer,
                 must_exist=settings.read_only,
             )
-            env.catalog.replace(listed)
-            env.warnings.issue(listed.remarks)
+            env.catalog.replace(listing, ranking)
+            env.warnings.issue(listing.remarks)
         except BaseException:
             await jobs.close(is_stuck=False)
             raise
