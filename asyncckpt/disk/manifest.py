@@ -65,11 +65,6 @@ class Manifest:
     index: IndexLocation | None = None
     """None if the caller has written the files, and there is no state file."""
 
-    @property
-    def nbytes(self) -> int:
-        """The total size of the files, in bytes."""
-        return sum(record.nbytes for record in self.files.values())
-
     def encode(self) -> bytes:
         """Return the content of the manifest's file."""
         content = {

@@ -236,13 +236,9 @@ class _Reading:
             parts = [part for part in parts if len(part.data)]
 
     def _verify(self, parts: list[Part], begin: int) -> None:
-        first = begin // DIGEST_BLOCK_NBYTES
         found = digest_parts(parts)
-        expected = self._record.digests[first * DIGEST_NBYTES : first * DIGEST_NBYTES + len(found)]
-        if found == expected:
-            return
-        for block in range(len(found) // DIGEST_NBYTES):
-            place = slice(block * DIGEST_NBYTES, (block + 1) * DIGEST_NBYTES)
-            if found[place] != expected[place]:
-                at = self._base + (first + block) * DIGEST_BLOCK_NBYTES
+        first = begin // DIGEST_BLOCK_NBYTES
+        for number in range(len(found) // DIGEST_NBYTES):
+            if found[number * DIGEST_NBYTES : (number + 1) * DIGEST_NBYTES] != self._record.digest(first + number):
+                at = self._base + (first + number) * DIGEST_BLOCK_NBYTES
                 raise self._corrupt(f"is damaged: the digest of the block at byte {at} does not match")
