@@ -17,12 +17,14 @@ import errno
 import fcntl
 import os
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.names import LOCK_NAME
 from asyncckpt.errors import DirectoryLockedError, FileLockedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
@@ -33,22 +35,30 @@ _ENOTSUPP: Final = (
 _UNSUPPORTED: Final = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, _ENOTSUPP})
 
 
-class DirectoryLock:
-    """The lock of one checkpoint directory, held."""
+class Lock:
+    """The lock of a checkpoint directory or of a keyed file, held."""
 
-    def __init__(self, fd: int, file: os.stat_result, *, is_supported: bool) -> None:
-        """Take over a locked descriptor; `file` is the status of its file."""
+    def __init__(
+        self, fd: int, file: os.stat_result, *, is_supported: bool, remove: Callable[[], object] | None = None
+    ) -> None:
+        """Take over a locked descriptor; `file` is the status of its file, which `remove` removes on release."""
         # Also when the lock is collected: a manager that was never closed does not keep others out.
         self._close = weakref.finalize(self, self._unlock, fd)
         self._fd = fd
         self._file = file
+        self._remove = remove
         self.is_supported = is_supported
         """False where the file system has no locks: nothing keeps a second writer away."""
         _held[fd] = self
 
     def release(self) -> None:
         """Release the lock; more than once does no harm."""
-        self._close()
+        try:
+            if self._remove is not None and self._close.alive and self.is_supported:
+                with contextlib.suppress(OSError):  # a file that stays is empty, and does no harm
+                    self._remove()
+        finally:
+            self._close()
 
     @staticmethod
     def _unlock(fd: int) -> None:
@@ -58,7 +68,7 @@ class DirectoryLock:
         os.close(fd)
 
     def check_in_place(self, root: Path) -> None:
-        """Check that the directory is still the one that was locked.
+        """Check that a checkpoint directory is still the one that was locked.
 
         Raises:
             FileNotFoundError: It was removed, or another one is in its place.
@@ -84,7 +94,7 @@ class DirectoryLock:
             os.close(self._fd)
 
 
-def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
+def acquire_lock(ops: DiskOps, root: Path) -> Lock:
     """Take the lock of a checkpoint directory, which must exist.
 
     Raises:
@@ -103,28 +113,10 @@ def acquire_lock(ops: DiskOps, root: Path) -> DirectoryLock:
             " read_only=True, or use another directory"
         )
         raise DirectoryLockedError(message)
-    return DirectoryLock(fd, file, is_supported=is_supported)
+    return Lock(fd, file, is_supported=is_supported)
 
 
-class FileLock(DirectoryLock):
-    """The lock of one file, held."""
-
-    def __init__(self, fd: int, file: os.stat_result, ops: DiskOps, path: Path, *, is_supported: bool) -> None:
-        super().__init__(fd, file, is_supported=is_supported)
-        self._ops = ops
-        self._path = path
-
-    def release(self) -> None:
-        """Remove the lock file and release the lock; more than once does no harm."""
-        try:
-            if self._close.alive and self.is_supported:
-                with contextlib.suppress(OSError):  # one that stays is empty, and does no harm
-                    self._ops.unlink(self._path)
-        finally:
-            super().release()
-
-
-def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
+def acquire_file_lock(ops: DiskOps, file: Path) -> Lock:
     """Take the lock of a file, which need not exist; its directory must.
 
     Raises:
@@ -150,7 +142,7 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> FileLock:
             raise FileLockedError(message, file=str(file))
         try:
             if os.path.samestat(path.stat(), found):
-                return FileLock(fd, found, ops, path, is_supported=is_supported)
+                return Lock(fd, found, is_supported=is_supported, remove=partial(ops.unlink, path))
         except FileNotFoundError:
             pass
         except BaseException:
@@ -191,11 +183,11 @@ def _try_lock(fd: int, path: Path) -> bool | None:
     return True
 
 
-_held: weakref.WeakValueDictionary[int, DirectoryLock] = weakref.WeakValueDictionary()
+_held: weakref.WeakValueDictionary[int, Lock] = weakref.WeakValueDictionary()
 """By descriptor."""
 
 
-def _all_held() -> list[DirectoryLock]:
+def _all_held() -> list[Lock]:
     return [lock for each in _held.valuerefs() if (lock := each()) is not None]  # other threads may change it meanwhile
 
 

@@ -21,7 +21,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from asyncckpt.disk import obstacles
-from asyncckpt.disk.lock import FileLock, acquire_file_lock
+from asyncckpt.disk.lock import Lock, acquire_file_lock
 from asyncckpt.disk.publish import ensure_directory
 from asyncckpt.errors import ReadOnlyFileError, warn
 from asyncckpt.runtime.cleanup import on_failure
@@ -68,7 +68,7 @@ class FileLocation:
         self.ops = ops
         self._temporary = self._temporary_name(0)
         self._warned: set[str] = set()
-        self._lock: FileLock | None = None
+        self._lock: Lock | None = None
         self._opened: tuple[int, ...] | None = None  # the identity of the file that `open` found
         self._is_entry_synced = False
         self._rewrite, self._can_back_up = rewrite, can_back_up

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish, removal, room
 from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing
-from asyncckpt.disk.lock import DirectoryLock, acquire_lock
+from asyncckpt.disk.lock import Lock, acquire_lock
 from asyncckpt.disk.names import locate
 from asyncckpt.disk.read_blocks import READERS
 from asyncckpt.errors import ConfigError
@@ -43,7 +43,7 @@ class LocalStore(CheckpointStore):
         self.directories = PendingDirectories(ops, root)
         self._root = root
         self._ops = ops
-        self._lock: DirectoryLock | None = None
+        self._lock: Lock | None = None
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
