@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -77,13 +77,15 @@ class CheckpointManager:
         disk: DiskOps | None = None,
         **options: Unpack[CheckpointingOptions],
     ) -> None:
+        settings = resolve_settings(directory, options)
+        # The working directory may change until the manager is entered.
+        self._settings = settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())
         self._session = Session(
-            resolve_settings(directory, options),
-            partial(LocalStore, ops=disk or DiskOps()),
+            settings,
+            LocalStore(settings.checkpoint_dir, disk or DiskOps()),
             is_direction_given=is_given("higher_is_better", directory, options),
             kind=type(self).__name__,
         )
-        self._settings = self._session.settings
 
     def __repr__(self) -> str:
         """Show the directory."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError, ReadOnlyError, warn
@@ -34,9 +33,6 @@ from asyncckpt.saving.writer import Writer
 from asyncckpt.state.inline import INLINE_NBYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
     from asyncckpt.config import Settings
     from asyncckpt.storage.base import CheckpointStore
 
@@ -45,21 +41,18 @@ class Session:
     """Opens a manager, checks each use of it, and closes it.
 
     Args:
-        settings: The manager's options.
-        make_store: Makes the store of a checkpoint directory, which is given by its absolute path.
+        settings: The manager's options, with an absolute path of the directory.
+        store: The store in which the checkpoints are.
         is_direction_given: Whether ``higher_is_better`` was given.
         kind: The name of the manager's class, for messages.
     """
 
-    def __init__(
-        self, settings: Settings, make_store: Callable[[Path], CheckpointStore], *, is_direction_given: bool, kind: str
-    ) -> None:
-        # The working directory may change until the manager is entered.
-        self.settings = settings = replace(settings, checkpoint_dir=settings.checkpoint_dir.absolute())
+    def __init__(self, settings: Settings, store: CheckpointStore, *, is_direction_given: bool, kind: str) -> None:
+        self.settings = settings
         policy = RetentionPolicy.from_settings(settings)
         self._policy_request = PolicyRequest(policy, is_direction_given)
         self.pool = BufferPool()
-        self._store = make_store(settings.checkpoint_dir)
+        self._store = store
         self._kind = kind
         self._open: OpenSession | None = None
         self._closing: asyncio.Task[None] | None = None
