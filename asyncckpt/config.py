@@ -31,12 +31,6 @@ Overflow = Literal["wait", "skip", "replace"]
 Arrays = Literal["saved", "numpy"]
 """What loaded arrays are: those of the frameworks that they were saved from, or numpy arrays."""
 
-DEFAULT_MAX_STAGED_NBYTES: Final = 2 * 1024**3
-"""The default budget for captured states, in bytes: 2 GiB."""
-
-DEFAULT_GRACE: Final = 30.0
-"""The default number of seconds that a cancelled manager may take to write what was captured."""
-
 
 class CheckpointingConfig(TypedDict):
     """A mapping that configures a `CheckpointManager`, such as a section of a training script's configuration file.
@@ -209,9 +203,9 @@ class Settings:
     keep_periodic: bool = field(default=True, metadata={"check": _BOOL})
     format: Format = field(default="msgpack", metadata={"check": _one_of(Format)})
     overflow: Overflow = field(default="wait", metadata={"check": _one_of(Overflow)})
-    max_staged_nbytes: int = field(default=DEFAULT_MAX_STAGED_NBYTES, metadata={"check": _whole(1)})
+    max_staged_nbytes: int = field(default=2 << 30, metadata={"check": _whole(1)})
     min_free_nbytes: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
-    grace: float = field(default=DEFAULT_GRACE, metadata={"check": _SECONDS})
+    grace: float = field(default=30.0, metadata={"check": _SECONDS})
     fallback: bool = field(default=True, metadata={"check": _BOOL})
     read_only: bool = field(default=False, metadata={"check": _BOOL})
 
@@ -258,7 +252,7 @@ def resolve_settings(
         if options:
             raise ConfigError(
                 "the options were given twice, in a configuration mapping and as the keywords "
-                f"{_listed(options)}: put them all in one or the other"
+                f"{', '.join(map(repr, options))}: put them all in one or the other"
             )
         given = dict(directory_or_config)
     elif "checkpoint_dir" in options:
@@ -276,7 +270,8 @@ def resolve_settings(
         try:
             values[name] = check.parse(given[name])
         except (ValueError, TypeError, OverflowError):
-            problems.append(f"{name}: expected {check.expected}, found {_found(given[name])}")
+            found = f"{reprlib.repr(given[name])} ({type(given[name]).__qualname__})"
+            problems.append(f"{name}: expected {check.expected}, found {found}")
     if values.get("metric_required") and given.get("metric_name") is None:
         problems.append("metric_required: needs metric_name, the key of the metric that every save must have")
     if problems:
@@ -295,11 +290,3 @@ def is_given(
 def _unknown(key: object) -> str:
     close = nearest(key, _CHECKS) if isinstance(key, str) else []
     return f"{reprlib.repr(key)}: unknown" + (f"; did you mean {close[0]!r}?" if close else "")
-
-
-def _found(value: object) -> str:
-    return f"{reprlib.repr(value)} ({type(value).__qualname__})"
-
-
-def _listed(keys: Mapping[str, object]) -> str:
-    return ", ".join(repr(key) for key in keys)

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from asyncckpt.config import (
-    DEFAULT_MAX_STAGED_NBYTES,
     CheckpointingConfig,
     CheckpointingOptions,
     Settings,
@@ -225,4 +224,4 @@ def test_defaults_pass_their_own_checks() -> None:
         option.name: option.default for option in dataclasses.fields(Settings) if option.name != "checkpoint_dir"
     }
     assert resolve_settings("runs", defaults) == resolve_settings("runs", {})
-    assert defaults["max_staged_nbytes"] == DEFAULT_MAX_STAGED_NBYTES
+    assert defaults["max_staged_nbytes"] == 2 << 30
