@@ -66,11 +66,9 @@ def describe_missing(root: Path) -> str:
 
 
 def describe_absence(root: Path, step: int | None = None) -> str:
-    """Say what there is in a directory instead of a checkpoint, after a semicolon; empty if that is nothing of note.
+    """Say what there is in a directory instead of this checkpoint, or of any, after a semicolon.
 
-    Args:
-        root: The directory.
-        step: The checkpoint's step; None for any.
+    The text is empty if that is nothing of note.
     """
     try:
         return "".join(f"; {finding}" for finding in _findings(root, step))

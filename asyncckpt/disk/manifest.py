@@ -91,11 +91,7 @@ def digest_bytes(data: bytes) -> FileRecord:
 
 
 def decode_manifest(data: bytes, step: int) -> Manifest:
-    """Decode and verify a manifest.
-
-    Args:
-        data: The content of the file.
-        step: The step of the directory in which it was found.
+    """Decode and verify the manifest that was found in the directory of a step.
 
     Raises:
         CorruptCheckpointError: It is damaged, or belongs to another step.

@@ -165,7 +165,7 @@ class Admission:
                 capture = Capture.live(flat, is_frozen=True)
             else:
                 capture = Capture.staged(flat, None, _on_the_loop())
-            self._enqueue(tracker, capture, documents)
+            self._queue.add(QueuedSave(tracker=tracker, capture=capture, documents=documents))
         except BaseException:
             self._env.steps.free(step)
             raise
@@ -226,7 +226,8 @@ class Admission:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
             capture = Capture.live(flat, is_frozen=frozen)
-        item = self._enqueue(tracker, capture, documents, streams=mode is _Mode.STREAMED)
+        item = QueuedSave(tracker=tracker, capture=capture, documents=documents, streams=mode is _Mode.STREAMED)
+        self._queue.add(item)
         self._warm_once(mode, capture.nbytes)
         return item
 
@@ -235,19 +236,6 @@ class Admission:
         if mode is _Mode.STAGED and not self._has_staged:
             self._has_staged = True
             self._warmer.warm(nbytes)
-
-    def _enqueue(
-        self, tracker: SaveTracker, capture: Capture, documents: Mapping[str, bytes], *, streams: bool = False
-    ) -> QueuedSave:
-        try:
-            self._queue.check_open()
-        except BaseException:
-            capture.give_back()
-            raise
-        tracker.captured_nbytes = capture.nbytes
-        item = QueuedSave(tracker=tracker, capture=capture, documents=documents, streams=streams)
-        self._queue.add(item)
-        return item
 
     async def _stream(self, item: QueuedSave) -> None:
         """Wait until the writer has copied the last block of a streaming save."""

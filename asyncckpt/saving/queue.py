@@ -102,7 +102,15 @@ class SaveQueue:
             raise ManagerClosedError(f"the manager of {self._env.root} is {state}")
 
     def add(self, item: QueuedSave) -> None:
-        """Queue a save, whose step is reserved."""
+        """Queue a save, whose step is reserved.
+
+        Raises:
+            ManagerClosedError: The manager began to close meanwhile. The captured state is given back.
+        """
+        if self.is_closing:
+            item.capture.give_back()
+            self.check_open()
+        item.tracker.captured_nbytes = item.capture.nbytes
         item.tracker.on_cancel = lambda: self._drop(item, SaveState.CANCELLED)
         self.staged_nbytes += item.capture.nbytes
         self._append(item)
