@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from asyncckpt.saving.retention import BestChoice, Candidate, Ranking, RetentionPolicy, metric_of
+from asyncckpt.saving.retention import Candidate, Ranking, RetentionPolicy, metric_of
 from asyncckpt.storage.results import CheckpointRecord
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class Catalog:
         self._records: dict[int, CheckpointRecord] = {}
         self._corrupt: dict[int, Identity] = {}
         self._incomplete: frozenset[int] = frozenset()
-        self._ranking = Ranking(policy)  # of the intact ones
+        self.ranking = Ranking(policy)
+        """The intact ones, ranked by the policy of the manager's options and the directory's stored metric."""
         self._begun: set[int] = set()
         self.changes = 0
         """Counts additions and removals, so that a listing that is out of date by then can be repeated."""
@@ -45,17 +46,12 @@ class Catalog:
         """Whether the step is committed, and not known to be corrupt."""
         return step in self._records and step not in self._corrupt
 
-    @property
-    def policy(self) -> RetentionPolicy:
-        """The policy that follows from the manager's options and the directory's stored metric."""
-        return self._ranking.policy
-
     def replace(self, listing: Listing, ranking: Ranking) -> None:
         """Replace all records by those of a listing and their ranking, without the steps that were begun.
 
         What is known to be corrupt stays so, unless another process has saved the step again since.
         """
-        self._records, self._ranking, self._incomplete = listing.records, ranking, listing.incomplete
+        self._records, self.ranking, self._incomplete = listing.records, ranking, listing.incomplete
         for step in self._begun & self._records.keys():
             del self._records[step]
         self._corrupt = {
@@ -63,7 +59,7 @@ class Catalog:
             for step, identity in self._corrupt.items()
             if step in self._records and self._records[step].identity == identity
         }
-        self._ranking.remove(self._begun | self._corrupt.keys())
+        self.ranking.remove(self._begun | self._corrupt.keys())
 
     def add(self, record: CheckpointRecord) -> None:
         """Add a checkpoint that has just been committed."""
@@ -73,14 +69,14 @@ class Catalog:
         self._records[record.step] = record
         self._corrupt.pop(record.step, None)
         self._incomplete -= {record.step}
-        self._ranking.add(candidate_of(record, self.policy))
+        self.ranking.add(candidate_of(record, self.ranking.policy))
         if not is_in_order:
             self._records = dict(sorted(self._records.items()))
 
     def remove(self, steps: Collection[int]) -> None:
         """Forget steps."""
         self.changes += 1
-        self._ranking.remove(steps)
+        self.ranking.remove(steps)
         for step in steps:
             self._records.pop(step, None)
             self._corrupt.pop(step, None)
@@ -97,7 +93,7 @@ class Catalog:
     def mark_corrupt(self, step: int) -> None:
         """Note that a step was found corrupt; one without a manifest stays what it is."""
         if step in self._records and step not in self._incomplete:
-            self._ranking.remove([step])
+            self.ranking.remove([step])
             self._corrupt[step] = self._records[step].identity
 
     def records(self) -> dict[int, CheckpointRecord]:
@@ -124,26 +120,18 @@ class Catalog:
     def _is_intact(self, step: int) -> bool:
         return step not in self._corrupt and step not in self._incomplete
 
-    def best(self) -> BestChoice:
-        """Choose the best intact checkpoint."""
-        return self._ranking.best()
-
-    def to_prune(self, *, exclude_latest: bool, protect: Collection[int], committed: int | None) -> list[int]:
-        """Return the intact steps that retention gives up, ascending; see `retention.plan_prune`."""
-        return self._ranking.to_prune(exclude_latest=exclude_latest, protect=protect, committed=committed)
-
     def to_prune_after(self, step: int, training_info: dict[str, Any], *, protect: Collection[int]) -> list[int]:
         """Return the intact steps that retention would give up if a step were committed, ascending.
 
         The latest and the best of those that there are now are not among them: they stay until the step is committed.
         """
-        ranking = self._ranking
+        ranking = self.ranking
         kept = {*protect, self.latest(), ranking.best().step}
-        ranking.add(Candidate(step, metric_of(training_info, self.policy.metric_name)))
+        ranking.add(Candidate(step, metric_of(training_info, self.ranking.policy.metric_name)))
         steps = ranking.to_prune(committed=step)
         ranking.remove([step])
         if step in self._records and self._is_intact(step):
-            ranking.add(candidate_of(self._records[step], self.policy))
+            ranking.add(candidate_of(self._records[step], self.ranking.policy))
         return [each for each in steps if each not in kept]
 
 

@@ -119,7 +119,7 @@ class Loader:
         """Return the latest or best step of those that are listed, or None; an odd choice of the best warns."""
         if which == "latest":
             return self._env.catalog.latest()
-        choice = self._env.catalog.best()
+        choice = self._env.catalog.ranking.best()
         for message in choice.warnings:
             warn(message)
         return choice.step

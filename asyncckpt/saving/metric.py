@@ -153,7 +153,7 @@ class MetricWatch:
         Raises:
             MetricMissingError: It lacks the metric, and `metric_required` is set.
         """
-        name = self._catalog.policy.metric_name
+        name = self._catalog.ranking.policy.metric_name
         if name is None or metric_of(info, name) is not None:
             return None
         kind = type(info[name]).__name__ if name in info else None

@@ -57,8 +57,9 @@ class Pruner:
 
     async def prune(self, *, exclude_latest: bool = True, committed: int | None = None) -> None:
         """Apply the retention policy."""
-        loading = self._env.steps.loading.keys()
-        to_prune = self._env.catalog.to_prune(exclude_latest=exclude_latest, protect=loading, committed=committed)
+        to_prune = self._env.catalog.ranking.to_prune(
+            exclude_latest=exclude_latest, protect=self._env.steps.loading.keys(), committed=committed
+        )
         again = [step for step in self._stuck if step in to_prune]
         steps = [step for step in to_prune if step not in again]
         if committed is not None:

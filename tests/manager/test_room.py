@@ -319,12 +319,12 @@ def test_what_a_save_would_displace_leaves_the_catalog_as_it_was() -> None:
     for step, metric in ((1, 5.0), (2, 9.0), (3, 1.0), (4, 2.0)):
         catalog.add(asyncckpt.CheckpointRecord(step=step, directory=f"step_{step}", training_info={"m": metric}))
     catalog.mark_corrupt(4)
-    before = (catalog.best(), catalog.to_prune(exclude_latest=True, protect=(), committed=None), catalog.steps())
+    before = (catalog.ranking.best(), catalog.ranking.to_prune(), catalog.steps())
     assert catalog.to_prune_after(5, {"m": 10.0}, protect=()) == [1]
     assert catalog.to_prune_after(5, {"m": 10.0}, protect={1}) == []
     assert catalog.to_prune_after(2, {"m": 0.0}, protect=()) == []
     assert catalog.to_prune_after(4, {"m": 0.0}, protect=()) == [1]
-    after = (catalog.best(), catalog.to_prune(exclude_latest=True, protect=(), committed=None), catalog.steps())
+    after = (catalog.ranking.best(), catalog.ranking.to_prune(), catalog.steps())
     assert after == before
 
 
