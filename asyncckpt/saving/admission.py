@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from asyncckpt.config import Settings
-    from asyncckpt.runtime.buffers import BufferPool, PoolWarmer
+    from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.saving.environment import Environment
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.saving.ownership import DirectoryOwner
@@ -90,14 +90,10 @@ def encode_documents(
 class Admission:
     """Captures states and queues them. Used on the loop's thread only."""
 
-    def __init__(
-        self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, metric: MetricWatch, warmer: PoolWarmer
-    ) -> None:
+    def __init__(self, env: Environment, queue: SaveQueue, owner: DirectoryOwner) -> None:
         self._env = env
         self._queue = queue
         self._owner = owner
-        self._metric = metric
-        self._warmer = warmer
         self._lock = asyncio.Lock()  # held by the save that is being admitted
         self._is_streaming = False
         self._has_staged = False
@@ -122,7 +118,7 @@ class Admission:
     async def save(self, request: SaveRequest) -> SaveHandle:
         """Admit a save; see `CheckpointManager.save`."""
         tracker = SaveTracker(step := request.step)
-        documents = encode_documents(step, request.training_info, request.run_config, self._metric)
+        documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         latest = self._reserve(step, overwrite=request.overwrite)
         if self._is_streaming and self._env.settings.overflow == "skip":
             self._env.steps.free(step)
@@ -148,7 +144,7 @@ class Admission:
     def save_nowait(self, request: SaveRequest) -> SaveHandle:
         """Admit a small save without awaiting; see `CheckpointManager.save_nowait`."""
         tracker = SaveTracker(step := request.step)
-        documents = encode_documents(step, request.training_info, request.run_config, self._metric)
+        documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         flat = flatten_inline(request.state)
         if flat is None:
             message = (
@@ -220,7 +216,7 @@ class Admission:
                 self._queue.replace_waiting()
             await self._queue.wait_for_room(needed)
         if mode is _Mode.STAGED:
-            self._warmer.stop()
+            self._env.warmer.stop()
             capture = await self._env.jobs.run_in_context(1, _stage, flat, self._env.pool, discard=Capture.give_back)
         elif mode is _Mode.INLINE:
             capture = Capture.staged(flat, None, _on_the_loop())
@@ -235,7 +231,7 @@ class Admission:
         """Once a first state has been staged, make memory ready for the next, which may come while it is written."""
         if mode is _Mode.STAGED and not self._has_staged:
             self._has_staged = True
-            self._warmer.warm(nbytes)
+            self._env.warmer.warm(nbytes)
 
     async def _stream(self, item: QueuedSave) -> None:
         """Wait until the writer has copied the last block of a streaming save."""

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.config import Settings
-    from asyncckpt.runtime.buffers import BufferPool
+    from asyncckpt.runtime.buffers import BufferPool, PoolWarmer
     from asyncckpt.runtime.deadline import ShutdownDeadline
     from asyncckpt.runtime.jobs import Jobs
     from asyncckpt.saving.catalog import Catalog
-    from asyncckpt.saving.metric import PolicyRequest
+    from asyncckpt.saving.metric import MetricWatch, PolicyRequest
     from asyncckpt.storage.base import CheckpointStore
 
 
@@ -33,7 +33,9 @@ class Environment:
     jobs: Jobs
     deadline: ShutdownDeadline
     pool: BufferPool
+    warmer: PoolWarmer
     catalog: Catalog
+    metric: MetricWatch
     steps: StepLedger
     warnings: DirectoryWarnings
 

@@ -15,6 +15,7 @@ from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCh
 from asyncckpt.saving.listing import list_again
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
 from asyncckpt.saving.pending_directories import local_directories
+from asyncckpt.state.inline import INLINE_NBYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,11 +32,9 @@ Params = ParamSpec("Params")
 class Loader:
     """Reads checkpoints. Used on the loop's thread only."""
 
-    def __init__(self, env: Environment, on_loaded: Callable[[int], None]) -> None:
-        """Load for a manager; `on_loaded` is called with the size of a copy of each loaded state, in bytes."""
+    def __init__(self, env: Environment) -> None:
         self._env = env
         self._helpers = env.store.read_threads - 1
-        self._on_loaded = on_loaded
 
     async def refresh(self) -> None:
         """List the directory again."""
@@ -157,5 +156,8 @@ class Loader:
                 f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data:"
                 " use asyncckpt.register_type, or give a template with like="
             )
-        self._on_loaded(loaded.staged_nbytes)
+        settings = self._env.settings
+        # A state that the budget does not hold is not copied as a whole.
+        if settings.is_writer and INLINE_NBYTES < loaded.staged_nbytes <= settings.max_staged_nbytes:
+            self._env.warmer.warm(loaded.staged_nbytes)
         return loaded.checkpoint

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from asyncckpt.saving.environment import Environment
-    from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
@@ -26,14 +25,11 @@ if TYPE_CHECKING:
 class PendingDirectories:
     """Makes, commits and discards pending directories. Used on the loop's thread only."""
 
-    def __init__(
-        self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner, metric: MetricWatch
-    ) -> None:
+    def __init__(self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner) -> None:
         self._env = env
         self._queue = queue
         self._owner = owner
         self._pruner = pruner
-        self._metric = metric
 
     async def begin(self, step: int, documents: Mapping[str, bytes]) -> Path:
         """Make a pending directory with its small files.
@@ -74,7 +70,7 @@ class PendingDirectories:
             try:
                 await self._owner.take_in_writer()
                 info = await self._env.deadline.run(StopFlag(), read_pending_info, directories, path)
-                if info is not None and (lack := self._metric.check(step, info)) is not None:
+                if info is not None and (lack := self._env.metric.check(step, info)) is not None:
                     warn_in_background(lack)
                 self._env.catalog.begin(step)
                 stop = StopFlag()

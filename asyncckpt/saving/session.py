@@ -30,7 +30,6 @@ from asyncckpt.saving.pruning import Pruner
 from asyncckpt.saving.queue import SaveQueue
 from asyncckpt.saving.retention import RetentionPolicy
 from asyncckpt.saving.writer import Writer
-from asyncckpt.state.inline import INLINE_NBYTES
 
 if TYPE_CHECKING:
     from asyncckpt.config import Settings
@@ -76,10 +75,10 @@ class Session:
             message = f"{self!r} {'is entered already' if is_open else 'was entered before'}: make a new one"
             raise ManagerClosedError(message)
         settings = self.settings
-        root = settings.checkpoint_dir
         jobs = Jobs(asyncio.get_running_loop())
         if settings.is_writer:
             jobs.spawn(find_format, settings.format)  # imports h5py, so that no save waits for it
+        catalog = Catalog(self._policy_request.policy)
         env = Environment(
             settings=settings,
             policy_request=self._policy_request,
@@ -87,9 +86,11 @@ class Session:
             jobs=jobs,
             deadline=ShutdownDeadline(jobs, settings.grace),
             pool=self.pool,
-            catalog=Catalog(self._policy_request.policy),
+            warmer=PoolWarmer(self.pool, jobs, settings.max_staged_nbytes),
+            catalog=catalog,
+            metric=MetricWatch(catalog, settings.metric_name, is_required=settings.metric_required),
             steps=StepLedger(),
-            warnings=DirectoryWarnings(root),
+            warnings=DirectoryWarnings(settings.checkpoint_dir),
         )
         try:
             listing, ranking = await jobs.run(
@@ -99,7 +100,7 @@ class Session:
                 is_writer=settings.is_writer,
                 must_exist=settings.read_only,
             )
-            env.catalog.replace(listing, ranking)
+            catalog.replace(listing, ranking)
             env.warnings.issue(listing.remarks)
         except BaseException:
             await jobs.close(is_stuck=False)
@@ -173,31 +174,22 @@ class OpenSession:
     """The parts of a manager that is open."""
 
     def __init__(self, env: Environment) -> None:
-        self._settings = settings = env.settings
         self.loop = asyncio.get_running_loop()
         self.jobs = env.jobs
         self.deadline = env.deadline
         self.pool = env.pool
+        self.warmer = env.warmer
         self.catalog = env.catalog
+        self.metric = env.metric
         self.steps = env.steps
         self.queue = SaveQueue(env)
         self.owner = DirectoryOwner(env)
         self.pruner = Pruner(env, self.owner)
         self.writer = Writer(env, self.queue, self.owner, self.pruner)
-        self.metric = MetricWatch(env.catalog, settings.metric_name, is_required=settings.metric_required)
-        self.warmer = PoolWarmer(env.pool, env.jobs, settings.max_staged_nbytes)
-        self.admission = Admission(env, self.queue, self.owner, self.metric, self.warmer)
-        self.loader = Loader(env, self._warm)
-        self.pending = PendingDirectories(env, self.queue, self.owner, self.pruner, self.metric)
+        self.admission = Admission(env, self.queue, self.owner)
+        self.loader = Loader(env)
+        self.pending = PendingDirectories(env, self.queue, self.owner, self.pruner)
         self.idle = PoolTrimmer(env.pool, env.jobs)
-
-    def _warm(self, nbytes: int) -> None:
-        """Make memory ready for the first save of a state of this size that was loaded.
-
-        A state that the budget does not hold is not copied as a whole.
-        """
-        if self._settings.is_writer and INLINE_NBYTES < nbytes <= self._settings.max_staged_nbytes:
-            self.warmer.warm(nbytes)
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then release the lock."""
