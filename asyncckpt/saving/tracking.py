@@ -1,13 +1,4 @@
-"""A save under way: its state, for the library (`SaveTracker`) and for its caller (`SaveHandle`).
-
-The states of a save and the transitions between them:
-
-    queued  -> writing | replaced | cancelled | failed
-    writing -> committed | failed
-    skipped, replaced, cancelled, committed, failed: final
-
-A skipped save has no earlier state.
-"""
+"""A save under way: its state, for the library (`SaveTracker`) and for its caller (`SaveHandle`)."""
 
 from __future__ import annotations
 
@@ -52,6 +43,7 @@ TRANSITIONS: Final[dict[SaveState, frozenset[SaveState]]] = {
     SaveState.REPLACED: frozenset(),
     SaveState.CANCELLED: frozenset(),
 }
+"""What each state may become; none may become "skipped"."""
 
 
 class SaveProgress(NamedTuple):
