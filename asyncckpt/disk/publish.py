@@ -40,9 +40,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.manifest import Manifest
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.disk.write_blocks import SyncBatch
     from asyncckpt.runtime.pacing import StopFlag
 
 # A directory above ours may be unreadable for this process, or on a file system that cannot sync directories.

@@ -1,4 +1,4 @@
-"""Write planned files in large blocks, from several threads.
+"""Write files: planned ones in large blocks, from several threads, and small ones that are synced together.
 
 1. A file is written in blocks of `BLOCK_NBYTES`. One thread gathers the bytes of a block, hashes them, and writes them
    with one call. Whole pages are written from their own memory. Everything else (short entries, odd ends, memory that
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.disk.batch import SyncBatch
     from asyncckpt.disk.ops import DiskOps
     from asyncckpt.runtime.context import JobContext
 
@@ -91,6 +90,42 @@ class Content:
     """Size of a block, a multiple of `DIGEST_BLOCK_NBYTES`."""
     progress: Progress = _UNWATCHED
     """Receives the progress."""
+
+
+class SyncBatch:
+    """Small files that are open until they are synced together.
+
+    Each is synced once, through the descriptor that wrote it. Before the first sync the system is asked to begin
+    writing all of them. So their blocks are allocated by then, and one commit of the file system's journal covers all
+    files, instead of one for each. If anything fails, the files are closed, and none is synced again.
+    """
+
+    def __init__(self, ops: DiskOps) -> None:
+        self._ops = ops
+        self._fds: list[int] = []
+
+    def add(self, fd: int) -> None:
+        """Take over a file that is about to be written."""
+        self._fds.append(fd)
+
+    def sync(self) -> None:
+        """Make all files durable.
+
+        Raises:
+            OSError: A sync failed. How much of that file is on the disk is not known.
+        """
+        if hasattr(os, "posix_fadvise"):
+            for fd in self._fds:
+                with contextlib.suppress(OSError):  # only a hint
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for fd in self._fds:
+            self._ops.sync(fd)
+
+    def close(self) -> None:
+        """Close the files; more than once does no harm."""
+        fds, self._fds = self._fds, []
+        for fd in fds:
+            os.close(fd)
 
 
 def write_content(

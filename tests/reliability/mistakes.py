@@ -183,7 +183,7 @@ BUGS = (
         "a failed fsync is tried again",
         (
             (
-                "disk/batch.py",
+                "disk/write_blocks.py",
                 "            self._ops.sync(fd)\n",
                 (
                     "            try:\n                self._ops.sync(fd)\n"
@@ -197,7 +197,7 @@ BUGS = (
         "a failed fsync is ignored",
         (
             (
-                "disk/batch.py",
+                "disk/write_blocks.py",
                 "            self._ops.sync(fd)\n",
                 "            with contextlib.suppress(OSError):\n                self._ops.sync(fd)\n",
             ),

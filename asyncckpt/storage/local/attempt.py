@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish, removal
-from asyncckpt.disk.batch import SyncBatch
-from asyncckpt.disk.write_blocks import write_bytes, write_content
+from asyncckpt.disk.write_blocks import SyncBatch, write_bytes, write_content
 from asyncckpt.storage.base import Attempt
 from asyncckpt.storage.local.outcomes import committed_at, explain
 from asyncckpt.storage.local.reader import open_step
