@@ -15,7 +15,7 @@ import errno
 import fcntl
 import os
 import threading
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -225,7 +225,7 @@ class _Writer:
         self._block_nbytes = content.block_nbytes
         self._is_direct = is_direct
         self._progress = content.progress
-        self._offsets = [chunk.offset for chunk in self._plan.entries]
+        self._offsets = [entry.offset for entry in self._plan.entries]
         self._spare: list[Bytes] = []  # bounce buffers, one for each thread
         self._begins = range(0, self._plan.nbytes, self._block_nbytes)
         self._digests = [b""] * len(self._begins)
@@ -253,12 +253,9 @@ class _Writer:
         begin = self._begins[block]
         end = min(begin + self._block_nbytes, self._plan.nbytes)
         gathering = _Gathering(self, begin, end)
-        chunks = self._plan.entries
-        number = max(bisect_right(self._offsets, begin) - 1, 0)
-        while number < len(chunks) and chunks[number].offset < end:
-            offset, nbytes, source = chunks[number]
+        first = max(bisect_right(self._offsets, begin) - 1, 0)
+        for offset, nbytes, source in self._plan.entries[first : bisect_left(self._offsets, end)]:
             low, high = max(offset, begin), min(offset + nbytes, end)
-            number += 1
             if low >= high:
                 continue
             if not isinstance(source, Span):
