@@ -75,12 +75,7 @@ def read_run(
 ) -> None:
     """Read the targets of a run, and verify each digest block that they touch.
 
-    Args:
-        run: The run.
-        targets: The wanted bytes, sorted by offset, without overlaps. Offsets are relative to the run.
-        context: The context of the job, whose stop flag is checked before each chunk. Without it, no thread helps.
-        is_whole: Whether to read and verify the rest of the run, too.
-        on_begin: Called before each chunk is read, from any thread, with the range of the chunk: (begin, end).
+    The arguments are those of `asyncckpt.storage.reader.CheckpointFile.read`; offsets are relative to the run.
 
     Raises:
         Exception: The error that `run.corrupt` has made: a digest does not match, or the file is too short.

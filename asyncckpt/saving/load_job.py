@@ -62,23 +62,14 @@ def load_checkpoint(store: CheckpointStore, step: int, request: LoadRequest, con
     """Load one checkpoint.
 
     Raises:
-        CheckpointNotFoundError: There is none for this step.
-        CorruptCheckpointError: It is damaged.
-        UnsupportedFormatError: A later release wrote it.
-        StateMismatchError: The template does not fit.
-        CheckpointKeyError: Nothing is selected.
+        CheckpointError: As `CheckpointManager.load`.
         Stopped: The job was asked to stop.
     """
     return _reading(partial(store.open, step), partial(_load, request=request, context=context))
 
 
 def load_directory(directories: LocalDirectories, path: Path, request: LoadRequest, context: JobContext) -> Loaded:
-    """Load the checkpoint that a directory is, wherever it lies and whatever it is called.
-
-    Raises:
-        CheckpointNotFoundError: It is none.
-        CheckpointError: As `load_checkpoint`.
-    """
+    """Load the checkpoint that a directory is, wherever it lies and whatever its name, as `load_checkpoint` does."""
     return _reading(partial(directories.open, path), partial(_load, request=request, context=context))
 
 
@@ -86,8 +77,7 @@ def verify_checkpoint(store: CheckpointStore, step: int, context: JobContext) ->
     """Read every file of a checkpoint and verify every bit of it, the structure of its index included.
 
     Raises:
-        CheckpointNotFoundError: There is none for this step.
-        CorruptCheckpointError: It is damaged.
+        CheckpointError: As `CheckpointManager.verify`.
         Stopped: The job was asked to stop.
     """
 

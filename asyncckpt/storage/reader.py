@@ -36,11 +36,7 @@ class CheckpointReader(ABC):
 
     @abstractmethod
     def _open(self, name: str, record: FileRecord) -> CheckpointFile:
-        """Open a file, whose record the manifest has, and check its size.
-
-        Raises:
-            CorruptCheckpointError: It is missing, or has another size.
-        """
+        """Open a file, whose record the manifest has, as `open` does."""
 
     def open(self, name: str) -> CheckpointFile:
         """Open a file of the manifest and check its size.
@@ -108,9 +104,9 @@ class CheckpointFile(ABC):
 
         Args:
             targets: What is wanted, sorted by offset, without overlaps.
-            context: The job's; its flag is looked at before every chunk. Without one this thread reads alone.
+            context: The job's; its stop flag is checked before each chunk. Without one, no thread helps.
             is_whole: Whether to read and verify the rest of the file, too.
-            on_begin: Called with the range of each chunk before it is read, from any thread.
+            on_begin: Called before each chunk is read, from any thread, with the range of the chunk: (begin, end).
 
         Raises:
             CorruptCheckpointError: A digest does not match, or the file ends too early.
