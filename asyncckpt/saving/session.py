@@ -129,23 +129,6 @@ class Session:
         Args:
             error: The exception that ends the manager's block: the failures are added to it as notes instead.
         """
-        try:
-            await self._close(error)
-        except asyncio.CancelledError as cancelled:
-            self._note_failures(error or cancelled)
-            if error is None:
-                raise
-            return
-        if error is None:
-            self.use(is_closing=True).queue.failures.raise_any()
-        else:
-            self._note_failures(error)
-
-    def _note_failures(self, raised: BaseException) -> None:
-        for failure in self.use(is_closing=True).queue.failures.receive():
-            raised.add_note(f"asyncckpt: {failure}")
-
-    async def _close(self, error: BaseException | None) -> None:
         here = self.use(is_closing=True)
         here.queue.close()
         if error is not None and not isinstance(error, Exception):
@@ -154,8 +137,15 @@ class Session:
             self._closing = asyncio.Task(here.close(), loop=here.loop)
         cancellation = DeferredCancellation()
         await cancellation.wait(self._closing, here.deadline.start_countdown)
-        cancellation.reraise()
-        self._closing.result()
+        if not cancellation:
+            self._closing.result()
+        if error is None and not cancellation:
+            here.queue.failures.raise_any()
+        raised = cancellation if error is None else error
+        for failure in here.queue.failures.receive():
+            raised.add_note(f"asyncckpt: {failure}")
+        if error is None:
+            cancellation.reraise()
 
     def __del__(self) -> None:
         """Warn if the manager was never entered, or entered and never closed."""
