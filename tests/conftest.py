@@ -51,7 +51,7 @@ _BLOCKING_CALLS = (
 """What blockbuster does not know of."""
 _HARMLESS = {
     *("name_of", "parse_name", "paths_of", "block_nbytes_within", "check_stream", "_can"),
-    *("Lock.release", "_close_in_child"),
+    *("Lock.release", "_close_in_child", "CheckpointRecord.__init__", "Committed.record"),
     *("LocalStore.__init__", "LocalStore.release", "PendingDirectories.__init__", "PendingDirectories.parse_step"),
 }
 """What the modules of threads lend to the loop's thread: a few instructions that never wait."""
