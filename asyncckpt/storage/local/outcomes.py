@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk import room
+from asyncckpt.disk.room import explain as explain_shortage
+from asyncckpt.disk.room import free_nbytes, nbytes_of
 from asyncckpt.storage.local.records import identity_of
 from asyncckpt.storage.results import Committed, Trash
 
@@ -31,7 +32,7 @@ _REFUSALS: Final = {
 def explain(error: OSError, root: Path, needed: str | None = None) -> None:
     """Add to an error what to do if nothing may be written here, or if there is too little space for what is needed."""
     if needed is not None:
-        room.explain(error, root, needed, _ADVICE)
+        explain_shortage(error, root, needed, _ADVICE)
     refusal = _REFUSALS.get(error.errno or 0)
     if refusal is not None and error.strerror == os.strerror(error.errno or 0):  # else its text says more already
         error.strerror = f"{error.strerror} ({refusal}, or use another directory)"
@@ -58,7 +59,7 @@ def remarks_of(leftovers: Iterable[OSError]) -> tuple[str, ...]:
 
 def weigh(root: Path, paths: Iterable[Path]) -> tuple[Trash, ...]:
     """Measure how much space trash takes, and how much is left (0 if that is not known)."""
-    return tuple(Trash(path.name, room.nbytes_of(path), room.free_nbytes(root) or 0) for path in paths)
+    return tuple(Trash(path.name, nbytes_of(path), free_nbytes(root) or 0) for path in paths)
 
 
 def committed_at(path: Path, old: Path | None, leftovers: Iterable[OSError]) -> Committed:
