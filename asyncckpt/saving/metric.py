@@ -24,6 +24,7 @@ from asyncckpt.storage.results import METRIC_NAME, SHORTAGES
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from asyncckpt.config import Settings
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.retention import RetentionPolicy
     from asyncckpt.storage.base import CheckpointStore
@@ -141,10 +142,9 @@ def store_metric(store: CheckpointStore, policy: RetentionPolicy, file: MetricFi
 class MetricWatch:
     """Checks that what is saved has the metric. Used on the loop's thread only."""
 
-    def __init__(self, catalog: Catalog, given_name: str | None, *, is_required: bool) -> None:
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self._catalog = catalog
-        self._given_name = given_name
-        self._is_required = is_required
+        self._settings = settings
         self._warned: set[tuple[bool, str | None]] = set()
 
     def check(self, step: int, info: Mapping[str, object]) -> str | None:
@@ -158,14 +158,15 @@ class MetricWatch:
             return None
         kind = type(info[name]).__name__ if name in info else None
         way = (bool(info), kind)
-        if way in self._warned and not self._is_required:
+        if way in self._warned and not self._settings.metric_required:
             return None
         self._warned.add(way)
         problem = f"step {step}: {_lack(name, info)}"
-        if self._is_required:
+        if self._settings.metric_required:
             message = f"{problem}. Pass the metric, or leave out metric_required"
             raise MetricMissingError(message, step=step, metric_name=name, known=list(islice(info, _SHOWN_KEYS)))
-        origin = "" if self._given_name is not None else f" (this metric is named by {METRIC_NAME} in the directory)"
+        is_stored = self._settings.metric_name is None
+        origin = f" (this metric is named by {METRIC_NAME} in the directory)" if is_stored else ""
         return (
             f"{problem}{origin}. Such a checkpoint ranks last, and while there are no others keep_top_k prunes nothing;"
             " metric_required=True refuses it"

@@ -88,7 +88,7 @@ class Session:
             pool=self.pool,
             warmer=PoolWarmer(self.pool, jobs, settings.max_staged_nbytes),
             catalog=catalog,
-            metric=MetricWatch(catalog, settings.metric_name, is_required=settings.metric_required),
+            metric=MetricWatch(catalog, settings),
             steps=StepLedger(),
             warnings=DirectoryWarnings(settings.checkpoint_dir),
         )
