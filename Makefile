@@ -13,7 +13,7 @@ MINUTES ?= 60
 RUNS ?= 10
 STRESS_ARGS ?=
 
-.PHONY: demo test stress-test lint bench bench-quick rigs torture clean
+.PHONY: demo test frameworks stress-test lint bench bench-quick rigs torture clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -23,6 +23,13 @@ demo: $(READY)
 # the loop of most async tests; PYTEST_ARGS=--loops=both runs them on both.
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not rigs" --loops=either $(PYTEST_ARGS)
+
+# PyTorch and JAX, without which the tests that need them are skipped. They are large, so only this installs them.
+frameworks: .venv/.frameworks-ready
+
+.venv/.frameworks-ready: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,frameworks]'
+	touch $@
 
 # All tests RUNS times, including those of the rigs, with 2 and 4 workers in turns; every third run is under load.
 stress-test: $(READY)

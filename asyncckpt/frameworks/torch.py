@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -48,9 +48,18 @@ _OPAQUE: Final = {
     if hasattr(torch, name)
 }
 """Dtypes of one byte that numpy does not have, saved as bytes."""
+_STRIDED: Final = torch.strided
 _NO_MEMORY: Final = "a tensor without memory of its own ({}): save it outside of the transformation"
 _VIEWS: Final = {1: "|u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "<c16"}
 """By the size of an element, a dtype of numpy in which memory is moved unchanged."""
+
+
+_Place: TypeAlias = "tuple[int, torch.dtype, torch.Size, tuple[int, ...]]"
+"""Where the elements of a tensor lie: address, dtype, shape, and strides in elements."""
+
+
+def _place_of(tensor: torch.Tensor) -> _Place:
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 class _Memory:
@@ -58,9 +67,9 @@ class _Memory:
 
     __slots__ = ("__array_interface__", "_storage")
 
-    def __init__(
-        self, storage: torch.UntypedStorage, address: int, itemsize: int, shape: torch.Size, strides: tuple[int, ...]
-    ) -> None:
+    def __init__(self, storage: torch.UntypedStorage, place: _Place) -> None:
+        address, dtype, shape, strides = place
+        itemsize = dtype.itemsize
         self._storage = storage
         self.__array_interface__ = {
             "version": 3,
@@ -74,32 +83,30 @@ class _Memory:
 class _TensorSource:
     """The memory of a tensor on the CPU."""
 
-    __slots__ = ("_base", "_end", "_is_contiguous", "_memory", "_storage", "_view", "nbytes")
+    __slots__ = ("_base", "_end", "_is_contiguous", "_place", "_storage", "_view", "nbytes")
 
-    def __init__(
-        self, tensor: torch.Tensor, storage: torch.UntypedStorage, address: int, strides: tuple[int, ...]
-    ) -> None:
+    def __init__(self, tensor: torch.Tensor, storage: torch.UntypedStorage, place: _Place) -> None:
         self.nbytes = nbytes = tensor.nbytes
         self._storage = storage
+        self._place = place
         self._base = base = storage.data_ptr()
         self._is_contiguous = is_contiguous = tensor.is_contiguous()
-        reach = nbytes if is_contiguous else _reach(tensor, strides)
-        self._end = end = address - base + reach if nbytes else 0
+        reach = nbytes if is_contiguous else _reach(place)
+        self._end = end = place[0] - base + reach if nbytes else 0
         if storage.nbytes() < end:
             raise UnsupportedLeafError(f"a tensor of shape {tuple(tensor.shape)} whose storage was freed", path="")
-        self._memory = (address, tensor.itemsize, tensor.shape, strides)
         self._view: NDArray[Any] | None = None
 
     def _array(self) -> NDArray[Any]:
         if self._storage.data_ptr() != self._base or self._storage.nbytes() < self._end:
             self._refuse()
         if self._view is None:
-            self._view = np.asarray(_Memory(self._storage, *self._memory))
+            self._view = np.asarray(_Memory(self._storage, self._place))
         return self._view
 
     def _refuse(self) -> NoReturn:
         message = (
-            f"the storage of a tensor of shape {tuple(self._memory[2])} was resized: no task may do that until the"
+            f"the storage of a tensor of shape {tuple(self._place[2])} was resized: no task may do that until the"
             " state has been captured"
         )
         raise StateChangedError(message, path="")
@@ -116,12 +123,15 @@ class _TensorSource:
             return self._array().tobytes()
         if self._storage.data_ptr() != self._base or self._storage.nbytes() < self._end:
             self._refuse()
-        return ctypes.string_at(self._memory[0], self.nbytes)  # several times faster than to make an array
+        return ctypes.string_at(self._place[0], self.nbytes)  # several times faster than to make an array
 
 
-def _reach(tensor: torch.Tensor, strides: tuple[int, ...]) -> int:
+def _reach(place: _Place) -> int:
     """Return how far the elements of a tensor reach in memory, in bytes."""
-    return (sum((size - 1) * stride for size, stride in zip(tensor.shape, strides, strict=True)) + 1) * tensor.itemsize
+    _, dtype, shape, strides = place
+    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    reach: int = (last + 1) * dtype.itemsize
+    return reach
 
 
 class _FilledTarget:
@@ -179,17 +189,19 @@ class _TensorAdapter:
     def leaf(self, array: torch.Tensor) -> ArrayLeaf:
         found = _DTYPES.get(array.dtype) or _described(array)
         dtype, kind = found
-        is_usual = array.is_cpu and array.layout is torch.strided and not array.is_neg()
+        is_usual = array.is_cpu and array.layout is _STRIDED and not array.is_neg()
         if not is_usual or (dtype.kind == "c" and array.is_conj()) or kind is _PAIRS:
             return self._unusual_leaf(array, dtype, kind)
         try:
             storage = array.untyped_storage()
         except (RuntimeError, NotImplementedError) as error:
             raise UnsupportedLeafError(_NO_MEMORY.format(error), path="") from error
-        shape, strides, address = array.shape, array.stride(), array.data_ptr()
+        shape = array.shape
+        place = (array.data_ptr(), array.dtype, shape, array.stride())
         # Tensors without elements have no address.
-        identity = (address, array.dtype, shape, strides) if address else id(array)
-        return ArrayLeaf(identity, dtype, shape, _TensorSource(array, storage, address, strides), kind=kind)
+        return ArrayLeaf(
+            place if place[0] else id(array), dtype, shape, _TensorSource(array, storage, place), kind=kind
+        )
 
     def _unusual_leaf(self, array: torch.Tensor, dtype: np.dtype[Any], kind: ArrayKind) -> ArrayLeaf:
         """Describe a tensor whose bytes are not those of its memory, or not on the CPU."""
@@ -201,7 +213,7 @@ class _TensorAdapter:
             identity = (storage.data_ptr(), place, array.dtype, array.is_conj(), array.is_neg(), array.device)
         made = array.detach().resolve_conj().resolve_neg().cpu()
         shape = (*array.shape, 2) if kind is _PAIRS else array.shape
-        source = _TensorSource(made, made.untyped_storage(), made.data_ptr(), made.stride())
+        source = _TensorSource(made, made.untyped_storage(), _place_of(made))
         is_copy = made.data_ptr() != array.data_ptr() or made.device != array.device
         return ArrayLeaf(identity, dtype, shape, source, is_copy, kind)
 
@@ -211,8 +223,7 @@ class _TensorAdapter:
         own, kind = _described(array)
         if array.is_conj() or array.is_neg() or array.device.type != "cpu":
             return _CopiedTarget(array, dtype, (*array.shape, 2) if kind is _PAIRS else tuple(array.shape))
-        memory = _Memory(array.untyped_storage(), array.data_ptr(), array.itemsize, array.shape, array.stride())
-        view = np.asarray(memory)
+        view = np.asarray(_Memory(array.untyped_storage(), _place_of(array)))
         if overlaps_itself(view):
             raise UnfitTargetError("sharing", "a tensor with elements that share memory", "elements of their own")
         return _FilledTarget(array, view, is_swapped=dtype.byteorder not in ("=", "|") and dtype != own)
@@ -276,9 +287,8 @@ def _described(tensor: torch.Tensor) -> tuple[np.dtype[Any], ArrayKind]:
     Raises:
         UnsupportedLeafError: It cannot be saved.
     """
-    found = _DTYPES.get(tensor.dtype)
-    if found is not None:
-        return found
+    if tensor.dtype in _DTYPES:
+        return _DTYPES[tensor.dtype]
     name = str(tensor.dtype).removeprefix("torch.")
     if name in _ML_NAMES:
         raise UnsupportedLeafError(f"a tensor of {tensor.dtype} needs the package ml_dtypes: install it", path="")
@@ -322,7 +332,7 @@ def _parameter(template: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 
 
 _RAW: Final = {1: np.uint8, 2: np.int16}
-_DTYPES: Final = dict(_dtypes())
+_DTYPES: Final[dict[torch.dtype, tuple[np.dtype[Any], ArrayKind]]] = dict(_dtypes())
 
 
 def _dtype(state: Any) -> torch.dtype:
