@@ -368,7 +368,7 @@ class MsgpackCheckpointer(Checkpointer):
 
 
 class JSONCheckpointer(Checkpointer):
-    """Keys in a JSON object (.json), a line each. A flush rewrites the file; until then, new values are in memory."""
+    """Keys in a JSON object (.json), a line each. A flush rewrites the file; its text is in memory while it is open."""
 
     default_extension = ".json"
 

@@ -242,8 +242,7 @@ def test_the_page_reads_keyed_hdf5(tmp_path: Path) -> None:
 
 def test_the_tags_of_json_are_those_of_the_page() -> None:
     """Each kind of object that the reader knows has its row, and no row is left over."""
-    from asyncckpt.keyed.json.decode import LEAVES
-    from asyncckpt.keyed.json.encode import KINDS
+    from asyncckpt.keyed.json.codec import KINDS, LEAVES
 
     table = PAGE.partition("### JSON: .json")[2].partition("### Zip")[0]
     rows = {name for row in re.findall(r"^\| (\".*?) \|", table, re.MULTILINE) for name in re.findall(r'"(\w+)"', row)}

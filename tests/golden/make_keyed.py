@@ -15,7 +15,7 @@ import make
 import numpy as np
 
 import asyncckpt
-from asyncckpt.keyed.json import encode
+from asyncckpt.keyed.json import codec
 
 FOREIGN = '{"foreign": [ 1,\n 2.50, {"a\\u00e9": null} ],\n"deep": 1}'
 """What the file began with: its values are another program's text, a line break within one of them included."""
@@ -44,7 +44,7 @@ def values() -> dict[str, Any]:
 
 def make_file(path: pathlib.Path) -> None:
     """Write the file, in two flushes."""
-    encode._DATA_NBYTES = 300  # so that arrays have several strings, as those above 192 KiB do
+    codec._DATA_NBYTES = 300  # so that arrays have several strings, as those above 192 KiB do
     path.write_text(FOREIGN, encoding="utf-8")
     with asyncckpt.Checkpointer.from_file(path) as chk:
         chk["gone"] = np.zeros(1000)

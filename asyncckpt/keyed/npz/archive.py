@@ -15,14 +15,14 @@ import zipfile
 import zlib
 from contextlib import contextmanager
 from itertools import chain, pairwise
-from typing import IO, TYPE_CHECKING, Any, Final, NoReturn
+from typing import IO, TYPE_CHECKING, Any, Final
 
-import msgpack
 import numpy as np
 from numpy.lib import format as npy
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError
+from asyncckpt.errors import UnsupportedFormatError, UntrustedFileError
 from asyncckpt.keyed.appender import Appender
+from asyncckpt.keyed.damage import damage_of, damaged
 from asyncckpt.state.dtypes import dtype_to_plain, is_extension
 
 if TYPE_CHECKING:
@@ -44,11 +44,6 @@ _MAX_NPY_HEADER_NBYTES: Final = 10_000  # the most that numpy parses in an untru
 _MEMBER_HEADER_NBYTES: Final = 30  # before its name
 _ENCRYPTED, _SIZED_BEHIND, _UTF8 = 0x41, 0x8, 0x800  # flags of a member
 _EMPTY_ZIP: Final = b"PK\5\6" + bytes(18)
-_DAMAGE: Final = (
-    *(zipfile.BadZipFile, zlib.error, struct.error, msgpack.exceptions.UnpackException, EOFError),
-    *(ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError),
-)
-"""What zipfile, zlib, numpy and msgpack raise for damaged data."""
 
 
 class Archive(zipfile.ZipFile):
@@ -85,15 +80,13 @@ class Archive(zipfile.ZipFile):
             (info.header_offset, info.header_offset + _MEMBER_HEADER_NBYTES + info.compress_size, info.filename)
             for info in self.filelist
         )
-        borders = [(0, 0, ""), *extents, (os.fstat(self.fd).st_size, 0, "")]
-        for (_, end, name), (begin, _, behind) in pairwise(borders):
+        for (_, end, name), (begin, _, behind) in pairwise([(0, 0, ""), *extents, (os.fstat(self.fd).st_size, 0, "")]):
             if end > begin:
                 damaged(f"the member {name or behind!r} overlaps another, or leaves the file")
-        found: dict[str, ZipInfo] = {}
         for info in self.filelist:
-            if found.setdefault(info.filename, info) is not info:
+            if self.NameToInfo[info.filename] is not info:
                 damaged(f"duplicate member {info.filename!r}")
-        return {name: info for name, info in found.items() if not name.endswith("/")}
+        return {name: info for name, info in self.NameToInfo.items() if not name.endswith("/")}
 
     def value(self, info: ZipInfo, pacer: Pacer) -> Any:
         """Read the array of a member, or the bytes of one that is not an npy file, as `numpy.load` does.
@@ -183,24 +176,6 @@ def _chunks(stream: IO[bytes], pacer: Pacer) -> Iterator[bytes]:
     while chunk := stream.read(_CHUNK_NBYTES):
         yield chunk
         pacer.pause()
-
-
-# --- damage -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def damage_of(what: str) -> Iterator[None]:
-    """Turn whatever zipfile, zlib, numpy and msgpack raise for damaged data into one error."""
-    try:
-        yield
-    except _DAMAGE as error:
-        message = f"{what}: {error!s:.200}"
-        raise CorruptCheckpointError(message) from error
-
-
-def damaged(reason: str) -> NoReturn:
-    """Raise the error of a damaged file."""
-    raise CorruptCheckpointError(reason)
 
 
 def check_expansion(members: tuple[ZipInfo, ...]) -> None:

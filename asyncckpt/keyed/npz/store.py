@@ -11,20 +11,23 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from itertools import count
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from itertools import accumulate, count
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
+import msgpack
 import numpy as np
 
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, UntrustedFileError
+from asyncckpt.compatibility import check_compatibility
+from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.formats import key_names as names
 from asyncckpt.keyed.base import FileStore
+from asyncckpt.keyed.damage import damage_of, damaged, errors_of
 from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
-from asyncckpt.keyed.npz.archive import SUFFIX, Archive, check_expansion, damage_of, damaged, npy_header
-from asyncckpt.keyed.npz.directory import DIRECTORY, decode_directory, decode_tree, encode_directory, encode_tree
+from asyncckpt.keyed.npz.archive import SUFFIX, Archive, check_expansion, npy_header
 from asyncckpt.keyed.values import Found, build_value, runs_of
 from asyncckpt.state import index as ix
+from asyncckpt.state.packed import TEXT_ERRORS
+from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,6 +43,8 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import Pacer
 
+DIRECTORY: Final = "__asyncckpt__.npy"
+_HEAD: Final = {"asyncckpt": "keyed", "version": 1, "features": []}
 _SLACK_NBYTES: Final = 1 << 20
 _MAX_KEY_NBYTES: Final = 1 << 16
 _ONE_ARRAY: Final = ix.pack_chunk([ix.ext(ix.ARRAY, 0)])
@@ -54,14 +59,7 @@ class _Item(NamedTuple):
     key_tree: KeyTree
 
 
-class _Content(NamedTuple):
-    """What a file holds."""
-
-    file: Archive | None
-    items: dict[str, _Item]
-
-
-class NumPyStore(FileStore[_Content]):
+class NumPyStore(FileStore[dict[str, _Item]]):
     """An open zip file of arrays."""
 
     def __init__(self, location: FileLocation, context: JobContext, *, trusted: bool) -> None:
@@ -70,17 +68,20 @@ class NumPyStore(FileStore[_Content]):
         self._files: set[Archive] = set()  # that are open: the last commit's, the temporary file, and those that failed
         super().__init__(location, context)
 
-    def _use(self, content: _Content) -> None:
+    def _use(self, content: dict[str, _Item]) -> None:
         self._items: dict[str, _Item] = {}
         self._entries: dict[str, KeyTree] = {}
         self._owners: dict[str, str] = {}  # the key of each member, by its name
         self._temporary: Archive | None = None
-        for key, item in content.items.items():
+        for key, item in content.items():
             self._set(key, item)
         self._is_changed = False
-        before, self._files = self._files, set() if content.file is None else {content.file}
-        for file in before:
-            file.close_file()
+        self._close_unused()
+
+    def _close(self) -> None:
+        if self._temporary is not None:
+            self._location.discard_temporary()
+        self._use({})
 
     @property
     def entries(self) -> Mapping[str, KeyTree]:
@@ -92,36 +93,33 @@ class NumPyStore(FileStore[_Content]):
 
     def read(self, key: str, context: JobContext) -> Found:
         item, pacer = self._items[key], context.pacer
-        with self._errors_of(f"the value of {key!r}"):
+        with errors_of(self._location.name, f"the value of {key!r}"):
             if not self._is_trusted:
                 check_expansion(item.members)
             if item.tree is None:
                 return Found(item.file.value(item.members[0], pacer), {})
-            index = decode_tree(item.tree, item.members, pacer)
-            found = enumerate([item.file.value(info, pacer) for info in item.members])
-            return build_value(
-                index, {number: _restored(array, index.arrays[number]) for number, array in found}, pacer
-            )
+            nbytes = sum(info.file_size for info in item.members)
+            index, _ = ix.decode_index(memoryview(item.tree), file_nbytes=nbytes, pacer=pacer)
+            if len(index.arrays) != len(item.members):
+                damaged(f"it should have {len(index.arrays)} members and has {len(item.members)}")
+            pairs = enumerate(zip(item.members, index.arrays, strict=True))
+            arrays = {number: _restored(item.file.value(info, pacer), meta) for number, (info, meta) in pairs}
+            return build_value(index, arrays, pacer)
 
     def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
             message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
             raise UnsupportedLeafError(message, path=key[:80])
         self.begin(context)
-        temporary, metas, pacer = self._open_temporary(), value.index.arrays, context.pacer
+        temporary, metas = self._open_temporary(), value.index.arrays
         headers = [npy_header(meta.dtype, meta.shape) for meta in metas]
         is_plain = list(value.index.chunks) == [_ONE_ARRAY] and headers[0] is not None
         suffixes = [SUFFIX] if is_plain else [f"/{number}{SUFFIX}" for number in range(len(metas))]
-        prefix = self._prefix(key, suffixes)
-        before, members = temporary.end, []
-        try:
-            for number, (meta, header, suffix) in enumerate(zip(metas, headers, suffixes, strict=True)):
-                members.append(temporary.add(prefix + suffix, header, meta.nbytes, runs_of(value, number)))
-                pacer.pause()
-            tree = None if is_plain else encode_tree(value.index, pacer)
-        except BaseException:
-            temporary.end = before
-            raise
+        prefix, members = self._prefix(key, suffixes), []
+        for number, (meta, header, suffix) in enumerate(zip(metas, headers, suffixes, strict=True)):
+            members.append(temporary.add(prefix + suffix, header, meta.nbytes, runs_of(value, number)))
+            context.pacer.pause()
+        tree = None if is_plain else _encode_tree(value.index, context.pacer)
         self._set(key, _Item(temporary, tuple(members), tree, value.key_tree))
 
     def delete(self, key: str, context: JobContext) -> None:
@@ -139,8 +137,11 @@ class NumPyStore(FileStore[_Content]):
             self._abandon_temporary()
         target = self._open_temporary()
         try:
-            with self._errors_of():  # what stays may be damaged
-                items = self._complete(target, context.pacer)
+            with errors_of(self._location.name):  # what stays may be damaged
+                items = {key: self._moved(item, target, context.pacer) for key, item in self._items.items()}
+                encoded = _encode_directory(items)
+                own = target.add(DIRECTORY, None, len(encoded), [encoded])
+                target.finish([*(info for item in items.values() for info in item.members), own])
             self._location.ops.sync(target.fd)
             self._location.publish_temporary()
         except BaseException:
@@ -149,23 +150,19 @@ class NumPyStore(FileStore[_Content]):
         self._items, self._temporary, self._is_changed = items, None, False
         self._close_unused()
 
-    def _close(self) -> None:
-        if self._temporary is not None:
-            self._location.discard_temporary()
-        self._use(_Content(None, {}))
-
     # --- opening ------------------------------------------------------------------------------------------------------
 
-    def _load(self, context: JobContext) -> _Content:
+    def _load(self, context: JobContext) -> dict[str, _Item]:
         fd = self._location.open()
         if fd is None:
-            return _Content(None, {})
-        with self._errors_of():
-            with damage_of("it is not a zip file, or is damaged"):
-                file = Archive(fd, self._location.ops)
+            return {}
+        with errors_of(self._location.name), damage_of("it is not a zip file, or is damaged"):
+            file = Archive(fd, self._location.ops)
+            self._files.add(file)
             try:
-                return _Content(file, self._read_items(file, context.pacer))
+                return self._read_items(file, context.pacer)
             except BaseException:
+                self._files.remove(file)
                 file.close_file()
                 raise
 
@@ -173,13 +170,13 @@ class NumPyStore(FileStore[_Content]):
         items: dict[str, _Item] = {}
         members = file.members()
         own = members.pop(DIRECTORY, None)
-        for key, of, tree, listed in () if own is None else decode_directory(file, own, pacer):
+        for key, key_tree, tree, listed in () if own is None else _decode_directory(file, own, pacer):
             if key in items:
                 damaged(f"duplicate key {key!r}")
             if lacking := [name for name in listed if name not in members]:
                 damaged(f"the key {key!r} lacks its member {lacking[0]!r}")
             own_members = tuple([members.pop(name) for name in dict.fromkeys(listed)])
-            items[key] = _Item(file, own_members, tree, unflatten_key_tree(of))
+            items[key] = _Item(file, own_members, tree, key_tree)
         if members or own is None:
             self._location.mark_foreign("the comments, dates and attributes of the zip archive and its members")
         for name, info in members.items():
@@ -187,17 +184,6 @@ class NumPyStore(FileStore[_Content]):
                 damaged(f"duplicate key {key!r}")
             items[key] = _Item(file, (info,), None, None)
         return items
-
-    @contextmanager
-    def _errors_of(self, what: str = "") -> Iterator[None]:
-        """Add the file, and what of it, to errors."""
-        try:
-            yield
-        except (CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError) as error:
-            message = ": ".join(filter(None, (self._location.name, what, str(error))))
-            if isinstance(error, CorruptCheckpointError):
-                raise CorruptCheckpointError(message, file=self._location.name) from error
-            raise type(error)(message) from error
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -225,19 +211,10 @@ class NumPyStore(FileStore[_Content]):
             file.close_file()
         self._files &= needed
 
-    def _complete(self, target: Archive, pacer: Pacer) -> dict[str, _Item]:
-        """Copy what is not in the new file yet, and end it with the directories."""
-        items = {}
-        for key, item in self._items.items():
-            items[key] = item
-            if item.file is not target:
-                copies = tuple([target.copy(item.file, info, pacer) for info in item.members])
-                items[key] = item._replace(file=target, members=copies)
-        rows = ((key, flatten_key_tree(item.key_tree), item.tree, item.members) for key, item in items.items())
-        encoded = encode_directory(rows, len(items), pacer)
-        own = target.add(DIRECTORY, None, len(encoded), [encoded])
-        target.finish([*(info for item in items.values() for info in item.members), own])
-        return items
+    def _moved(self, item: _Item, target: Archive, pacer: Pacer) -> _Item:
+        if item.file is target:
+            return item
+        return item._replace(file=target, members=tuple([target.copy(item.file, i, pacer) for i in item.members]))
 
     def _prefix(self, key: str, suffixes: list[str]) -> str:
         """Return a name which no other key's member has, whichever of the suffixes is behind it."""
@@ -257,6 +234,63 @@ class NumPyStore(FileStore[_Content]):
     def _drop(self, key: str) -> None:
         for info in self._items[key].members if key in self._items else ():
             self._owners.pop(info.filename, None)
+
+
+# --- the directory, a map in msgpack ----------------------------------------------------------------------------------
+
+
+def _encode_directory(items: dict[str, _Item]) -> bytes:
+    """Return a map of what is in `_HEAD` and, last, `keys`: a row for each key."""
+    rows = [
+        (key, flatten_key_tree(item.key_tree), item.tree, [info.filename for info in item.members])
+        for key, item in items.items()
+    ]
+    packed: bytes = msgpack.packb({**_HEAD, "keys": rows}, unicode_errors=TEXT_ERRORS)
+    return packed
+
+
+def _decode_directory(
+    file: Archive, info: ZipInfo, pacer: Pacer
+) -> Iterator[tuple[str, KeyTree, bytes | None, list[str]]]:
+    """Yield, for each key, its key tree, its tree (None if it is the array of its one member), and its members.
+
+    Raises:
+        CorruptCheckpointError: It is not a directory.
+        UnsupportedFormatError: A later release wrote it.
+    """
+    if info.file_size > max(4 * info.compress_size, _SLACK_NBYTES):
+        damaged(f"the directory {DIRECTORY!r} of {info.compress_size} bytes claims to hold {info.file_size}")
+    array = file.value(info, pacer)
+    with damage_of(f"the directory {DIRECTORY!r} is damaged"):
+        unpacker = msgpack.Unpacker(unicode_errors=TEXT_ERRORS, object_pairs_hook=_no_map, max_buffer_size=array.nbytes)
+        unpacker.feed(array)
+        head = {unpacker.unpack(): unpacker.unpack() for _ in range(unpacker.read_map_header() - 1)}
+        check_compatibility("the directory", head["version"], head["features"], reads=1)
+        if head["asyncckpt"] != "keyed" or unpacker.unpack() != "keys":
+            damaged(f"the directory {DIRECTORY!r} has no keys")
+        for _ in range(unpacker.read_array_header()):
+            key, of, tree, listed = unpacker.unpack()
+            is_sound = type(key) is str and type(tree) in (bytes, type(None)) and type(listed) is list
+            if not is_sound or any(type(name) is not str for name in listed) or (tree is None and len(listed) != 1):
+                damaged(f"the directory {DIRECTORY!r} has a row of {key!r:.80} that is none")
+            yield key, unflatten_key_tree(of), tree, listed
+            pacer.pause()
+        if unpacker.tell() != array.nbytes:
+            damaged(f"something follows the end of the directory {DIRECTORY!r}")
+
+
+def _no_map(pairs: Any) -> NoReturn:  # noqa: ARG001 - whatever it holds
+    """Refuse a map in the one that there is: millions of them, each of a byte, would fill memory."""
+    message = "there is a map in it"
+    raise ValueError(message)
+
+
+def _encode_tree(index: ix.Index, pacer: Pacer) -> bytes:
+    """Return a value's tree, with its arrays as if they lay behind each other in a file."""
+    sizes = [meta.nbytes for meta in index.arrays]
+    extents = enumerate(zip(accumulate(sizes, initial=0), sizes, strict=False))
+    segments = [Segment(number, begin, nbytes) for number, (begin, nbytes) in extents if nbytes]
+    return b"".join(ix.IndexEncoder(index, pacer).encode(segments))
 
 
 def _restored(array: Any, meta: ArrayMeta) -> NDArray[Any]:
