@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from benchmarks.own import LAZY_SIZES
 from benchmarks.samples import FLOORS
-from benchmarks.systems import HDF5, MSGPACK, OURS, PEERS
+from benchmarks.systems import HDF5, HDF5_TENSORS, MSGPACK, MSGPACK_TENSORS, OURS, OURS_OF_TENSORS, PEERS
 from benchmarks.workloads import BUSY_DURATIONS
 
 if TYPE_CHECKING:
@@ -142,6 +142,24 @@ def _array_goals(workload: str) -> Iterator[Goal]:
     yield goal("load_lazy", 1, limit(10 * _MS))
 
 
+def _tensor_goals() -> Iterator[Goal]:
+    """Compare tensors with the same state in numpy arrays, and with libraries that take tensors."""
+    for tensors, arrays in ((MSGPACK_TENSORS, MSGPACK), (HDF5_TENSORS, HDF5)):
+        for measure in ("blocked", "stall_max", "durable", "load_warm", "load_cold", "restore_warm"):
+            yield Goal(
+                workload="tensors", measure=measure, factor=1.1, against=best_of(measure, arrays), systems=(tensors,)
+            )
+        yield Goal(
+            workload="many_tensors", measure="blocked", factor=3, against=best_of("blocked", arrays), systems=(tensors,)
+        )
+    for workload, measure, factor, against in (
+        ("many_tensors", "blocked", 0.5, best_of("blocked", "torch DCP")),
+        ("gpt", "blocked", 1.05, best_of("blocked", *PEERS)),
+        ("gpt", "durable", 0.6, best_of("durable", "torch DCP")),
+    ):
+        yield Goal(workload=workload, measure=measure, factor=factor, against=against, systems=OURS_OF_TENSORS)
+
+
 def _busy_goals() -> Iterator[Goal]:
     for label in BUSY_DURATIONS:
         yield Goal(
@@ -191,4 +209,6 @@ GOALS: Final = (
     ),
     Goal(workload="import", measure="import", factor=1, against=limit(60 * _MS), systems=(MSGPACK,)),
     Goal(workload="frozen", measure="blocked", factor=1, against=limit(5 * _MS)),
+    Goal(workload="frozen_jax", measure="blocked", factor=1, against=limit(5 * _MS)),
+    *_tensor_goals(),
 )

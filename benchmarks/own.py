@@ -131,6 +131,18 @@ async def measure_import(context: Context, make: type[System]) -> None:
 async def measure_frozen(context: Context, make: type[System]) -> None:
     """Save arrays that the caller promises not to change."""
     state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+    await _measure_frozen(context, make, state)
+
+
+async def measure_frozen_jax(context: Context, make: type[System]) -> None:
+    """Save arrays of JAX, which no program can change."""
+    import jax
+
+    state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+    await _measure_frozen(context, make, {name: jax.numpy.array(array) for name, array in state.items()})
+
+
+async def _measure_frozen(context: Context, make: type[System], state: states.State) -> None:
     system: Any = make(context.root)
     async with system:
         for step in range(context.scale.saves + 1):

@@ -8,7 +8,7 @@ from benchmarks import measures
 from benchmarks.goals import evaluate
 from benchmarks.samples import FLOORS
 from benchmarks.scale import FULL, SCALES
-from benchmarks.systems import NAMES, OURS, SYSTEMS
+from benchmarks.systems import NAMES, OURS, PEERS, SYSTEMS
 from benchmarks.workloads import WORKLOADS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _processes(samples: Samples, workload: str) -> Iterator[str]:
         if sample.workload == workload and sample.system != FLOORS:
             numbers.setdefault(sample.system, set()).add(sample.round)
     for name, is_ours in (("asyncckpt", True), ("peers", False)):
-        counts = sorted({len(found) for system, found in numbers.items() if (system in OURS) is is_ours})
+        counts = sorted({len(found) for system, found in numbers.items() if (system not in PEERS) is is_ours})
         if counts:
             yield f"{name} {' to '.join(map(str, (counts[0], *counts[1:][-1:])))} each"
 
@@ -201,7 +201,7 @@ def _usage(samples: Samples) -> Iterator[str]:
 
 
 def _bold(system: str) -> str:
-    return f"**{system}**" if system in OURS else system
+    return system if system in PEERS else f"**{system}**"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -29,6 +29,7 @@ class Scale:
     int_count: int
     step_nbytes: int
     step_seconds: float
+    gpt_layers: int
     budget_nbytes: int
     budget_state_nbytes: int
     catalog_count: int
@@ -78,6 +79,7 @@ FULL: Final = Scale(
     int_count=10_000_000,
     step_nbytes=256 * MIB,
     step_seconds=3.0,
+    gpt_layers=12,  # 124 M parameters, 1.5 GB with AdamW's moments
     budget_nbytes=256 * MIB,
     budget_state_nbytes=2 * GIB,
     catalog_count=10_000,
@@ -100,6 +102,7 @@ QUICK: Final = Scale(
     int_count=1_000_000,
     step_nbytes=32 * MIB,
     step_seconds=1.0,
+    gpt_layers=1,
     budget_nbytes=32 * MIB,
     budget_state_nbytes=256 * MIB,
     catalog_count=100,

@@ -25,6 +25,23 @@ def float_arrays(nbytes: int, count: int) -> State:
     return {f"w{index:05d}": np.roll(numbers, index) * np.float32(1 + index / count) for index in range(count)}
 
 
+def gpt_with_adamw(layers: int) -> State:
+    """Make the weights of a GPT-2 of 768 channels, and of each weight AdamW's two moments and its step."""
+    width, rng = 768, np.random.default_rng(0)
+    shapes = {"wte": (50257, width), "wpe": (1024, width), "ln_f.weight": (width,), "ln_f.bias": (width,)}
+    for layer in range(layers):
+        for name, inner in (("attn.qkv", 3 * width), ("attn.proj", width), ("mlp.fc", 4 * width)):
+            shapes |= {f"h.{layer}.{name}.weight": (width, inner), f"h.{layer}.{name}.bias": (inner,)}
+        shapes |= {f"h.{layer}.mlp.proj.weight": (4 * width, width), f"h.{layer}.mlp.proj.bias": (width,)}
+        shapes |= {f"h.{layer}.ln_{n}.{part}": (width,) for n in (1, 2) for part in ("weight", "bias")}
+    state: State = {}
+    for name, shape in shapes.items():
+        for part in ("model", "exp_avg", "exp_avg_sq"):
+            state[f"{part}.{name}"] = rng.standard_normal(shape, dtype=np.float32)
+        state[f"step.{name}"] = np.ones((), np.float32)
+    return state
+
+
 def byte_array(nbytes: int) -> State:
     """Make one array of `nbytes` random bytes."""
     block = np.random.default_rng(0).integers(0, 256, size=min(nbytes, 64 * MIB + 1), dtype=np.uint8)

@@ -14,7 +14,7 @@ from benchmarks.loops import busy, step_rate, ticking
 from benchmarks.measuring import GivenUpError, time_load, time_save, time_save_within
 from benchmarks.samples import FLOORS
 from benchmarks.states import GIB, KIB
-from benchmarks.systems import HDF5, MSGPACK, NAMES, OURS, PEERS, system_class
+from benchmarks.systems import HDF5, MSGPACK, NAMES, OURS, OURS_OF_TENSORS, PEERS, system_class
 from benchmarks.systems.ours import Asyncckpt
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Workload:
     """With fields of the scale in braces."""
     measure: Callable[[Context, type[System]], Coroutine[Any, Any, None]]
     floors: Callable[[Context], Iterable[tuple[str, float]]] | None = None
-    systems: tuple[str, ...] = NAMES
+    systems: tuple[str, ...] = tuple(name for name in NAMES if name not in OURS_OF_TENSORS)
     quick_systems: tuple[str, ...] | None = None
     """The systems that a quick run measures, if not all."""
     rounds: int | None = None
@@ -87,10 +87,21 @@ class Workload:
 
 
 async def _measure_arrays(context: Context, make: type[System]) -> None:
+    await _measure_tensors(context, make)
+    if issubclass(make, Asyncckpt):
+        state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+        await _measure_prewarmed(context, make(context.root / "prewarmed"), state)
+
+
+async def _measure_tensors(context: Context, make: type[System]) -> None:
     state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
     await _save_and_load(context, make(context.root), state, saves=context.scale.saves)
-    if issubclass(make, Asyncckpt):
-        await _measure_prewarmed(context, make(context.root / "prewarmed"), state)
+
+
+async def _measure_gpt(context: Context, make: type[System]) -> None:
+    state = states.gpt_with_adamw(context.scale.gpt_layers)
+    system = make(context.root, staged_nbytes=states.nbytes_of(state) + GIB)
+    await _save_and_load(context, system, state, saves=context.scale.saves)
 
 
 async def _measure_huge(context: Context, make: type[System]) -> None:
@@ -306,6 +317,8 @@ async def _measure_steps(context: Context, make: type[System]) -> None:
 _SOME: Final = (*OURS, "Orbax", "torch DCP", "Moonclip", "safetensors", "pickle 5")
 """One of each kind: torch.save, np.savez and h5py copy in one thread and write in another, as pickle 5 does."""
 
+_TENSOR_TAKERS: Final = ("torch DCP", "torch_checkpointing", "torch.save", "safetensors")
+_QUICK_TENSOR_TAKERS: Final = ("torch DCP", "safetensors")
 _LIST_TAKERS: Final = (MSGPACK, HDF5, "torch.save", "pickle 5")
 
 WORKLOADS: Final = (
@@ -316,7 +329,7 @@ WORKLOADS: Final = (
         floors=_array_floors,
         peer_rounds=2,
         quick_systems=tuple(
-            name for name in NAMES if name not in {"torch_checkpointing", "torch.save"}
+            name for name in NAMES if name not in {*OURS_OF_TENSORS, "torch_checkpointing", "torch.save"}
         ),  # slow to start
     ),
     Workload(
@@ -397,6 +410,36 @@ WORKLOADS: Final = (
         name="frozen",
         title="{scale.array_size} in {scale.array_count} frozen arrays",
         measure=own.measure_frozen,
+        systems=OURS,
+        rounds=2,
+    ),
+    Workload(
+        name="tensors",
+        title="{scale.array_size} in {scale.array_count} tensors of PyTorch, and in numpy arrays",
+        measure=_measure_tensors,
+        systems=(*OURS, *OURS_OF_TENSORS, *_TENSOR_TAKERS, "Orbax"),
+        quick_systems=(*OURS, *OURS_OF_TENSORS, *_QUICK_TENSOR_TAKERS),
+    ),
+    Workload(
+        name="many_tensors",
+        title="{scale.many_count:,} tensors of 1 KiB, and as many numpy arrays",
+        measure=_measure_many,
+        systems=(*OURS, *OURS_OF_TENSORS, *_TENSOR_TAKERS),
+        quick_systems=(*OURS, *OURS_OF_TENSORS, *_QUICK_TENSOR_TAKERS),
+        rounds=2,
+    ),
+    Workload(
+        name="gpt",
+        title="a GPT of {scale.gpt_layers} layers and its AdamW",
+        measure=_measure_gpt,
+        systems=(*OURS_OF_TENSORS, *_TENSOR_TAKERS),
+        quick_systems=(*OURS_OF_TENSORS, *_QUICK_TENSOR_TAKERS),
+        rounds=2,
+    ),
+    Workload(
+        name="frozen_jax",
+        title="{scale.array_size} in {scale.array_count} frozen arrays of JAX, on the CPU",
+        measure=own.measure_frozen_jax,
         systems=OURS,
         rounds=2,
     ),

@@ -25,8 +25,13 @@ class Entry(NamedTuple):
 MSGPACK: Final = "asyncckpt msgpack"
 HDF5: Final = "asyncckpt hdf5"
 OURS: Final = (MSGPACK, HDF5)
+MSGPACK_TENSORS: Final = "asyncckpt msgpack, tensors"
+HDF5_TENSORS: Final = "asyncckpt hdf5, tensors"
+OURS_OF_TENSORS: Final = (MSGPACK_TENSORS, HDF5_TENSORS)
+"""The same, with the arrays as tensors of PyTorch."""
 
 _OURS_USAGE: Final = "`await manager.save(step, state)`, then `await handle`; every load verifies digests"
+_TENSORS_USAGE: Final = "as before, with the arrays as tensors of PyTorch, and tensors loaded"
 _FILE_USAGE: Final = "the state is copied in a thread (blocked until then) and written in a thread: `asyncio.to_thread`"
 
 SYSTEMS: Final = {
@@ -34,6 +39,8 @@ SYSTEMS: Final = {
     for entry in (
         Entry(MSGPACK, "ours:AsyncckptMsgpack", "asyncckpt", "everything", _OURS_USAGE),
         Entry(HDF5, "ours:AsyncckptHdf5", "asyncckpt", "everything", f'{_OURS_USAGE}; `format="hdf5"`'),
+        Entry(MSGPACK_TENSORS, "our_tensors:MsgpackTensors", "asyncckpt", "everything", _TENSORS_USAGE),
+        Entry(HDF5_TENSORS, "our_tensors:Hdf5Tensors", "asyncckpt", "everything", f'{_TENSORS_USAGE}; `format="hdf5"`'),
         Entry(
             "Orbax",
             "orbax:Orbax",
@@ -72,7 +79,7 @@ SYSTEMS: Final = {
     )
 }
 NAMES: Final = tuple(SYSTEMS)
-PEERS: Final = tuple(name for name in NAMES if name not in OURS)
+PEERS: Final = tuple(name for name in NAMES if name not in OURS + OURS_OF_TENSORS)
 
 
 def system_class(name: str) -> type[System]:
