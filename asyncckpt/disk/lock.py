@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from asyncckpt.disk.names import LOCK_NAME
 from asyncckpt.errors import DirectoryLockedError, FileLockedError
+from asyncckpt.runtime.cleanup import on_failure
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,11 +155,8 @@ def acquire_file_lock(ops: DiskOps, file: Path) -> Lock:
 def _open(ops: DiskOps, path: Path) -> tuple[int, os.stat_result]:
     """Open a lock file, and return its descriptor and status."""
     fd = ops.open_lock(path)
-    try:
+    with on_failure(partial(os.close, fd)):
         return fd, os.fstat(fd)
-    except BaseException:
-        os.close(fd)
-        raise
 
 
 def _try_lock(fd: int, path: Path) -> bool | None:

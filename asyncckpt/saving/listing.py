@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.runtime.pacing import Pacer
 from asyncckpt.saving.catalog import candidate_of
 from asyncckpt.saving.metric import read_stored_metric, store_metric
@@ -42,13 +43,10 @@ def take_store(
         OSError: The store cannot be written.
     """
     remarks = store.take(known)
-    try:
+    with on_failure(store.release):
         file = read_stored_metric(store)
         remarks += store_metric(store, request.resolve(file)[0], file)
         return _ranked(store.list_checkpoints(known), request, file, remarks)
-    except BaseException:
-        store.release()
-        raise
 
 
 def _ranked(

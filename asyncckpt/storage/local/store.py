@@ -13,6 +13,7 @@ from asyncckpt.disk.lock import Lock, acquire_lock
 from asyncckpt.disk.names import locate
 from asyncckpt.disk.read_blocks import READERS
 from asyncckpt.errors import ConfigError
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.storage.base import CheckpointStore
 from asyncckpt.storage.local import documents
 from asyncckpt.storage.local.attempt import LocalAttempt
@@ -91,11 +92,8 @@ class LocalStore(CheckpointStore):
             with room.explaining(self._root, "the directory and its lock are made before the first checkpoint"):
                 publish.ensure_directory(self._ops, self._root)
                 self._lock = lock = acquire_lock(self._ops, self._root)
-            try:
+            with on_failure(self.release):
                 remarks += self._recover()
-            except BaseException:
-                self.release()
-                raise
         if not lock.is_supported:
             remarks.append("the directory has no file locks: nothing keeps a second writer away")
         return tuple(remarks)
