@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.keyed.hdf5.catalog import ForeignObject
 from asyncckpt.keyed.values import PackedValue
@@ -19,14 +19,11 @@ OBJECT_NBYTES: Final = 512
 """An estimate of what a value takes in a file besides itself, until it has been written."""
 
 
-class InFile:
+class InFile(NamedTuple):
     """A value in a file of ours."""
 
-    __slots__ = ("extent", "file")
-
-    def __init__(self, file: NativeFile, extent: Extent) -> None:
-        self.file = file
-        self.extent = extent
+    file: NativeFile
+    extent: Extent
 
 
 Source = InFile | PackedValue | ForeignObject
