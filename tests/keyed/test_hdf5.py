@@ -535,7 +535,7 @@ def test_values_of_many_tiny_arrays_do_not_wait_for_long(tmp_path: Path, monkeyp
 
 CATALOGS: dict[str, tuple[type[CheckpointError], Any]] = {
     "needs compression": (UnsupportedFormatError, {"asyncckpt_keyed": 1, "features": ["compression"]}),
-    "needs a later format": (UnsupportedFormatError, {"asyncckpt_keyed": 2, "features": []}),
+    "has format version 2": (UnsupportedFormatError, {"asyncckpt_keyed": 2, "features": []}),
     "catalog is damaged": (CorruptCheckpointError, {"asyncckpt_keyed": 1, "features": [], "regions": [[0, 1, b""]]}),
     "row of 'a'": (
         CorruptCheckpointError,

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import struct
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -19,18 +18,20 @@ import msgpack
 import numpy as np
 from xxhash import xxh3_128_digest
 
+from asyncckpt.compatibility import check_compatibility
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.formats import key_names as names
 from asyncckpt.formats.hdf5 import structures as hb
 from asyncckpt.formats.hdf5.leaves import Leaf
 from asyncckpt.formats.hdf5.metadata import MetadataFile, Node
+from asyncckpt.keyed.damage import damage_of
 from asyncckpt.libhdf5 import h5t
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import Pacer
+from asyncckpt.state.packed import TEXT_ERRORS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from asyncckpt.keyed.key_tree import KeyTree
 
@@ -45,19 +46,6 @@ _LINKED: Final = "linked"
 """The feature of a file with objects that other programs made."""
 _ROWS: Final = 1024
 _ROW_NBYTES: Final = 180
-_ERRORS: Final = "surrogatepass"
-
-
-@contextmanager
-def annotate_errors(file: str, key: str | None = None) -> Iterator[None]:
-    """Add the file, and the key whose value is read, to errors about the content of a file."""
-    where = file if key is None else f"{file}: the value of {key!r}"
-    try:
-        yield
-    except CorruptCheckpointError as error:
-        raise CorruptCheckpointError(f"{where}: {error}", file=file) from error
-    except UnsupportedFormatError as error:
-        raise UnsupportedFormatError(f"{where}: {error}") from error
 
 
 class Slot(NamedTuple):
@@ -107,11 +95,7 @@ def find_slots(head: bytes) -> list[Slot]:
         if not body.startswith(_MAGIC) or head[position + _SLOT.size :][:DIGEST_NBYTES] != xxh3_128_digest(body):
             continue
         _, version, _, *fields = _SLOT.unpack(body)
-        if version != FORMAT_VERSION:
-            message = (
-                f"the file has format version {version}; this asyncckpt reads {FORMAT_VERSION}: use a later release"
-            )
-            raise UnsupportedFormatError(message)
+        check_compatibility("the file", version, (), reads=FORMAT_VERSION)
         slot = Slot(*fields)
         if slot.position == position:
             found.append(slot)
@@ -200,8 +184,8 @@ def encode_catalog(extents: Mapping[str, Row], pacer: Pacer) -> list[bytes]:
             if number == len(regions):
                 regions.append((region.offset, region.record.nbytes, region.record.digests))
             rows.append((key, number, *extent[1:]))
-        chunks.append(msgpack.packb(msgpack.packb(rows, unicode_errors=_ERRORS)))
-    packer = msgpack.Packer(unicode_errors=_ERRORS)
+        chunks.append(msgpack.packb(msgpack.packb(rows, unicode_errors=TEXT_ERRORS)))
+    packer = msgpack.Packer(unicode_errors=TEXT_ERRORS)
     head = ("asyncckpt_keyed", FORMAT_VERSION, "features", features, "regions", regions, "keys")
     chunks[0] = packer.pack_map_header(4) + b"".join(map(packer.pack, head)) + packer.pack_array_header(len(chunks) - 1)
     return chunks
@@ -219,32 +203,22 @@ def decode_catalog(data: bytes, end: int, pacer: Pacer) -> dict[str, Row]:
         CorruptCheckpointError: Its content is not possible.
         UnsupportedFormatError: A later release wrote it.
     """
-    try:
-        return _decode(data, end, pacer)
-    except (ValueError, TypeError, KeyError, IndexError, msgpack.exceptions.UnpackException) as error:
-        message = f"the catalog is damaged: {error!r:.200}"
-        raise CorruptCheckpointError(message) from error
-
-
-def _decode(data: bytes, end: int, pacer: Pacer) -> dict[str, Row]:
-    content = msgpack.unpackb(data, unicode_errors=_ERRORS, use_list=False)
-    missing = [feature for feature in content["features"] if feature != _LINKED]
-    if content["asyncckpt_keyed"] != FORMAT_VERSION or missing:
-        lacking = f"{', '.join(map(str, missing)):.200}" or "a later format"
-        message = f"the file needs {lacking}: use a later release of asyncckpt"
-        raise UnsupportedFormatError(message)
-    regions = [_region(end, *row) for row in content["regions"]]
-    found: dict[str, Row] = {}
-    for chunk in content["keys"]:
-        pacer.pause()
-        for key, number, *fields in msgpack.unpackb(chunk, unicode_errors=_ERRORS, strict_map_key=False):
-            _require(type(key) is str and key not in found, f"the key {key!r:.200}")
-            if number is None:
-                found[key] = _foreign_object(key, end, *fields)
-            else:
-                _require(type(number) is int and number >= 0, f"the row of {key!r}")
-                found[key] = _checked(key, Extent(regions[number], *fields))
-    return found
+    with damage_of("the catalog is damaged"):
+        content = msgpack.unpackb(data, unicode_errors=TEXT_ERRORS, use_list=False)
+        version, features = content["asyncckpt_keyed"], content["features"]
+        check_compatibility("the file", version, features, reads=FORMAT_VERSION, known=(_LINKED,))
+        regions = [_region(end, *row) for row in content["regions"]]
+        found: dict[str, Row] = {}
+        for chunk in content["keys"]:
+            pacer.pause()
+            for key, number, *fields in msgpack.unpackb(chunk, unicode_errors=TEXT_ERRORS, strict_map_key=False):
+                _require(type(key) is str and key not in found, f"the key {key!r:.200}")
+                if number is None:
+                    found[key] = _foreign_object(key, end, *fields)
+                else:
+                    _require(type(number) is int and number >= 0, f"the row of {key!r}")
+                    found[key] = _checked(key, Extent(regions[number], *fields))
+        return found
 
 
 def _foreign_object(key: str, end: int, address: int, nbytes: int) -> ForeignObject:

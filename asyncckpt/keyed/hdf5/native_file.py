@@ -27,6 +27,7 @@ from asyncckpt.disk.write_blocks import Content, Part, write_all, write_content_
 from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.formats.array_reader import fresh_array, targets_of
 from asyncckpt.keyed.appender import Appender
+from asyncckpt.keyed.damage import errors_of
 from asyncckpt.keyed.hdf5.catalog import (
     HEAD_NBYTES,
     Extent,
@@ -34,7 +35,6 @@ from asyncckpt.keyed.hdf5.catalog import (
     Region,
     Row,
     Slot,
-    annotate_errors,
     decode_catalog,
     encode_catalog,
     find_slots,
@@ -106,7 +106,7 @@ class NativeFile:
         head = os.pread(fd, HEAD_NBYTES, 0)
         while True:
             try:
-                with annotate_errors(location.name):
+                with errors_of(location.name):
                     return cls._open_at(head, location, fd, pacer)
             except ForeignFileError:
                 before, head = head, os.pread(fd, HEAD_NBYTES, 0)
@@ -265,7 +265,7 @@ class NativeFile:
             base = extent.region.offset
             targets = [each._replace(offset=each.offset - base) for each in targets_of(segments, arrays)]
             self._read(key, extent.region, [self._objects_of(extent), *targets], context)
-        with annotate_errors(self._name, key):
+        with errors_of(self._name, f"the value of {key!r}"):
             return build_value(index, arrays, context.pacer)
 
     def _read_index(self, key: str, extent: Extent, pacer: Pacer) -> tuple[Index, list[Segment]]:
@@ -291,7 +291,7 @@ class NativeFile:
         begin, end = extent.end, extent.region.end
         if extent.data_offset is not None:
             begin, end = extent.data_offset, extent.index_offset
-        with annotate_errors(self._name, key):
+        with errors_of(self._name, f"the value of {key!r}"):
             index, segments = decode_index(encoded, file_nbytes=extent.region.end, pacer=pacer)
         if any(not begin <= each.offset <= each.offset + each.nbytes <= end for each in segments):
             raise self._corrupt(key)("has an index with arrays of another value")

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from xxhash import xxh3_128_digest
 
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UntrustedFileError, warn
+from asyncckpt.keyed.damage import errors_of
 from asyncckpt.keyed.hdf5.catalog import (
     CATALOG_NAME,
     DIGEST_NAME,
     HEAD_NBYTES,
     ForeignObject,
-    annotate_errors,
     decode_catalog,
     find_slots,
     link_name,
@@ -190,7 +190,7 @@ def _read_catalog(location: FileLocation, file: h5py.File, pacer: Pacer) -> Mapp
         digest = bytes(attributes[_DIGEST])
         data = ValueReader(location, pacer, is_ours=False).entry(file, _CATALOG, "").tobytes()
         if xxh3_128_digest(data) == digest:
-            with annotate_errors(location.name):
+            with errors_of(location.name):
                 return decode_catalog(data, _ANY_END, pacer)
     message = (
         f"{location.name}: another program removed or changed its catalog, {_CATALOG!r}: keys without a link are lost,"

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 import xxhash
 
+from asyncckpt.compatibility import check_compatibility
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, DIGEST_NBYTES, FileRecord, digest_bytes
 from asyncckpt.disk.plan import align
-from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt.errors import CorruptCheckpointError
 from asyncckpt.formats import msgpack as msgpack_format
 from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
 from asyncckpt.keyed.values import runs_of
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.state.index import IndexEncoder
+from asyncckpt.state.packed import TEXT_ERRORS
 from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ MIN_PADDING_NBYTES: Final = 2
 ID_NBYTES: Final = 16
 _MAX_HEAD_NBYTES: Final = 1 << 18
 _WINDOW_NBYTES: Final = 1 << 20
-_ERRORS: Final = "surrogatepass"
 _TAIL_NBYTES: Final = 6 + 2 + DIGEST_NBYTES  # without the digests: an array of two, a bin32, a bin8
 _RETRIES: Final = 20
 _SECTOR_NBYTES: Final = 512
@@ -63,7 +64,7 @@ class Record:
 
 
 def _pack(head: dict[str, object]) -> bytes:
-    packed: bytes = msgpack.packb(head, unicode_errors=_ERRORS)
+    packed: bytes = msgpack.packb(head, unicode_errors=TEXT_ERRORS)
     return packed
 
 
@@ -160,14 +161,14 @@ def scan(fd: int, name: str, pacer: Pacer) -> Log:
         head, begin, _ = reader.read(0)
     except _UnreadableError as error:
         raise _corrupt(name, 0, f"it is not a file of asyncckpt's: {error}") from error
-    if head.get("asyncckpt") != "keyed":
+    if head["asyncckpt"] != "keyed":
         raise _corrupt(name, 0, "it does not begin as a file of keys does")
-    missing = head.get("features")
-    if head.get("version") != VERSION or missing:
-        message = f"{name} has version {head.get('version')!r} and the features {missing!r}: use a later release"
-        raise UnsupportedFormatError(message)
-    log = Log(head.get("id", b""), end=begin)
-    if type(log.file_id) is not bytes or len(log.file_id) != ID_NBYTES:
+    try:
+        check_compatibility(name, head["version"], head["features"], reads=VERSION)
+    except ValueError as error:
+        raise _corrupt(name, 0, str(error)) from error
+    log = Log(head["id"], end=begin)
+    if len(log.file_id) != ID_NBYTES:
         raise _corrupt(name, 0, "its head is damaged")
     _replay(log, reader, name, pacer)
     if log.end == begin:  # it got its name when its first commit was durable
@@ -251,7 +252,7 @@ class _Reader:
         if offset >= self.nbytes:
             raise _UnreadableError("the file ends")
         for nbytes in (1 << 12, _MAX_HEAD_NBYTES):
-            unpacker = msgpack.Unpacker(unicode_errors=_ERRORS, strict_map_key=False, max_buffer_size=nbytes)
+            unpacker = msgpack.Unpacker(unicode_errors=TEXT_ERRORS, strict_map_key=False, max_buffer_size=nbytes)
             unpacker.feed(self.bytes_at(offset, nbytes))
             try:
                 head = unpacker.unpack()
