@@ -1,6 +1,7 @@
 """Arrays as sources of bytes: what a capture needs of the arrays in a state, whichever library they belong to.
 
-1. A source is a numpy array, or an object with the methods of `ForeignSource`. It keeps its memory alive.
+1. A source is a numpy array, or an object with the methods of `ForeignSource`. It keeps its memory alive, or raises a
+   `SourceChangedError` if that has been freed.
 2. Its bytes are those of the array in C order.
 """
 
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
+
+
+class SourceChangedError(Exception):
+    """The memory of a source was freed; `source` is the source."""
+
+    def __init__(self, message: str, source: ForeignSource) -> None:
+        super().__init__(message)
+        self.source = source
 
 
 class ForeignSource(Protocol):

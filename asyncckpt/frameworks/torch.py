@@ -19,9 +19,9 @@ from torch.autograd.graph import increment_version
 
 from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, UnfitTargetError, register_adapter
 from asyncckpt.arrays.overlap import overlaps_itself
-from asyncckpt.arrays.source import copy_bytes
+from asyncckpt.arrays.source import SourceChangedError, copy_bytes
 from asyncckpt.arrays.strided import flat_bytes, scatter
-from asyncckpt.errors import CorruptCheckpointError, StateChangedError, UnsupportedLeafError, brief
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError, brief
 from asyncckpt.state.reduction import Reduction
 from asyncckpt.state.types import register_reduction
 
@@ -109,7 +109,7 @@ class _TensorSource:
             f"the storage of a tensor of shape {tuple(self._place[2])} was resized: no task may do that until the"
             " state has been captured"
         )
-        raise StateChangedError(message, path="")
+        raise SourceChangedError(message, self)
 
     def view(self, start: int, nbytes: int) -> Bytes | None:
         data = flat_bytes(self._array())
@@ -189,15 +189,16 @@ class _TensorAdapter:
     def leaf(self, array: torch.Tensor) -> ArrayLeaf:
         found = _DTYPES.get(array.dtype) or _described(array)
         dtype, kind = found
-        is_usual = array.is_cpu and array.layout is _STRIDED and not array.is_neg()
-        if not is_usual or (dtype.kind == "c" and array.is_conj()) or kind is _PAIRS:
-            return self._unusual_leaf(array, dtype, kind)
         try:
+            is_usual = array.is_cpu and array.layout is _STRIDED and not array.is_neg()
+            if not is_usual or (dtype.kind == "c" and array.is_conj()) or kind is _PAIRS:
+                return self._unusual_leaf(array, dtype, kind)
             storage = array.untyped_storage()
-        except (RuntimeError, NotImplementedError) as error:
-            raise UnsupportedLeafError(_NO_MEMORY.format(error), path="") from error
-        shape = array.shape
-        place = (array.data_ptr(), array.dtype, shape, array.stride())
+            shape = array.shape
+            place = (array.data_ptr(), array.dtype, shape, array.stride())
+        except RuntimeError as error:
+            why = _why_refused(array) if array.is_nested else _NO_MEMORY.format(brief(error))
+            raise UnsupportedLeafError(why, path="") from error
         # Tensors without elements have no address.
         return ArrayLeaf(
             place if place[0] else id(array), dtype, shape, _TensorSource(array, storage, place), kind=kind
@@ -255,19 +256,27 @@ def advice(value: object) -> str | None:
 
 
 def _why_refused(tensor: torch.Tensor) -> str:
-    name = type(tensor).__qualname__
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        for known, way in _SUBCLASSES.items():
-            if known in (base.__name__ for base in type(tensor).__mro__):
-                return f"a {name} cannot be saved: {way}"
-        return f"a {name}, a subclass of torch.Tensor, would come back as a plain tensor: convert it to one"
+        return _why_refused_type(type(tensor))
     if tensor.device.type == "meta":
         return "a tensor on the meta device has no contents: give it some first, as module.to_empty() and a load do"
+    if tensor.is_nested:
+        return f"a nested tensor cannot be saved: {_SUBCLASSES['NestedTensor']}"
     if tensor.is_quantized:
         return "a quantized tensor cannot be saved: save its int_repr(), q_scale() and q_zero_point()"
     if tensor.layout is not torch.strided:
         return f"a tensor of the layout {tensor.layout} cannot be saved: save its to_dense(), or its indices and values"
     return f"a tensor of {tensor.dtype} cannot be saved: view it as another dtype of the same size"
+
+
+def _why_refused_type(type_: type) -> str:
+    for known, way in _SUBCLASSES.items():
+        if known in (base.__name__ for base in type_.__mro__):
+            return f"a {type_.__qualname__} cannot be saved: {way}"
+    return (
+        f"a {type_.__qualname__}, a subclass of torch.Tensor, would come back as a plain tensor: convert it with"
+        " as_subclass(torch.Tensor), or register it with asyncckpt.register_type"
+    )
 
 
 _SUBCLASSES: Final = {

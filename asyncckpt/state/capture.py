@@ -10,18 +10,20 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 import numpy as np
 
-from asyncckpt.arrays.source import copy_bytes, view_bytes
+from asyncckpt.arrays.source import SourceChangedError, copy_bytes, view_bytes
+from asyncckpt.errors import StateChangedError
 from asyncckpt.runtime.buffers import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
+from asyncckpt.state.array_paths import path_of_array
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -55,15 +57,51 @@ class Snapshot(Protocol):
         """Release the memory; idempotent."""
 
 
-class LiveSnapshot:
+ParamsT = ParamSpec("ParamsT")
+ResultT = TypeVar("ResultT")
+
+
+def _naming_paths(method: Callable[ParamsT, ResultT]) -> Callable[ParamsT, ResultT]:
+    """Let a method of a snapshot name the path of an array whose memory was freed."""
+
+    @wraps(method)
+    def named(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ResultT:
+        try:
+            return method(*args, **kwargs)
+        except SourceChangedError as error:
+            snapshot: Any = args[0]
+            path = snapshot.path_of(error.source)
+            raise StateChangedError(str(error), path=path) from error
+
+    return named
+
+
+class _SourceSnapshot:
+    """What snapshots that read a state's arrays have in common."""
+
+    def __init__(self, flat: FlatState) -> None:
+        self._flat = flat
+        self._sources: Mapping[int, ArraySource] | list[ArraySource] = flat.sources
+        self._stable = flat.stable
+
+    def _listed(self) -> Iterable[tuple[int, ArraySource]]:
+        return enumerate(self._sources) if isinstance(self._sources, list) else self._sources.items()
+
+    def path_of(self, source: object) -> str:
+        """Return the path at which an array occurs first, for an error message."""
+        number = next(number for number, each in self._listed() if each is source)
+        return path_of_array(self._flat.index(), number, self._flat.root)
+
+
+class LiveSnapshot(_SourceSnapshot):
     """The caller's own arrays: frozen ones, or ones that are copied block by block while the caller waits."""
 
     def __init__(self, flat: FlatState, *, is_frozen: bool) -> None:
-        self._sources = flat.sources
-        self._stable = flat.stable
+        super().__init__(flat)
         self._is_frozen = is_frozen
         self.nbytes = flat.encoded_nbytes + (flat.array_nbytes if is_frozen else 0)
 
+    @_naming_paths
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
         """Return the array's own memory if it must not be copied first, and is contiguous."""
         if not self._is_frozen and array not in self._stable:
@@ -72,6 +110,7 @@ class LiveSnapshot:
         data = None if start + nbytes > source.nbytes else view_bytes(source, start, nbytes)
         return None if data is None else [data]
 
+    @_naming_paths
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
         """Copy from the array, and from small ones after it."""
         end = start + len(target)
@@ -82,21 +121,20 @@ class LiveSnapshot:
         while found < end:
             found += _padded(self._sources[stop].nbytes)
             stop += 1
-        target[:] = _joined(self._sources[array:stop])[start:end]
+        target[:] = _joined([self._sources[each] for each in range(array, stop)])[start:end]
 
     def release(self) -> None:
         """Drop the references to the arrays."""
         self._sources = []
 
 
-class StagedSnapshot:
+class StagedSnapshot(_SourceSnapshot):
     """Arrays copied into buffers."""
 
     def __init__(self, flat: FlatState, pool: BufferPool | None) -> None:
         """Allocate the buffers, which `capture` fills. Without a pool, for small states, they are plain memory."""
-        self._sources: Sequence[ArraySource] | Mapping[int, ArraySource] = flat.sources
+        super().__init__(flat)
         self._metas = flat.arrays
-        self._stable = flat.stable
         self._offsets, staged_nbytes = _lay_out(flat, Pacer(yields=pool is not None))
         self._pool = pool
         if pool is None:
@@ -111,6 +149,7 @@ class StagedSnapshot:
                 at += len(buffer)
         self.nbytes = flat.encoded_nbytes + staged_nbytes
 
+    @_naming_paths
     def capture(self, context: JobContext) -> None:
         """Copy the arrays, and drop the references to the caller's.
 
@@ -128,6 +167,7 @@ class StagedSnapshot:
             context.run(lambda copy: copy(), self._large_copies())
         self._sources = {array: self._sources[array] for array in self._stable}
 
+    @_naming_paths
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
         """Return the parts of the buffers that hold these bytes."""
         if array in self._stable:
@@ -135,6 +175,7 @@ class StagedSnapshot:
             return None if data is None else [data]
         return list(self._parts(self._offsets[array] + start, nbytes))
 
+    @_naming_paths
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
         """Copy from a stable array that is not contiguous; the others have a view."""
         copy_bytes(self._sources[array], start, target)

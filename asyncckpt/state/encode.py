@@ -15,6 +15,7 @@ import numpy as np
 from asyncckpt.arrays.adapters import find_adapter
 from asyncckpt.errors import StateChangedError, UnsupportedLeafError
 from asyncckpt.state import index as ix
+from asyncckpt.state.containers import SETS
 from asyncckpt.state.encode_leaves import CONTAINER_CODES, SHORT_TEXT, Frame, LeafEncoder, TooLargeError, advice
 from asyncckpt.state.families import ORDERED_DICT
 from asyncckpt.state.reduction import Form, Reduction
@@ -110,15 +111,17 @@ class _Encoder(LeafEncoder):
             message = "the state contains itself: a cycle cannot be saved"
             raise self._refuse(message)
         self._open.add(id(container))
-        in_key = self._is_in_key()
-        self._stack.append(Frame(iter(()), container, in_key=in_key, key_depth=self._key_depth(), has_keys=keyed))
+        in_key, depth = self._is_in_key(), self._key_depth()
+        is_hashed = in_key or depth > 0 or type(container) in SETS
+        frame = Frame(iter(()), container, in_key=in_key, key_depth=depth, is_hashed=is_hashed, has_keys=keyed)
+        self._stack.append(frame)
 
     def _key_depth(self) -> int:
         """Return how deep the current container is nested in a key or in an element of a set."""
         if not self._stack:
             return 0
         parent = self._stack[-1]
-        if not (parent.key_depth or self._is_in_key() or type(parent.container) in (set, frozenset)):
+        if not (parent.key_depth or self._is_in_key() or type(parent.container) in SETS):
             return 0
         if parent.key_depth == MAX_KEY_DEPTH:
             raise self._refuse(f"a key or an element of a set is nested more than {MAX_KEY_DEPTH} deep")

@@ -56,6 +56,7 @@ class Frame:
     at_key: bool = False  # whether the current child is a key
     in_key: bool = False  # whether all of this is part of a key
     key_depth: int = 0  # how deep in a key, or in an element of a set
+    is_hashed: bool = False  # whether the children are parts of a key, or of an element of a set
     has_keys: bool = True  # False for an object: its plain state has the path of the object
 
 
@@ -63,11 +64,10 @@ class LeafEncoder:
     """Adds the nodes of leaves during a walk over a state."""
 
     def __init__(self, root: str, pacer: Pacer, max_nodes: int | None, max_nbytes: int | None) -> None:
-        self._root = root
         self._pacer = pacer
         self._max_nodes = max_nodes
         self._max_nbytes = max_nbytes
-        self._flat = FlatState()
+        self._flat = FlatState(root=root)
         self._nodes: list[ix.Node] = []
         self._nodes_cut = 0
         self._nbytes = 0  # in strings and numbers of the chunk
@@ -152,7 +152,7 @@ class LeafEncoder:
         """Return the path of the current value, or of its container with `without=1`."""
         frames = self._stack[: len(self._stack) - without]
         keys = [frame.key for frame in frames if frame.has_keys]
-        return join_path([self._root, *keys] if self._root else keys)
+        return join_path([self._flat.root, *keys] if self._flat.root else keys)
 
     def _refuse(self, message: str) -> UnsupportedLeafError:
         return UnsupportedLeafError(message, path=self._path())
@@ -267,6 +267,9 @@ class LeafEncoder:
 
     def _add_adapted(self, value: object, adapter: ArrayAdapter) -> None:
         """Add an array of a type that has an adapter."""
+        if self._stack and (self._stack[-1].at_key or self._stack[-1].is_hashed):
+            what = f"an array of type {type(value).__module__}.{type(value).__qualname__}"
+            raise self._refuse(f"{what} cannot be a key or an element of a set, which are found by their contents")
         try:
             leaf = adapter.leaf(value)
         except UnsupportedLeafError as error:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class FlatState:
     """A state as encoded nodes, and the arrays that are to be captured."""
 
+    root: str = ""
+    """The path of the state in error messages."""
     chunks: list[bytes] = field(default_factory=list)
     arrays: list[ArrayMeta] = field(default_factory=list)
     """The dtype and shape of each array."""
