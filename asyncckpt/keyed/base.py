@@ -12,9 +12,11 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
+from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.runtime.cleanup import on_failure
 
 if TYPE_CHECKING:
@@ -96,6 +98,10 @@ class Store(ABC):
 class FileStore(Store, Generic[ContentT]):
     """A store in a file, which is read when the store is opened, and again if another writer has changed it since."""
 
+    _max_key_nbytes: ClassVar[int] = sys.maxsize
+    """How long a key may be in UTF-8."""
+    _is_changed = False
+
     def __init__(self, location: FileLocation, context: JobContext) -> None:
         """Open and read the file. Without a file, there are no keys.
 
@@ -115,19 +121,24 @@ class FileStore(Store, Generic[ContentT]):
     def _use(self, content: ContentT) -> None:
         """Replace the content of the store, and close the files that it had open."""
 
+    def _open_to_write(self) -> None:
+        """Prepare the file for changes; called with the lock held."""
+
+    @abstractmethod
+    def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
+        """Stage a value; called with the lock held, as the next two."""
+
+    @abstractmethod
+    def _delete(self, key: str) -> None:
+        """Stage the deletion of a key."""
+
+    @abstractmethod
+    def _commit(self, context: JobContext) -> None:
+        """Make the staged changes durable."""
+
     @abstractmethod
     def _close(self) -> None:
         """Drop the staged changes and close the files."""
-
-    def close(self) -> None:
-        """Close the files, and release the lock also if that fails."""
-        try:
-            self._close()
-        finally:
-            self._location.close()
-
-    def _open_to_write(self) -> None:
-        """Prepare the file for changes; called with the lock held."""
 
     def begin(self, context: JobContext) -> None:
         """Lock the file; read it again if it has changed since it was opened; prepare it for changes."""
@@ -136,3 +147,33 @@ class FileStore(Store, Generic[ContentT]):
         self._location.acquire(lambda: self._use(self._load(context)))
         with on_failure(self._location.release):
             self._open_to_write()
+
+    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
+        """Begin, and stage a value."""
+        most = self._max_key_nbytes
+        if len(key) > most // 4 and len(key.encode("utf-8", "surrogatepass")) > most:
+            message = f"a key of more than {most} bytes"
+            raise UnsupportedLeafError(message, path=key[:80])
+        self.begin(context)
+        self._put(key, value, context)
+        self._is_changed = True
+
+    def delete(self, key: str, context: JobContext) -> None:
+        """Begin, and stage the deletion of a key."""
+        self.begin(context)
+        self._delete(key)
+        self._is_changed = True
+
+    def commit(self, context: JobContext) -> None:
+        """Make the staged changes durable, if there are any."""
+        if self._is_changed:
+            self._commit(context)
+            self._location.after_commit()
+            self._is_changed = False
+
+    def close(self) -> None:
+        """Close the files, and release the lock also if that fails."""
+        try:
+            self._close()
+        finally:
+            self._location.close()

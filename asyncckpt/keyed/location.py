@@ -243,7 +243,6 @@ class FileLocation:
         """Give the complete and synced temporary file the file's name, durably; if that fails, it is removed."""
         self.rename_temporary()
         self.sync_entry()
-        self.after_commit()
 
     def after_commit(self) -> None:
         """Do what is left to do after a commit; for other kinds of locations."""

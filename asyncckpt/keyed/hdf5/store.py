@@ -64,7 +64,6 @@ class HDF5Store(FileStore[Content]):
         self._files: list[NativeFile] = []  # those two, and new files whose disk failed but which values are read from
         self._foreign: ForeignFile | None = None
         self._values = ValueTable({})
-        self._is_dirty = False
         self._postponement: _Postponement | None = None
         super().__init__(location, context)
 
@@ -112,8 +111,7 @@ class HDF5Store(FileStore[Content]):
         warn(f"{error}. It is read as it is now, because the file is trusted")
         return found
 
-    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
-        self.begin(context)
+    def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         if value.stored_nbytes <= SMALL_NBYTES:
             packed = value.pack()
             if self._values.held_nbytes + packed.held_nbytes + OBJECT_NBYTES > _MEMORY_NBYTES:
@@ -128,23 +126,18 @@ class HDF5Store(FileStore[Content]):
                 if current is None:
                     raise
                 self._append(self._fall_back(current, error, context), {key: value}, context)
-        self._is_dirty = True
 
-    def delete(self, key: str, context: JobContext) -> None:
-        self.begin(context)
+    def _delete(self, key: str) -> None:
         self._values.delete(key)  # which another process may have deleted before
-        self._is_dirty = True
 
-    def commit(self, context: JobContext) -> None:
-        if not self._is_dirty:
-            return
+    def _commit(self, context: JobContext) -> None:
         target = self._target(context)
         before = dict(self._values.sources)
         try:
             self._write_waiting(target, context)
             if target is self._temporary:
                 self._move_all(target, context)
-            self._commit(target, context)
+            self._commit_to(target, context)
         except (OSError, CorruptCheckpointError) as error:
             # A new file has no room or cannot take the name, say, or a value that would be copied is damaged.
             current = self._fallback(target)
@@ -153,9 +146,7 @@ class HDF5Store(FileStore[Content]):
             for key, source in before.items():
                 if not (isinstance(source, InFile) and source.file is target):
                     self._values.set(key, source)
-            self._commit(self._fall_back(current, error, context), context)
-        self._location.after_commit()
-        self._is_dirty = False
+            self._commit_to(self._fall_back(current, error, context), context)
         if self._postponement is not None and self._current is not None:
             self._location.warn_of_growth(self._current.tail, self._values.file_nbytes, self._postponement.reason)
 
@@ -294,7 +285,7 @@ class HDF5Store(FileStore[Content]):
             elif isinstance(source, InFile) and source.file is not target:
                 yield key, source.file.stored(key, source.extent, context.pacer)
 
-    def _commit(self, target: NativeFile, context: JobContext) -> None:
+    def _commit_to(self, target: NativeFile, context: JobContext) -> None:
         extents = {
             key: source.extent if isinstance(source, InFile) else target.foreign_objects[key]
             for key, source in self._values.sources.items()

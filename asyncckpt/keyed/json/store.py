@@ -21,6 +21,7 @@ from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.damage import damage_of, damaged, errors_of
 from asyncckpt.keyed.json.codec import decode_key, decode_value, encode_key, encode_value, unique
 from asyncckpt.keyed.key_tree import key_tree_of_value
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.runtime.collector import young_collections_only
 
 if TYPE_CHECKING:
@@ -51,17 +52,11 @@ class _Content(NamedTuple):
 class JSONStore(FileStore[_Content]):
     """An open JSON file."""
 
-    _is_changed = False
-
     def _use(self, content: _Content) -> None:
         self._texts, self._entries = content
 
     def _close(self) -> None:
         self._use(_Content({}, {}))
-
-    @property
-    def entries(self) -> Mapping[str, KeyTree]:
-        return self._entries
 
     def disk_use(self) -> tuple[Path, int]:
         return self._location.path, sum(map(len, self._texts.values()))
@@ -70,39 +65,26 @@ class JSONStore(FileStore[_Content]):
         with errors_of(self._location.name, f"the value of {key!r}"):
             return decode_value(self._texts[key], context.pacer)
 
-    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
-        self.begin(context)
+    def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         self._texts[key] = encode_value(value, context.pacer)
         self._entries[key] = value.key_tree
-        self._is_changed = True
 
-    def delete(self, key: str, context: JobContext) -> None:
-        self.begin(context)
+    def _delete(self, key: str) -> None:
         del self._texts[key], self._entries[key]
-        self._is_changed = True
 
-    def commit(self, context: JobContext) -> None:
-        if not self._is_changed:
-            return
+    def _commit(self, context: JobContext) -> None:
         fd = self._location.create_temporary()
-        try:
+        with on_failure(self._location.discard_temporary):
             try:
-                self._write(fd, context.pacer)
+                out = Appender(self._location.ops, fd, 0)
+                for part in _layout(self._texts):
+                    out.write(part)
+                    context.pacer.pause()
+                out.flush()
+                self._location.ops.sync(fd)
             finally:
                 os.close(fd)
             self._location.publish_temporary()
-        except BaseException:
-            self._location.discard_temporary()
-            raise
-        self._is_changed = False
-
-    def _write(self, fd: int, pacer: Pacer) -> None:
-        out = Appender(self._location.ops, fd, 0)
-        for part in _layout(self._texts):
-            out.write(part)
-            pacer.pause()
-        out.flush()
-        self._location.ops.sync(fd)
 
     # --- opening ------------------------------------------------------------------------------------------------------
 

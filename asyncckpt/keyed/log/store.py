@@ -18,7 +18,6 @@ import os
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.log import records
 from asyncckpt.keyed.log.file import LogFile
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
 
 _SLACK_NBYTES: Final = 1 << 20  # dead bytes that are never worth a rewriting
-_MAX_KEY_NBYTES: Final = 1 << 16
 
 
 class _Content(NamedTuple):
@@ -48,6 +46,7 @@ class _Content(NamedTuple):
 class MsgpackStore(FileStore[_Content]):
     """An open log."""
 
+    _max_key_nbytes = 1 << 16
     _current: LogFile | None = None
 
     def _use(self, content: _Content) -> None:
@@ -58,7 +57,6 @@ class MsgpackStore(FileStore[_Content]):
         for key, record in content.live.items():
             self._set(key, record)
         self._staged: set[str] = set()
-        self._is_changed = False
         if before is not None:
             before.close()
 
@@ -68,26 +66,17 @@ class MsgpackStore(FileStore[_Content]):
     def read(self, key: str, context: JobContext) -> Found:
         return self._file.read(key, self._live[key], context)
 
-    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
-        if len(key) * 4 > _MAX_KEY_NBYTES and len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
-            message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
-            raise UnsupportedLeafError(message, path=key[:80])
-        self.begin(context)
+    def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         self._set(key, self._file.append_value(key, value, context))
         self._staged.add(key)
-        self._is_changed = True
 
-    def delete(self, key: str, context: JobContext) -> None:
-        self.begin(context)
+    def _delete(self, key: str) -> None:
         self._file.append(records.delete_head(key))
         self._live_nbytes -= _nbytes(self._live.pop(key))
         del self._entries[key]
         self._staged.discard(key)
-        self._is_changed = True
 
-    def commit(self, context: JobContext) -> None:
-        if not self._is_changed:
-            return
+    def _commit(self, context: JobContext) -> None:
         file = self._file
         if file.is_published and not self._location.is_same_file(file.fd):
             file.is_suspect = True  # it was removed or replaced: what is appended would be lost
@@ -102,8 +91,6 @@ class MsgpackStore(FileStore[_Content]):
                 self._location.warn_of_growth(file.end, self._live_nbytes, error)
         else:
             self._append_commit(file)
-        self._location.after_commit()
-        self._is_changed = False
         self._staged.clear()
 
     def _close(self) -> None:

@@ -14,6 +14,7 @@ import struct
 import zipfile
 import zlib
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain, pairwise
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -23,6 +24,7 @@ from numpy.lib import format as npy
 from asyncckpt.errors import UnsupportedFormatError, UntrustedFileError
 from asyncckpt.keyed.appender import Appender
 from asyncckpt.keyed.damage import damage_of, damaged
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.state.dtypes import dtype_to_plain, is_extension
 
 if TYPE_CHECKING:
@@ -55,12 +57,9 @@ class Archive(zipfile.ZipFile):
         self.fd = fd
         self.end = 0  # of what has been written
         self.is_sure = True  # whether what has been written is known to be there
-        try:
+        with on_failure(partial(os.close, fd)):
             file = os.fdopen(fd, "rb", buffering=0, closefd=False)
             super().__init__(file if os.fstat(fd).st_size else io.BytesIO(_EMPTY_ZIP))
-        except BaseException:
-            os.close(fd)
-            raise
         self.fp = file
 
     def close_file(self) -> None:

@@ -18,19 +18,19 @@ import msgpack
 import numpy as np
 
 from asyncckpt.compatibility import check_compatibility
-from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.formats import key_names as names
 from asyncckpt.keyed.base import FileStore
 from asyncckpt.keyed.damage import damage_of, damaged, errors_of
 from asyncckpt.keyed.key_tree import flatten_key_tree, unflatten_key_tree
 from asyncckpt.keyed.npz.archive import SUFFIX, Archive, check_expansion, npy_header
 from asyncckpt.keyed.values import Found, build_value, runs_of
+from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.state import index as ix
 from asyncckpt.state.packed import TEXT_ERRORS
 from asyncckpt.state.segments import Segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
     from pathlib import Path
     from zipfile import ZipInfo
 
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 DIRECTORY: Final = "__asyncckpt__.npy"
 _HEAD: Final = {"asyncckpt": "keyed", "version": 1, "features": []}
 _SLACK_NBYTES: Final = 1 << 20
-_MAX_KEY_NBYTES: Final = 1 << 16
 _ONE_ARRAY: Final = ix.pack_chunk([ix.ext(ix.ARRAY, 0)])
 
 
@@ -62,6 +61,8 @@ class _Item(NamedTuple):
 class NumPyStore(FileStore[dict[str, _Item]]):
     """An open zip file of arrays."""
 
+    _max_key_nbytes = 1 << 16
+
     def __init__(self, location: FileLocation, context: JobContext, *, trusted: bool) -> None:
         """See `FileStore`; `trusted` allows for arrays that are very much larger than in the file."""
         self._is_trusted = trusted
@@ -75,17 +76,12 @@ class NumPyStore(FileStore[dict[str, _Item]]):
         self._temporary: Archive | None = None
         for key, item in content.items():
             self._set(key, item)
-        self._is_changed = False
         self._close_unused()
 
     def _close(self) -> None:
         if self._temporary is not None:
             self._location.discard_temporary()
         self._use({})
-
-    @property
-    def entries(self) -> Mapping[str, KeyTree]:
-        return self._entries
 
     def disk_use(self) -> tuple[Path, int]:
         members = (info for item in self._items.values() for info in item.members)
@@ -106,11 +102,7 @@ class NumPyStore(FileStore[dict[str, _Item]]):
             arrays = {number: _restored(item.file.value(info, pacer), meta) for number, (info, meta) in pairs}
             return build_value(index, arrays, pacer)
 
-    def put(self, key: str, value: CapturedValue, context: JobContext) -> None:
-        if len(key.encode("utf-8", "surrogatepass")) > _MAX_KEY_NBYTES:
-            message = f"a key of more than {_MAX_KEY_NBYTES} bytes"
-            raise UnsupportedLeafError(message, path=key[:80])
-        self.begin(context)
+    def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         temporary, metas = self._open_temporary(), value.index.arrays
         headers = [npy_header(meta.dtype, meta.shape) for meta in metas]
         is_plain = list(value.index.chunks) == [_ONE_ARRAY] and headers[0] is not None
@@ -122,21 +114,17 @@ class NumPyStore(FileStore[dict[str, _Item]]):
         tree = None if is_plain else _encode_tree(value.index, context.pacer)
         self._set(key, _Item(temporary, tuple(members), tree, value.key_tree))
 
-    def delete(self, key: str, context: JobContext) -> None:
-        self.begin(context)
+    def _delete(self, key: str) -> None:
         self._drop(key)
         del self._items[key], self._entries[key]
-        self._is_changed = True
 
-    def commit(self, context: JobContext) -> None:
-        if not self._is_changed:
-            return
+    def _commit(self, context: JobContext) -> None:
         new = [item for item in self._items.values() if item.file is self._temporary]
         held = sum(info.compress_size for item in new for info in item.members)
         if self._temporary is not None and self._temporary.end > held + held // 2 + _SLACK_NBYTES:
             self._abandon_temporary()
         target = self._open_temporary()
-        try:
+        with on_failure(self._abandon_temporary):
             with errors_of(self._location.name):  # what stays may be damaged
                 items = {key: self._moved(item, target, context.pacer) for key, item in self._items.items()}
                 encoded = _encode_directory(items)
@@ -144,10 +132,7 @@ class NumPyStore(FileStore[dict[str, _Item]]):
                 target.finish([*(info for item in items.values() for info in item.members), own])
             self._location.ops.sync(target.fd)
             self._location.publish_temporary()
-        except BaseException:
-            self._abandon_temporary()
-            raise
-        self._items, self._temporary, self._is_changed = items, None, False
+        self._items, self._temporary = items, None
         self._close_unused()
 
     # --- opening ------------------------------------------------------------------------------------------------------
@@ -158,13 +143,10 @@ class NumPyStore(FileStore[dict[str, _Item]]):
             return {}
         with errors_of(self._location.name), damage_of("it is not a zip file, or is damaged"):
             file = Archive(fd, self._location.ops)
-            self._files.add(file)
-            try:
-                return self._read_items(file, context.pacer)
-            except BaseException:
-                self._files.remove(file)
-                file.close_file()
-                raise
+            with on_failure(file.close_file):
+                items = self._read_items(file, context.pacer)
+        self._files.add(file)
+        return items
 
     def _read_items(self, file: Archive, pacer: Pacer) -> dict[str, _Item]:
         items: dict[str, _Item] = {}
@@ -190,11 +172,8 @@ class NumPyStore(FileStore[dict[str, _Item]]):
     def _open_temporary(self) -> Archive:
         if self._temporary is None:
             fd = self._location.create_temporary()
-            try:
+            with on_failure(self._location.discard_temporary):
                 self._temporary = Archive(fd, self._location.ops)
-            except BaseException:
-                self._location.discard_temporary()
-                raise
             self._files.add(self._temporary)
         return self._temporary
 
@@ -218,9 +197,7 @@ class NumPyStore(FileStore[dict[str, _Item]]):
 
     def _prefix(self, key: str, suffixes: list[str]) -> str:
         """Return a name which no other key's member has, whichever of the suffixes is behind it."""
-        name = names.escape(key)
-        if len(name.encode()) > names.NAME_MAX_NBYTES:
-            name = names.shorten(name)
+        name = names.shorten(names.escape(key))
         tries = (name + (f"%~{number}" if number else "") for number in count())
         return next(found for found in tries if all(self._owners.get(found + each, key) == key for each in suffixes))
 
@@ -229,7 +206,6 @@ class NumPyStore(FileStore[dict[str, _Item]]):
         self._items[key] = item
         self._entries[key] = item.key_tree
         self._owners.update((info.filename, key) for info in item.members)
-        self._is_changed = True
 
     def _drop(self, key: str) -> None:
         for info in self._items[key].members if key in self._items else ():
