@@ -17,7 +17,7 @@ from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.errors import UnsupportedLeafError
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Callable, Hashable
 
     from numpy.typing import NDArray
 
@@ -60,6 +60,7 @@ class ArrayAdapter(Protocol):
 
         Raises:
             UnsupportedLeafError: It cannot be saved.
+            PendingError: Its contents are still being computed.
         """
 
     def target(self, array: Any, dtype: np.dtype[Any]) -> ArrayTarget | None:
@@ -78,15 +79,27 @@ class ArrayAdapter(Protocol):
 class Framework(Protocol):
     """What the module of a framework in `frameworks/` provides; importing it registers adapters and reductions."""
 
-    def restored(self, kind: ArrayKind, data: NDArray[Any]) -> Any:
-        """Make an array as it was saved, from its bytes, which may be used without a copy.
+    def check(self, kind: ArrayKind, dtype: np.dtype[Any]) -> None:
+        """Check, before anything is read, whether there are arrays of a kind whose bytes have this dtype.
 
         Raises:
-            CorruptCheckpointError: There is no such array.
+            CorruptCheckpointError: There are none.
+            UnsupportedFormatError: There are, but not in this program.
         """
+
+    def restored(self, kind: ArrayKind, data: NDArray[Any]) -> Any:
+        """Make an array as it was saved, from its bytes, which may be used without a copy."""
 
     def advice(self, value: object) -> str | None:
         """Say what to do about a value of the framework that cannot be saved; None if there is nothing to say."""
+
+
+class PendingError(Exception):
+    """The contents of an array are still being computed; `wait` blocks until they are there."""
+
+    def __init__(self, wait: Callable[[], object]) -> None:
+        super().__init__("an array is still being computed")
+        self.wait = wait
 
 
 class UnfitTargetError(Exception):
@@ -121,7 +134,7 @@ class _MemmapAdapter(_NumpyAdapter):
 
 _MEMMAP_ATTRIBUTES: Final = frozenset({"_mmap", "filename", "offset", "mode"})
 _ADAPTERS: Final[dict[type, ArrayAdapter]] = {np.ndarray: _NumpyAdapter(), np.memmap: _MemmapAdapter()}
-_MODULES: Final[dict[str, str]] = {"torch": "torch"}
+_MODULES: Final[dict[str, str]] = {"torch": "torch", "jax": "jax", "jaxlib": "jax"}
 """By the name of a package that has the types of a framework, the framework's module in `frameworks/`."""
 FRAMEWORKS: Final = frozenset(_MODULES.values())
 """The frameworks that this release knows."""

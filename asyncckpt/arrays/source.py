@@ -64,3 +64,10 @@ def copy_bytes(source: ArraySource, start: int, target: Bytes) -> None:
         gather(source, start, target)
     else:
         np.copyto(target, data[start : start + len(target)])
+
+
+def bytes_of(source: ForeignSource) -> bytes:
+    """Return a copy of all bytes of a source that has no faster way."""
+    data = np.empty(source.nbytes, np.uint8)
+    source.copy_to(data, 0)
+    return data.tobytes()

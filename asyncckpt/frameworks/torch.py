@@ -234,15 +234,19 @@ class _TensorAdapter:
         return made if self._wrap is None else self._wrap(array, made)
 
 
+def check(kind: ArrayKind, dtype: np.dtype[Any]) -> None:
+    """Check that there are tensors of a kind and dtype; see `Framework`."""
+    if _DTYPES.get(_dtype_of(kind, dtype)) != (dtype.newbyteorder("="), kind):
+        raise CorruptCheckpointError(f"the index is damaged: no tensor is {brief(str(kind))} of {dtype}")
+
+
 def restored(kind: ArrayKind, data: NDArray[Any]) -> torch.Tensor:
     """Make a tensor as it was saved; see `Framework`."""
-    dtype = getattr(torch, kind.dtype or data.dtype.name, None)
-    if not isinstance(dtype, torch.dtype) or dtype not in _DTYPES or _DTYPES[dtype][1] != kind:
-        message = (
-            f"the index is damaged: there are no tensors of {brief(kind.dtype or data.dtype.name)} of {kind.flags}"
-        )
-        raise CorruptCheckpointError(message)
-    return _made(data, dtype)
+    return _made(data, _dtype_of(kind, data.dtype))
+
+
+def _dtype_of(kind: ArrayKind, dtype: np.dtype[Any]) -> Any:
+    return getattr(torch, kind.dtype or dtype.name, None)
 
 
 def advice(value: object) -> str | None:

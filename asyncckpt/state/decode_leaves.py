@@ -162,7 +162,7 @@ class LeafDecoder(ObjectDecoder):
             return self._made_array(number, template, kind)
         if template is ABSENT:
             if kind is not None:
-                self._framework(kind)
+                self._check_kind(kind, meta)
             return None
         path = self._path()
         self._plan.paths.setdefault(number, path)
@@ -185,7 +185,7 @@ class LeafDecoder(ObjectDecoder):
         elif not isinstance(template, (np.ndarray, np.generic)):  # what says its dtype and shape can be compared with
             is_array = hasattr(found, "dtype") and hasattr(found, "shape")
             if kind is not None:
-                self._framework(kind)
+                self._check_kind(kind, meta)
         if not is_array:
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
         saved = "" if kind is None else kind.dtype
@@ -197,8 +197,20 @@ class LeafDecoder(ObjectDecoder):
             self._mismatch("shape", tuple(found.shape), meta.shape)
 
     def _framework_array(self, argument: Any, template: Any) -> Any:
-        number, *kind = argument
-        return self._array(number, template, ArrayKind(*kind))
+        number, framework, dtype, flags = argument
+        if (type(framework), type(dtype), type(flags)) != (str, str, int):
+            damaged(f"the kind of array {reprlib.repr(number)} is {reprlib.repr(argument)}")
+        return self._array(number, template, ArrayKind(framework, dtype, flags))
+
+    def _check_kind(self, kind: ArrayKind, meta: ArrayMeta) -> None:
+        """Check whether an array can come back as one of its framework, if it is to."""
+        framework = self._framework(kind)
+        if framework is None:
+            return
+        try:
+            framework.check(kind, meta.dtype)
+        except UnsupportedFormatError as error:
+            raise UnsupportedFormatError(f"{self._path() or 'the root'}: {error}") from error
 
     def _framework(self, kind: ArrayKind) -> Framework | None:
         """Return the framework of an array; None if its arrays are wanted as numpy's.
@@ -208,10 +220,10 @@ class LeafDecoder(ObjectDecoder):
         """
         if not self._keeps_kinds:
             return None
-        found = find_framework(kind.framework) if type(kind.framework) is str else None
+        found = find_framework(kind.framework)
         if found is None:
             message = (
-                f"{self._path() or 'the root'} is an array of {brief(str(kind.framework))}, which this program has not"
+                f"{self._path() or 'the root'} is an array of {brief(kind.framework)}, which this program has not"
                 f' imported: import it before the load, or load with arrays="numpy"'
             )
             raise UnsupportedFormatError(message)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.arrays.adapters import framework_of, known_adapter
+from asyncckpt.arrays.adapters import PendingError, framework_of, known_adapter
 from asyncckpt.arrays.meta import ArrayMeta
-from asyncckpt.errors import UnsupportedLeafError
+from asyncckpt.errors import UnsupportedLeafError, brief
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayKind
+    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayKind, ArrayLeaf
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
@@ -43,7 +43,7 @@ CONTAINER_CODES: Final[dict[type, int]] = {type_: code for code, type_ in TYPES.
 
 
 class TooLargeError(Exception):
-    """The state exceeds the given limits."""
+    """The state exceeds the given limits, or has an array that must be waited for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -271,7 +271,7 @@ class LeafEncoder:
             what = f"an array of type {type(value).__module__}.{type(value).__qualname__}"
             raise self._refuse(f"{what} cannot be a key or an element of a set, which are found by their contents")
         try:
-            leaf = adapter.leaf(value)
+            leaf = self._leaf_of(value, adapter)
         except UnsupportedLeafError as error:
             self._raise_here(error)
         identity, dtype, shape, source, is_stable, kind = leaf
@@ -295,6 +295,21 @@ class LeafEncoder:
         if kind is not self._kind:
             self._enter_kind(kind)
         self._nodes.append(self._kind_nodes.get(number) or _array_node(number, kind))
+
+    def _leaf_of(self, value: object, adapter: ArrayAdapter) -> ArrayLeaf:
+        """Describe an array; on the loop, give up if its contents are still being computed."""
+        try:
+            return adapter.leaf(value)
+        except PendingError as error:
+            if self._max_nodes is not None:
+                raise TooLargeError from None
+            try:
+                error.wait()
+            except RuntimeError as failure:
+                raise UnsupportedLeafError(
+                    f"an array that could not be computed: {brief(failure)}", path=""
+                ) from failure
+            return adapter.leaf(value)
 
     def _enter_kind(self, kind: ArrayKind | None) -> None:
         """Look up the nodes of another kind of array than that of the last one."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def _many() -> int:
     """How many objects bring about a collection of the oldest generation: some, and a quarter of the old ones."""
-    return 200_000 + len(gc.get_objects()) // 2
+    return 200_000 + 3 * len(gc.get_objects()) // 10
 
 
 class _Node:

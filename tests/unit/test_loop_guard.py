@@ -31,7 +31,7 @@ FUNCTIONS = {
     "storage/": "asyncckpt.storage.local.outcomes.remarks_of(())",
     "saving/": "asyncckpt.saving.load_job.verify_checkpoint(None, 0, None)",
     "keyed/": "asyncckpt.keyed.json.codec.encode_key('a')",
-    "keyed/hdf5/": "asyncckpt.keyed.hdf5.store.HDF5Store.commit(None, None)",
+    "keyed/hdf5/": "asyncckpt.keyed.hdf5.store.HDF5Store.read(None, None, None)",
 }
 """One that threads use, of each package that has some."""
 

@@ -1,0 +1,188 @@
+"""JAX: arrays and typed random keys as leaves.
+
+1. An array on the CPU is read through numpy's view of its memory. While there is such a view, a donation of the array
+   copies it, so the contents cannot change.
+2. An array may still be being computed. It is not waited for on the loop: the walk goes on in a thread.
+3. Of an array in several shards, each shard is read by itself: numpy's view of the whole would be a copy that the array
+   keeps.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+import jax
+import numpy as np
+from jax._src.array import ArrayImpl  # the exact types have no public names
+
+from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, PendingError, register_adapter
+from asyncckpt.arrays.source import bytes_of
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, brief
+
+try:
+    from jax._src.random.prng import PRNGKeyArray
+except ImportError:  # before 0.10
+    from jax._src.prng import PRNGKeyArray  # type: ignore[no-redef]
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+
+_ARRAY: Final = ArrayKind("jax")
+_WEAK: Final = 1
+"""The flag of an array of weak type."""
+_WEAK_ARRAY: Final = ArrayKind("jax", flags=_WEAK)
+_WIDE: Final = ("int64", "uint64", "float64", "complex128")
+"""The dtypes that JAX has only with `jax_enable_x64`."""
+
+
+class _ShardedSource:
+    """The memory of an array that consists of several shards."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], shards: list[Any]) -> None:
+        self.nbytes = math.prod(shape) * dtype.itemsize
+        self._shape = shape
+        self._dtype = dtype
+        self._shards = [
+            ([part.indices(size)[:2] for part, size in zip(shard.index, shape, strict=True)], np.asarray(shard.data))
+            for shard in shards
+            if shard.replica_id == 0
+        ]
+
+    def view(self, start: int, nbytes: int) -> Bytes | None:  # noqa: ARG002 - none of its bytes are seen in one piece
+        return None
+
+    def copy_to(self, target: Bytes, start: int) -> None:
+        size = self._dtype.itemsize
+        first, last = start // size, -(-(start + len(target)) // size)
+        found = np.empty(last - first, self._dtype)
+        at = 0
+        for box in _boxes(self._shape, first, last):
+            lengths = [end - begin for begin, end in box]
+            count = math.prod(lengths)
+            self._fill(found[at : at + count].reshape(lengths), box)
+            at += count
+        np.copyto(target, found.view(np.uint8)[start - first * size :][: len(target)])
+
+    def tobytes(self) -> bytes:
+        return bytes_of(self)
+
+    def _fill(self, target: NDArray[Any], box: list[tuple[int, int]]) -> None:
+        """Fill an array with the elements in a box, from all shards that have some of them."""
+        for extent, data in self._shards:
+            common = [(max(low, begin), min(high, end)) for (low, high), (begin, end) in zip(box, extent, strict=True)]
+            if all(low < high for low, high in common):
+                place = tuple(slice(low - at, high - at) for (low, high), (at, _) in zip(common, box, strict=True))
+                own = tuple(slice(low - at, high - at) for (low, high), (at, _) in zip(common, extent, strict=True))
+                target[place] = data[own]
+
+
+def _boxes(shape: tuple[int, ...], first: int, last: int) -> Iterator[list[tuple[int, int]]]:
+    """Split a range of elements, in C order, into boxes: for each dimension where it begins and ends."""
+    if not shape:
+        yield []
+        return
+    row = math.prod(shape[1:])
+    (i, head), (j, tail) = divmod(first, row), divmod(last, row)
+    if i == j:
+        yield from ([(i, i + 1), *box] for box in _boxes(shape[1:], head, tail))
+        return
+    if head:
+        yield from ([(i, i + 1), *box] for box in _boxes(shape[1:], head, row))
+        i += 1
+    if i < j:
+        yield [(i, j), *((0, size) for size in shape[1:])]
+    if tail:
+        yield from ([(j, j + 1), *box] for box in _boxes(shape[1:], 0, tail))
+
+
+class _ArrayAdapter:
+    def leaf(self, array: Any) -> ArrayLeaf:
+        if array.is_deleted():
+            message = "an array that was deleted or donated to a computation: save what the computation has returned"
+            raise UnsupportedLeafError(message, path="")
+        if not array.is_fully_addressable:
+            message = (
+                "an array with shards in other processes: gather it, or save the addressable_shards of each process"
+            )
+            raise UnsupportedLeafError(message, path="")
+        if not array.is_ready():
+            raise PendingError(array.block_until_ready)
+        try:
+            shards = array.addressable_shards
+            if len(shards) == 1 or array.is_fully_replicated:
+                source: Any = np.asarray(shards[0].data)
+                is_copy = source.flags.owndata
+            else:
+                source, is_copy = _ShardedSource(array.shape, array.dtype, shards), False
+        except RuntimeError as error:
+            raise UnsupportedLeafError(f"an array without contents: {brief(error)}", path="") from error
+        kind = _WEAK_ARRAY if array.weak_type else _ARRAY
+        return ArrayLeaf(id(array), array.dtype, array.shape, source, is_stable=is_copy, kind=kind)
+
+    def target(self, array: Any, dtype: np.dtype[Any]) -> None:
+        """Return None: no array can be filled."""
+
+    def like(self, array: Any, data: NDArray[Any]) -> Any:
+        place = array.sharding if getattr(array, "committed", True) else None
+        # A copy, because a numpy array of the template may get the same memory.
+        return _weakened(jax.device_put(_native(data).copy(), place), is_weak=array.weak_type)
+
+
+class _KeyAdapter(_ArrayAdapter):
+    def leaf(self, array: Any) -> ArrayLeaf:
+        kind = ArrayKind("jax", f"key<{jax.random.key_impl(array)}>")
+        return super().leaf(jax.random.key_data(array))._replace(identity=id(array), kind=kind)
+
+    def like(self, array: Any, data: NDArray[Any]) -> Any:
+        return jax.random.wrap_key_data(jax.device_put(_native(data).copy()), impl=jax.random.key_impl(array))
+
+
+def check(kind: ArrayKind, dtype: np.dtype[Any]) -> None:
+    """Check that JAX has an array of this kind and dtype; see `Framework`."""
+    if kind.dtype.startswith("key<") and not kind.flags and dtype == np.uint32:
+        try:
+            jax.random.key_impl(jax.random.key(0, impl=kind.dtype[4:-1]))
+        except (ValueError, TypeError) as error:
+            message = f'JAX has no random keys of {kind.dtype!r} here: load them with arrays="numpy"'
+            raise UnsupportedFormatError(message) from error
+    elif kind not in (_ARRAY, _WEAK_ARRAY):
+        raise CorruptCheckpointError(f"the index is damaged: no array of JAX is {brief(str(kind))} of {dtype}")
+    elif dtype.name in _WIDE and not jax.config.values["jax_enable_x64"]:
+        message = (
+            f"an array of {dtype} would come back as one of 32 bits: set jax_enable_x64, as the program that saved it"
+            ' has, or load with arrays="numpy"'
+        )
+        raise UnsupportedFormatError(message)
+
+
+def restored(kind: ArrayKind, data: NDArray[Any]) -> Any:
+    """Make an array as it was saved; see `Framework`."""
+    if kind.dtype:
+        return jax.random.wrap_key_data(jax.device_put(_native(data)), impl=kind.dtype[4:-1])
+    return _weakened(jax.device_put(_native(data)), is_weak=kind.flags == _WEAK)
+
+
+def advice(value: object) -> str | None:
+    """Say what to do about a value that cannot be saved; see `Framework`."""
+    if isinstance(value, jax.core.Tracer):
+        return "an array that is being traced has no contents: save outside of jit, grad, vmap and the like"
+    return None
+
+
+def _native(data: NDArray[Any]) -> NDArray[Any]:
+    return data if data.dtype.isnative else data.astype(data.dtype.newbyteorder("="))
+
+
+def _weakened(array: Any, *, is_weak: bool) -> Any:
+    if not is_weak:
+        return array
+    return jax.lax.convert_element_type_p.bind(array, new_dtype=array.dtype, weak_type=True, sharding=None)
+
+
+register_adapter(ArrayImpl, _ArrayAdapter())
+register_adapter(PRNGKeyArray, _KeyAdapter())
