@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,9 +22,9 @@ from asyncckpt.arrays.source import bytes_of
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, brief
 
 try:
-    from jax._src.random.prng import PRNGKeyArray
+    _prng = importlib.import_module("jax._src.random.prng")
 except ImportError:  # before 0.10
-    from jax._src.prng import PRNGKeyArray  # type: ignore[no-redef]
+    _prng = importlib.import_module("jax._src.prng")
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,4 +186,4 @@ def _weakened(array: Any, *, is_weak: bool) -> Any:
 
 
 register_adapter(ArrayImpl, _ArrayAdapter())
-register_adapter(PRNGKeyArray, _KeyAdapter())
+register_adapter(_prng.PRNGKeyArray, _KeyAdapter())

@@ -196,13 +196,12 @@ class _TensorAdapter:
             storage = array.untyped_storage()
             shape = array.shape
             place = (array.data_ptr(), array.dtype, shape, array.stride())
+            source = _TensorSource(array, storage, place)
         except RuntimeError as error:
             why = _why_refused(array) if array.is_nested else _NO_MEMORY.format(brief(error))
             raise UnsupportedLeafError(why, path="") from error
         # Tensors without elements have no address.
-        return ArrayLeaf(
-            place if place[0] else id(array), dtype, shape, _TensorSource(array, storage, place), kind=kind
-        )
+        return ArrayLeaf(place if place[0] else id(array), dtype, shape, source, kind=kind)
 
     def _unusual_leaf(self, array: torch.Tensor, dtype: np.dtype[Any], kind: ArrayKind) -> ArrayLeaf:
         """Describe a tensor whose bytes are not those of its memory, or not on the CPU."""

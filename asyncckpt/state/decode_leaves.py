@@ -162,7 +162,7 @@ class LeafDecoder(ObjectDecoder):
             return self._made_array(number, template, kind)
         if template is ABSENT:
             if kind is not None:
-                self._check_kind(kind, meta)
+                self._framework(kind, meta.dtype)
             return None
         path = self._path()
         self._plan.paths.setdefault(number, path)
@@ -185,7 +185,7 @@ class LeafDecoder(ObjectDecoder):
         elif not isinstance(template, (np.ndarray, np.generic)):  # what says its dtype and shape can be compared with
             is_array = hasattr(found, "dtype") and hasattr(found, "shape")
             if kind is not None:
-                self._check_kind(kind, meta)
+                self._framework(kind, meta.dtype)
         if not is_array:
             self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
         saved = "" if kind is None else kind.dtype
@@ -202,31 +202,27 @@ class LeafDecoder(ObjectDecoder):
             damaged(f"the kind of array {reprlib.repr(number)} is {reprlib.repr(argument)}")
         return self._array(number, template, ArrayKind(framework, dtype, flags))
 
-    def _check_kind(self, kind: ArrayKind, meta: ArrayMeta) -> None:
-        """Check whether an array can come back as one of its framework, if it is to."""
-        framework = self._framework(kind)
-        if framework is None:
-            return
-        try:
-            framework.check(kind, meta.dtype)
-        except UnsupportedFormatError as error:
-            raise UnsupportedFormatError(f"{self._path() or 'the root'}: {error}") from error
-
-    def _framework(self, kind: ArrayKind) -> Framework | None:
-        """Return the framework of an array; None if its arrays are wanted as numpy's.
+    def _framework(self, kind: ArrayKind, dtype: np.dtype[Any]) -> Framework | None:
+        """Return the framework of an array, which has such arrays; None if they are wanted as numpy's.
 
         Raises:
-            UnsupportedFormatError: The program has not imported the framework.
+            UnsupportedFormatError: The program has not imported the framework, or cannot have such arrays.
+            CorruptCheckpointError: The framework has no such arrays.
         """
         if not self._keeps_kinds:
             return None
+        path = self._path() or "the root"
         found = find_framework(kind.framework)
         if found is None:
             message = (
-                f"{self._path() or 'the root'} is an array of {brief(kind.framework)}, which this program has not"
-                f' imported: import it before the load, or load with arrays="numpy"'
+                f"{path} is an array of {brief(kind.framework)}, which this program has not imported: import it before"
+                ' the load, or load with arrays="numpy"'
             )
             raise UnsupportedFormatError(message)
+        try:
+            found.check(kind, dtype)
+        except UnsupportedFormatError as error:
+            raise UnsupportedFormatError(f"{path}: {error}") from error
         return found
 
     def _made_array(self, number: int, template: Any, kind: ArrayKind | None) -> Any:
@@ -239,7 +235,7 @@ class LeafDecoder(ObjectDecoder):
         if adapter is not None:
             key: Hashable = (number, type(template), getattr(template, "device", None))
             make: Callable[[], Any] = partial(adapter.like, template, data)
-        elif kind is not None and (framework := self._framework(kind)) is not None:
+        elif kind is not None and (framework := self._framework(kind, data.dtype)) is not None:
             key = (number, None, kind)
             make = partial(framework.restored, kind, data)
         else:

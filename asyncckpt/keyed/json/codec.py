@@ -145,6 +145,11 @@ class _Encoder:
         argument = ix.argument_of(node)
         if code == ix.ARRAY:
             yield from self._array(argument)
+        elif code == ix.FRAMEWORK_ARRAY:
+            number, *kind = argument
+            yield f'{{"{TAG}":"framework_array","kind":{json.dumps(kind)},"array":'
+            yield from self._array(number)
+            yield "}"
         elif code in (ix.BYTES, ix.STRING):
             yield f'{{"{TAG}":"{"bytes" if code == ix.BYTES else "str"}",'
             yield from self._data(argument)
@@ -262,6 +267,7 @@ class _Decoder:
         self._pacer = pacer
         self._arrays: dict[int, NDArray[Any]] = {}
         self._made: dict[int, Any] = {}  # parts of the value, which its nodes refer to as if they were arrays
+        self._numbers: dict[int, int] = {}  # of the arrays among them that belong to frameworks, by their ids
         self._has_pending = False
         self._unknown_types: dict[str, str] = {}
 
@@ -314,6 +320,9 @@ class _Decoder:
         is_data = type(value) is str and dtype != "str_"
         return self._pending(ix.SCALAR, (dtype, _from_base64(value) if is_data else value), [])
 
+    def framework_array(self, found: dict[str, Any]) -> Any:
+        return self._pending(ix.FRAMEWORK_ARRAY, tuple(_expect(list, found["kind"])), [found["array"]])
+
     def tree(self, found: dict[str, Any]) -> Any:
         arrays: dict[int, Any] = dict(enumerate(found["arrays"]))
         metas = [ArrayMeta(array.dtype, array.shape) for array in arrays.values()]
@@ -348,6 +357,7 @@ class _Decoder:
     def _nodes(self, value: Any) -> Iterator[ix.Node]:
         """Yield the nodes of a value in which something is pending; what is flat is one node."""
         children: Any = value
+        argument: Any
         if type(value) is list:
             code, argument = ix.LIST, len(value)
         elif type(value) is dict:
@@ -360,6 +370,12 @@ class _Decoder:
         is_flat = _NESTED.isdisjoint(map(type, children))
         if code == ix.ARRAY:
             yield self._node(self._arrays[argument])
+        elif code == ix.FRAMEWORK_ARRAY:
+            (array,) = children
+            array = self._arrays[array.argument] if type(array) is _Pending else array
+            number = self._numbers.setdefault(id(array), len(self._made))  # one array wherever it occurs
+            self._made[number] = array
+            yield ix.ext(code, (number, *argument))
         elif is_flat and type(value) is not _Pending:
             yield self._node(value)
         elif is_flat and code == ix.TUPLE:
@@ -391,6 +407,7 @@ LEAVES: Final[dict[str, Callable[[_Decoder, dict[str, Any]], Any]]] = {
     "array": _Decoder.array,
     "bytes": lambda decoder, found: decoder.data(found["data"]),
     "complex": lambda _, found: complex(found["parts"][0], found["parts"][1]),
+    "framework_array": _Decoder.framework_array,
     "float": lambda _, found: float(np.uint64(int(found["bits"], 16)).view(np.float64)),
     "int": lambda _, found: int(found["hex"], 16),
     "scalar": _Decoder.scalar,
