@@ -87,9 +87,9 @@ class Workload:
 
 
 async def _measure_arrays(context: Context, make: type[System]) -> None:
-    await _measure_tensors(context, make)
+    state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
+    await _save_and_load(context, make(context.root), state, saves=context.scale.saves)
     if issubclass(make, Asyncckpt):
-        state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)
         await _measure_prewarmed(context, make(context.root / "prewarmed"), state)
 
 
