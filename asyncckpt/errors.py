@@ -119,7 +119,7 @@ class CheckpointKeyError(CheckpointError, KeyError):
 
 
 class LeafError(CheckpointError):
-    """Base class of errors about one leaf of a state.
+    """Base class of errors about one leaf of a state; raised itself if a device failed while it was copied from there.
 
     Attributes:
         path: The leaf's path, such as "params/w1"; empty for the root.

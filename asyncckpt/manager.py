@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from asyncckpt.arrays.device import current_moment
 from asyncckpt.config import check_arrays, is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, LeafError, ManagerUsageError
@@ -344,6 +345,7 @@ class CheckpointManager:
     async def _load(self, step: Which, request: LoadRequest) -> LoadedCheckpoint:
         loader = self._session.use().loader
         which = check_which(step)
+        request = request._replace(moment=current_moment())
         if isinstance(which, str):
             return await loader.load_choice(which, request)
         if isinstance(which, int):

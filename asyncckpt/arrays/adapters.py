@@ -17,10 +17,11 @@ from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.errors import UnsupportedLeafError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.device import Device, Event
     from asyncckpt.arrays.source import ArraySource
     from asyncckpt.arrays.target import ArrayTarget
 
@@ -60,7 +61,7 @@ class ArrayAdapter(Protocol):
 
         Raises:
             UnsupportedLeafError: It cannot be saved.
-            PendingError: Its contents are still being computed.
+            PendingError: It is described in another way, which takes time.
         """
 
     def target(self, array: Any, dtype: np.dtype[Any]) -> ArrayTarget | None:
@@ -90,16 +91,25 @@ class Framework(Protocol):
     def restored(self, kind: ArrayKind, data: NDArray[Any]) -> Any:
         """Make an array as it was saved, from its bytes, which may be used without a copy."""
 
+    def devices(self) -> Iterable[Device]:
+        """Return the devices that the program uses; called often, on its thread."""
+
     def advice(self, value: object) -> str | None:
         """Say what to do about a value of the framework that cannot be saved; None if there is nothing to say."""
 
 
 class PendingError(Exception):
-    """The contents of an array are still being computed; `wait` blocks until they are there."""
+    """The contents of an array are not in the host's memory, or not there yet.
 
-    def __init__(self, wait: Callable[[], object]) -> None:
-        super().__init__("an array is still being computed")
-        self.wait = wait
+    Args:
+        where: Where they are instead, as a part of a sentence: "on cuda:0".
+        leaf: Describes the array, in a thread that may wait. It is called with a function that returns what a copy
+            from a device waits for (`Moment.ready`).
+    """
+
+    def __init__(self, where: str, leaf: Callable[[Callable[[Device], list[Event]]], ArrayLeaf]) -> None:
+        super().__init__(where)
+        self.leaf = leaf
 
 
 class UnfitTargetError(Exception):

@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 
-class SourceChangedError(Exception):
-    """The memory of a source was freed; `source` is the source."""
+class SourceError(Exception):
+    """A source could not be copied; `source` is the source."""
 
     def __init__(self, message: str, source: ForeignSource) -> None:
         super().__init__(message)
         self.source = source
+
+
+class SourceChangedError(SourceError):
+    """The memory of a source was freed."""
 
 
 class ForeignSource(Protocol):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -68,24 +69,31 @@ def _element(array: NDArray[Any], position: int) -> Bytes:
 
 
 def _runs(array: NDArray[Any], first: int, last: int) -> Iterator[NDArray[Any]]:
-    """Split a range of elements, in C order, into sub-arrays: at most two and one block of rows per dimension."""
+    """Split a range of elements, in C order, into sub-arrays."""
+    for box in boxes(array.shape, first, last):
+        place: Any = (*(slice(*each) for each in box), ...)  # with ..., it is an array even without dimensions
+        yield array[place]
+
+
+def boxes(shape: Sequence[int], first: int, last: int) -> Iterator[list[tuple[int, int]]]:
+    """Split a range of elements, in C order, into boxes: for each dimension where it begins and ends.
+
+    They are at most two and one block of rows for each dimension.
+    """
     if first >= last:
         return
-    if first == 0 and last == array.size:
-        yield array
-    elif array.ndim == 1:
-        yield array[first:last]
-    else:
-        row = array.size // len(array)
-        i, head = divmod(first, row)
-        j, tail = divmod(last, row)
-        if i == j:
-            yield from _runs(array[i], head, tail)
-            return
-        if head:
-            yield from _runs(array[i], head, row)
-            i += 1
-        if i < j:
-            yield array[i:j]
-        if tail:
-            yield from _runs(array[j], 0, tail)
+    if not shape:
+        yield []
+        return
+    row = math.prod(shape[1:])
+    (i, head), (j, tail) = divmod(first, row), divmod(last, row)
+    if i == j:
+        yield from ([(i, i + 1), *box] for box in boxes(shape[1:], head, tail))
+        return
+    if head:
+        yield from ([(i, i + 1), *box] for box in boxes(shape[1:], head, row))
+        i += 1
+    if i < j:
+        yield [(i, j), *((0, size) for size in shape[1:])]
+    if tail:
+        yield from ([(j, j + 1), *box] for box in boxes(shape[1:], 0, tail))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import jax
@@ -19,6 +20,7 @@ from jax._src.array import ArrayImpl  # the exact types have no public names
 
 from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, PendingError, register_adapter
 from asyncckpt.arrays.source import bytes_of
+from asyncckpt.arrays.strided import boxes
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, brief
 
 try:
@@ -27,8 +29,6 @@ except ImportError:  # before 0.10
     _prng = importlib.import_module("jax._src.prng")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
@@ -62,7 +62,7 @@ class _ShardedSource:
         first, last = start // size, -(-(start + len(target)) // size)
         found = np.empty(last - first, self._dtype)
         at = 0
-        for box in _boxes(self._shape, first, last):
+        for box in boxes(self._shape, first, last):
             lengths = [end - begin for begin, end in box]
             count = math.prod(lengths)
             self._fill(found[at : at + count].reshape(lengths), box)
@@ -82,25 +82,6 @@ class _ShardedSource:
                 target[place] = data[own]
 
 
-def _boxes(shape: tuple[int, ...], first: int, last: int) -> Iterator[list[tuple[int, int]]]:
-    """Split a range of elements, in C order, into boxes: for each dimension where it begins and ends."""
-    if not shape:
-        yield []
-        return
-    row = math.prod(shape[1:])
-    (i, head), (j, tail) = divmod(first, row), divmod(last, row)
-    if i == j:
-        yield from ([(i, i + 1), *box] for box in _boxes(shape[1:], head, tail))
-        return
-    if head:
-        yield from ([(i, i + 1), *box] for box in _boxes(shape[1:], head, row))
-        i += 1
-    if i < j:
-        yield [(i, j), *((0, size) for size in shape[1:])]
-    if tail:
-        yield from ([(j, j + 1), *box] for box in _boxes(shape[1:], 0, tail))
-
-
 class _ArrayAdapter:
     def leaf(self, array: Any) -> ArrayLeaf:
         if array.is_deleted():
@@ -112,7 +93,7 @@ class _ArrayAdapter:
             )
             raise UnsupportedLeafError(message, path="")
         if not array.is_ready():
-            raise PendingError(array.block_until_ready)
+            raise PendingError("that is still being computed", partial(self._computed, array))
         try:
             shards = array.addressable_shards
             if len(shards) == 1 or array.is_fully_replicated:
@@ -125,6 +106,15 @@ class _ArrayAdapter:
         kind = _WEAK_ARRAY if array.weak_type else _ARRAY
         return ArrayLeaf(id(array), array.dtype, array.shape, source, is_stable=is_copy, kind=kind)
 
+    def _computed(self, array: Any, ready: object) -> ArrayLeaf:
+        """Describe an array when it has been computed."""
+        del ready
+        try:
+            array.block_until_ready()
+        except RuntimeError as error:
+            raise UnsupportedLeafError(f"an array that could not be computed: {brief(error)}", path="") from error
+        return self.leaf(array)
+
     def target(self, array: Any, dtype: np.dtype[Any]) -> None:
         """Return None: no array can be filled."""
 
@@ -136,8 +126,11 @@ class _ArrayAdapter:
 
 class _KeyAdapter(_ArrayAdapter):
     def leaf(self, array: Any) -> ArrayLeaf:
+        data: Any = jax.random.key_data(array)
+        if not data.is_ready():
+            raise PendingError("that is still being computed", partial(self._computed, array))
         kind = ArrayKind("jax", f"key<{jax.random.key_impl(array)}>")
-        return super().leaf(jax.random.key_data(array))._replace(identity=id(array), kind=kind)
+        return super().leaf(data)._replace(identity=id(array), kind=kind)
 
     def like(self, array: Any, data: NDArray[Any]) -> Any:
         return jax.random.wrap_key_data(jax.device_put(_native(data).copy()), impl=jax.random.key_impl(array))
@@ -166,6 +159,11 @@ def restored(kind: ArrayKind, data: NDArray[Any]) -> Any:
     if kind.dtype:
         return jax.random.wrap_key_data(jax.device_put(_native(data)), impl=kind.dtype[4:-1])
     return _weakened(jax.device_put(_native(data)), is_weak=kind.flags == _WEAK)
+
+
+def devices() -> tuple[()]:
+    """Return nothing: arrays are waited for one by one; see `Framework`."""
+    return ()
 
 
 def advice(value: object) -> str | None:

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
-from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, UnfitTargetError, register_adapter
+from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, PendingError, UnfitTargetError, register_adapter
 from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.arrays.source import SourceChangedError, copy_bytes
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError, brief
+from asyncckpt.frameworks.cuda import CudaSource, cuda_device, devices
+from asyncckpt.frameworks.tensor_parts import PartSource
 from asyncckpt.state.reduction import Reduction
 from asyncckpt.state.types import register_reduction
 
@@ -30,10 +32,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.source import ForeignSource
     from asyncckpt.arrays.target import ArrayTarget
 
     Bytes = NDArray[np.uint8]
 
+__all__ = ["advice", "check", "devices", "restored"]  # see `Framework`
 _TENSOR: Final = ArrayKind("torch")
 _PAIRS: Final = ArrayKind("torch", "complex32")
 _NUMPY_NAMES: Final = (
@@ -204,18 +208,28 @@ class _TensorAdapter:
         return ArrayLeaf(place if place[0] else id(array), dtype, shape, source, kind=kind)
 
     def _unusual_leaf(self, array: torch.Tensor, dtype: np.dtype[Any], kind: ArrayKind) -> ArrayLeaf:
-        """Describe a tensor whose bytes are not those of its memory, or not on the CPU."""
+        """Describe a tensor whose bytes are not those of its memory, or not on the CPU.
+
+        Raises:
+            PendingError: It is on a device.
+        """
         if array.layout is not torch.strided or array.device.type == "meta":
             raise UnsupportedLeafError(_why_refused(array), path="")
         identity: Hashable = id(array)
         if array.numel():
             storage, place = array.untyped_storage(), (array.storage_offset(), array.shape, array.stride())
             identity = (storage.data_ptr(), place, array.dtype, array.is_conj(), array.is_neg(), array.device)
-        made = array.detach().resolve_conj().resolve_neg().cpu()
         shape = (*array.shape, 2) if kind is _PAIRS else array.shape
-        source = _TensorSource(made, made.untyped_storage(), _place_of(made))
-        is_copy = made.data_ptr() != array.data_ptr() or made.device != array.device
-        return ArrayLeaf(identity, dtype, shape, source, is_copy, kind)
+
+        def made(source: ForeignSource) -> ArrayLeaf:
+            return ArrayLeaf(identity, dtype, shape, source, kind=kind)
+
+        if array.device.type == "cuda":
+            device = cuda_device(array.device.index)
+            raise PendingError(f"on {array.device}", lambda ready: made(CudaSource(array, device, ready(device))))
+        if not array.is_cpu:
+            raise PendingError(f"on {array.device}", lambda _: made(PartSource(array)))
+        return made(PartSource(array))
 
     def target(self, array: torch.Tensor, dtype: np.dtype[Any]) -> ArrayTarget:
         if array.is_inference():

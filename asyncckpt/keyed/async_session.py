@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from asyncckpt.arrays.device import current_moment
 from asyncckpt.errors import CheckpointerUsageError, QueueFullError
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.evaluations import Evaluations
@@ -22,12 +24,14 @@ from asyncckpt.runtime.cancellation import DeferredCancellation
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.state.encode import flatten
-from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
+from asyncckpt.state.encode_leaves import TooLargeError
+from asyncckpt.state.inline import flatten_inline
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from asyncckpt.arrays.device import Moment
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.key_index import KeyIndex
     from asyncckpt.runtime.context import JobContext
@@ -154,13 +158,14 @@ class Session:
         engine = self._check()
         self._refusals.raise_all()
         self._queue.index.check_way(path)
-        flat = flatten_inline(engine.to_state(value), join_path(path))
-        if flat is None:
+        try:
+            flat = flatten_inline(engine.to_state(value), join_path(path))
+        except TooLargeError as error:
             message = (
-                f"{path[0]!r}: a value of more than {INLINE_NBYTES} bytes, or of more than {INLINE_NODES} nodes in its"
-                " tree, cannot be captured on the loop's thread: use `await chk.save_parameter(key, value)`"
+                f"{path[0]!r}: a value with {error} cannot be captured on the loop's thread: use"
+                " `await chk.save_parameter(key, value)`"
             )
-            raise CheckpointerUsageError(message)
+            raise CheckpointerUsageError(message) from None
         nbytes = flat.encoded_nbytes + flat.array_nbytes
         if not self._queue.has_room(nbytes):
             message = (
@@ -175,12 +180,16 @@ class Session:
         engine = self._check()
         self._refusals.raise_all()
         self._queue.index.check_way(path)
+        moment = current_moment()
         await self._yield_to_loop()
         async with self._capturing:
-            flat = None if engine.has_serializer else flatten_inline(value, join_path(path))
+            flat = None
+            if not engine.has_serializer:
+                with suppress(TooLargeError):
+                    flat = flatten_inline(value, join_path(path))
             is_small = flat is not None
             if flat is None:
-                flat = await self._jobs.in_thread(_flatten, engine, path, value)
+                flat = await self._jobs.in_thread(_flatten, engine, path, value, moment)
             await self._jobs.become_writer()
             nbytes = flat.encoded_nbytes + flat.array_nbytes
             if not is_small and not self._queue.fits(nbytes):
@@ -268,9 +277,9 @@ class Session:
         self._refusals.raise_all()
 
 
-def _flatten(engine: Engine, path: Path, value: object, context: JobContext) -> FlatState:
-    with young_collections_only():
-        return flatten(engine.to_state(value), root=join_path(path), pacer=context.pacer)
+def _flatten(engine: Engine, path: Path, value: object, moment: Moment, context: JobContext) -> FlatState:
+    with young_collections_only(), moment.entered():
+        return flatten(engine.to_state(value), root=join_path(path), pacer=context.pacer, moment=moment)
 
 
 def _commit(engine: Engine, context: JobContext) -> None:

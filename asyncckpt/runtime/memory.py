@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 PAGE_NBYTES: Final = 4096
@@ -72,7 +74,9 @@ class Mapping:
         # Private, because shared memory comes from the page cache, in small pages.
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self._unmap = libc().munmap  # at interpreter exit, the module may be gone before the last array
-        self._nbytes = nbytes
+        self.nbytes = nbytes
+        self.before_unmap: Callable[[int], object] | None = None
+        """Called with the address before the memory is unmapped."""
         self._is_read_only = is_reserved
         self.address = _checked(libc().mmap(None, max(nbytes, 1), protection, flags, -1, 0))
 
@@ -95,12 +99,22 @@ class Mapping:
     @property
     def __array_interface__(self) -> dict[str, Any]:
         """The memory, as numpy's array interface describes it."""
-        return {"version": 3, "typestr": "|u1", "shape": (self._nbytes,), "data": (self.address, self._is_read_only)}
+        return {"version": 3, "typestr": "|u1", "shape": (self.nbytes,), "data": (self.address, self._is_read_only)}
 
     def __del__(self) -> None:
         """Unmap the memory, which no array refers to any more."""
         if hasattr(self, "address"):
-            self._unmap(self.address, max(self._nbytes, 1))
+            if self.before_unmap is not None:
+                self.before_unmap(self.address)
+            self._unmap(self.address, max(self.nbytes, 1))
+
+
+def mapping_of(memory: NDArray[Any]) -> Mapping | None:
+    """Return the mapping that an array shows a part of, if it is one of this module's."""
+    base: object = memory
+    while isinstance(base, np.ndarray):
+        base = base.base
+    return base if isinstance(base, Mapping) else None
 
 
 def map_options(*, is_private: bool) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import asyncio
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from asyncckpt.arrays.device import current_moment
 from asyncckpt.documents import (
     CONFIG_NAME,
     TRAINING_INFO_NAME,
@@ -29,11 +30,13 @@ from asyncckpt.saving.queue import MAX_WAITING_SAVES, QueuedSave
 from asyncckpt.saving.tracking import SaveHandle, SaveState, SaveTracker
 from asyncckpt.state.capture import Capture, staged_nbytes
 from asyncckpt.state.encode import flatten
-from asyncckpt.state.inline import INLINE_NBYTES, INLINE_NODES, flatten_inline
+from asyncckpt.state.encode_leaves import TooLargeError
+from asyncckpt.state.inline import flatten_inline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from asyncckpt.arrays.device import Moment
     from asyncckpt.config import Settings
     from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.saving.environment import Environment
@@ -117,6 +120,7 @@ class Admission:
 
     async def save(self, request: SaveRequest) -> SaveHandle:
         """Admit a save; see `CheckpointManager.save`."""
+        moment = current_moment()
         tracker = SaveTracker(step := request.step)
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         latest = self._reserve(step, overwrite=request.overwrite)
@@ -130,7 +134,7 @@ class Admission:
                 await self._owner.take()
                 self._check_absent(step, overwrite=request.overwrite)
                 self._warn_if_below(step, latest)
-                item = await self._capture(tracker, request.state, documents, frozen=request.frozen)
+                item = await self._capture(tracker, request.state, documents, moment, frozen=request.frozen)
                 if item is not None and item.streams:
                     await self._stream(item)
         finally:
@@ -145,12 +149,10 @@ class Admission:
         """Admit a small save without awaiting; see `CheckpointManager.save_nowait`."""
         tracker = SaveTracker(step := request.step)
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
-        flat = flatten_inline(request.state)
-        if flat is None:
-            message = (
-                f"step {step}: the state has more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes: use await save()"
-            )
-            raise ValueError(message)
+        try:
+            flat = flatten_inline(request.state)
+        except TooLargeError as error:
+            raise ValueError(f"step {step}: the state has {error}: use await save()") from None
         latest = self._reserve(step, overwrite=request.overwrite)
         try:
             self._warn_if_below(step, latest)
@@ -170,7 +172,7 @@ class Admission:
 
     async def prewarm(self, state: object) -> None:
         """Allocate the memory that a save of such a state needs; see `CheckpointManager.prewarm`."""
-        await self._env.jobs.run_in_context(1, _prewarm, state, self._env.settings, self._env.pool)
+        await self._env.jobs.run_in_context(1, _prewarm, state, current_moment(), self._env.settings, self._env.pool)
 
     def _make_room(self, step: int, nbytes: int) -> bool:
         """Make room without waiting; return False if the save is to be skipped."""
@@ -193,15 +195,17 @@ class Admission:
             raise StepExistsError(message, step=step)
 
     async def _capture(
-        self, tracker: SaveTracker, state: object, documents: Mapping[str, bytes], *, frozen: bool
+        self, tracker: SaveTracker, state: object, documents: Mapping[str, bytes], moment: Moment, *, frozen: bool
     ) -> QueuedSave | None:
         """Wait for room, copy the state and queue it; None if it is to be skipped."""
         if self._env.settings.overflow == "skip" and self._queue.waiting_saves >= MAX_WAITING_SAVES:
             return None
-        flat = flatten_inline(state)
-        mode = _Mode.STAGED if flat is None else _Mode.INLINE
-        if flat is None:
-            flat = await self._env.jobs.run_in_context(0, _flatten_in_thread, state)
+        mode = _Mode.INLINE
+        try:
+            flat = flatten_inline(state)
+        except TooLargeError:
+            mode = _Mode.STAGED
+            flat = await self._env.jobs.run_in_context(0, _flatten_in_thread, state, moment)
         nbytes = flat.encoded_nbytes + flat.array_nbytes
         budget = self._env.settings.max_staged_nbytes
         if frozen:
@@ -262,14 +266,14 @@ class Admission:
             warn(message)
 
 
-def _flatten_in_thread(state: object, context: JobContext) -> FlatState:
-    with young_collections_only():
-        return flatten(state, pacer=context.pacer)
+def _flatten_in_thread(state: object, moment: Moment, context: JobContext) -> FlatState:
+    with young_collections_only(), moment.entered():
+        return flatten(state, pacer=context.pacer, moment=moment)
 
 
-def _prewarm(state: object, settings: Settings, pool: BufferPool, context: JobContext) -> None:
+def _prewarm(state: object, moment: Moment, settings: Settings, pool: BufferPool, context: JobContext) -> None:
     find_format(settings.format)
-    nbytes = staged_nbytes(_flatten_in_thread(state, context), context.pacer)
+    nbytes = staged_nbytes(_flatten_in_thread(state, moment, context), context.pacer)
     if nbytes > settings.max_staged_nbytes:
         return  # it will be streamed, through a few buffers of its own
     buffers = pool.take(nbytes)

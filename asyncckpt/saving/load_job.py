@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
+from asyncckpt.arrays.device import Moment
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError, LeafError
 from asyncckpt.formats.array_reader import Contents, read_arrays
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 ResultT = TypeVar("ResultT")
 
 
+_NO_MOMENT: Final = Moment()
+
+
 class LoadRequest(NamedTuple):
     """What is wanted of a checkpoint."""
 
@@ -45,6 +49,8 @@ class LoadRequest(NamedTuple):
     select: str | Iterable[str] | None = None
     lazy: bool = False
     arrays: Arrays = "saved"
+    moment: Moment = _NO_MOMENT
+    """When the program called, on whose streams arrays on devices are filled."""
 
 
 class Loaded(NamedTuple):
@@ -108,7 +114,7 @@ def _reading(find: Callable[[], CheckpointReader], action: Callable[[CheckpointR
 
 def _load(reader: CheckpointReader, request: LoadRequest, context: JobContext) -> Loaded:
     pacer, step = context.pacer, reader.manifest.step
-    with young_collections_only():
+    with young_collections_only(), request.moment.entered():
         files = reader.manifest.files
         info = _read_info(reader) if TRAINING_INFO_NAME in files else {}
         place = reader.manifest.index

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar
 
 import numpy as np
 
-from asyncckpt.arrays.source import SourceChangedError, copy_bytes, view_bytes
-from asyncckpt.errors import StateChangedError
+from asyncckpt.arrays.device import fetched
+from asyncckpt.arrays.source import SourceChangedError, SourceError, copy_bytes, view_bytes
+from asyncckpt.errors import LeafError, StateChangedError
 from asyncckpt.runtime.buffers import LARGE_NBYTES, SMALL_NBYTES, BufferPool
 from asyncckpt.runtime.memory import PAGE_NBYTES, SMALL_BOUNDARY
 from asyncckpt.runtime.pacing import Pacer
@@ -62,16 +63,16 @@ ResultT = TypeVar("ResultT")
 
 
 def _naming_paths(method: Callable[ParamsT, ResultT]) -> Callable[ParamsT, ResultT]:
-    """Let a method of a snapshot name the path of an array whose memory was freed."""
+    """Let a method of a snapshot name the path of an array that could not be copied."""
 
     @wraps(method)
     def named(*args: ParamsT.args, **kwargs: ParamsT.kwargs) -> ResultT:
         try:
             return method(*args, **kwargs)
-        except SourceChangedError as error:
+        except SourceError as error:
             snapshot: Any = args[0]
-            path = snapshot.path_of(error.source)
-            raise StateChangedError(str(error), path=path) from error
+            kind = StateChangedError if isinstance(error, SourceChangedError) else LeafError
+            raise kind(str(error), path=snapshot.path_of(error.source)) from error
 
     return named
 
@@ -86,6 +87,11 @@ class _SourceSnapshot:
 
     def _listed(self) -> Iterable[tuple[int, ArraySource]]:
         return enumerate(self._sources) if isinstance(self._sources, list) else self._sources.items()
+
+    def _small(self, numbers: range) -> list[ArraySource]:
+        """Return small arrays, those on devices as copies."""
+        sources = [self._sources[number] for number in numbers]
+        return fetched(sources) if self._flat.is_on_device else sources
 
     def path_of(self, source: object) -> str:
         """Return the path at which an array occurs first, for an error message."""
@@ -121,7 +127,7 @@ class LiveSnapshot(_SourceSnapshot):
         while found < end:
             found += _padded(self._sources[stop].nbytes)
             stop += 1
-        target[:] = _joined([self._sources[each] for each in range(array, stop)])[start:end]
+        target[:] = _joined(self._small(range(array, stop)))[start:end]
 
     def release(self) -> None:
         """Drop the references to the arrays."""
@@ -212,7 +218,7 @@ class StagedSnapshot(_SourceSnapshot):
 
     def _copy_small(self, first: int, end: int) -> None:
         """Copy consecutive small arrays with one call."""
-        data = _joined([self._sources[array] for array in range(first, end)])
+        data = _joined(self._small(range(first, end)))
         start = 0
         for target in self._parts(self._offsets[first], len(data)):
             np.copyto(target, data[start : start + len(target)])

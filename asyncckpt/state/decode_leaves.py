@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.arrays.adapters import ArrayKind, find_adapter, find_framework
+from asyncckpt.arrays.adapters import ArrayKind, PendingError, find_adapter, find_framework
+from asyncckpt.arrays.device import Moment
 from asyncckpt.errors import (
     CheckpointKeyError,
     StateMismatchError,
@@ -247,7 +248,10 @@ class LeafDecoder(ObjectDecoder):
     def _described(self, template: Any, adapter: ArrayAdapter) -> ArrayLeaf:
         """Return the description of an array of the template."""
         try:
-            return adapter.leaf(template)
+            try:
+                return adapter.leaf(template)
+            except PendingError as error:
+                return error.leaf(Moment().ready)
         except UnsupportedLeafError as error:
             reason = f"the template's array cannot be used: {str(error).removeprefix('the root: ')}"
             raise StateMismatchError(self._path(), "type", type_name(template), "an array", reason=reason) from error

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.device import Moment
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.flat import FlatState
 
@@ -34,8 +35,14 @@ MAX_KEY_DEPTH: Final = 200
 _NUMBERS_MIN: Final = 16  # shorter lists are not worth a second look
 
 
-def flatten(
-    state: object, *, root: str = "", pacer: Pacer, max_nodes: int | None = None, max_nbytes: int | None = None
+def flatten(  # noqa: PLR0913 - each is an independent wish
+    state: object,
+    *,
+    root: str = "",
+    pacer: Pacer,
+    moment: Moment | None = None,
+    max_nodes: int | None = None,
+    max_nbytes: int | None = None,
 ) -> FlatState:
     """Encode the tree of `state` and list its arrays.
 
@@ -43,6 +50,7 @@ def flatten(
         state: Nested containers of leaves.
         root: The path of the state in error messages.
         pacer: Paused between chunks.
+        moment: When the program called, if that was in another thread.
         max_nodes: Give up beyond this many nodes.
         max_nbytes: Give up beyond this many bytes of nodes and arrays.
 
@@ -51,7 +59,7 @@ def flatten(
         StateChangedError: A container changed during the walk.
         TooLargeError: A limit was passed.
     """
-    return _Encoder(root, pacer, max_nodes, max_nbytes).run(state)
+    return _Encoder(root, pacer, moment, max_nodes, max_nbytes).run(state)
 
 
 class _Encoder(LeafEncoder):

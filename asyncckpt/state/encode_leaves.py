@@ -11,14 +11,16 @@ from __future__ import annotations
 import functools
 import types
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 
 import msgpack
 import numpy as np
 
 from asyncckpt.arrays.adapters import PendingError, framework_of, known_adapter
+from asyncckpt.arrays.device import DeviceSource, Moment
 from asyncckpt.arrays.meta import ArrayMeta
-from asyncckpt.errors import UnsupportedLeafError, brief
+from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
@@ -43,7 +45,7 @@ CONTAINER_CODES: Final[dict[type, int]] = {type_: code for code, type_ in TYPES.
 
 
 class TooLargeError(Exception):
-    """The state exceeds the given limits, or has an array that must be waited for."""
+    """The state exceeds the given limits, or has an array that takes time; the message, if any, says which."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,8 +65,11 @@ class Frame:
 class LeafEncoder:
     """Adds the nodes of leaves during a walk over a state."""
 
-    def __init__(self, root: str, pacer: Pacer, max_nodes: int | None, max_nbytes: int | None) -> None:
+    def __init__(
+        self, root: str, pacer: Pacer, moment: Moment | None, max_nodes: int | None, max_nbytes: int | None
+    ) -> None:
         self._pacer = pacer
+        self._moment = moment or Moment()
         self._max_nodes = max_nodes
         self._max_nbytes = max_nbytes
         self._flat = FlatState(root=root)
@@ -297,19 +302,16 @@ class LeafEncoder:
         self._nodes.append(self._kind_nodes.get(number) or _array_node(number, kind))
 
     def _leaf_of(self, value: object, adapter: ArrayAdapter) -> ArrayLeaf:
-        """Describe an array; on the loop, give up if its contents are still being computed."""
+        """Describe an array; on the loop, give up if that takes time."""
         try:
             return adapter.leaf(value)
         except PendingError as error:
             if self._max_nodes is not None:
-                raise TooLargeError from None
-            try:
-                error.wait()
-            except RuntimeError as failure:
-                raise UnsupportedLeafError(
-                    f"an array that could not be computed: {brief(failure)}", path=""
-                ) from failure
-            return adapter.leaf(value)
+                raise TooLargeError(f"an array {error}, at {self._path() or 'the root'}") from None
+            is_new = not all(frame.has_keys for frame in self._stack)  # an object may have made it just now
+            leaf = error.leaf(partial(self._moment.ready, is_new=is_new))
+        self._flat.is_on_device |= isinstance(leaf.source, DeviceSource)
+        return leaf
 
     def _enter_kind(self, kind: ArrayKind | None) -> None:
         """Look up the nodes of another kind of array than that of the last one."""

@@ -26,6 +26,8 @@ class FlatState:
     """The arrays to be captured, until they have been."""
     stable: set[int] = field(default_factory=set)
     """The numbers of the arrays that no program can change, and that need no copy. Each has at least a page."""
+    is_on_device: bool = False
+    """Whether there are arrays in the memory of a device."""
     frameworks: set[str] = field(default_factory=set)
     """The frameworks that arrays belong to."""
     encoded_nbytes: int = 0

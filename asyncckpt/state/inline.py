@@ -17,19 +17,21 @@ INLINE_NODES: Final = 512
 """The number of nodes up to which a state is captured on the loop."""
 
 
-def flatten_inline(state: object, root: str = "") -> FlatState | None:
-    """Encode a state on the loop, or return None if it is too large for that.
+def flatten_inline(state: object, root: str = "") -> FlatState:
+    """Encode a state on the loop.
 
     Args:
         state: The state.
         root: The path of the state in error messages, if it is part of something larger.
 
     Raises:
+        TooLargeError: That would take too long; the message says what the state has.
         UnsupportedLeafError: It holds a value that cannot be saved.
         StateChangedError: A container changed during the walk.
     """
     pacer = Pacer(yields=False)
     try:
         return flatten(state, root=root, pacer=pacer, max_nodes=INLINE_NODES, max_nbytes=INLINE_NBYTES)
-    except TooLargeError:
-        return None
+    except TooLargeError as error:
+        what = str(error) or f"more than {INLINE_NBYTES} bytes or {INLINE_NODES} nodes"
+        raise TooLargeError(what) from None
