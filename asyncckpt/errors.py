@@ -189,7 +189,10 @@ class UnsupportedLeafError(LeafError, TypeError):
 
 
 class StateChangedError(LeafError, RuntimeError):
-    """A container changed while it was captured, because a task or thread modified it before ``save`` returned."""
+    """A container changed, or the memory of an array was freed, before it was captured.
+
+    A task or thread did that before ``save`` returned or, with ``frozen=True``, before the handle resolved.
+    """
 
 
 class DirectoryLockedError(CheckpointError):

@@ -166,11 +166,15 @@ class _FilledTarget:
 class _CopiedTarget:
     """A tensor that numpy cannot show, whose new contents are collected on the CPU first."""
 
-    array = None
-
-    def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    def __init__(self, tensor: torch.Tensor, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
         self._tensor = tensor
+        self._filled = array
         self._data = np.empty(shape, dtype)
+
+    @property
+    def array(self) -> NDArray[Any] | None:
+        """Its elements' places, not to be read: on the CPU or a device, addresses tell what shares memory."""
+        return self._filled
 
     def memory(self) -> Bytes | None:
         return flat_bytes(self._data)
@@ -235,11 +239,11 @@ class _TensorAdapter:
         if array.is_inference():
             raise UnfitTargetError("writability", "an inference tensor", "contents to be filled in")
         own, kind = _described(array)
-        if array.is_conj() or array.is_neg() or array.device.type != "cpu":
-            return _CopiedTarget(array, dtype, (*array.shape, 2) if kind is _PAIRS else tuple(array.shape))
         view = np.asarray(_Memory(array.untyped_storage(), _place_of(array)))
         if overlaps_itself(view):
             raise UnfitTargetError("sharing", "a tensor with elements that share memory", "elements of their own")
+        if array.is_conj() or array.is_neg() or array.device.type != "cpu":
+            return _CopiedTarget(array, view, dtype, (*array.shape, 2) if kind is _PAIRS else tuple(array.shape))
         return _FilledTarget(array, view, is_swapped=dtype.byteorder not in ("=", "|") and dtype != own)
 
     def like(self, array: torch.Tensor, data: NDArray[Any]) -> torch.Tensor:
@@ -289,9 +293,9 @@ def _why_refused(tensor: torch.Tensor) -> str:
 def _why_refused_type(type_: type) -> str:
     for known, way in _SUBCLASSES.items():
         if known in (base.__name__ for base in type_.__mro__):
-            return f"a {type_.__qualname__} cannot be saved: {way}"
+            return f"a tensor of the type {type_.__qualname__} cannot be saved: {way}"
     return (
-        f"a {type_.__qualname__}, a subclass of torch.Tensor, would come back as a plain tensor: convert it with"
+        f"{type_.__qualname__}, a subclass of torch.Tensor, would come back as a plain tensor: convert it with"
         " as_subclass(torch.Tensor), or register it with asyncckpt.register_type"
     )
 
@@ -353,6 +357,12 @@ def _made(data: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(data.view(_RAW[data.dtype.itemsize])).view(dtype)
 
 
+def _plain(template: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
+    if isinstance(template, torch.nn.Buffer):  # a plain tensor with attributes
+        made = torch.nn.Buffer(made, persistent=template.persistent)
+    return made.requires_grad_(template.requires_grad and template.is_leaf)
+
+
 def _parameter(template: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(made, requires_grad=template.requires_grad)
 
@@ -386,7 +396,7 @@ def _generator_differs(generator: torch.Generator, state: Any) -> tuple[str, obj
     return None if state["device"] == own else ("device", own, state["device"])
 
 
-for _type, _adapter in ((torch.Tensor, _TensorAdapter()), (torch.nn.Parameter, _TensorAdapter(_parameter))):
+for _type, _adapter in ((torch.Tensor, _TensorAdapter(_plain)), (torch.nn.Parameter, _TensorAdapter(_parameter))):
     register_adapter(_type, _adapter)
 for _reduction in (
     Reduction("torch.Size", torch.Size, tuple, torch.Size, is_value=True),

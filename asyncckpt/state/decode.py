@@ -32,7 +32,6 @@ from asyncckpt.state.decode_walk import (
     NodeContext,
     damaged,
     text_of,
-    type_name,
 )
 from asyncckpt.state.families import ORDERED_DICT, ORDERED_ITEMS
 from asyncckpt.state.reduction import Attribute, Form, read_form
@@ -229,7 +228,7 @@ class Decoder(LeafDecoder):
             if owner is not None:
                 template = self._fitted(owner.reduction, template, count)
             if type(template) not in _FAMILY[code]:
-                self._mismatch("type", type_name(template), TYPES[code].__name__)
+                self._mistyped(template, TYPES[code].__name__)
             self._check_length(template, count)
         frame = Frame(code, count, [], template, selection, is_made, maxlen=maxlen, owner=owner)
         if code in ix.MAPPINGS:

@@ -85,7 +85,7 @@ class LeafDecoder(ObjectDecoder):
         if type(value) not in _PLAIN:
             damaged(f"unexpected node of type {type(value).__name__}")
         if template is not ABSENT and type(template) is not type(value):
-            self._mismatch("type", type_name(template), type(value).__name__)
+            self._mistyped(template, type(value).__name__)
         return value
 
     def _is_selected(self, selection: Selection) -> bool:
@@ -184,11 +184,13 @@ class LeafDecoder(ObjectDecoder):
             found = self._described(template, adapter)
             wanted = found.kind
         elif not isinstance(template, (np.ndarray, np.generic)):  # what says its dtype and shape can be compared with
+            if self._advice(template) is not None:
+                self._mistyped(template, f"an array of {meta.dtype} {meta.shape}")
             is_array = hasattr(found, "dtype") and hasattr(found, "shape")
             if kind is not None:
                 self._framework(kind, meta.dtype)
         if not is_array:
-            self._mismatch("type", type_name(template), f"an array of {meta.dtype} {meta.shape}")
+            self._mistyped(template, f"an array of {meta.dtype} {meta.shape}")
         saved = "" if kind is None else kind.dtype
         if wanted is not None and wanted.dtype != saved:  # the bytes have the same dtype, and another meaning
             self._mismatch("dtype", wanted.dtype or found.dtype, saved or meta.dtype)
@@ -272,10 +274,10 @@ class LeafDecoder(ObjectDecoder):
             value = np.frombuffer(bytearray(data), dtype)[0] if data else np.zeros((), dtype)[()]
         if template is not ABSENT:
             if not isinstance(template, np.generic):
-                self._mismatch("type", type_name(template), f"numpy.{type(value).__name__}")
+                self._mistyped(template, f"numpy.{type(value).__name__}")
             if name in ("str_", "bytes_"):  # their dtypes differ with their lengths
                 if type(template) is not type(value):
-                    self._mismatch("type", type_name(template), f"numpy.{type(value).__name__}")
+                    self._mistyped(template, f"numpy.{type(value).__name__}")
             elif template.dtype != value.dtype:
                 self._mismatch("dtype", template.dtype, value.dtype)
         return value
@@ -339,7 +341,7 @@ class LeafDecoder(ObjectDecoder):
         kind = int if data.dtype.kind == "i" else float
         items = template
         if type(items) not in SEQUENCES:
-            self._mismatch("type", type_name(template), f"a list of {kind.__name__}s")
+            self._mistyped(template, f"a list of {kind.__name__}s")
         self._check_length(items, len(data))
         if type(items) is deque:
             return

@@ -50,7 +50,7 @@ class ObjectDecoder(Walk):
         if wanted is None and type(template) in (*SEQUENCES, *MAPPING_TYPES):
             return None, template  # saved as a dataclass or namedtuple, wanted as plain data
         if wanted is None or not _is_same_type(wanted, name):
-            self._mismatch("type", type_name(template), name)
+            self._mistyped(template, name)
         if self._in_place and wanted is STRING_ARRAY and self._arrays is None:
             # Strings have no number of an array; one array may occur twice.
             self._target(~id(template), template, self._path(), find_adapter(np.ndarray), template.dtype)
@@ -138,7 +138,7 @@ class ObjectDecoder(Walk):
     ) -> None:
         """Record that an array of the template will be filled with array `number`, if it is not immutable."""
         if adapter is None:
-            self._mismatch("type", type_name(template), "an array, which can only be filled into a numpy array")
+            self._mistyped(template, "an array, which can only be filled into a numpy array")
         try:
             target = adapter.target(template, dtype)
         except UnfitTargetError as error:

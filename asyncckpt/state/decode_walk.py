@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 import numpy as np
 
-from asyncckpt.arrays.adapters import find_adapter
-from asyncckpt.errors import CorruptCheckpointError, StateMismatchError
+from asyncckpt.arrays.adapters import find_adapter, framework_of
+from asyncckpt.errors import CorruptCheckpointError, StateMismatchError, brief
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import Maker
 from asyncckpt.state.encode import MAX_KEY_DEPTH
@@ -119,6 +119,20 @@ class Walk:
 
     def _mismatch(self, field_: str, expected: object, found: object) -> NoReturn:
         raise StateMismatchError(self._path(), field_, expected, found)
+
+    def _mistyped(self, template: object, found: str) -> NoReturn:
+        """Raise the error of a value of the template that has another type, and say what to do if that is known."""
+        own, advice = type_name(template), self._advice(template)
+        reason = f"type differs: the template has {own}, the checkpoint has {brief(found)}"
+        if advice is not None:
+            reason += f"; {advice}"
+        raise StateMismatchError(self._path(), "type", own, found, reason=reason)
+
+    def _advice(self, template: object) -> str | None:
+        """Say what is wrong with a value of a framework that is no array which can be saved."""
+        framework = framework_of(type(template))
+        is_array = find_adapter(type(template)) is not None
+        return None if framework is None or is_array else framework.advice(template)
 
 
 def text_of(value: Any) -> str:

@@ -419,7 +419,9 @@ def advice(value: object) -> str:
                 " asyncckpt.register_type"
             )
     if isinstance(value, _CODE):
-        return f"{name} is code, which is never saved: save what it was made from"
+        what = "class" if isinstance(value, type) else kind.__name__
+        own = f"{what} {getattr(value, '__qualname__', getattr(value, '__name__', ''))}".rstrip()
+        return f"the {own} cannot be saved, since a file holds no code: save what it is made from"
     if hasattr(kind, "__dlpack__"):
         return f"arrays of type {name} cannot be saved: convert them, with numpy.from_dlpack or their own method"
     return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"

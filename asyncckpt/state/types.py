@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime as dt
 import pathlib
 import random
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
@@ -200,6 +200,16 @@ def _timedelta_state(value: dt.timedelta) -> object:
     return (value.days, value.seconds, value.microseconds)
 
 
+def _counter_state(value: Counter[object]) -> object:
+    refuse_attributes(value, vars(value), "Counter")
+    return dict(value)
+
+
+def _update_counter(value: Counter[object], state: Any) -> None:
+    value.clear()
+    value.update(state)
+
+
 def _bytearray(state: Any) -> bytearray:
     if type(state) is not bytes:  # bytearray(5) is five zeros
         raise TypeError(f"a bytearray of {type(state).__name__}")
@@ -258,6 +268,7 @@ _BUILTINS: Final = (
     ),
     Reduction("pure_posix_path", pathlib.PurePosixPath, str, pathlib.PurePosixPath, is_value=True),
     Reduction("pure_windows_path", pathlib.PureWindowsPath, str, pathlib.PureWindowsPath, is_value=True),
+    Reduction("counter", Counter, _counter_state, Counter, _update_counter),
     Reduction("bytearray", bytearray, bytes, _bytearray, _update_bytearray),
     Reduction("datetime", dt.datetime, _time_state, partial(_time, dt.datetime), is_value=True),
     Reduction("date", dt.date, dt.date.isoformat, dt.date.fromisoformat, is_value=True),

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import asyncckpt
-from asyncckpt import UnsupportedLeafError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,10 +39,3 @@ def test_they_come_back_as_tensors(tmp_path: Path, extension: str) -> None:
     for each in (found["a"], alone, deep):
         assert each.dtype == torch.bfloat16
         assert torch.equal(each, weight)
-
-
-async def test_a_functional_tensor_is_refused(tmp_path: Path) -> None:
-    """It has no memory of its own."""
-    async with asyncckpt.CheckpointManager(tmp_path) as manager:
-        with pytest.raises(UnsupportedLeafError, match=r"^step 1: a/x: a tensor without memory of its own"):
-            await manager.save(1, {"a": {"x": torch._to_functional_tensor(torch.ones(3))}})

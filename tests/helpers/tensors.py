@@ -12,7 +12,8 @@ torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports a compiler, whi
 IGNORED = pytest.mark.filterwarnings(
     "ignore:ComplexHalf support is experimental",
     "ignore:torch.quantize_per_tensor",
-    "ignore:Sparse CSR tensor support",
+    "ignore:Sparse .* tensor support",
+    "ignore:`torch.jit.script:DeprecationWarning",
     "ignore:The PyTorch API of nested tensors",
     "ignore:The PyTorch API of MaskedTensors",
 )

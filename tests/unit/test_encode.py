@@ -52,6 +52,13 @@ def masked() -> Any:
     return np.ma.masked_array([1, 2], [True, False])
 
 
+def counter_with_attribute() -> Any:
+    """Make a Counter that is more than its items."""
+    counted = Counter(a=1)
+    counted.unit = "ms"  # type: ignore[attr-defined]
+    return counted
+
+
 # numpy warns of making a matrix.
 pytestmark = pytest.mark.filterwarnings("ignore:the matrix subclass:PendingDeprecationWarning")
 REFUSED: dict[str, Callable[[], Any]] = {
@@ -68,7 +75,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "list subclass": lambda: SubList([1]),
     "int subclass": lambda: SubInt(1),
     "defaultdict": lambda: defaultdict(int),
-    "Counter": Counter,
+    "Counter with an attribute": counter_with_attribute,
     "object array": lambda: np.array([None, 1], object),
     "0-d object array": lambda: np.array({}, object),
     "objects in a structure": lambda: np.zeros(2, [("a", "i4"), ("b", object)]),
