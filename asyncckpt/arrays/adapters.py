@@ -53,6 +53,17 @@ class ArrayLeaf(NamedTuple):
     """None for numpy's arrays."""
 
 
+class ArrayType(NamedTuple):
+    """What an array of a template asks for."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    """The dtype and shape of the bytes, which must be equal."""
+    kind: ArrayKind | None = None
+    place: Hashable = None
+    """Where `like` makes an array, and what else it takes over: those that differ in it cannot be one array."""
+
+
 class ArrayAdapter(Protocol):
     """What there is to know of arrays of one type."""
 
@@ -64,6 +75,13 @@ class ArrayAdapter(Protocol):
             PendingError: It is described in another way, which takes time.
         """
 
+    def wanted(self, array: Any) -> ArrayType:
+        """Say what an array of a template asks for. Its contents do not matter.
+
+        Raises:
+            UnsupportedLeafError: It cannot be used.
+        """
+
     def target(self, array: Any, dtype: np.dtype[Any]) -> ArrayTarget | None:
         """Return what fills an array in place with bytes of a dtype, which equals its own but for the byte order.
 
@@ -73,8 +91,8 @@ class ArrayAdapter(Protocol):
             UnfitTargetError: It cannot be filled.
         """
 
-    def like(self, array: Any, data: NDArray[Any]) -> Any:
-        """Make an array like this one from the bytes that were saved, which may be used without a copy."""
+    def like(self, array: Any, data: NDArray[Any], kind: ArrayKind | None) -> Any:
+        """Make an array like this one of the bytes of one of a kind, which may be used without a copy."""
 
 
 class Framework(Protocol):
@@ -120,6 +138,9 @@ class _NumpyAdapter:
     def leaf(self, array: Any) -> ArrayLeaf:
         return ArrayLeaf(id(array), array.dtype, array.shape, array)
 
+    def wanted(self, array: Any) -> ArrayType:
+        return ArrayType(array.dtype, array.shape)
+
     def target(self, array: Any, dtype: np.dtype[Any]) -> ArrayTarget:
         del dtype
         if not array.flags.writeable:
@@ -129,8 +150,8 @@ class _NumpyAdapter:
         filled: ArrayTarget = array
         return filled
 
-    def like(self, array: Any, data: NDArray[Any]) -> Any:
-        del array
+    def like(self, array: Any, data: NDArray[Any], kind: ArrayKind | None) -> Any:
+        del array, kind
         return data
 
 

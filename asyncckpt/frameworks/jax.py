@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax._src.array import ArrayImpl  # the exact types have no public names
 
-from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, PendingError, register_adapter
+from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, PendingError, register_adapter
 from asyncckpt.arrays.source import bytes_of
 from asyncckpt.arrays.strided import boxes
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, brief
@@ -39,6 +39,10 @@ _WEAK: Final = 1
 _WEAK_ARRAY: Final = ArrayKind("jax", flags=_WEAK)
 _WIDE: Final = ("int64", "uint64", "float64", "complex128")
 """The dtypes that JAX has only with `jax_enable_x64`."""
+_NARROWED: Final = (
+    "an array of {} would come back as one of half as many bits: set jax_enable_x64, as the program that saved it has,"
+    ' or load with arrays="numpy"'
+)
 
 
 class _ShardedSource:
@@ -115,13 +119,16 @@ class _ArrayAdapter:
             raise UnsupportedLeafError(f"an array that could not be computed: {brief(error)}", path="") from error
         return self.leaf(array)
 
+    def wanted(self, array: Any) -> ArrayType:
+        kind = _WEAK_ARRAY if array.weak_type else _ARRAY
+        return ArrayType(array.dtype, array.shape, kind, (_sharding(array), kind))
+
     def target(self, array: Any, dtype: np.dtype[Any]) -> None:
         """Return None: no array can be filled."""
 
-    def like(self, array: Any, data: NDArray[Any]) -> Any:
-        place = array.sharding if getattr(array, "committed", True) else None
-        # A copy, because a numpy array of the template may get the same memory.
-        return _weakened(jax.device_put(_native(data).copy(), place), is_weak=array.weak_type)
+    def like(self, array: Any, data: NDArray[Any], kind: ArrayKind | None) -> Any:
+        is_weak = array.weak_type if kind is None or kind.framework != "jax" else kind.flags == _WEAK
+        return _weakened(jax.device_put(_native(data), _sharding(array)), is_weak=is_weak)
 
 
 class _KeyAdapter(_ArrayAdapter):
@@ -132,8 +139,46 @@ class _KeyAdapter(_ArrayAdapter):
         kind = ArrayKind("jax", f"key<{jax.random.key_impl(array)}>")
         return super().leaf(data)._replace(identity=id(array), kind=kind)
 
-    def like(self, array: Any, data: NDArray[Any]) -> Any:
-        return jax.random.wrap_key_data(jax.device_put(_native(data).copy()), impl=jax.random.key_impl(array))
+    def wanted(self, array: Any) -> ArrayType:
+        names: list[object] = []
+
+        def data_of(keys: Any) -> Any:
+            names.append(jax.random.key_impl(keys))
+            return jax.random.key_data(keys)
+
+        data = jax.eval_shape(data_of, array)  # needs no contents
+        kind = ArrayKind("jax", f"key<{names[0]}>")
+        return ArrayType(data.dtype, data.shape, kind, (_sharding(array), kind))
+
+    def like(self, array: Any, data: NDArray[Any], kind: ArrayKind | None) -> Any:  # noqa: ARG002 - it is equal
+        own = self.wanted(array).kind
+        assert own is not None  # noqa: S101 - for mypy
+        return jax.device_put(restored(own, data), _sharding(array))
+
+
+class _StructAdapter(_ArrayAdapter):
+    """What `jax.eval_shape` returns instead of arrays: a template of them."""
+
+    def leaf(self, array: Any) -> ArrayLeaf:
+        del array
+        raise UnsupportedLeafError("a ShapeDtypeStruct has no contents: save the array that it describes", path="")
+
+    def wanted(self, array: Any) -> ArrayType:
+        if array.dtype.name in _WIDE and not jax.config.values["jax_enable_x64"]:
+            raise UnsupportedLeafError(_NARROWED.format(array.dtype), path="")
+        return _adapter_of(array).wanted(array)
+
+    def like(self, array: Any, data: NDArray[Any], kind: ArrayKind | None) -> Any:
+        return _adapter_of(array).like(array, data, kind)
+
+
+def _adapter_of(array: Any) -> _ArrayAdapter:
+    return _KEYS if jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key) else _ARRAYS
+
+
+def _sharding(array: Any) -> Any:
+    """Return where an array was put; None if it was left to JAX."""
+    return array.sharding if getattr(array, "committed", True) else None
 
 
 def check(kind: ArrayKind, dtype: np.dtype[Any]) -> None:
@@ -147,11 +192,7 @@ def check(kind: ArrayKind, dtype: np.dtype[Any]) -> None:
     elif kind not in (_ARRAY, _WEAK_ARRAY):
         raise CorruptCheckpointError(f"the index is damaged: no array of JAX is {brief(str(kind))} of {dtype}")
     elif dtype.name in _WIDE and not jax.config.values["jax_enable_x64"]:
-        message = (
-            f"an array of {dtype} would come back as one of 32 bits: set jax_enable_x64, as the program that saved it"
-            ' has, or load with arrays="numpy"'
-        )
-        raise UnsupportedFormatError(message)
+        raise UnsupportedFormatError(_NARROWED.format(dtype))
 
 
 def restored(kind: ArrayKind, data: NDArray[Any]) -> Any:
@@ -183,5 +224,8 @@ def _weakened(array: Any, *, is_weak: bool) -> Any:
     return jax.lax.convert_element_type_p.bind(array, new_dtype=array.dtype, weak_type=True, sharding=None)
 
 
-register_adapter(ArrayImpl, _ArrayAdapter())
-register_adapter(_prng.PRNGKeyArray, _KeyAdapter())
+_ARRAYS: Final = _ArrayAdapter()
+_KEYS: Final = _KeyAdapter()
+register_adapter(ArrayImpl, _ARRAYS)
+register_adapter(_prng.PRNGKeyArray, _KEYS)
+register_adapter(jax.ShapeDtypeStruct, _StructAdapter())

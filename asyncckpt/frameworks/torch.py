@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.autograd.graph import increment_version
 
-from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, PendingError, UnfitTargetError, register_adapter
+from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, PendingError, UnfitTargetError, register_adapter
+from asyncckpt.arrays.device import Moment
 from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.arrays.source import SourceChangedError, copy_bytes
 from asyncckpt.arrays.strided import flat_bytes, scatter
@@ -235,6 +236,13 @@ class _TensorAdapter:
             raise PendingError(f"on {array.device}", lambda _: made(PartSource(array)))
         return made(PartSource(array))
 
+    def wanted(self, array: torch.Tensor) -> ArrayType:
+        try:
+            leaf = self.leaf(array)
+        except PendingError as error:  # it is on a device
+            leaf = error.leaf(Moment().ready)
+        return ArrayType(leaf.dtype, leaf.shape, leaf.kind, (array.device, array.requires_grad))
+
     def target(self, array: torch.Tensor, dtype: np.dtype[Any]) -> ArrayTarget:
         if array.is_inference():
             raise UnfitTargetError("writability", "an inference tensor", "contents to be filled in")
@@ -246,7 +254,8 @@ class _TensorAdapter:
             return _CopiedTarget(array, view, dtype, (*array.shape, 2) if kind is _PAIRS else tuple(array.shape))
         return _FilledTarget(array, view, is_swapped=dtype.byteorder not in ("=", "|") and dtype != own)
 
-    def like(self, array: torch.Tensor, data: NDArray[Any]) -> torch.Tensor:
+    def like(self, array: torch.Tensor, data: NDArray[Any], kind: ArrayKind | None) -> torch.Tensor:
+        del kind
         made = _made(data, array.dtype).to(array.device)
         return made if self._wrap is None else self._wrap(array, made)
 

@@ -112,6 +112,7 @@ class Decoder(LeafDecoder):
         """Make the state, or fill the template, from the arrays that `plan` has returned."""
         self._arrays = arrays
         self._made_arrays = {}
+        self._given = set()
         self.unknown_types = {}
         return self._walk()
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.arrays.adapters import ArrayKind, PendingError, find_adapter, find_framework
-from asyncckpt.arrays.device import Moment
+from asyncckpt.arrays.adapters import ArrayKind, find_adapter, find_framework
 from asyncckpt.errors import (
     CheckpointKeyError,
     StateMismatchError,
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayLeaf, Framework
+    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayType, Framework
     from asyncckpt.arrays.meta import ArrayMeta
     from asyncckpt.state.selection import Selection
 
@@ -181,7 +180,7 @@ class LeafDecoder(ObjectDecoder):
         wanted: ArrayKind | None = None
         is_array = adapter is not None
         if adapter is not None and not isinstance(template, np.ndarray):
-            found = self._described(template, adapter)
+            found = self._wanted_array(template, adapter)
             wanted = found.kind
         elif not isinstance(template, (np.ndarray, np.generic)):  # what says its dtype and shape can be compared with
             if self._advice(template) is not None:
@@ -235,25 +234,26 @@ class LeafDecoder(ObjectDecoder):
         adapter = None if template is ABSENT else find_adapter(type(template))
         if self._in_place and adapter is not None and id(template) in self._filled:
             return template
-        if adapter is not None:
-            key: Hashable = (number, type(template), getattr(template, "device", None))
-            make: Callable[[], Any] = partial(adapter.like, template, data)
-        elif kind is not None and (framework := self._framework(kind, data.dtype)) is not None:
-            key = (number, None, kind)
-            make = partial(framework.restored, kind, data)
-        else:
-            return data
-        if key not in self._made_arrays:
-            self._made_arrays[key] = make()
-        return self._made_arrays[key]
+        key: Hashable = (number, None)
+        make: Callable[[NDArray[Any]], Any] | None = None
+        if adapter is not None and not isinstance(template, np.ndarray):
+            key = (number, type(template), adapter.wanted(template).place)
+            make = partial(adapter.like, template, kind=kind)
+        elif adapter is None and kind is not None and (framework := self._framework(kind, data.dtype)) is not None:
+            key = (number, kind)
+            make = partial(framework.restored, kind)
+        made = self._made_arrays.get(key)
+        if made is None:
+            if number in self._given:
+                data = data.copy()  # arrays of several kinds must not share memory
+            self._given.add(number)
+            made = self._made_arrays[key] = data if make is None else make(data)
+        return made
 
-    def _described(self, template: Any, adapter: ArrayAdapter) -> ArrayLeaf:
-        """Return the description of an array of the template."""
+    def _wanted_array(self, template: Any, adapter: ArrayAdapter) -> ArrayType:
+        """Return what an array of the template asks for."""
         try:
-            try:
-                return adapter.leaf(template)
-            except PendingError as error:
-                return error.leaf(Moment().ready)
+            return adapter.wanted(template)
         except UnsupportedLeafError as error:
             reason = f"the template's array cannot be used: {str(error).removeprefix('the root: ')}"
             raise StateMismatchError(self._path(), "type", type_name(template), "an array", reason=reason) from error

@@ -89,7 +89,8 @@ class Walk:
         self._pacer = pacer
         self._in_place = in_place
         self._keeps_kinds = keeps_kinds
-        self._made_arrays: dict[Hashable, Any] = {}  # arrays of frameworks that were made of what was read
+        self._made_arrays: dict[Hashable, Any] = {}  # by what was wanted, what was made of the arrays
+        self._given: set[int] = set()  # arrays whose memory has become part of the state
         self._selection = selection
         self._arrays: Mapping[int, NDArray[Any]] | None = None  # None while planning
         self._plan = LoadPlan()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from asyncckpt import CheckpointManager, UnsupportedFormatError, UnsupportedLeafError
+from asyncckpt import CheckpointManager, StateMismatchError, UnsupportedFormatError, UnsupportedLeafError
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -144,6 +144,98 @@ async def test_wide_arrays_are_not_narrowed(tmp_path: Path) -> None:
         with pytest.raises(UnsupportedFormatError, match=r"a: an array of float64 .*jax_enable_x64.*arrays=\"numpy\""):
             await manager.load(1)
         assert (await manager.load(1, arrays="numpy")).state["a"].dtype == np.float64
+
+
+@pytest.mark.parametrize("is_numpy", [False, True])
+async def test_shapes_are_templates(tmp_path: Path, is_numpy: bool) -> None:
+    """What `jax.eval_shape` returns says what is wanted, of a file of numpy arrays, too."""
+    state: dict[str, Any] = {
+        "moments": Moments(jnp.int32(3), {"w": jnp.ones(5, jnp.bfloat16)}),
+        "weak": jnp.asarray(2.0),
+    }
+    shapes = jax.eval_shape(lambda: state)
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, jax.tree.map(np.array, state) if is_numpy else state))
+        assert_equal((await manager.load(1, like=shapes)).state, state)
+        into = dict(shapes)
+        await manager.restore(1, into=into)
+        assert_equal(into, state)
+        shapes["moments"].mean["w"] = jax.ShapeDtypeStruct((6,), "bfloat16")
+        with pytest.raises(StateMismatchError, match=r"^step 1: moments/1/w: shape differs.*\(6,\).*\(5,\)"):
+            await manager.load(1, like=shapes)
+        shapes["moments"].mean["w"] = jax.ShapeDtypeStruct((5,), "float32")
+        with pytest.raises(StateMismatchError, match=r"^step 1: moments/1/w: dtype differs.*float32.*bfloat16"):
+            await manager.load(1, like=shapes)
+        with pytest.raises(UnsupportedLeafError, match=r"^step 2: a: a ShapeDtypeStruct has no contents"):
+            await manager.save(2, {"a": jax.ShapeDtypeStruct((5,), "float32")})
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+async def test_keys_are_of_the_same_kind(tmp_path: Path, impl: str) -> None:
+    """One and several, plainly and like keys or their shapes, but not like those of another kind."""
+    state = {"one": jax.random.key(1, impl=impl), "all": jax.random.split(jax.random.key(2, impl=impl), (2, 3))}
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, state))
+        other = jax.tree.map(lambda keys: jax.random.wrap_key_data(jax.random.key_data(keys) + 1, impl=impl), state)
+        for found in (
+            await manager.load(1),
+            await manager.load(1, like=other),
+            await manager.load(1, like=jax.eval_shape(lambda: state)),
+        ):
+            assert_equal(found.state, state)
+            assert jax.random.key_impl(found.state["all"]) == impl
+        plain = (await manager.load(1, arrays="numpy")).state
+        assert np.array_equal(plain["all"], jax.random.key_data(state["all"]))
+        other = {"one": jax.random.key(1, impl="rbg" if impl == "threefry2x32" else "threefry2x32")}
+        with pytest.raises(StateMismatchError, match=rf"^step 1: one: dtype differs.*key<.*key<{impl}>"):
+            await manager.load(1, like=other, select="one")
+
+
+async def test_the_contents_of_a_template_do_not_matter(tmp_path: Path) -> None:
+    """It may be deleted, such as by a donation, or still be computed."""
+    state = {"a": jnp.arange(3), "key": jax.random.key(1)}
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, state))
+        deleted = {"a": jnp.zeros(3, "int32"), "key": jax.random.key(2)}
+        for each in deleted.values():
+            each.delete()
+        assert_equal((await manager.load(1, like=deleted)).state, state)
+        product = jnp.eye(600) * 0.5 + 0.001
+        compute = jax.jit(lambda a: jax.lax.fori_loop(0, 60, lambda _, each: each @ product, a)[0, :3].astype("int32"))
+        deleted["a"] = compute(product)
+        assert_equal((await manager.load(1, like=deleted)).state, state)
+        await manager.restore(1, into=deleted)
+        assert_equal(deleted, state)
+
+
+async def test_one_array_for_different_templates(tmp_path: Path) -> None:
+    """It becomes one array where the templates ask for the same, and memory is not shared by others."""
+    tied = jnp.arange(1000.0)
+    state = {"a": tied, "b": tied, "c": tied, "numpy": tied}
+    template = {
+        "a": tied,
+        "b": tied + 1,
+        "c": jax.device_put(tied, jax.devices()[0]),
+        "numpy": np.zeros(1000, "float32"),
+    }
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, state))
+        for names in (["a", "b", "c", "numpy"], ["numpy", "c", "b", "a"]):
+            await (await manager.save(1, dict.fromkeys(names, tied), overwrite=True))
+            found = (await manager.load(1, like={name: template[name] for name in names})).state
+            assert found["a"] is found["b"]
+            assert (found["a"].committed, found["c"].committed) == (False, True)
+            found["numpy"][:] = 7
+            assert all(np.array_equal(found[name], tied) for name in "abc")
+
+
+async def test_the_weak_type_of_the_file_comes_back(tmp_path: Path) -> None:
+    """A program that is resumed computes with the types of the one that was stopped."""
+    state = {"weak": jnp.asarray(1.5), "strong": jnp.float32(1.5)}
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, state))
+        found = (await manager.load(1, like={"weak": jnp.float32(0), "strong": jnp.asarray(0.0)})).state
+        assert_equal(found, state)
 
 
 SHARDED = """

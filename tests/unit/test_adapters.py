@@ -12,7 +12,7 @@ from helpers.support import assert_same, load_from, save_to
 
 from asyncckpt import StateMismatchError, UnsupportedLeafError, frameworks
 from asyncckpt.arrays import adapters
-from asyncckpt.arrays.adapters import ArrayLeaf, UnfitTargetError, register_adapter
+from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, UnfitTargetError, register_adapter
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
@@ -96,6 +96,11 @@ class Adapter:
         identity = ("tensor", id(tensor.storage), tensor.sizes)
         return ArrayLeaf(identity, np.dtype("<i4"), tensor.sizes, Source(tensor.storage), is_stable=tensor.is_final)
 
+    def wanted(self, tensor: Tensor) -> ArrayType:
+        """Describe one in a template."""
+        leaf = self.leaf(tensor)
+        return ArrayType(leaf.dtype, leaf.shape)
+
     def target(self, tensor: Tensor, dtype: np.dtype[Any]) -> Filling:
         """Fill one."""
         assert dtype == "<i4"
@@ -103,8 +108,9 @@ class Adapter:
             raise UnfitTargetError("writability", "a final tensor", "contents to be filled in")
         return Filling(tensor)
 
-    def like(self, tensor: Tensor, data: NDArray[Any]) -> NDArray[Any]:
+    def like(self, tensor: Tensor, data: NDArray[Any], kind: ArrayKind | None) -> NDArray[Any]:
         """Leave it a numpy array."""
+        assert kind is None
         assert tensor.sizes == data.shape
         return data
 
