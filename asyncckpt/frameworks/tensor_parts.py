@@ -81,5 +81,7 @@ class PartSource:
 
 
 def _flat(tensor: Any) -> torch.Tensor:
-    made: torch.Tensor = tensor.resolve_conj().resolve_neg().contiguous().view(-1).view(torch.uint8)
+    plain = tensor.resolve_conj().resolve_neg().contiguous()
+    # A single element may have any stride, but must have the stride 1 to be viewed as bytes.
+    made: torch.Tensor = plain.as_strided((plain.numel(),), (1,)).view(torch.uint8)
     return made

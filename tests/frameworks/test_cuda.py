@@ -7,9 +7,10 @@ import threading
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from helpers.gates import Gate, hold
-from helpers.tensors import DTYPES, IGNORED, assert_equal, random_tensor, torch
+from helpers.tensors import DTYPES, IGNORED, assert_equal, bits, random_tensor, torch
 from helpers.tensors_on_cuda import DEVICES, FakeCuda, FakeStream, OnCuda, install
 
 from asyncckpt import (
@@ -23,6 +24,7 @@ from asyncckpt import (
     UnsupportedLeafError,
     register_type,
 )
+from asyncckpt.frameworks.cuda import CudaSource
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.testing import FaultyDisk
 
@@ -108,27 +110,29 @@ async def test_a_save_has_what_the_program_had_computed_when_it_called(
     assert all((tensor == 7).all() for tensor in found.values())
 
 
-async def test_the_moment_is_noted_before_anything_is_awaited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["manager", "keyed"])
+async def test_the_moment_is_noted_before_anything_is_awaited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     """On the thread of the program, so work that other tasks give the device afterwards delays no copy."""
     cuda = install(monkeypatch, "copies")
     tensor = torch.zeros(MIB)
-    recorded: list[threading.Thread] = []
-    monkeypatch.setattr(
-        "helpers.tensors_on_cuda.FakeStream.wait",
-        lambda self, event: (recorded.append(event.thread), self._put("wait", event)),
-    )
+    waited: list[Any] = []
+    wait = FakeStream.wait
+    monkeypatch.setattr(FakeStream, "wait", lambda self, event: (waited.append(event), wait(self, event)))
     later = threading.Event()
-    async with CheckpointManager(tmp_path) as manager:
-        saving = asyncio.ensure_future(manager.save(1, {"a": OnCuda(tensor)}))
+    async with CheckpointManager(tmp_path) as manager, Checkpointer.from_file(tmp_path / "a.h5") as view:
+        save = manager.save(1, {"a": OnCuda(tensor)}) if kind == "manager" else view.save_parameter("a", OnCuda(tensor))
+        saving = asyncio.ensure_future(save)
         await asyncio.sleep(0)  # now it has been called
         cuda.defaults[0].run(later.set)
-        handle = await saving
+        await saving
         assert not later.is_set()
-        await handle
-    assert set(recorded) == {threading.current_thread()}
+    assert {event.thread for event in waited} == {threading.current_thread()}
 
 
-async def test_an_array_that_an_object_makes_is_waited_for(tmp_path: Path, cuda: FakeCuda) -> None:
+@pytest.mark.parametrize("kind", ["manager", "keyed"])
+async def test_an_array_that_an_object_makes_is_waited_for(tmp_path: Path, cuda: FakeCuda, kind: str) -> None:
     """Its state may be computed on the device during the walk, which another thread does in the program's stream."""
 
     class Scaled:
@@ -144,14 +148,35 @@ async def test_an_array_that_an_object_makes_is_waited_for(tmp_path: Path, cuda:
         def from_state(cls, state: Any) -> Any:
             return state
 
-    register_type(Scaled, name=f"tests.cuda.Scaled{cuda.order}")
+    register_type(Scaled, name=f"tests.cuda.Scaled_{kind}_{cuda.order}")
     tensor = torch.zeros(2000)
     stream = FakeStream(cuda, 1)
     stream.run(lambda: tensor.fill_(3))
-    async with CheckpointManager(tmp_path) as manager:
+    state = [OnCuda(torch.ones(2), 1), Scaled(tensor)]
+    async with CheckpointManager(tmp_path) as manager, Checkpointer.from_file(tmp_path / "a.h5") as view:
         with stream.entered():
-            await (await manager.save(1, [OnCuda(torch.ones(2), 1), Scaled(tensor)]))
-        assert ((await manager.load(1)).state[1] == 6).all()
+            if kind == "manager":
+                await (await manager.save(1, state))
+                found = (await manager.load(1)).state
+            else:
+                await view.save_parameter("a", state)
+                found = await view.load_parameter("a")
+    assert (found[1] == 6).all()
+
+
+@pytest.mark.parametrize("dtype", ["int16", "complex64", "uint8"])
+def test_any_range_of_bytes_is_copied(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """Also one that begins or ends within an element, of tensors that are scattered over their memory."""
+    cuda = install(monkeypatch)
+    base = random_tensor(dtype, 5, 6)
+    for tensor in (base, base.t(), base[1:, ::2], base[0, 1], base.conj()):
+        source = CudaSource(tensor, cuda.devices[0], [])
+        expected = bits(tensor)
+        for start in range(len(expected)):
+            for end in range(start, min(start + 30, len(expected))):
+                target = np.empty(end - start, np.uint8)
+                source.copy_to(target, start)
+                assert target.tobytes() == expected[start:end]
 
 
 class CheckedPool(BufferPool):

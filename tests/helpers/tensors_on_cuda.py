@@ -7,6 +7,7 @@ which is real, as is what PyTorch does with the tensors.
 
 from __future__ import annotations
 
+import ctypes
 import random
 import threading
 from collections import deque
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import asyncckpt.frameworks.torch as framework
 from asyncckpt.arrays.adapters import register_adapter
 from asyncckpt.frameworks.cuda import CudaDevice
+from asyncckpt.runtime.memory import PAGE_NBYTES, libc
 from helpers.tensors import torch
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class FakeCuda:
     def unregister(self, device: int, address: int) -> None:
         """See `Runtime`."""
         assert 0 <= device < DEVICES
+        assert libc().mincore(address, PAGE_NBYTES, ctypes.create_string_buffer(1)) == 0, "it is not mapped any more"
         del self.registered[address]
 
     def is_copying(self) -> bool:
@@ -126,9 +129,9 @@ class FakeStream:
 
     def run(self, work: Callable[[], object]) -> None:
         """See `CopyStream`; of a program's stream, let it do something."""
+        self._put("work", work)
         if self.copies and self.cuda.failure is not None and not self.cuda.fails_late:
             raise RuntimeError(self.cuda.failure)
-        self._put("work", work)
 
     def _put(self, what: str, argument: Any) -> None:
         assert not self.captures, f"{what} during a capture"
