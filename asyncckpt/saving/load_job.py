@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from asyncckpt.arrays.device import Moment
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
-from asyncckpt.errors import CheckpointError, CorruptCheckpointError, LeafError
+from asyncckpt.errors import CheckpointError, CorruptCheckpointError, LeafError, UnsupportedFormatError
 from asyncckpt.formats.array_reader import Contents, read_arrays
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.saving.catalog import LoadedCheckpoint
@@ -110,6 +110,8 @@ def _reading(find: Callable[[], CheckpointReader], action: Callable[[CheckpointR
                     step = reader.manifest.step
                     raise CorruptCheckpointError(f"step {step}: {error}", step=step) from error
                 raise
+            except UnsupportedFormatError as error:  # about the index, or an array
+                raise UnsupportedFormatError(f"step {reader.manifest.step}: {error}") from error
 
 
 def _load(reader: CheckpointReader, request: LoadRequest, context: JobContext) -> Loaded:
