@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from asyncckpt.arrays.adapters import FRAMEWORKS, find_framework
-from asyncckpt.errors import UnsupportedLeafError
+from asyncckpt.errors import UnsupportedLeafError, brief
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -53,6 +53,9 @@ class Device(Protocol):
     def current(self) -> Stream:
         """Return the current stream of the calling thread."""
 
+    def prepare(self, memory: NDArray[np.uint8]) -> None:
+        """Make memory of the host ready for copies."""
+
     def fetch(self, sources: Sequence[Any]) -> list[NDArray[np.uint8]]:
         """Return the bytes of small sources on this device, copied at once."""
 
@@ -68,8 +71,12 @@ class Moment:
 
     def __init__(self, devices: Iterable[Device] = ()) -> None:
         """Note the current streams of devices; of others, those of the thread that comes to an array there."""
-        self._streams = {device: device.current() for device in devices}
-        self._ready = {device: _recorded(stream) for device, stream in self._streams.items()}
+        self._streams: dict[Device, Stream] = {}
+        self._ready: dict[Device, Event | str] = {}
+        for device in devices:
+            stream, self._ready[device] = _noted(device)
+            if stream is not None:
+                self._streams[device] = stream
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -83,29 +90,39 @@ class Moment:
         """Return what a copy from a device waits for; for an array that the calling thread has made, that, too.
 
         Raises:
-            UnsupportedLeafError: A graph is being captured.
+            UnsupportedLeafError: A graph is being captured, or the device is lost.
         """
         found = [self._ready[device]] if device in self._ready else []
         if is_new or not found:
-            found.append(_recorded(device.current()))
-        events = [event for event in found if event is not None]
-        if len(events) < len(found):
-            message = (
-                f"an array on {device.name} cannot be copied while the current stream there captures a graph: do it"
-                " before or after that"
-            )
-            raise UnsupportedLeafError(message, path="")
+            found.append(_noted(device)[1])
+        events = []
+        for event in found:
+            if isinstance(event, str):
+                raise UnsupportedLeafError(f"an array on {device.name} cannot be copied {event}", path="")
+            events.append(event)
         return events
 
 
-def _recorded(stream: Stream) -> Event | None:
-    return None if stream.is_capturing() else stream.record()
+def _noted(device: Device) -> tuple[Stream | None, Event | str]:
+    """Return the current stream of a device, and an event behind everything in it, or why there can be none."""
+    try:
+        stream = device.current()
+        if stream.is_capturing():
+            return stream, "while the current stream there captures a graph: do it before or after that"
+        return stream, stream.record()
+    except RuntimeError as error:  # the device is lost, which concerns only who has arrays there
+        return None, f"any more: {brief(error)}"
 
 
 def current_moment() -> Moment:
     """Note how far the devices are that the program uses, on its thread."""
     frameworks = (find_framework(name) for name in FRAMEWORKS)
     return Moment(device for framework in frameworks if framework is not None for device in framework.devices())
+
+
+def devices_of(sources: Iterable[ArraySource]) -> set[Device]:
+    """Return the devices on which there are sources."""
+    return {source.device for source in sources if isinstance(source, DeviceSource)}
 
 
 def fetched(sources: Sequence[ArraySource]) -> list[ArraySource]:

@@ -98,7 +98,7 @@ class CudaDevice:
         """
         for source in sources:
             source.check()
-        self._register(target)
+        self.prepare(target)
         host = torch.from_numpy(target)
         stream = self._stream
         try:
@@ -114,9 +114,9 @@ class CudaDevice:
             more = f" (and {len(sources) - 1} more)" if len(sources) > 1 else ""
             raise SourceError(f"copying it{more} from {self.name} failed: {brief(error)}", sources[0]) from error
 
-    def _register(self, target: Bytes) -> None:
-        """Register the mapping that a target lies in, once."""
-        mapping = mapping_of(target)
+    def prepare(self, memory: Bytes) -> None:
+        """Register the mapping that memory lies in, once; see `Device`."""
+        mapping = mapping_of(memory)
         if mapping is None or mapping.before_unmap is not None:
             return
         with self._registering:

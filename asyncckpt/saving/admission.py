@@ -14,7 +14,7 @@ import asyncio
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.arrays.device import current_moment
+from asyncckpt.arrays.device import current_moment, devices_of
 from asyncckpt.documents import (
     CONFIG_NAME,
     TRAINING_INFO_NAME,
@@ -273,12 +273,15 @@ def _flatten_in_thread(state: object, moment: Moment, context: JobContext) -> Fl
 
 def _prewarm(state: object, moment: Moment, settings: Settings, pool: BufferPool, context: JobContext) -> None:
     find_format(settings.format)
-    nbytes = staged_nbytes(_flatten_in_thread(state, moment, context), context.pacer)
+    flat = _flatten_in_thread(state, moment, context)
+    nbytes = staged_nbytes(flat, context.pacer)
     if nbytes > settings.max_staged_nbytes:
         return  # it will be streamed, through a few buffers of its own
     buffers = pool.take(nbytes)
     try:
         context.run(lambda buffer: buffer.fill(0), buffers)  # the system allocates a page when it is touched
+        for device in devices_of(flat.sources) if flat.is_on_device else ():
+            context.run(device.prepare, buffers)
     finally:
         pool.give(buffers)
 

@@ -249,6 +249,54 @@ async def test_a_device_that_fails_fails_the_save(
         assert_equal((await manager.load(1)).state["a"]["w"], state["a"]["w"].tensor)
 
 
+async def test_a_lost_device_concerns_only_states_with_tensors_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program may still save what is in memory, or on other devices."""
+    cuda = install(monkeypatch)
+
+    def lost() -> Any:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    for name in ("is_capturing", "record", "entered"):
+        monkeypatch.setattr(cuda.defaults[1], name, lost)
+    state = [torch.ones(3), OnCuda(torch.randn(2))]
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, state))
+        assert_equal((await manager.load(1)).state, [each if each is state[0] else each.tensor for each in state])
+        with pytest.raises(UnsupportedLeafError, match=r"^step 2: a: .* on cuda:1 cannot .* any more: .*illegal"):
+            await manager.save(2, {"a": OnCuda(torch.ones(2), 1)})
+
+
+async def test_prewarm_registers_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the first save need not."""
+    cuda = install(monkeypatch)
+    state = [OnCuda(torch.randn(6 * MIB)), OnCuda(torch.randn(50, 60), 1)]
+    async with CheckpointManager(tmp_path) as manager:
+        await manager.prewarm([each.tensor for each in state])
+        assert cuda.registered == {}
+        await manager.prewarm(state)
+        registered = dict(cuda.registered)
+        assert sum(registered.values()) == 25 * MIB
+        await (await manager.save(1, state))
+        assert cuda.registered == registered
+
+
+async def test_other_devices_are_read_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyTorch moves bytes from any device, in a thread that may wait."""
+    cuda = install(monkeypatch)
+    state = tensors()
+    elsewhere = on_cuda(state)
+    for each in (each for value in elsewhere.values() for each in (value if isinstance(value, list) else [value])):
+        each.device = torch.device("xpu", 0)
+    async with CheckpointManager(tmp_path) as manager:
+        with pytest.raises(ValueError, match="has an array on xpu:0, at large/0"):
+            manager.save_nowait(1, elsewhere)
+        await (await manager.save(1, elsewhere))
+        assert_equal((await manager.load(1)).state, state)
+    assert cuda.copies == 0
+
+
 @pytest.mark.parametrize("way", ["frozen", "streamed"])
 async def test_a_storage_that_is_freed_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     """As sharded training frees those of its parameters."""

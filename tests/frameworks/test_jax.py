@@ -110,6 +110,8 @@ async def test_an_array_that_is_still_computed_does_not_stop_the_loop(tmp_path: 
     async with CheckpointManager(tmp_path) as manager:
         pending = compute(product)
         assert not pending.is_ready()
+        with pytest.raises(ValueError, match=r"^step 1: the state has an array that is still being computed, at a:"):
+            manager.save_nowait(1, {"a": pending})
         saving = asyncio.create_task(manager.save(1, {"a": pending}))
         while not saving.done():
             await asyncio.sleep(0)
