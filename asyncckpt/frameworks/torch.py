@@ -55,6 +55,7 @@ _OPAQUE: Final = {
 """Dtypes of one byte that numpy does not have, saved as bytes."""
 _STRIDED: Final = torch.strided
 _NO_MEMORY: Final = "a tensor without memory of its own ({}): save it outside of the transformation"
+_CPU: Final = torch.device("cpu")
 _VIEWS: Final = {1: "|u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "<c16"}
 """By the size of an element, a dtype of numpy in which memory is moved unchanged."""
 
@@ -80,7 +81,10 @@ class _Memory:
             "version": 3,
             "typestr": _VIEWS[itemsize],
             "shape": tuple(shape),
-            "strides": tuple([stride * itemsize for stride in strides]),
+            # That of a dimension of at most one element is not used, and may be any number.
+            "strides": tuple(
+                [stride * itemsize if size > 1 else itemsize for stride, size in zip(strides, shape, strict=True)]
+            ),
             "data": (address, False),
         }
 
@@ -237,13 +241,23 @@ class _TensorAdapter:
         return made(PartSource(array))
 
     def wanted(self, array: torch.Tensor) -> ArrayType:
+        if array.is_meta and array.layout is torch.strided:  # it describes one
+            dtype, kind = _described(array)
+            shape = (*array.shape, 2) if kind is _PAIRS else tuple(array.shape)
+            return ArrayType(dtype, shape, kind, self._place(array))
         try:
             leaf = self.leaf(array)
         except PendingError as error:  # it is on a device
             leaf = error.leaf(Moment().ready)
-        return ArrayType(leaf.dtype, leaf.shape, leaf.kind, (array.device, array.requires_grad))
+        return ArrayType(leaf.dtype, leaf.shape, leaf.kind, self._place(array))
+
+    def _place(self, array: torch.Tensor) -> Hashable:
+        return array.device, array.requires_grad, isinstance(array, torch.nn.Buffer)
 
     def target(self, array: torch.Tensor, dtype: np.dtype[Any]) -> ArrayTarget:
+        if array.is_meta:
+            found = "a tensor on the meta device, which has no memory: module.to_empty() makes some"
+            raise UnfitTargetError("writability", found, "contents to be filled in")
         if array.is_inference():
             raise UnfitTargetError("writability", "an inference tensor", "contents to be filled in")
         own, kind = _described(array)
@@ -256,7 +270,7 @@ class _TensorAdapter:
 
     def like(self, array: torch.Tensor, data: NDArray[Any], kind: ArrayKind | None) -> torch.Tensor:
         del kind
-        made = _made(data, array.dtype).to(array.device)
+        made = _made(data, array.dtype).to(_CPU if array.is_meta else array.device)
         return made if self._wrap is None else self._wrap(array, made)
 
 

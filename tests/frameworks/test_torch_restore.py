@@ -54,6 +54,27 @@ def test_the_kind_is_that_of_the_template(tmp_path: Path, form: str) -> None:
         assert each is not template
 
 
+def test_a_template_may_be_on_the_meta_device(tmp_path: Path, form: str) -> None:
+    """It has a dtype, a shape and a kind; the tensors are made on the CPU, and become those of the module."""
+
+    def build() -> Any:
+        return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+
+    model = build()
+    save_to(tmp_path, 1, {"model": model.state_dict(), "pair": torch.ones(2).to(torch.complex32)}, form=form)
+    with torch.device("meta"):
+        empty, pair = build(), torch.empty(2, dtype=torch.complex32)
+    found = load_from(tmp_path, 1, template={"model": empty.state_dict(), "pair": pair})
+    assert_equal(found["model"], model.state_dict())
+    empty.load_state_dict(found["model"], assign=True)
+    assert_equal(empty.state_dict(), model.state_dict())
+    assert type(empty[0].weight) is torch.nn.Parameter
+    parameters = load_from(tmp_path, 1, template={"model": {"0.bias": empty[0].bias.to("meta")}}, select="model/0.bias")
+    assert parameters["model"]["0.bias"].device.type == "cpu"
+    with pytest.raises(StateMismatchError, match=r"model/0\.weight: shape differs: .*\(3, 4\), .*\(4, 3\)"):
+        load_from(tmp_path, 1, template={"model": {"0.weight": torch.empty(3, 4, device="meta")}}, select="model/0.w*")
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_the_framework_is_that_of_the_template(tmp_path: Path, form: str, in_place: bool) -> None:
     """Numpy arrays become tensors, and tensors numpy arrays; small and large, and of ml_dtypes' dtypes."""
@@ -188,6 +209,10 @@ UNFIT: dict[str, tuple[Callable[[], Any], str]] = {
         "sharing differs: .*elements that share memory",
     ),
     "freed": (freed, "storage was freed"),
+    "meta": (
+        lambda: torch.zeros(3, dtype=torch.cfloat, device="meta"),
+        r"writability differs: .* meta device, which has no memory: module\.to_empty\(\) makes some",
+    ),
 }
 
 

@@ -32,7 +32,7 @@ def bits(tensor: Any) -> bytes:
     plain = tensor.detach()
     if plain.itemsize == 1:
         plain = plain.view(torch.uint8)  # what PyTorch can copy
-    plain = plain.resolve_conj().resolve_neg().contiguous().clone()
+    plain = plain.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
     data: bytes = plain.view(-1).view(torch.uint8).numpy().tobytes() if plain.numel() else b""
     return data
 
