@@ -17,7 +17,7 @@ from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.errors import UnsupportedLeafError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -112,6 +112,17 @@ class Framework(Protocol):
     def devices(self) -> Iterable[Device]:
         """Return the devices that the program uses; called often, on its thread."""
 
+    has_numbers: bool
+    """Whether Python's numbers may become arrays in a computation, so that a number in a template fits a scalar."""
+
+    def reduction(self, cls: type, family: Any) -> Any:
+        """Return the `Reduction` of a class that is registered with the framework; None for others.
+
+        Args:
+            cls: The class.
+            family: The reduction that it has without the framework, or None.
+        """
+
     def advice(self, value: object) -> str | None:
         """Say what to do about a value of the framework that cannot be saved; None if there is nothing to say."""
 
@@ -196,6 +207,14 @@ def framework_of(type_: type) -> Framework | None:
         if package in _MODULES:
             return find_framework(_MODULES[package])
     return None
+
+
+def imported_frameworks() -> Iterator[Framework]:
+    """Yield the frameworks that the program has imported."""
+    for name in sorted(FRAMEWORKS):
+        framework = find_framework(name)
+        if framework is not None:
+            yield framework
 
 
 def find_framework(name: str) -> Framework | None:

@@ -22,6 +22,7 @@ from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, PendingEr
 from asyncckpt.arrays.source import bytes_of
 from asyncckpt.arrays.strided import boxes
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, brief
+from asyncckpt.frameworks.pytrees import node_reduction
 
 try:
     _prng = importlib.import_module("jax._src.random.prng")
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
+_FUNCTIONS: Final = (jax.custom_jvp, jax.custom_vjp, type(jax.jit(abs)))
 _ARRAY: Final = ArrayKind("jax")
 _WEAK: Final = 1
 """The flag of an array of weak type."""
@@ -207,8 +209,17 @@ def devices() -> tuple[()]:
     return ()
 
 
+has_numbers: Final = True
+reduction: Final = node_reduction
+
+
 def advice(value: object) -> str | None:
     """Say what to do about a value that cannot be saved; see `Framework`."""
+    if isinstance(value, _FUNCTIONS):
+        return (
+            f"a {type(value).__name__} cannot be saved, since a file holds no code: leave it out, as"
+            " equinox.filter(model, equinox.is_array) does, or make it a static field"
+        )
     if isinstance(value, jax.core.Tracer):
         return "an array that is being traced has no contents: save outside of jit, grad, vmap and the like"
     return None

@@ -289,6 +289,13 @@ def _dtype_of(kind: ArrayKind, dtype: np.dtype[Any]) -> Any:
     return getattr(torch, kind.dtype or dtype.name, None)
 
 
+has_numbers: Final = False
+
+
+def reduction(cls: type, family: Reduction | None) -> None:
+    """Return None: no classes are registered with PyTorch; see `Framework`."""
+
+
 def advice(value: object) -> str | None:
     """Say what to save instead of an object of PyTorch; see `Framework`."""
     name = f"{type(value).__module__}.{type(value).__qualname__}"

@@ -219,7 +219,7 @@ class Decoder(LeafDecoder):
         template, selection, is_made = context
         if template is not ABSENT:
             reduction = find_reduction(template)
-            if reduction is not None and reduction.fields is not None:
+            if reduction is not None and reduction.is_transparent:
                 # Saved as plain data, wanted as a dataclass or namedtuple.
                 frame = Frame(ix.OBJECT, 1, [], ABSENT, selection, is_made, reduction=reduction, target=template)
                 self._push(frame)
@@ -305,7 +305,7 @@ class Decoder(LeafDecoder):
             if difference is not None:
                 self._mismatch(*difference)
             return None
-        return self._object(reduction, state, frame.target if self._in_place else ABSENT)
+        return self._object(reduction, state, frame.target)
 
     def _refuse_plain_keys(self, reason: str, cause: Exception | None = None) -> NoReturn:
         """Refuse plain data that cannot be keys or elements, as objects of their unregistered types could."""

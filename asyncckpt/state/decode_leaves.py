@@ -166,6 +166,8 @@ class LeafDecoder(ObjectDecoder):
             return None
         path = self._path()
         self._plan.paths.setdefault(number, path)
+        if self._is_number(meta, template, kind):
+            return None
         adapter = find_adapter(type(template))
         self._check_array(meta, template, kind, adapter)
         if self._in_place:
@@ -197,6 +199,14 @@ class LeafDecoder(ObjectDecoder):
             self._mismatch("dtype", found.dtype, meta.dtype)
         if tuple(found.shape) != meta.shape:
             self._mismatch("shape", tuple(found.shape), meta.shape)
+
+    def _is_number(self, meta: ArrayMeta, template: Any, kind: ArrayKind | None) -> bool:
+        """Whether an array is what a number of the template may become in a computation."""
+        if kind is None or type(template) not in _NUMBERS:
+            return False
+        framework = self._framework(kind, meta.dtype)
+        fits = meta.shape == () and meta.dtype.kind in _NUMBERS[type(template)]
+        return framework is not None and framework.has_numbers and fits
 
     def _framework_array(self, argument: Any, template: Any) -> Any:
         number, framework, dtype, flags = argument
@@ -368,6 +378,8 @@ class LeafDecoder(ObjectDecoder):
 
 
 _PLAIN: Final = frozenset({type(None), bool, int, float, complex, str, bytes})
+_NUMBERS: Final[dict[type, str]] = {bool: "b", int: "iu", float: "f", complex: "c"}
+"""The kinds of dtypes that numbers have as arrays."""
 _NUMBER_RUNS: Final = frozenset({ix.NUMBERS, ix.NUMBERS_ARRAY})
 _LEAF_READERS: Final[Mapping[int, str]] = {
     ix.ARRAY: "_array",

@@ -61,7 +61,7 @@ class ObjectDecoder(Walk):
                 " load(..., like=...)"
             )
             raise StateMismatchError(self._path(), "update", type_name(template), name, reason=reason)
-        return wanted, ABSENT if wanted.fields is None else self._plain_state(wanted, template)
+        return wanted, self._plain_state(wanted, template) if wanted.is_transparent else ABSENT
 
     def _open_form(self, frame: Frame, text: str, kind: str, names: tuple[str, ...]) -> None:
         """Set the form of an object's state, and put the template of a namedtuple into the saved order."""
@@ -109,14 +109,16 @@ class ObjectDecoder(Walk):
         return items[:count]
 
     def _object(self, reduction: Reduction, state: Any, target: Any = ABSENT) -> Any:
-        """Make an object from its plain state, or update the target with it."""
+        """Make an object from its plain state, like the target if there is one, or update the target with it."""
         if type(state) is Form and not reduction.takes_forms:
             state = state.state
         try:
             with self._fitting():
-                if target is not ABSENT and reduction.update is not None:
+                if target is not ABSENT and self._in_place and reduction.update is not None:
                     reduction.update(target, state)
                     return target
+                if target is not ABSENT and reduction.like is not None:
+                    return reduction.like(target, state)
                 return reduction.from_state(state)
         except (MemoryError, StateMismatchError):
             raise

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from dataclasses import dataclass
 from functools import partial
@@ -421,7 +422,12 @@ def advice(value: object) -> str:
     if isinstance(value, _CODE):
         what = "class" if isinstance(value, type) else kind.__name__
         own = f"{what} {getattr(value, '__qualname__', getattr(value, '__name__', ''))}".rstrip()
-        return f"the {own} cannot be saved, since a file holds no code: save what it is made from"
+        return f"the {own} cannot be saved, since a file holds no code: save what it is made from{_or_leave_it_out()}"
     if hasattr(kind, "__dlpack__"):
         return f"arrays of type {name} cannot be saved: convert them, with numpy.from_dlpack or their own method"
     return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"
+
+
+def _or_leave_it_out() -> str:
+    """Return what users of equinox do about functions in their models."""
+    return ", or leave it out, as equinox.filter(model, equinox.is_array) does" if "equinox" in sys.modules else ""

@@ -60,8 +60,18 @@ def family_reduction(cls: type) -> Reduction | None:
     if issubclass(cls, tuple) and hasattr(cls, "_fields") and hasattr(cls, "_make"):
         return _namedtuple(cls)
     if dataclasses.is_dataclass(cls):
-        return _Dataclass(cls).reduction()
+        return dataclass_reduction(cls)
     return None
+
+
+def dataclass_reduction(cls: type, static: frozenset[str] = frozenset()) -> Reduction:
+    """Return the reduction of a dataclass.
+
+    Args:
+        cls: The class.
+        static: The names of fields that are not saved: an object like a template gets the template's.
+    """
+    return _Dataclass(cls, static).reduction()
 
 
 def is_value(cls: type) -> bool:
@@ -184,10 +194,12 @@ class _Dataclass:
     A field is read from the instance's dict, or else through its slot or descriptor; never by `__getattr__`.
     """
 
-    def __init__(self, cls: Any) -> None:
+    def __init__(self, cls: Any, static: frozenset[str]) -> None:
         self._cls = cls
+        self._static = static
         self._has_dict = bool(cls.__dictoffset__)
         names = {field.name: _default_of(field) for field in dataclasses.fields(cls)}
+        names |= dict.fromkeys(static, lambda: None)  # a state may lack them
         self._slots = _slots(cls, names)
         self._fields = Fields(cls, names, room=None if self._has_dict else self._slots)
         self._native = _native_base(cls)
@@ -202,7 +214,7 @@ class _Dataclass:
 
     def reduction(self) -> Reduction:
         cls = self._cls
-        update = None if _is_frozen(cls) else self._fill
+        update = None if _is_frozen(cls) else self._update
         return Reduction(
             type_name_of(cls),
             cls,
@@ -212,6 +224,7 @@ class _Dataclass:
             is_value=update is None,
             takes_forms=True,
             fields=self._fields,
+            like=self._like if self._static else None,
         )
 
     def _to_state(self, value: Any) -> object:
@@ -224,6 +237,8 @@ class _Dataclass:
                 value, (name for name in self._computed if name in own), "dataclass with a property of that name"
             )
         state: dict[Any, object] = {name: own[name] if name in own else _held(value, name) for name in names}
+        for name in self._static:
+            del state[name]
         # A field may have no value, and has none after loading then.
         unset = [name for name, entry in state.items() if entry is _MISSING]
         for name in unset:
@@ -243,6 +258,22 @@ class _Dataclass:
         value: object = object.__new__(self._cls)
         self._fill(value, state)
         return value
+
+    def _like(self, template: Any, state: Any) -> object:
+        return self._from_state(self._completed(template, state))
+
+    def _update(self, value: Any, state: Any) -> None:
+        self._fill(value, self._completed(value, state))
+
+    def _completed(self, template: Any, state: Any) -> Any:
+        """Add the static fields of a template to a state that lacks them."""
+        plain = state.state if type(state) is Form else state
+        if not self._static or not isinstance(plain, dict):
+            return state
+        own = self._own(template)
+        static = {name: own[name] if name in own else _held(template, name) for name in self._static - plain.keys()}
+        plain = plain | {name: entry for name, entry in static.items() if entry is not _MISSING}
+        return Form(state.text, plain) if type(state) is Form else plain
 
     def _refusal(self) -> str:
         return (

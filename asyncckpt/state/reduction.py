@@ -173,6 +173,13 @@ class Reduction(NamedTuple):
     """Whether `from_state` and `update` take a `Form`; others get its state."""
     fields: Fields | None = None
     """The fields of a dataclass or namedtuple, which a saved state must match."""
+    like: Callable[[Any, Any], object] | None = None
+    """Makes an object of a template and a state, if what a state lacks comes from the template."""
+
+    @property
+    def is_transparent(self) -> bool:
+        """Whether a saved state is compared with the plain state of a template."""
+        return self.fields is not None or self.like is not None
 
 
 def spell_form(kind: str, names: Collection[str] = ()) -> str:

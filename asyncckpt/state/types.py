@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
 
-from asyncckpt.arrays.adapters import find_adapter, find_framework, framework_of
+from asyncckpt.arrays.adapters import find_adapter, find_framework, framework_of, imported_frameworks
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.state import randomness as rnd
 from asyncckpt.state.dtypes import ALIASES
@@ -50,7 +50,11 @@ def _unregistered(kind: type) -> Reduction | None:
     if framework_of(kind) is not None and kind in _by_type:
         return _by_type[kind]  # registered just now
     random_kind = rnd.kind_of(kind)
-    return family_reduction(kind) if random_kind is None else _by_name[random_kind]
+    if random_kind is not None:
+        return _by_name[random_kind]
+    family = family_reduction(kind)
+    made = (framework.reduction(kind, family) for framework in imported_frameworks())
+    return next((each for each in made if each is not None), family)
 
 
 def named_reduction(name: str) -> Reduction | None:
