@@ -14,9 +14,12 @@ import numpy as np
 from asyncckpt.arrays.strided import flat_bytes, gather
 
 if TYPE_CHECKING:
+    import ctypes
+
     from numpy.typing import NDArray
 
     Bytes = NDArray[np.uint8]
+    Buffer = bytes | Bytes | ctypes.Array[ctypes.c_char]
 
 
 class SourceError(Exception):
@@ -34,8 +37,9 @@ class SourceChangedError(SourceError):
 class ForeignSource(Protocol):
     """An array of another library than numpy, to be captured. Its methods may be called from several threads."""
 
-    nbytes: int
-    """Its size in C order."""
+    @property
+    def nbytes(self) -> int:
+        """Its size in C order."""
 
     def view(self, start: int, nbytes: int) -> Bytes | None:
         """Return the memory of a range of its bytes, or None if they must be copied out."""
@@ -43,8 +47,8 @@ class ForeignSource(Protocol):
     def copy_to(self, target: Bytes, start: int) -> None:
         """Copy its bytes, from `start` on, until `target` is full."""
 
-    def tobytes(self) -> bytes:
-        """Return a copy of all its bytes; for a small one."""
+    def buffer(self) -> Buffer:
+        """Return all its bytes, which are read at once; for a small one."""
 
 
 ArraySource: TypeAlias = "NDArray[Any] | ForeignSource"
@@ -70,8 +74,13 @@ def copy_bytes(source: ArraySource, start: int, target: Bytes) -> None:
         np.copyto(target, data[start : start + len(target)])
 
 
-def bytes_of(source: ForeignSource) -> bytes:
+def bytes_of(source: ArraySource) -> bytes:
+    """Return a copy of all bytes of a small source."""
+    return source.tobytes() if isinstance(source, np.ndarray) else bytes(source.buffer())
+
+
+def copied(source: ForeignSource) -> Bytes:
     """Return a copy of all bytes of a source that has no faster way."""
     data = np.empty(source.nbytes, np.uint8)
     source.copy_to(data, 0)
-    return data.tobytes()
+    return data

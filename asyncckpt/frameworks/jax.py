@@ -19,7 +19,7 @@ import numpy as np
 from jax._src.array import ArrayImpl  # the exact types have no public names
 
 from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, PendingError, register_adapter
-from asyncckpt.arrays.source import bytes_of
+from asyncckpt.arrays.source import copied
 from asyncckpt.arrays.strided import boxes
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, brief
 from asyncckpt.frameworks.pytrees import node_reduction
@@ -75,8 +75,8 @@ class _ShardedSource:
             at += count
         np.copyto(target, found.view(np.uint8)[start - first * size :][: len(target)])
 
-    def tobytes(self) -> bytes:
-        return bytes_of(self)
+    def buffer(self) -> Bytes:
+        return copied(self)
 
     def _fill(self, target: NDArray[Any], box: list[tuple[int, int]]) -> None:
         """Fill an array with the elements in a box, from all shards that have some of them."""

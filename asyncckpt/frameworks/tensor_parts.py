@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from asyncckpt.arrays.source import SourceChangedError, bytes_of
+from asyncckpt.arrays.source import SourceChangedError, copied
 from asyncckpt.arrays.strided import boxes
 from asyncckpt.errors import UnsupportedLeafError
 
@@ -18,10 +18,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.source import ForeignSource
+
     Bytes = NDArray[np.uint8]
 
 _RAW: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the size of an element, a dtype whose elements PyTorch can always move."""
+
+
+def freed(source: ForeignSource, shape: torch.Size) -> SourceChangedError:
+    """Return the error about a tensor whose memory is not there any more."""
+    message = (
+        f"the storage of a tensor of shape {tuple(shape)} was freed, or made smaller than the tensor: no task may do"
+        " that until the state has been captured"
+    )
+    return SourceChangedError(message, source)
 
 
 class PartSource:
@@ -51,9 +62,9 @@ class PartSource:
         with torch.no_grad():
             torch.from_numpy(target).copy_(self.part(start, len(target)))
 
-    def tobytes(self) -> bytes:
+    def buffer(self) -> Bytes:
         """See `ForeignSource`."""
-        return bytes_of(self)
+        return copied(self)
 
     def check(self) -> None:
         """Check that the memory is still there.
@@ -62,11 +73,7 @@ class PartSource:
             SourceChangedError: It was freed.
         """
         if self._storage.data_ptr() != self._base or self._storage.nbytes() < self._end:
-            message = (
-                f"the storage of a tensor of shape {tuple(self._shape)} was resized: no task may do that until the"
-                " state has been captured"
-            )
-            raise SourceChangedError(message, self)
+            raise freed(self, self._shape)
 
     def part(self, start: int, nbytes: int) -> torch.Tensor:
         """Return a range of the bytes, of shape (nbytes,) and dtype uint8, on the tensor's device."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from torch.autograd.graph import increment_version
 from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, PendingError, UnfitTargetError, register_adapter
 from asyncckpt.arrays.device import Moment
 from asyncckpt.arrays.overlap import overlaps_itself
-from asyncckpt.arrays.source import SourceChangedError, copy_bytes
+from asyncckpt.arrays.source import copy_bytes
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError, brief
 from asyncckpt.frameworks.cuda import CudaSource, cuda_device, devices
-from asyncckpt.frameworks.tensor_parts import PartSource
+from asyncckpt.frameworks.tensor_parts import PartSource, freed
 from asyncckpt.state.reduction import Reduction
 from asyncckpt.state.types import register_reduction
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.source import ForeignSource
+    from asyncckpt.arrays.source import Buffer, ForeignSource
     from asyncckpt.arrays.target import ArrayTarget
 
     Bytes = NDArray[np.uint8]
@@ -53,19 +54,19 @@ _OPAQUE: Final = {
     if hasattr(torch, name)
 }
 """Dtypes of one byte that numpy does not have, saved as bytes."""
-_STRIDED: Final = torch.strided
 _NO_MEMORY: Final = "a tensor without memory of its own ({}): save it outside of the transformation"
 _CPU: Final = torch.device("cpu")
 _VIEWS: Final = {1: "|u1", 2: "<u2", 4: "<u4", 8: "<u8", 16: "<c16"}
 """By the size of an element, a dtype of numpy in which memory is moved unchanged."""
 
 
-_Place: TypeAlias = "tuple[int, torch.dtype, torch.Size, tuple[int, ...]]"
-"""Where the elements of a tensor lie: address, dtype, shape, and strides in elements."""
+_Place: TypeAlias = "tuple[int, torch.dtype, torch.Size] | tuple[int, torch.dtype, torch.Size, tuple[int, ...]]"
+"""Where the elements of a tensor lie: address, dtype, shape, and strides in elements if it is not contiguous."""
 
 
 def _place_of(tensor: torch.Tensor) -> _Place:
-    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    place = (tensor.data_ptr(), tensor.dtype, tensor.shape)
+    return place if tensor.is_contiguous() else (*place, tensor.stride())
 
 
 class _Memory:
@@ -74,51 +75,45 @@ class _Memory:
     __slots__ = ("__array_interface__", "_storage")
 
     def __init__(self, storage: torch.UntypedStorage, place: _Place) -> None:
-        address, dtype, shape, strides = place
+        address, dtype, shape, *strided = place
         itemsize = dtype.itemsize
+        # The stride of a dimension of at most one element is not used, and may be any number.
+        strides = [
+            stride * itemsize if size > 1 else itemsize
+            for strides in strided
+            for stride, size in zip(strides, shape, strict=True)
+        ]
         self._storage = storage
         self.__array_interface__ = {
             "version": 3,
             "typestr": _VIEWS[itemsize],
             "shape": tuple(shape),
-            # That of a dimension of at most one element is not used, and may be any number.
-            "strides": tuple(
-                [stride * itemsize if size > 1 else itemsize for stride, size in zip(strides, shape, strict=True)]
-            ),
+            "strides": tuple(strides) if strided else None,
             "data": (address, False),
         }
 
 
-class _TensorSource:
-    """The memory of a tensor on the CPU."""
+class _TensorSource(NamedTuple):
+    """The memory of a tensor on the CPU.
 
-    __slots__ = ("_base", "_end", "_is_contiguous", "_place", "_storage", "_view", "nbytes")
+    One is made for each tensor of each save, so it is a tuple, and as little as possible is done before it is read.
+    """
 
-    def __init__(self, tensor: torch.Tensor, storage: torch.UntypedStorage, place: _Place) -> None:
-        self.nbytes = nbytes = tensor.nbytes
-        self._storage = storage
-        self._place = place
-        self._base = base = storage.data_ptr()
-        self._is_contiguous = is_contiguous = tensor.is_contiguous()
-        reach = nbytes if is_contiguous else _reach(place)
-        self._end = end = place[0] - base + reach if nbytes else 0
-        if storage.nbytes() < end:
-            raise UnsupportedLeafError(f"a tensor of shape {tuple(tensor.shape)} whose storage was freed", path="")
-        self._view: NDArray[Any] | None = None
+    nbytes: int
+    storage: torch.UntypedStorage
+    base: int
+    """The address of the storage."""
+    place: _Place
 
     def _array(self) -> NDArray[Any]:
-        if self._storage.data_ptr() != self._base or self._storage.nbytes() < self._end:
-            self._refuse()
-        if self._view is None:
-            self._view = np.asarray(_Memory(self._storage, self._place))
-        return self._view
+        self._check(self.nbytes if len(self.place) == _CONTIGUOUS else _reach(*self.place))
+        return np.asarray(_Memory(self.storage, self.place))
 
-    def _refuse(self) -> NoReturn:
-        message = (
-            f"the storage of a tensor of shape {tuple(self._place[2])} was resized: no task may do that until the"
-            " state has been captured"
-        )
-        raise SourceChangedError(message, self)
+    def _check(self, reach: int) -> None:
+        """Check that the storage still has the memory, in which the elements reach so many bytes far."""
+        nbytes, storage, base, place = self
+        if storage.data_ptr() != base or (nbytes and storage.nbytes() < place[0] - base + reach):
+            raise freed(self, place[2])
 
     def view(self, start: int, nbytes: int) -> Bytes | None:
         data = flat_bytes(self._array())
@@ -127,17 +122,25 @@ class _TensorSource:
     def copy_to(self, target: Bytes, start: int) -> None:
         copy_bytes(self._array(), start, target)
 
-    def tobytes(self) -> bytes:
-        if not self._is_contiguous:
+    def buffer(self) -> Buffer:
+        nbytes, storage, base, place = self
+        if len(place) != _CONTIGUOUS or not nbytes:
             return self._array().tobytes()
-        if self._storage.data_ptr() != self._base or self._storage.nbytes() < self._end:
-            self._refuse()
-        return ctypes.string_at(self._place[0], self.nbytes)  # several times faster than to make an array
+        # As `view` does, and many times faster than to make an array.
+        if storage.data_ptr() != base or storage.nbytes() < place[0] - base + nbytes:
+            self._check(nbytes)
+        memory: Buffer = _type_of_memory(nbytes).from_address(place[0])
+        return memory
 
 
-def _reach(place: _Place) -> int:
-    """Return how far the elements of a tensor reach in memory, in bytes."""
-    _, dtype, shape, strides = place
+_CONTIGUOUS: Final = 3  # the length of a place without strides
+_type_of_memory: Final[Callable[[int], Any]] = lru_cache(maxsize=256)(ctypes.c_char.__mul__)
+"""Returns the ctypes type of so many bytes of memory."""
+
+
+def _reach(address: int, dtype: torch.dtype, shape: torch.Size, strides: tuple[int, ...] = ()) -> int:
+    """Return how far the elements of a tensor that is not contiguous reach in memory, in bytes."""
+    del address
     last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     reach: int = (last + 1) * dtype.itemsize
     return reach
@@ -200,21 +203,26 @@ class _TensorAdapter:
         self._wrap = wrap
 
     def leaf(self, array: torch.Tensor) -> ArrayLeaf:
-        found = _DTYPES.get(array.dtype) or _described(array)
-        dtype, kind = found
+        torch_dtype = array.dtype
+        dtype, kind = _DTYPES.get(torch_dtype) or _described(array)
         try:
-            is_usual = array.is_cpu and array.layout is _STRIDED and not array.is_neg()
-            if not is_usual or (dtype.kind == "c" and array.is_conj()) or kind is _PAIRS:
+            if not array.is_cpu or array.is_neg() or (dtype.kind == "c" and array.is_conj()) or kind is _PAIRS:
                 return self._unusual_leaf(array, dtype, kind)
             storage = array.untyped_storage()
-            shape = array.shape
-            place = (array.data_ptr(), array.dtype, shape, array.stride())
-            source = _TensorSource(array, storage, place)
+            base, nbytes = storage.data_ptr(), array.nbytes
+            address, shape = array.data_ptr(), array.shape
+            place: _Place = (address, torch_dtype, shape)
+            if not array.is_contiguous():
+                place = (address, torch_dtype, shape, array.stride())
         except RuntimeError as error:
-            why = _why_refused(array) if array.is_nested else _NO_MEMORY.format(brief(error))
+            is_strided = array.layout is torch.strided and not array.is_nested
+            why = _NO_MEMORY.format(brief(error)) if is_strided else _why_refused(array)
             raise UnsupportedLeafError(why, path="") from error
-        # Tensors without elements have no address.
-        return ArrayLeaf(place if place[0] else id(array), dtype, shape, source, kind=kind)
+        if nbytes and not base:  # a smaller storage is found when it is read
+            raise UnsupportedLeafError(f"a tensor of shape {tuple(shape)} whose storage was freed", path="")
+        # Named tuples are made much faster in this way. Tensors without elements have no address.
+        source = tuple.__new__(_TensorSource, (nbytes, storage, base, place))
+        return tuple.__new__(ArrayLeaf, (place if address else id(array), dtype, shape, source, False, kind))
 
     def _unusual_leaf(self, array: torch.Tensor, dtype: np.dtype[Any], kind: ArrayKind) -> ArrayLeaf:
         """Describe a tensor whose bytes are not those of its memory, or not on the CPU.

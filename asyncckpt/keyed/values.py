@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from asyncckpt.arrays.meta import ArrayMeta
+from asyncckpt.arrays.source import bytes_of
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.errors import warn
 from asyncckpt.keyed.key_tree import key_tree_of
@@ -106,7 +107,7 @@ class PackedValue:
     @classmethod
     def of_flat(cls, flat: FlatState) -> PackedValue:
         """Pack a flattened value, so that the caller may change it."""
-        return cls.of(flat.index(), (source.tobytes() for source in flat.sources), key_tree_of(flat.chunks))
+        return cls.of(flat.index(), map(bytes_of, flat.sources), key_tree_of(flat.chunks))
 
     def share(self) -> PackedValue:
         """Return another one of the same memory, to be released by itself."""

@@ -304,7 +304,7 @@ def _joined(arrays: Sequence[ArraySource]) -> Bytes:
     """Copy small arrays one after the other, each padded with zeros to the next boundary."""
     chunks: list[Any] = []
     for array in arrays:
-        chunks.append(array if isinstance(array, np.ndarray) else array.tobytes())
+        chunks.append(array if isinstance(array, np.ndarray) else array.buffer())
         if gap := -array.nbytes % SMALL_BOUNDARY:
             chunks.append(_ZEROS[:gap])
     try:

@@ -277,10 +277,11 @@ class LeafEncoder:
             what = f"an array of type {type(value).__module__}.{type(value).__qualname__}"
             raise self._refuse(f"{what} cannot be a key or an element of a set, which are found by their contents")
         try:
-            leaf = self._leaf_of(value, adapter)
+            identity, dtype, shape, source, is_stable, kind = adapter.leaf(value)
+        except PendingError as error:
+            identity, dtype, shape, source, is_stable, kind = self._awaited_leaf(error)
         except UnsupportedLeafError as error:
             self._raise_here(error)
-        identity, dtype, shape, source, is_stable, kind = leaf
         flat = self._flat
         count = len(flat.sources)
         number = self._numbers.setdefault(identity, count)
@@ -302,15 +303,19 @@ class LeafEncoder:
             self._enter_kind(kind)
         self._nodes.append(self._kind_nodes.get(number) or _array_node(number, kind))
 
-    def _leaf_of(self, value: object, adapter: ArrayAdapter) -> ArrayLeaf:
-        """Describe an array; on the loop, give up if that takes time."""
+    def _awaited_leaf(self, pending: PendingError) -> ArrayLeaf:
+        """Describe an array that takes time to be described; on the loop, give up.
+
+        Raises:
+            UnsupportedLeafError: It cannot be saved.
+        """
+        if self._max_nodes is not None:
+            raise TooLargeError(f"an array {pending}, at {self._path() or 'the root'}") from None
+        is_new = not all(frame.has_keys for frame in self._stack)  # an object may have made it just now
         try:
-            return adapter.leaf(value)
-        except PendingError as error:
-            if self._max_nodes is not None:
-                raise TooLargeError(f"an array {error}, at {self._path() or 'the root'}") from None
-            is_new = not all(frame.has_keys for frame in self._stack)  # an object may have made it just now
-            leaf = error.leaf(partial(self._moment.ready, is_new=is_new))
+            leaf = pending.leaf(partial(self._moment.ready, is_new=is_new))
+        except UnsupportedLeafError as error:
+            self._raise_here(error)
         self._flat.is_on_device |= isinstance(leaf.source, DeviceSource)
         return leaf
 

@@ -310,7 +310,7 @@ async def test_a_storage_that_is_freed_is_not_read(tmp_path: Path, monkeypatch: 
             saving = asyncio.ensure_future(manager.save(1, state, frozen=way == "frozen"))
             await gate.reached()
             tensor.untyped_storage().resize_(0)
-        with pytest.raises(SaveFailedError, match="was resized") as caught:
+        with pytest.raises(SaveFailedError, match="was freed, or made smaller") as caught:
             await (await saving)
         assert isinstance(caught.value.__cause__, StateChangedError)
         assert caught.value.__cause__.path == "a/w"

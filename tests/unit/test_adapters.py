@@ -59,7 +59,7 @@ class Source:
         """Copy from the storage."""
         target[:] = np.frombuffer(self._storage[start : start + len(target)], np.uint8)
 
-    def tobytes(self) -> bytes:
+    def buffer(self) -> bytes:
         """Copy all of it."""
         return bytes(self._storage)
 
