@@ -70,6 +70,9 @@ def _element(array: NDArray[Any], position: int) -> Bytes:
 
 def _runs(array: NDArray[Any], first: int, last: int) -> Iterator[NDArray[Any]]:
     """Split a range of elements, in C order, into sub-arrays."""
+    if first == 0 and last == array.size:  # the usual case, for small arrays
+        yield array
+        return
     for box in boxes(array.shape, first, last):
         place: Any = (*(slice(*each) for each in box), ...)  # with ..., it is an array even without dimensions
         yield array[place]

@@ -103,7 +103,7 @@ class CudaDevice:
         stream = self._stream
         try:
             try:
-                for event in dict.fromkeys(event for source in sources for event in source.ready):
+                for event in {id(event): event for source in sources for event in source.ready}.values():
                     stream.wait(event)
                 for source in sources:
                     stream.hold(source.tensor)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,11 +26,15 @@ from asyncckpt import (
     UnsupportedLeafError,
     register_type,
 )
-from asyncckpt.frameworks.cuda import CudaSource
+from asyncckpt.arrays.device import Moment
+from asyncckpt.frameworks import cuda as cuda_module
+from asyncckpt.frameworks.cuda import CudaDevice, CudaSource
 from asyncckpt.runtime.buffers import BufferPool
+from asyncckpt.runtime.memory import aligned_buffer
 from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = IGNORED
@@ -438,6 +444,65 @@ async def test_keyed_files_hold_tensors_on_devices(tmp_path: Path, cuda: FakeCud
             assert chk["b"].unique().tolist() == [6]
 
     await asyncio.to_thread(write)
+
+
+class Recorded:
+    """A stand-in for `torch.cuda`, whose calls are listed; each must be one that PyTorch has."""
+
+    def __init__(self, can_register: bool = True) -> None:  # noqa: FBT002 - a test's own
+        self.calls: list[str] = []
+        self.can_register = can_register
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a function that is listed when it is called."""
+        assert hasattr(torch.cuda, name)
+        return partial(self._call, name)
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        self.calls.append(" ".join(map(str, (name, *args, *kwargs))))
+        if name in ("device", "stream"):
+            return self._entered(name, *args)
+        results = {"is_current_stream_capturing": False, "is_initialized": True, "device_count": 2}
+        if name == "cudart":
+            code = 0 if self.can_register else 1
+            return SimpleNamespace(cudaHostRegister=lambda *_: code, cudaHostUnregister=lambda *_: 0)
+        return results.get(name, SimpleNamespace(device=3, **dict.fromkeys(_STREAM, self._ignore)))
+
+    def _ignore(self, *_: object) -> None:
+        """Do nothing."""
+
+    @contextmanager
+    def _entered(self, name: str, _: object) -> Iterator[None]:
+        yield
+        self.calls.append(f"leave {name}")
+
+
+_STREAM = ("record_event", "wait_event", "synchronize")
+
+
+@pytest.mark.parametrize("can_register", [True, False])
+def test_the_calls_of_torch_make_no_context_on_another_device(
+    monkeypatch: pytest.MonkeyPatch, can_register: bool
+) -> None:
+    """The device is entered before a stream, and left after it; memory is registered with the device entered."""
+    api = Recorded(can_register)
+    monkeypatch.setattr(cuda_module, "_CUDA", api)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda *_: None)
+    monkeypatch.setattr(cuda_module.torch, "zeros", lambda *_, **__: api.calls.append("zeros"))
+    device = CudaDevice(cuda_module._TorchRuntime(), 3)
+    tensor = torch.arange(5000)
+    target = aligned_buffer(tensor.nbytes)
+    CudaSource(tensor, device, Moment([device]).ready(device)).copy_to(target, 0)
+    assert target.tobytes() == tensor.numpy().tobytes()
+    del target
+    assert all(hasattr(torch.cuda.Stream, name) or hasattr(torch.cuda.Event, name) for name in _STREAM)
+    look = ["device 3", "stream", "is_current_stream_capturing", "leave stream", "leave device"]
+    register = ["device 3", "cudart", *([] if can_register else ["zeros"]), "leave device"]
+    copy = ["device 3", "stream", "leave stream", "leave device"]
+    unregister = ["device 3", "cudart", "leave device"] if can_register else []
+    calls = ["stream" if call.startswith("stream") else call for call in api.calls]
+    calls = [call for call in calls if call not in ("current_stream 3", "Stream 3", "Event blocking")]
+    assert calls == [*look, *register, *copy, *unregister]
 
 
 # --- where there is a device ------------------------------------------------------------------------------------------
