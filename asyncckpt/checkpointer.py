@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
+from asyncckpt.config import check_arrays
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError, ConfigError
 from asyncckpt.keyed.engine import Key, format_keys, parse_key
 from asyncckpt.keyed.lifecycle import FileLifecycle
@@ -19,6 +20,7 @@ from asyncckpt.runtime.context import JobContext
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from asyncckpt.config import Arrays
     from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.location import FileLocation
 
@@ -137,16 +139,24 @@ class Checkpointer(FileLifecycle, MutableMapping[Any, Any]):
 
     # --- access -------------------------------------------------------------------------------------------------------
 
-    def load_parameter(self, key: Key) -> Any:
+    def load_parameter(self, key: Key, *, arrays: Arrays = "saved") -> Any:
         """Load the value of a key or at a path.
 
+        Args:
+            key: The key, or a path.
+            arrays: "saved": arrays are those of the frameworks that they were saved from. "numpy": they are numpy
+                arrays, also without the framework.
+
         Raises:
+            ConfigError: `arrays` is neither.
+            UnsupportedFormatError: The program has not imported a framework whose arrays are in the value.
             CheckpointKeyError: There is none, or the key is not allowed.
             CorruptCheckpointError: It is damaged.
         """
+        check_arrays(arrays)
         with self._using() as engine:
             path = self._rules.path(key, engine.keys)
-            return receive(engine.read(path, JobContext()), path[0])
+            return receive(engine.read(path, JobContext(), arrays), path[0])
 
     def save_parameter(self, key: Key, value: object) -> None:
         """Save a value, which may be changed afterwards. It is durable after the next `flush`.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from asyncckpt.arrays.device import Moment
+    from asyncckpt.config import Arrays
     from asyncckpt.keyed.engine import Engine, Path
     from asyncckpt.keyed.key_index import KeyIndex
     from asyncckpt.runtime.context import JobContext
@@ -242,14 +243,14 @@ class Session:
 
     # --- reading, and making durable ----------------------------------------------------------------------------------
 
-    async def load(self, path: Path, *default: object) -> Any:
+    async def load(self, path: Path, *default: object, arrays: Arrays = "saved") -> Any:
         """Load the value at a path; if its first part does not exist, return the default, if there is one."""
         self._check()
 
         def action(engine: Engine, context: JobContext) -> Found:
             if default and path[0] not in engine.store.entries:  # an error would list all keys
                 return Found(default[0], {})
-            return engine.read(path, context)
+            return engine.read(path, context, arrays)
 
         found = await self._jobs.run(action, StopFlag(), needed=self._queue.last_of(path[0]))
         return receive(found, path[0])

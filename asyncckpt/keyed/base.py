@@ -60,8 +60,13 @@ class Store(ABC):
         return None
 
     @abstractmethod
-    def read(self, key: str, context: JobContext) -> Found:
+    def read(self, key: str, context: JobContext, *, keeps_kinds: bool = True) -> Found:
         """Read the value of a key in `entries`, staged or committed.
+
+        Args:
+            key: The key.
+            context: The context of the job.
+            keeps_kinds: Whether arrays come back as those of the frameworks that they belonged to, else as numpy's.
 
         Raises:
             CorruptCheckpointError: It is damaged.

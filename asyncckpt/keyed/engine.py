@@ -19,6 +19,7 @@ from asyncckpt.state.selection import join_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
+    from asyncckpt.config import Arrays
     from asyncckpt.keyed.base import Store
     from asyncckpt.keyed.values import CapturedValue
     from asyncckpt.runtime.context import JobContext
@@ -148,14 +149,14 @@ class Engine:
             return False
         return True
 
-    def read(self, path: Path, context: JobContext) -> Found:
-        """Read the value at a path.
+    def read(self, path: Path, context: JobContext, arrays: Arrays = "saved") -> Found:
+        """Read the value at a path, with arrays as those of the frameworks that they belonged to, or as numpy's.
 
         Raises:
             CheckpointKeyError: There is none.
         """
         self._require(path)
-        found = self.store.read(path[0], context)
+        found = self.store.read(path[0], context, keeps_kinds=arrays == "saved")
         value = self._descend(found.value, path)
         return Found(value if self._serializer is None else self._serializer.from_state(value), found.unknown_types)
 

@@ -29,10 +29,10 @@ class MemoryStore(Store):
         for batch in context.pacer.batches(self._values.items()):
             self._entries.update((key, key_tree_of_value(value)) for key, value in batch)
 
-    def read(self, key: str, context: JobContext) -> Found:
+    def read(self, key: str, context: JobContext, *, keeps_kinds: bool = True) -> Found:
         captured = capture_live(self._values[key], key, context)
         try:
-            value, unknown_types = build_captured(captured, context.pacer)
+            value, unknown_types = build_captured(captured, context.pacer, keeps_kinds=keeps_kinds)
             return Found(value, {**unknown_types, **self._unknown_types.get(key, {})})
         finally:
             captured.release()
@@ -70,7 +70,7 @@ class NullStore(Store):
         """Always empty."""
         return {}
 
-    def read(self, key: str, context: JobContext) -> Found:  # noqa: ARG002 - see `Store`
+    def read(self, key: str, context: JobContext, *, keeps_kinds: bool = True) -> Found:  # noqa: ARG002 - see `Store`
         """Fail: no key is ever there."""
         raise KeyError(key)
 

@@ -206,7 +206,9 @@ def receive(found: Found, key: str) -> Any:
     return found.value
 
 
-def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pacer) -> Found:
+def build_value(
+    index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pacer, *, keeps_kinds: bool = True
+) -> Found:
     """Build a value from its nodes and its arrays, which become parts of it.
 
     Raises:
@@ -214,14 +216,14 @@ def build_value(index: ix.Index, arrays: Mapping[int, NDArray[Any]], pacer: Pace
         CheckpointError: An object could not be built from its state.
     """
     with young_collections_only():
-        decoder = Decoder(index, pacer)
+        decoder = Decoder(index, pacer, keeps_kinds=keeps_kinds)
         return Found(decoder.decode(arrays), decoder.unknown_types)
 
 
-def build_captured(captured: CapturedValue, pacer: Pacer) -> Found:
+def build_captured(captured: CapturedValue, pacer: Pacer, *, keeps_kinds: bool = True) -> Found:
     """Build a value from a captured one, which does not change."""
     index = captured.index
-    return build_value(index, copies_of(index, captured.snapshot, pacer), pacer)
+    return build_value(index, copies_of(index, captured.snapshot, pacer), pacer, keeps_kinds=keeps_kinds)
 
 
 def copies_of(index: ix.Index, source: ArrayBytes, pacer: Pacer) -> dict[int, NDArray[Any]]:

@@ -6,12 +6,14 @@ import asyncio
 import inspect
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
 
+from asyncckpt.config import check_arrays
 from asyncckpt.errors import CheckpointerUsageError, CheckpointKeyError
 from asyncckpt.keyed.engine import parse_key
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 
+    from asyncckpt.config import Arrays
     from asyncckpt.keyed.async_session import Session
     from asyncckpt.keyed.engine import Key, KeyRules, Path
 
@@ -166,15 +168,22 @@ class AsyncCheckpointer:
 
     # --- loading ------------------------------------------------------------------------------------------------------
 
-    async def load_parameter(self, key: Key) -> Any:
+    async def load_parameter(self, key: Key, *, arrays: Arrays = "saved") -> Any:
         """Load the value of a key or at a path.
 
+        Args:
+            key: The key, or a path.
+            arrays: "saved": arrays are those of the frameworks that they were saved from. "numpy": they are numpy
+                arrays, also without the framework.
+
         Raises:
+            ConfigError: `arrays` is neither.
+            UnsupportedFormatError: The program has not imported a framework whose arrays are in the value.
             CheckpointKeyError: There is none, or the key is not allowed.
             CorruptCheckpointError: It is damaged.
             OSError: It cannot be read, or the disk refused an earlier change of the same key, which is still queued.
         """
-        return await self._session.load(self._path(key))
+        return await self._session.load(self._path(key), arrays=check_arrays(arrays))
 
     def __getitem__(self, key: Key) -> Awaitable[Any]:
         """Return an awaitable that loads the value."""

@@ -249,7 +249,7 @@ class NativeFile:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, key: str, extent: Extent, context: JobContext) -> Found:
+    def read(self, key: str, extent: Extent, context: JobContext, *, keeps_kinds: bool = True) -> Found:
         """Read a value.
 
         Raises:
@@ -266,7 +266,7 @@ class NativeFile:
             targets = [each._replace(offset=each.offset - base) for each in targets_of(segments, arrays)]
             self._read(key, extent.region, [self._objects_of(extent), *targets], context)
         with errors_of(self._name, f"the value of {key!r}"):
-            return build_value(index, arrays, context.pacer)
+            return build_value(index, arrays, context.pacer, keeps_kinds=keeps_kinds)
 
     def _read_index(self, key: str, extent: Extent, pacer: Pacer) -> tuple[Index, list[Segment]]:
         """Read the nodes of a large value, and where its arrays are."""

@@ -83,14 +83,14 @@ class HDF5Store(FileStore[Content]):
     def disk_use(self) -> tuple[Path, int]:
         return self._location.path, self._values.file_nbytes
 
-    def read(self, key: str, context: JobContext) -> Found:
+    def read(self, key: str, context: JobContext, *, keeps_kinds: bool = True) -> Found:
         source = self._values.sources[key]
         if isinstance(source, PackedValue):
-            return build_captured(source.unpack(), context.pacer)
+            return build_captured(source.unpack(), context.pacer, keeps_kinds=keeps_kinds)
         if isinstance(source, ForeignObject):
             return self._read_objects(key, context)
         try:
-            return source.file.read(key, source.extent, context)
+            return source.file.read(key, source.extent, context, keeps_kinds=keeps_kinds)
         except CorruptCheckpointError as error:
             if not self._trusted or source.file is not self._current:
                 raise

@@ -226,7 +226,7 @@ def _base64(data: bytes) -> str:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-def decode_value(text: bytes, pacer: Pacer) -> Found:
+def decode_value(text: bytes, pacer: Pacer, *, keeps_kinds: bool = True) -> Found:
     """Make the value of its JSON, in UTF-8.
 
     Raises:
@@ -235,7 +235,7 @@ def decode_value(text: bytes, pacer: Pacer) -> Found:
     with young_collections_only(), damage_of("it is not JSON, or an object of asyncckpt's in it is damaged"):
         decoded = text.decode("utf-8", "surrogatepass")
         if PREFIX in decoded:
-            return _Decoder(pacer).decode(decoded)
+            return _Decoder(pacer, keeps_kinds=keeps_kinds).decode(decoded)
         return Found(json.loads(decoded, object_pairs_hook=unique), {})
 
 
@@ -263,8 +263,9 @@ _NO_META: Final = ArrayMeta(np.dtype(bool), ())
 class _Decoder:
     """Makes the value of a text that has something of ours in it."""
 
-    def __init__(self, pacer: Pacer) -> None:
+    def __init__(self, pacer: Pacer, *, keeps_kinds: bool) -> None:
         self._pacer = pacer
+        self._keeps_kinds = keeps_kinds
         self._arrays: dict[int, NDArray[Any]] = {}
         self._made: dict[int, Any] = {}  # parts of the value, which its nodes refer to as if they were arrays
         self._numbers: dict[int, int] = {}  # of the arrays among them that belong to frameworks, by their ids
@@ -276,7 +277,8 @@ class _Decoder:
         if not self._has_pending:
             return Found(found, self._unknown_types)
         chunks = [ix.pack_chunk(batch) for batch in self._pacer.batches(self._nodes(found), CHUNK_ELEMENTS)]
-        built = build_value(ix.Index(chunks, [_NO_META] * len(self._made)), self._made, self._pacer)
+        index = ix.Index(chunks, [_NO_META] * len(self._made))
+        built = build_value(index, self._made, self._pacer, keeps_kinds=self._keeps_kinds)
         return Found(built.value, {**self._unknown_types, **built.unknown_types})
 
     def _object(self, pairs: list[tuple[str, Any]]) -> Any:
@@ -327,7 +329,7 @@ class _Decoder:
         arrays: dict[int, Any] = dict(enumerate(found["arrays"]))
         metas = [ArrayMeta(array.dtype, array.shape) for array in arrays.values()]
         chunks = [*map(_from_base64, _expect(list, found["pieces"]))]
-        made = build_value(ix.Index(chunks, metas), arrays, self._pacer)
+        made = build_value(ix.Index(chunks, metas), arrays, self._pacer, keeps_kinds=self._keeps_kinds)
         self._unknown_types.update(made.unknown_types)
         return made.value
 

@@ -61,9 +61,9 @@ class JSONStore(FileStore[_Content]):
     def disk_use(self) -> tuple[Path, int]:
         return self._location.path, sum(map(len, self._texts.values()))
 
-    def read(self, key: str, context: JobContext) -> Found:
+    def read(self, key: str, context: JobContext, *, keeps_kinds: bool = True) -> Found:
         with errors_of(self._location.name, f"the value of {key!r}"):
-            return decode_value(self._texts[key], context.pacer)
+            return decode_value(self._texts[key], context.pacer, keeps_kinds=keeps_kinds)
 
     def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         self._texts[key] = encode_value(value, context.pacer)

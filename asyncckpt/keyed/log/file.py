@@ -82,7 +82,7 @@ class LogFile:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, key: str, record: Record, context: JobContext) -> Found:
+    def read(self, key: str, record: Record, context: JobContext, *, keeps_kinds: bool = True) -> Found:
         """Read the value of a record.
 
         Raises:
@@ -103,7 +103,7 @@ class LogFile:
                 number: np.ndarray(meta.shape, meta.dtype) for number, meta in enumerate(index.arrays)
             }
             read_run(run, targets_of(segments, arrays), context)
-            return build_value(index, arrays, context.pacer)
+            return build_value(index, arrays, context.pacer, keeps_kinds=keeps_kinds)
         except CorruptCheckpointError as error:
             if error.file is None:
                 raise corrupt(f"cannot be read: {error}") from error

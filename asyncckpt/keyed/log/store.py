@@ -63,8 +63,8 @@ class MsgpackStore(FileStore[_Content]):
     def disk_use(self) -> tuple[Path, int]:
         return self._location.path, self._live_nbytes
 
-    def read(self, key: str, context: JobContext) -> Found:
-        return self._file.read(key, self._live[key], context)
+    def read(self, key: str, context: JobContext, *, keeps_kinds: bool = True) -> Found:
+        return self._file.read(key, self._live[key], context, keeps_kinds=keeps_kinds)
 
     def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         self._set(key, self._file.append_value(key, value, context))

@@ -87,7 +87,7 @@ class NumPyStore(FileStore[dict[str, _Item]]):
         members = (info for item in self._items.values() for info in item.members)
         return self._location.path, sum(info.compress_size for info in members)
 
-    def read(self, key: str, context: JobContext) -> Found:
+    def read(self, key: str, context: JobContext, *, keeps_kinds: bool = True) -> Found:
         item, pacer = self._items[key], context.pacer
         with errors_of(self._location.name, f"the value of {key!r}"):
             if not self._is_trusted:
@@ -100,7 +100,7 @@ class NumPyStore(FileStore[dict[str, _Item]]):
                 damaged(f"it should have {len(index.arrays)} members and has {len(item.members)}")
             pairs = enumerate(zip(item.members, index.arrays, strict=True))
             arrays = {number: _restored(item.file.value(info, pacer), meta) for number, (info, meta) in pairs}
-            return build_value(index, arrays, pacer)
+            return build_value(index, arrays, pacer, keeps_kinds=keeps_kinds)
 
     def _put(self, key: str, value: CapturedValue, context: JobContext) -> None:
         temporary, metas = self._open_temporary(), value.index.arrays
