@@ -428,7 +428,7 @@ def advice(value: object) -> str:
         what = "class" if isinstance(value, type) else kind.__name__
         own = f"{what} {getattr(value, '__qualname__', getattr(value, '__name__', ''))}".rstrip()
         return f"the {own} cannot be saved, since a file holds no code: save what it is made from{_or_leave_it_out()}"
-    if hasattr(kind, "__dlpack__"):
+    if hasattr(kind, "__dlpack__") or hasattr(kind, "__cuda_array_interface__"):
         return f"arrays of type {name} cannot be saved: convert them, with numpy.from_dlpack or their own method"
     return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"
 

@@ -47,6 +47,12 @@ class Shown:
         return self._array.__dlpack_device__()
 
 
+class OnADevice:
+    """An array of another library in a device's memory, as numba's are."""
+
+    __cuda_array_interface__ = {"version": 3}  # noqa: RUF012 - the protocol's
+
+
 def fake() -> Any:
     """Make a tensor without contents, as tracers do."""
     from torch._subclasses import FakeTensorMode
@@ -103,6 +109,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
     "partial": (lambda: functools.partial(fake), "the partial cannot be saved, .*save what it is made from"),
     "class": (lambda: torch.Tensor, "the class Tensor cannot be saved"),
     "python module": (lambda: np, "the module numpy cannot be saved"),
+    "cuda": (OnADevice, r"arrays of type .*OnADevice cannot be saved: convert them, .* or their own method"),
     "dlpack": (Shown, r"arrays of type .*Shown cannot be saved: convert them, with numpy\.from_dlpack"),
 }
 
