@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,11 +10,10 @@ import pytest
 from helpers.support import FORMATS, load_from, save_to
 from helpers.tensors import IGNORED, assert_equal, torch
 
-from asyncckpt import CheckpointManager, ConfigError, StateMismatchError
+from asyncckpt import CheckpointManager, ConfigError, CorruptCheckpointError, StateMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 pytestmark = [IGNORED, pytest.mark.parametrize("form", FORMATS)]
 LARGE = 3000
@@ -262,7 +262,43 @@ def test_tied_targets_are_filled_once(tmp_path: Path, form: str) -> None:
         assert torch.equal(own[1], weight)
 
 
+@pytest.mark.parametrize("view", ["conj", "imag"])
+def test_a_view_of_a_parameter_is_filled(tmp_path: Path, form: str, view: str) -> None:
+    """Also a lazy one, whose memory holds other bits; outside of `torch.no_grad`, no program could."""
+    weight = torch.nn.Parameter(torch.full((3,), 7j))
+    target = weight.conj() if view == "conj" else weight.conj().imag
+    save_to(tmp_path, 1, [torch.arange(3.0).to(target.dtype)], form=form)
+    version = weight._version
+    load_from(tmp_path, 1, template=[target], in_place=True)
+    assert weight.tolist() == ([0, 1, 2] if view == "conj" else [0j, -1j, -2j])
+    assert weight._version > version
+
+
+@pytest.mark.parametrize("numel", [3, 1 << 20])
+def test_damage_names_the_tensors_that_were_overwritten(tmp_path: Path, form: str, numel: int) -> None:
+    """Those that a restore had begun to fill when it found it."""
+    path = save_to(tmp_path, 1, {"a": torch.full((numel,), 3.0), "b": torch.ones(2)}, form=form)
+    file = next(path.glob("state.*"))
+    data = bytearray(file.read_bytes())
+    data[data.rindex(np.full(3, 3, "f4").tobytes())] ^= 1
+    file.write_bytes(data)
+    own = {"a": torch.zeros(numel), "b": torch.zeros(2)}
+    with pytest.raises(CorruptCheckpointError) as caught:
+        restore(tmp_path, own)
+    changed = {key for key, each in own.items() if each.any()}
+    assert changed <= set(caught.value.overwritten)
+
+
 # --- parts, mapped memory, numpy --------------------------------------------------------------------------------------
+
+
+def mapped_at(address: int) -> str:
+    """Return the line of the kernel's about the memory at an address."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        begin, end = (int(each, 16) for each in line.partition(" ")[0].split("-"))
+        if begin <= address < end:
+            return line
+    raise AssertionError(address)
 
 
 async def test_a_lazy_tensor_can_be_written_to(tmp_path: Path, form: str) -> None:
@@ -276,6 +312,7 @@ async def test_a_lazy_tensor_can_be_written_to(tmp_path: Path, form: str) -> Non
         other = (await manager.load(1, lazy=True, arrays="numpy")).state
     assert part.keys() == {"large"}
     for each in (found, like):
+        assert "state." in mapped_at(each["large"].data_ptr())  # nothing was copied
         assert_equal({key: each[key] for key in ("large", "small")}, {key: state[key] for key in ("large", "small")})
         each["large"].add_(1)
         each["small"].zero_()
