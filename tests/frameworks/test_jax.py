@@ -20,7 +20,8 @@ jnp.zeros(()).block_until_ready()  # the first array starts threads
 
 DTYPES = (
     *("bool", "uint8", "uint16", "uint32", "int8", "int16", "int32", "float16", "float32", "complex64", "bfloat16"),
-    *("float8_e4m3fn", "float8_e5m2", "int4", "uint4"),
+    *("float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"),
+    *("float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn", "int2", "uint2", "int4", "uint4"),
 )
 ROOT = Path(__file__).parents[2]
 
@@ -240,6 +241,35 @@ async def test_the_weak_type_of_the_file_comes_back(tmp_path: Path) -> None:
         assert_equal(found, state)
 
 
+WITHOUT = """
+import asyncio, sys, asyncckpt
+
+async def main():
+    async with asyncckpt.CheckpointManager(sys.argv[1]) as manager:
+        for way in ({}, {"lazy": True}, {"select": "a"}):
+            try:
+                await manager.load(1, **way)
+            except asyncckpt.UnsupportedFormatError as error:
+                assert "a is an array of jax" in str(error) and 'arrays="numpy"' in str(error), error
+            else:
+                raise SystemExit("it was loaded")
+        assert (await manager.load(1, arrays="numpy")).state["a"].tolist() == [0, 1, 2]
+        await manager.verify(1)
+    assert "jax" not in sys.modules
+
+asyncio.run(main())
+"""
+
+
+async def test_a_program_without_jax_is_told_so(tmp_path: Path) -> None:
+    """And can load numpy arrays."""
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, {"a": jnp.arange(3)}))
+    command = [sys.executable, "-c", WITHOUT, str(tmp_path)]
+    result = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 SHARDED = """
 import asyncio, sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
@@ -258,6 +288,13 @@ async def main():
                 assert all(np.array_equal(found, whole + n) for n, found in enumerate(loaded[:-1]))
                 assert np.array_equal(loaded[-1], np.arange(16))
         assert [each.sharding for each in loaded] == [each.sharding for each in [*state, small]]
+        shape, dtype = whole.shape, whole.dtype
+        asked = [NamedSharding(mesh, spec) for spec in (P("y"), P(None, None, ("y",)), P())]
+        like = [jax.ShapeDtypeStruct(shape, dtype, sharding=each) for each in asked]
+        await (await manager.save(2, [state[0]] * 3))
+        found = (await manager.load(2, like=like)).state
+        assert [each.sharding for each in found] == asked
+        assert all(np.array_equal(each, whole) for each in found)
     assert all(each._npy_value is None for each in state[:3]), "numpy's copy of the whole was made"
 
 asyncio.run(main())
