@@ -284,7 +284,7 @@ class _TensorAdapter:
 
 def check(kind: ArrayKind, dtype: np.dtype[Any]) -> None:
     """Check that there are tensors of a kind and dtype; see `Framework`."""
-    if _DTYPES.get(_dtype_of(kind, dtype)) != (dtype.newbyteorder("="), kind):
+    if _dtype_of(kind, dtype) is None:
         raise CorruptCheckpointError(f"the index is damaged: no tensor is {brief(str(kind))} of {dtype}")
 
 
@@ -294,7 +294,7 @@ def restored(kind: ArrayKind, data: NDArray[Any]) -> torch.Tensor:
 
 
 def _dtype_of(kind: ArrayKind, dtype: np.dtype[Any]) -> Any:
-    return getattr(torch, kind.dtype or dtype.name, None)
+    return _BY_BYTES.get((dtype if dtype.isnative else dtype.newbyteorder("="), kind))
 
 
 has_numbers: Final = False
@@ -390,7 +390,7 @@ def _made(data: NDArray[Any], dtype: torch.dtype) -> torch.Tensor:
             data = data.copy()
     if dtype is torch.complex32:
         return torch.from_numpy(data.view(np.int32)[..., 0]).view(dtype)
-    if data.dtype.name in _NUMPY_NAMES and dtype not in _OPAQUE:
+    if dtype in _NUMPY_DTYPES:
         return torch.from_numpy(data)
     return torch.from_numpy(data.view(_RAW[data.dtype.itemsize])).view(dtype)
 
@@ -407,6 +407,8 @@ def _parameter(template: torch.Tensor, made: torch.Tensor) -> torch.Tensor:
 
 _RAW: Final = {1: np.uint8, 2: np.int16}
 _DTYPES: Final[dict[torch.dtype, tuple[np.dtype[Any], ArrayKind]]] = dict(_dtypes())
+_BY_BYTES: Final = {found: dtype for dtype, found in _DTYPES.items()}
+_NUMPY_DTYPES: Final = frozenset(getattr(torch, name) for name in _NUMPY_NAMES)
 
 
 def _dtype(state: Any) -> torch.dtype:

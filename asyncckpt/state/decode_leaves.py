@@ -56,10 +56,13 @@ class LeafDecoder(ObjectDecoder):
         while frame.code != ix.OBJECT:
             value = node
             if type(node) is msgpack.ExtType:
-                number = ix.argument_of(node) if node.code == ix.ARRAY else None
-                if type(number) is not int or number not in arrays:
-                    return node
-                value = arrays[number]
+                if node.code == ix.FRAMEWORK_ARRAY and not frame.awaits_key:
+                    value = self._framework_array(ix.argument_of(node), ABSENT)
+                else:
+                    number = ix.argument_of(node) if node.code == ix.ARRAY else None
+                    if type(number) is not int or number not in arrays:
+                        return node
+                    value = arrays[number]
             elif type(node) not in _PLAIN:
                 return node
             if frame.awaits_key:
@@ -209,10 +212,13 @@ class LeafDecoder(ObjectDecoder):
         return framework is not None and framework.has_numbers and fits
 
     def _framework_array(self, argument: Any, template: Any) -> Any:
-        number, framework, dtype, flags = argument
-        if (type(framework), type(dtype), type(flags)) != (str, str, int):
-            damaged(f"the kind of array {reprlib.repr(number)} is {reprlib.repr(argument)}")
-        return self._array(number, template, ArrayKind(framework, dtype, flags))
+        number, *found = argument
+        kind = self._kinds.get(tuple(found))
+        if kind is None:
+            if tuple(map(type, found)) != (str, str, int):
+                damaged(f"the kind of array {reprlib.repr(number)} is {reprlib.repr(argument)}")
+            kind = self._kinds[tuple(found)] = ArrayKind(*found)
+        return self._array(number, template, kind)
 
     def _framework(self, kind: ArrayKind, dtype: np.dtype[Any]) -> Framework | None:
         """Return the framework of an array, which has such arrays; None if they are wanted as numpy's.
@@ -223,6 +229,9 @@ class LeafDecoder(ObjectDecoder):
         """
         if not self._keeps_kinds:
             return None
+        found = self._frameworks.get((kind, dtype))
+        if found is not None:
+            return found
         path = self._path() or "the root"
         found = find_framework(kind.framework)
         if found is None:
@@ -235,6 +244,7 @@ class LeafDecoder(ObjectDecoder):
             found.check(kind, dtype)
         except UnsupportedFormatError as error:
             raise UnsupportedFormatError(f"{path}: {error}") from error
+        self._frameworks[kind, dtype] = found
         return found
 
     def _made_array(self, number: int, template: Any, kind: ArrayKind | None) -> Any:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.adapters import ArrayKind, Framework
     from asyncckpt.arrays.target import ArrayTarget
     from asyncckpt.runtime.pacing import Pacer
     from asyncckpt.state.reduction import Reduction
@@ -89,6 +90,8 @@ class Walk:
         self._pacer = pacer
         self._in_place = in_place
         self._keeps_kinds = keeps_kinds
+        self._kinds: dict[tuple[Any, ...], ArrayKind] = {}  # by what the nodes say
+        self._frameworks: dict[tuple[ArrayKind, np.dtype[Any]], Framework] = {}  # of arrays that they have
         self._made_arrays: dict[Hashable, Any] = {}  # by what was wanted, what was made of the arrays
         self._given: set[int] = set()  # arrays whose memory has become part of the state
         self._selection = selection
