@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from asyncckpt.arrays.device import current_moment
+from asyncckpt.arrays.adapters import current_moment
 from asyncckpt.config import check_arrays, is_given, resolve_settings
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, LeafError, ManagerUsageError

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
+from asyncckpt.arrays.device import Moment
 from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.errors import UnsupportedLeafError
 
@@ -215,6 +216,11 @@ def imported_frameworks() -> Iterator[Framework]:
         framework = find_framework(name)
         if framework is not None:
             yield framework
+
+
+def current_moment() -> Moment:
+    """Note how far the devices are that the program uses, on its thread."""
+    return Moment(device for framework in imported_frameworks() for device in framework.devices())
 
 
 def find_framework(name: str) -> Framework | None:

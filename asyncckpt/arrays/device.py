@@ -12,7 +12,6 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-from asyncckpt.arrays.adapters import FRAMEWORKS, find_framework
 from asyncckpt.errors import UnsupportedLeafError, brief
 
 if TYPE_CHECKING:
@@ -112,12 +111,6 @@ def _noted(device: Device) -> tuple[Stream | None, Event | str]:
         return stream, stream.record()
     except RuntimeError as error:  # the device is lost, which concerns only who has arrays there
         return None, f"any more: {brief(error)}"
-
-
-def current_moment() -> Moment:
-    """Note how far the devices are that the program uses, on its thread."""
-    frameworks = (find_framework(name) for name in FRAMEWORKS)
-    return Moment(device for framework in frameworks if framework is not None for device in framework.devices())
 
 
 def devices_of(sources: Iterable[ArraySource]) -> set[Device]:

@@ -14,7 +14,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from asyncckpt.arrays.device import current_moment
+from asyncckpt.arrays.adapters import current_moment
 from asyncckpt.errors import CheckpointerUsageError, QueueFullError
 from asyncckpt.keyed.engine import missing
 from asyncckpt.keyed.evaluations import Evaluations

@@ -14,7 +14,8 @@ import asyncio
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.arrays.device import current_moment, devices_of
+from asyncckpt.arrays.adapters import current_moment
+from asyncckpt.arrays.device import devices_of
 from asyncckpt.documents import (
     CONFIG_NAME,
     TRAINING_INFO_NAME,
