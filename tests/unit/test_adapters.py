@@ -12,7 +12,7 @@ from helpers.support import assert_same, load_from, save_to
 
 from asyncckpt import StateMismatchError, UnsupportedLeafError, frameworks
 from asyncckpt.arrays import adapters
-from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, UnfitTargetError, register_adapter
+from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, UnfitTargetError
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
@@ -120,9 +120,8 @@ FINISHED: list[Tensor] = []
 
 @pytest.fixture(autouse=True)
 def table(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give each test a table of its own."""
-    monkeypatch.setattr(adapters, "_ADAPTERS", dict(adapters._ADAPTERS))
-    register_adapter(Tensor, Adapter())
+    """Register the adapter of these tensors for each test."""
+    monkeypatch.setitem(adapters._ADAPTERS, Tensor, Adapter())
     FINISHED.clear()
 
 
