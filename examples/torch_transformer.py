@@ -58,12 +58,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), weight_decay=0.01, **kind)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, max_lr=0.003, total_steps=args.steps)
         self.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=5)
-        self.losses: list[float] = []
-
-    @property
-    def step(self) -> int:
-        """The number of steps made."""
-        return len(self.losses)
+        self.step, self.loss = 0, 0.0
 
     def advance(self) -> None:
         """Make one step."""
@@ -78,7 +73,7 @@ class Training:
         self.scaler.update()
         self.schedule.step()
         self.average.update_parameters(self.model)
-        self.losses.append(loss.item())
+        self.step, self.loss = self.step + 1, 0.95 * self.loss + 0.05 * loss.item()
 
     def state(self) -> dict[str, Any]:
         """Return all of the state, uncopied: `save` copies it."""
@@ -91,7 +86,8 @@ class Training:
             "torch_rng": torch.get_rng_state(),
             "data_rng": self.data_rng,
             "task_rng": self.task_rng,
-            "losses": self.losses,
+            "step": self.step,
+            "loss": self.loss,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -99,7 +95,8 @@ class Training:
         for name in ("model", "average", "optimizer", "schedule", "scaler"):
             getattr(self, name).load_state_dict(state[name])
         torch.set_rng_state(state["torch_rng"])
-        self.data_rng, self.task_rng, self.losses = state["data_rng"], state["task_rng"], state["losses"]
+        for name in ("data_rng", "task_rng", "step", "loss"):
+            setattr(self, name, state[name])
 
     def digest(self) -> str:
         """Return a digest of the averaged weights."""
@@ -134,7 +131,7 @@ def main() -> None:
     parser.add_argument("--format", choices=["msgpack", "hdf5"], default="msgpack")
     parser.add_argument("--optimizer", choices=["default", "foreach", "fused"], default="default", help="kind of AdamW")
     training = asyncio.run(train(parser.parse_args()))
-    print(f"loss {np.mean(training.losses[-20:]):.4f}, averaged weights {training.digest()}")
+    print(f"loss {training.loss:.4f}, averaged weights {training.digest()}")
 
 
 if __name__ == "__main__":
