@@ -3,7 +3,8 @@
 1. A tensor on the CPU is read and filled through a numpy view of its memory, which is made of the storage's address.
    `tensor.numpy()` would make the storage impossible to resize, for ever.
 2. The view keeps the storage alive, and not the tensor, which may get another storage (`tensor.data = ...`). A storage
-   that is resized frees its memory even so: each access checks its address and size first.
+   that is resized frees its memory even so: each read checks its address and size first. What a restore fills is
+   checked when it begins, because no task may use the state until it has ended.
 3. The version of a tensor that was filled is counted up, so that a backward pass that needs its former contents fails.
 """
 
