@@ -27,8 +27,8 @@ from asyncckpt import (
     register_type,
 )
 from asyncckpt.arrays.device import Moment
-from asyncckpt.frameworks import cuda as cuda_module
-from asyncckpt.frameworks.cuda import CudaDevice, CudaSource
+from asyncckpt.frameworks.torch import cuda as cuda_module
+from asyncckpt.frameworks.torch.cuda import CudaDevice, CudaSource
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.memory import aligned_buffer
 from asyncckpt.testing import FaultyDisk

@@ -1,8 +1,8 @@
 """A CUDA that does everything as late, and in as odd an order, as the real one may; its tensors are in plain memory.
 
 Nothing that is put into a stream is done before somebody waits for it. Then the streams go on in any order that their
-own sequences and their events allow. `FakeCuda` stands in for the runtime below `asyncckpt.frameworks.cuda`, all of
-which is real, as is what PyTorch does with the tensors.
+own sequences and their events allow. `FakeCuda` stands in for the runtime below `asyncckpt.frameworks.torch.cuda`, all
+of which is real, as is what PyTorch does with the tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import asyncckpt.frameworks.torch as framework
 from asyncckpt.arrays.adapters import register_adapter
-from asyncckpt.frameworks.cuda import CudaDevice
+from asyncckpt.frameworks.torch.cuda import CudaDevice
 from asyncckpt.runtime.memory import PAGE_NBYTES, libc
 from helpers.tensors import torch
 

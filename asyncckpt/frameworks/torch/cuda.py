@@ -24,7 +24,7 @@ import torch
 from asyncckpt.arrays.device import DeviceSource, Event, Stream
 from asyncckpt.arrays.source import SourceError
 from asyncckpt.errors import brief
-from asyncckpt.frameworks.tensor_parts import PartSource
+from asyncckpt.frameworks.torch.parts import PartSource
 from asyncckpt.runtime.memory import mapping_of
 
 if TYPE_CHECKING:
