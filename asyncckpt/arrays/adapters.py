@@ -125,7 +125,7 @@ class Framework(Protocol):
         """
 
     def advice(self, value: object) -> str | None:
-        """Say what to do about a value of the framework that cannot be saved; None if there is nothing to say."""
+        """Say what to do about a value of the framework, or a function, that cannot be saved; None if nothing."""
 
 
 class PendingError(Exception):

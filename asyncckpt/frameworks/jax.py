@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -222,6 +223,8 @@ def advice(value: object) -> str | None:
         )
     if isinstance(value, jax.core.Tracer):
         return "an array that is being traced has no contents: save outside of jit, grad, vmap and the like"
+    if callable(value) and "equinox" in sys.modules:
+        return "equinox.filter(model, equinox.is_array) leaves it out of a model"
     return None
 
 

@@ -31,9 +31,10 @@ def node_reduction(cls: type, family: Reduction | None) -> Reduction | None:
     """Return the reduction of a class that is registered with JAX; see `Framework`."""
     if cls.__module__ in _OWN or not _is_node(cls):
         return None
-    if family is None:
+    is_dataclass = family is not None and dataclasses.is_dataclass(cls)
+    if family is None or (is_dataclass and not dataclasses.fields(cls)):  # such as nnx.List
         return Reduction(type_name_of(cls), cls, _children, _plain, like=_like)
-    static = _static_fields(cls) if family.fields is not None and dataclasses.is_dataclass(cls) else None
+    static = _static_fields(cls) if is_dataclass else None
     return dataclass_reduction(cls, static) if static else None
 
 

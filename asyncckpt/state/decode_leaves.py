@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.arrays.adapters import ArrayKind, find_adapter, find_framework
+from asyncckpt.arrays.adapters import ArrayKind, find_adapter, find_framework, framework_of
 from asyncckpt.errors import (
     CheckpointKeyError,
     StateMismatchError,
@@ -86,7 +86,7 @@ class LeafDecoder(ObjectDecoder):
             return ABSENT
         if type(value) not in _PLAIN:
             damaged(f"unexpected node of type {type(value).__name__}")
-        if template is not ABSENT and type(template) is not type(value):
+        if template is not ABSENT and type(template) is not type(value) and not self._is_scalar(template, type(value)):
             self._mistyped(template, type(value).__name__)
         return value
 
@@ -210,6 +210,15 @@ class LeafDecoder(ObjectDecoder):
         framework = self._framework(kind, meta.dtype)
         fits = meta.shape == () and meta.dtype.kind in _NUMBERS[type(template)]
         return framework is not None and framework.has_numbers and fits
+
+    def _is_scalar(self, template: Any, kind: type) -> bool:
+        """Whether an array of the template is what a number of this type may become in a computation."""
+        framework = framework_of(type(template)) if kind in _NUMBERS else None
+        adapter = find_adapter(type(template))
+        if framework is None or adapter is None or not framework.has_numbers:
+            return False
+        wanted = self._wanted_array(template, adapter)
+        return wanted.shape == () and wanted.dtype.kind in _NUMBERS[kind]
 
     def _framework_array(self, argument: Any, template: Any) -> Any:
         number, *found = argument
@@ -366,7 +375,7 @@ class LeafDecoder(ObjectDecoder):
         if type(items) is deque:
             return
         for position, item in enumerate(items):
-            if type(item) is not kind:
+            if type(item) is not kind and not self._is_scalar(item, kind):
                 path = join_path([*self._keys(), position])
                 raise StateMismatchError(path, "type", type_name(item), kind.__name__)
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import types
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn
 import msgpack
 import numpy as np
 
-from asyncckpt.arrays.adapters import PendingError, framework_of, known_adapter
+from asyncckpt.arrays.adapters import PendingError, framework_of, imported_frameworks, known_adapter
 from asyncckpt.arrays.device import DeviceSource, Moment
 from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.errors import UnsupportedLeafError
@@ -427,12 +426,8 @@ def advice(value: object) -> str:
     if isinstance(value, _CODE):
         what = "class" if isinstance(value, type) else kind.__name__
         own = f"{what} {getattr(value, '__qualname__', getattr(value, '__name__', ''))}".rstrip()
-        return f"the {own} cannot be saved, since a file holds no code: save what it is made from{_or_leave_it_out()}"
+        more = "".join(f"; {found}" for each in imported_frameworks() if (found := each.advice(value)) is not None)
+        return f"the {own} cannot be saved, since a file holds no code: save what it is made from{more}"
     if hasattr(kind, "__dlpack__") or hasattr(kind, "__cuda_array_interface__"):
         return f"arrays of type {name} cannot be saved: convert them, with numpy.from_dlpack or their own method"
     return f"values of type {name} cannot be saved: register the type with asyncckpt.register_type"
-
-
-def _or_leave_it_out() -> str:
-    """Return what users of equinox do about functions in their models."""
-    return ", or leave it out, as equinox.filter(model, equinox.is_array) does" if "equinox" in sys.modules else ""

@@ -213,13 +213,13 @@ async def test_the_contents_of_a_template_do_not_matter(tmp_path: Path) -> None:
 
 async def test_one_array_for_different_templates(tmp_path: Path) -> None:
     """It becomes one array where the templates ask for the same, and memory is not shared by others."""
-    tied = jnp.arange(1000.0)
+    tied = jnp.arange(300_000.0)  # large enough that JAX uses the memory of numpy's arrays without a copy
     state = {"a": tied, "b": tied, "c": tied, "numpy": tied}
     template = {
         "a": tied,
         "b": tied + 1,
         "c": jax.device_put(tied, jax.devices()[0]),
-        "numpy": np.zeros(1000, "float32"),
+        "numpy": np.zeros(300_000, "float32"),
     }
     async with CheckpointManager(tmp_path) as manager:
         await (await manager.save(1, state))

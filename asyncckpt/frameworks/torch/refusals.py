@@ -12,7 +12,7 @@ def advice(value: object) -> str | None:
     name = f"{type(value).__module__}.{type(value).__qualname__}"
     if isinstance(value, torch.Tensor):
         return why_refused(value)
-    if hasattr(value, "state_dict"):
+    if hasattr(type(value), "state_dict"):
         return f"{name} cannot be saved: save its state_dict(), and give that to load_state_dict() after a load"
     return None
 
