@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,16 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.support import need
 
 import asyncckpt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-def need(package: str) -> None:
-    """Skip where an example's package is missing, without importing it here: gymnasium changes the environment."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"{package} is not installed")
 
 
 def run_short_demo(script: str, directory: Path) -> str:

@@ -6,24 +6,16 @@ of the weights, and random generators; PyTorch's has a GradScaler, too.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from typing import TYPE_CHECKING
 
-import pytest
+from helpers.support import need
 from helpers.trainer import Trainer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from helpers.trainer import Bits
-
-
-def need(*packages: str) -> None:
-    """Skip where a package is missing. It is imported only in the processes of the trainings."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
 
 
 def assert_each_part_counts(trainer: Trainer, killed: Path, whole: Bits, parts: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import datetime as dt
 import enum
 import gc
+import importlib.util
 import os
 import pathlib
 import random
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from asyncckpt import register_type
 from asyncckpt.disk.ops import DiskOps
@@ -103,6 +105,13 @@ class Mark(enum.Enum):
 
     NAN = float("nan")
     LIST = [1]  # noqa: RUF012 - a value that could change
+
+
+def need(*packages: str) -> None:
+    """Skip where a package is missing. None is imported here: some change the environment, and some are large."""
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
 
 
 def own_threads() -> list[str]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).parents[2]
 _STEPS, _PERIOD = 12, 4
 _PATIENCE = 60.0  # seconds until a run that waits in vain fails
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+"""A process should have no threads of numpy's when it forks."""
 
 Bits = dict[str, str]
 """The path of each part of a training, and its type, dtype, shape and bits as a string."""
@@ -51,7 +53,7 @@ class Trainer:
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._server = subprocess.Popen(  # noqa: S603 - our own command line
             [sys.executable, "-W", "error", __file__, str(_ROOT / "examples" / script)],
-            env=os.environ | {"PYTHONPATH": path} | environment,
+            env=os.environ | {"PYTHONPATH": path, **_ONE_THREAD} | environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -80,7 +82,8 @@ class Trainer:
     def kill(self, directory: Path, **options: Any) -> None:
         """Train until the process is killed in the middle of its second save; the first one is committed by then.
 
-        Each of the two is written when the training has already made the step after it.
+        The first one is written after the next step has changed the training, and the kill comes after the step that
+        follows the second one.
         """
         self.run(directory, killed=True, expected=-signal.SIGKILL, **options)
         assert sorted(path.name for path in directory.glob("*step_*")) == [f"step_{_PERIOD}", f"tmp_step_{2 * _PERIOD}"]
