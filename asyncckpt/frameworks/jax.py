@@ -123,6 +123,8 @@ class _ArrayAdapter:
         return self.leaf(array)
 
     def wanted(self, array: Any) -> ArrayType:
+        if array.dtype.name in _WIDE and not jax.config.values["jax_enable_x64"]:
+            raise UnsupportedLeafError(_NARROWED.format(array.dtype), path="")
         kind = _WEAK_ARRAY if array.weak_type else _ARRAY
         return ArrayType(array.dtype, array.shape, kind, (_sharding(array), kind))
 
@@ -167,8 +169,6 @@ class _StructAdapter(_ArrayAdapter):
         raise UnsupportedLeafError("a ShapeDtypeStruct has no contents: save the array that it describes", path="")
 
     def wanted(self, array: Any) -> ArrayType:
-        if array.dtype.name in _WIDE and not jax.config.values["jax_enable_x64"]:
-            raise UnsupportedLeafError(_NARROWED.format(array.dtype), path="")
         return _adapter_of(array).wanted(array)
 
     def like(self, array: Any, data: NDArray[Any], kind: ArrayKind | None) -> Any:

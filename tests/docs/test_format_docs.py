@@ -73,6 +73,21 @@ def test_the_reader_gives_objects_as_plain_data(tmp_path: Path, form: str) -> No
 
 
 @pytest.mark.parametrize("form", FORMATS)
+def test_the_reader_takes_arrays_of_frameworks_for_numpys(tmp_path: Path, form: str) -> None:
+    """The page's reader, which imports no framework, reads tensors of every kind and objects of PyTorch."""
+    torch = pytest.importorskip("torch")
+    tied = torch.arange(3, dtype=torch.bfloat16)
+    pairs = torch.view_as_complex(torch.tensor([[1.0, -2.0]], dtype=torch.float16))
+    nibbles = torch.tensor([7], dtype=torch.uint8).view(torch.uint4)
+    state = {"tied": [tied, tied], "pairs": pairs, "nibbles": nibbles, "size": torch.Size([2]), "dtype": torch.int8}
+    found = program("read")["read"](save_to(tmp_path, 1, state, form=form))
+    assert found["tied"][0] is found["tied"][1]
+    assert_same(found.pop("tied")[0].astype(np.float32), np.arange(3, dtype=np.float32))
+    expected = {"pairs": np.array([[1, -2]], np.float16), "nibbles": np.array([7], np.uint8), "size": (2,)}
+    assert_same(found, expected | {"dtype": "int8"})
+
+
+@pytest.mark.parametrize("form", FORMATS)
 @given(state=states)
 @settings(max_examples=25)
 def test_the_reader_gets_through_any_state(tmp_path_factory: pytest.TempPathFactory, form: str, state: Any) -> None:

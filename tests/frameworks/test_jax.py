@@ -143,9 +143,12 @@ async def test_wide_arrays_are_not_narrowed(tmp_path: Path) -> None:
     """Without jax_enable_x64, JAX would make float32 of them silently."""
     async with CheckpointManager(tmp_path) as manager:
         with jax.enable_x64(True):  # noqa: FBT003 - JAX's own argument
-            await (await manager.save(1, {"a": jnp.arange(3, dtype="float64")}))
+            wide = {"a": jnp.arange(3, dtype="float64")}
+            await (await manager.save(1, wide))
         with pytest.raises(UnsupportedFormatError, match=r"a: an array of float64 .*jax_enable_x64.*arrays=\"numpy\""):
             await manager.load(1)
+        with pytest.raises(StateMismatchError, match=r"a: .* an array of float64 would come back as one of half"):
+            await manager.load(1, like=wide)
         assert (await manager.load(1, arrays="numpy")).state["a"].dtype == np.float64
 
 
