@@ -223,6 +223,8 @@ def advice(value: object) -> str | None:
         )
     if isinstance(value, jax.core.Tracer):
         return "an array that is being traced has no contents: save outside of jit, grad, vmap and the like"
+    if getattr(value, "dtype", None) == jax.dtypes.float0:
+        return "an array of float0, the gradient of integers, has no contents: leave it out"
     if callable(value) and "equinox" in sys.modules:
         return "equinox.filter(model, equinox.is_array) leaves it out of a model"
     return None

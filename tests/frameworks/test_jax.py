@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from asyncckpt import CheckpointManager, StateMismatchError, UnsupportedFormatError, UnsupportedLeafError
+from asyncckpt.arrays.adapters import find_adapter
+from asyncckpt.arrays.source import view_bytes
 
 jax = pytest.importorskip("jax")
 jnp = jax.numpy
@@ -139,17 +141,69 @@ async def test_what_cannot_be_saved_is_refused_with_the_way_out(tmp_path: Path) 
         assert manager.steps() == []
 
 
-async def test_wide_arrays_are_not_narrowed(tmp_path: Path) -> None:
-    """Without jax_enable_x64, JAX would make float32 of them silently."""
+@pytest.mark.parametrize("dtype", ["int64", "uint64", "float64", "complex128"])
+async def test_wide_arrays_are_not_narrowed(tmp_path: Path, dtype: str) -> None:
+    """Without jax_enable_x64, JAX would make arrays of half as many bits of them silently."""
+    with jax.enable_x64(True):  # noqa: FBT003 - JAX's own argument
+        wide = jnp.arange(3, dtype=dtype)
     async with CheckpointManager(tmp_path) as manager:
-        with jax.enable_x64(True):  # noqa: FBT003 - JAX's own argument
-            wide = {"a": jnp.arange(3, dtype="float64")}
-            await (await manager.save(1, wide))
-        with pytest.raises(UnsupportedFormatError, match=r"a: an array of float64 .*jax_enable_x64.*arrays=\"numpy\""):
+        await (await manager.save(1, {"a": wide}))
+        await (await manager.save(2, {"a": np.asarray(wide)}))
+        with pytest.raises(UnsupportedFormatError, match=rf"a: an array of {dtype} .*jax_enable_x64.*arrays=\"numpy\""):
             await manager.load(1)
-        with pytest.raises(StateMismatchError, match=r"a: .* an array of float64 would come back as one of half"):
-            await manager.load(1, like=wide)
-        assert (await manager.load(1, arrays="numpy")).state["a"].dtype == np.float64
+        for step in (1, 2):
+            with pytest.raises(StateMismatchError, match=rf"^step {step}: a: dtype differs.*{dtype}"):
+                await manager.load(step, like={"a": jnp.arange(3)})
+            for template in (wide, jax.ShapeDtypeStruct((3,), dtype)):
+                with pytest.raises(StateMismatchError, match=rf"^step {step}: a: .* {dtype} .*jax_enable_x64"):
+                    await manager.load(step, like={"a": template})
+            for found in (
+                await manager.load(step, arrays="numpy"),
+                await manager.load(step, like={"a": np.zeros(3, dtype)}),
+            ):
+                assert found.state["a"].dtype == dtype
+                assert np.array_equal(found.state["a"], np.arange(3))
+
+
+async def test_arrays_of_float0(tmp_path: Path) -> None:
+    """JAX's own, the gradients of integers, are refused; numpy's come back as any array of numpy."""
+    gradient = jax.grad(lambda _: 1.0, allow_int=True)(jnp.arange(3))
+    async with CheckpointManager(tmp_path) as manager:
+        if type(gradient) is not np.ndarray:  # as older versions make it
+            with pytest.raises(UnsupportedLeafError, match=r"^step 1: a/x: an array of float0, .*leave it out"):
+                await manager.save(1, {"a": {"x": gradient}})
+        await (await manager.save(1, {"a": np.asarray(gradient)}))
+        found = (await manager.load(1)).state["a"]
+        assert (type(found), found.dtype, found.shape) == (np.ndarray, jax.dtypes.float0, (3,))
+
+
+def test_arrays_are_read_where_they_are() -> None:
+    """So a save with `frozen` copies nothing."""
+    array = jax.random.normal(jax.random.key(1), (300, 1000)).block_until_ready()
+    source: Any = find_adapter(type(array)).leaf(array).source
+    assert source.ctypes.data == array.unsafe_buffer_pointer()
+    data = view_bytes(source, 4096, 8192)
+    assert data is not None
+    assert data.ctypes.data == array.unsafe_buffer_pointer() + 4096
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+async def test_loaded_arrays_keep_their_contents(tmp_path: Path, lazy: bool) -> None:
+    """JAX may use the memory that it is given without a copy, so later loads and saves must not use it again."""
+    states = [{"a": jnp.arange(300_000) + step, "small": jnp.arange(9) + step} for step in range(3)]
+    async with CheckpointManager(tmp_path) as manager:
+        for step, state in enumerate(states):
+            await (await manager.save(step, state))
+        found = [
+            loaded.state
+            for step in range(3)
+            for loaded in (await manager.load(step, lazy=lazy), await manager.load(step, like=states[0]))
+        ]
+        for step in range(3, 6):
+            await (await manager.save(step, {"a": np.zeros(300_000, "int32"), "small": np.zeros(9, "int32")}))
+            await manager.load(step, lazy=lazy)
+        for number, each in enumerate(found):
+            assert_equal(each, states[number // 2])
 
 
 @pytest.mark.parametrize("is_numpy", [False, True])
@@ -277,6 +331,7 @@ SHARDED = """
 import asyncio, sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 from asyncckpt import CheckpointManager
+from asyncckpt.arrays.adapters import find_adapter
 
 async def main():
     mesh = jax.make_mesh((4, 2), ("x", "y"))
@@ -284,6 +339,11 @@ async def main():
     specs = [P("x"), P("x", None, "y"), P(None, None, "y"), P(), P(("x", "y"))]
     state = [jax.device_put(whole + n, NamedSharding(mesh, spec)) for n, spec in enumerate(specs)]
     small = jax.device_put(np.arange(16), NamedSharding(mesh, P("x")))
+    for each in state[:3]:  # one of the replicas is read, where it is
+        shards = find_adapter(type(each)).leaf(each).source._shards
+        places = {shard.data.unsafe_buffer_pointer() for shard in each.addressable_shards if shard.replica_id == 0}
+        assert {data.ctypes.data for _, data in shards} == places, "shards were copied"
+        assert len(shards) == len({str(shard.index) for shard in each.addressable_shards}), "replicas were read"
     async with CheckpointManager(sys.argv[1]) as manager:
         for step, frozen in enumerate((False, True)):
             await (await manager.save(step, [*state, small], frozen=frozen))
@@ -291,6 +351,15 @@ async def main():
                 assert all(np.array_equal(found, whole + n) for n, found in enumerate(loaded[:-1]))
                 assert np.array_equal(loaded[-1], np.arange(16))
         assert [each.sharding for each in loaded] == [each.sharding for each in [*state, small]]
+        many = jax.random.split(jax.random.key(1), 16)
+        keys = [jax.device_put(many, NamedSharding(mesh, spec)) for spec in specs[3:]]
+        keys.append(jax.device_put(keys[0].reshape(4, 4), NamedSharding(mesh, P("y", "x"))))
+        await (await manager.save(3, keys))
+        for loaded in ((await manager.load(3)).state, (await manager.load(3, like=keys)).state):
+            for one, other in zip(loaded, keys, strict=True):
+                assert one.dtype == other.dtype
+                assert np.array_equal(jax.random.key_data(one), jax.random.key_data(other))
+        assert [each.sharding for each in loaded] == [each.sharding for each in keys]
         shape, dtype = whole.shape, whole.dtype
         asked = [NamedSharding(mesh, spec) for spec in (P("y"), P(None, None, ("y",)), P())]
         like = [jax.ShapeDtypeStruct(shape, dtype, sharding=each) for each in asked]
