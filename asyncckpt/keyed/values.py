@@ -25,6 +25,7 @@ from asyncckpt.state.capture import Capture
 from asyncckpt.state.decode import Decoder
 from asyncckpt.state.encode import flatten
 from asyncckpt.state.flat import FlatState
+from asyncckpt.state.types import advice_on_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -200,7 +201,7 @@ def receive(found: Found, key: str) -> Any:
     for name, path in found.unknown_types.items():
         message = (
             f"{key!r}: {path or 'the value'} was saved as {name}, which is not registered here, and comes back as plain"
-            " data: use asyncckpt.register_type"
+            f" data: {advice_on_unknown(name)}"
         )
         warn(message)
     return found.value

@@ -16,6 +16,7 @@ from asyncckpt.saving.listing import list_again
 from asyncckpt.saving.load_job import Loaded, LoadRequest, load_checkpoint, load_directory, verify_checkpoint
 from asyncckpt.saving.pending_directories import local_directories
 from asyncckpt.state.inline import INLINE_NBYTES
+from asyncckpt.state.types import advice_on_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +155,7 @@ class Loader:
         for name, path in loaded.unknown_types.items():
             warn(
                 f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data:"
-                " use asyncckpt.register_type, or give a template with like="
+                f" {advice_on_unknown(name)}, or give a template with like="
             )
         settings = self._env.settings
         # A state that the budget does not hold is not copied as a whole.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import numpy as np
 
-from asyncckpt.arrays.adapters import find_adapter, find_framework, framework_of, imported_frameworks
+from asyncckpt.arrays.adapters import FRAMEWORKS, find_adapter, find_framework, framework_of, imported_frameworks
 from asyncckpt.errors import UnsupportedLeafError
 from asyncckpt.state import randomness as rnd
 from asyncckpt.state.dtypes import ALIASES
@@ -63,6 +63,14 @@ def named_reduction(name: str) -> Reduction | None:
     if found is None and find_framework(name.partition(".")[0]) is not None:
         found = _by_name.get(name)
     return found
+
+
+def advice_on_unknown(name: str) -> str:
+    """Say what to do about objects that came back as plain data, because no reduction has their name."""
+    package = name.partition(".")[0]
+    if package in FRAMEWORKS and find_framework(package) is None:
+        return f"import {package} before the load"
+    return "use asyncckpt.register_type"
 
 
 def register_reduction(reduction: Reduction) -> None:

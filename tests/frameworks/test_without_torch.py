@@ -13,7 +13,7 @@ import pytest
 from helpers.support import FORMATS, load_from, save_to
 from helpers.tensors import IGNORED, assert_equal, torch
 
-from asyncckpt import CorruptCheckpointError, UnsupportedFormatError
+from asyncckpt import Checkpointer, CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.arrays import adapters
 from asyncckpt.state import index
 
@@ -33,7 +33,7 @@ sys.path.insert(0, sys.argv[2])
 WITHOUT = (
     BLOCKED
     + """
-import asyncio, ml_dtypes, numpy as np
+import asyncio, ml_dtypes, warnings, numpy as np
 from pathlib import Path
 from asyncckpt import CheckpointManager, Checkpointer, UnsupportedFormatError
 
@@ -59,11 +59,25 @@ async def main():
                 assert message.startswith("step 1: m/w is an array of torch"), message
                 assert "import it before the load" in message and 'arrays="numpy"' in message, message
             assert (await manager.load(1, select="plain")).state["plain"].tolist() == [0, 1]
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert (await manager.load(1, select="size")).state["size"] == (2, 3)
+            (warning,) = caught
+            assert "size was saved as torch.Size" in str(warning.message), warning
+            assert "import torch before the load" in str(warning.message), warning
             template = {"m": {"w": np.zeros((50, 100), "f4")}, "half": np.zeros(3, ml_dtypes.bfloat16)}
             like = (await manager.load(1, like=template, select=["m/w", "half"])).state
             assert type(like["m"]["w"]) is np.ndarray and like["m"]["w"].any()
             await (await manager.save(2, {"a": np.ones(3), "b": [1, 2.5], "c": np.ones(9, ml_dtypes.bfloat16)}))
             assert (await manager.load(2)).state["a"].tolist() == [1, 1, 1]
+    for path in root.glob("keyed.*"):
+        async with Checkpointer.from_file(path) as keyed:
+            assert (await keyed.load_parameter("k", arrays="numpy"))["w"].tolist() == [1, 1]
+            try:
+                await keyed.load_parameter("k")
+            except UnsupportedFormatError as error:
+                message = str(error)
+            assert message.startswith(f"{path}: the value of 'k': w is an array of torch"), message
 
 asyncio.run(main())
 """
@@ -97,6 +111,9 @@ def test_files_are_read_without_it(tmp_path: Path) -> None:
     for form in FORMATS:
         (tmp_path / form).mkdir()
         save_to(tmp_path / form, 1, make_state(), form=form)
+    for kind in ("json", "npz", "msgpack", "h5"):
+        with Checkpointer.from_file(tmp_path / f"keyed.{kind}") as keyed:
+            keyed["k"] = {"w": torch.ones(2)}
     run(WITHOUT, tmp_path, ROOT)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from asyncckpt.disk.read_blocks import Run, Target, read_run
 from asyncckpt.disk.write_blocks import Content, write_content_at
-from asyncckpt.errors import CorruptCheckpointError
+from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError
 from asyncckpt.formats import msgpack as msgpack_format
 from asyncckpt.formats.array_reader import targets_of
 from asyncckpt.keyed.appender import Appender
@@ -87,6 +87,7 @@ class LogFile:
 
         Raises:
             CorruptCheckpointError: It is damaged.
+            UnsupportedFormatError: It has what this release or this program cannot load.
             Stopped: The job was asked to stop.
         """
 
@@ -108,6 +109,9 @@ class LogFile:
             if error.file is None:
                 raise corrupt(f"cannot be read: {error}") from error
             raise
+        except UnsupportedFormatError as error:
+            message = f"{self._location.name}: the value of {key!r}: {error}"
+            raise UnsupportedFormatError(message) from error
 
     def corrupt(self, key: str, record: Record, reason: str) -> CorruptCheckpointError:
         """Return the error of a damaged record."""
