@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-_FUNCTIONS: Final = (jax.custom_jvp, jax.custom_vjp, type(jax.jit(abs)))
+_FUNCTIONS: Final = (jax.custom_jvp, jax.custom_vjp, jax.numpy.ufunc, type(jax.jit(abs)))
 _ARRAY: Final = ArrayKind("jax")
 _WEAK: Final = 1
 """The flag of an array of weak type."""
@@ -223,7 +223,7 @@ def advice(value: object) -> str | None:
         )
     if isinstance(value, jax.core.Tracer):
         return "an array that is being traced has no contents: save outside of jit, grad, vmap and the like"
-    if getattr(value, "dtype", None) == jax.dtypes.float0:
+    if isinstance(value, np.ndarray) and value.dtype == jax.dtypes.float0:
         return "an array of float0, the gradient of integers, has no contents: leave it out"
     if callable(value) and "equinox" in sys.modules:
         return "equinox.filter(model, equinox.is_array) leaves it out of a model"

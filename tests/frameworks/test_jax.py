@@ -125,12 +125,17 @@ async def test_an_array_that_is_still_computed_does_not_stop_the_loop(tmp_path: 
 
 
 async def test_what_cannot_be_saved_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    """A deleted array, and one that is being traced."""
+    """A deleted array, functions and other code, and an array that is being traced."""
     deleted = jnp.arange(3)
     deleted.delete()
     async with CheckpointManager(tmp_path) as manager:
         with pytest.raises(UnsupportedLeafError, match=r"^step 1: a/x: an array that was deleted"):
             await manager.save(1, {"a": {"x": deleted}})
+        for function in (jax.nn.relu, jax.jit(abs), jnp.add, abs, type("Dtypes", (), {"dtype": np.zeros(2)})):
+            with pytest.raises(
+                UnsupportedLeafError, match=r"^step 1: a/x: .* cannot be saved, .*a file holds no code: "
+            ):
+                await manager.save(1, {"a": {"x": function}})
 
         def traced(array: Any) -> Any:
             with pytest.raises(UnsupportedLeafError, match=r"^step 1: a/x: .*traced"):
