@@ -1,8 +1,8 @@
 """The types of arrays that can be saved and filled: one table of adapters, and what each framework adds to it.
 
 1. Types are matched exactly: an array of a subclass may hold more than its base would bring back.
-2. A framework is a library with arrays of its own. None is imported for them: its module in `frameworks/` is imported
-   when a value of the framework is met, or a file needs it and the program has imported the framework itself.
+2. A framework is a library with arrays of its own, and is never imported here. Its module in `frameworks/` is, when a
+   value of the framework is met, or when a file needs the framework and the program has imported it.
 """
 
 from __future__ import annotations
