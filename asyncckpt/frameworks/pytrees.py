@@ -32,7 +32,8 @@ def node_reduction(cls: type, family: Reduction | None) -> Reduction | None:
     if cls.__module__ in _OWN or not _is_node(cls):
         return None
     is_dataclass = family is not None and dataclasses.is_dataclass(cls)
-    if family is None or (is_dataclass and not dataclasses.fields(cls)):  # such as nnx.List
+    is_inherited = is_dataclass and "__dataclass_fields__" not in vars(cls)
+    if family is None or (is_inherited and not dataclasses.fields(cls)):  # nnx.List has a base that is a dataclass
         return Reduction(type_name_of(cls), cls, _children, _plain, like=_like)
     static = _static_fields(cls) if is_dataclass else None
     return dataclass_reduction(cls, static) if static else None

@@ -111,6 +111,19 @@ async def test_static_data_is_not_dropped_if_it_is_all(tmp_path: Path) -> None:
             await manager.save(1, {"a": Static()})
 
 
+@pytest.mark.parametrize("register", [jax.tree_util.register_dataclass, jax.tree_util.register_static])
+async def test_dataclasses_without_fields_stay_where_they_are(tmp_path: Path, register: Any) -> None:
+    """There is nothing to save of them, and `restore` has nothing to replace."""
+    empty = register(dataclasses.make_dataclass("Empty", []))
+    held = empty()
+    into = {"empty": held}
+    async with CheckpointManager(tmp_path) as manager:
+        await (await manager.save(1, {"empty": empty()}))
+        assert type((await manager.load(1, like=into)).state["empty"]) is empty
+        await manager.restore(1, into=into)
+        assert into["empty"] is held
+
+
 async def test_a_dataclass_keeps_the_static_fields_of_the_template(tmp_path: Path) -> None:
     """Also of a state that is filled in place."""
     state, template = (
@@ -268,7 +281,7 @@ async def test_states_of_flax(tmp_path: Path) -> None:
 
 
 async def test_modules_of_nnx(tmp_path: Path) -> None:
-    """They are nodes, too, also those with lists of modules, which are dataclasses without fields."""
+    """They are nodes, too, also those with lists of modules, which have a base that is a dataclass without fields."""
     nnx = pytest.importorskip("flax.nnx")
 
     def made(seed: int, count: int = 2) -> Any:
