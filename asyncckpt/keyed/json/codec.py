@@ -300,7 +300,7 @@ class _Decoder:
         if kind in LEAVES:
             return LEAVES[kind](self, found)
         if kind not in _CODES:
-            damaged(f"{kind!r:.40} is nothing that this asyncckpt knows")
+            damaged(f"{kind!r:.40} is nothing that this release knows: a later one may have written it")
         if kind == "object":
             return self._pending(ix.OBJECT, _expect(str, found["type"]), [found["state"]])
         items = found["items"]
