@@ -21,7 +21,7 @@ from torch.autograd.graph import increment_version
 from asyncckpt.arrays.source import copy_bytes
 from asyncckpt.arrays.strided import flat_bytes, scatter
 from asyncckpt.frameworks.torch.dtypes import tensor_of
-from asyncckpt.frameworks.torch.parts import freed
+from asyncckpt.frameworks.torch.parts import freed, reach
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,13 +83,14 @@ class TensorSource(NamedTuple):
     place: Place
 
     def _array(self) -> NDArray[Any]:
-        self._check(self.nbytes if len(self.place) == _CONTIGUOUS else _reach(*self.place))
+        _, dtype, shape, *strided = self.place
+        self._check(reach(shape, strided[0]) * dtype.itemsize if strided else self.nbytes)
         return np.asarray(Memory(self.storage, self.place))
 
-    def _check(self, reach: int) -> None:
-        """Check that the storage still has the memory, in which the elements reach so many bytes far."""
+    def _check(self, length: int) -> None:
+        """Check that the storage still has the memory, in which the elements take so many bytes."""
         nbytes, storage, base, place = self
-        if storage.data_ptr() != base or (nbytes and storage.nbytes() < place[0] - base + reach):
+        if storage.data_ptr() != base or (nbytes and storage.nbytes() < place[0] - base + length):
             raise freed(self, place[2])
 
     def view(self, start: int, nbytes: int) -> Bytes | None:
@@ -113,14 +114,6 @@ class TensorSource(NamedTuple):
 _CONTIGUOUS: Final = 3  # the length of a place without strides
 _type_of_memory: Final[Callable[[int], Any]] = lru_cache(maxsize=256)(ctypes.c_char.__mul__)
 """Returns the ctypes type of so many bytes of memory."""
-
-
-def _reach(address: int, dtype: torch.dtype, shape: torch.Size, strides: tuple[int, ...] = ()) -> int:
-    """Return how far the elements of a tensor that is not contiguous reach in memory, in bytes."""
-    del address
-    last = sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    reach: int = (last + 1) * dtype.itemsize
-    return reach
 
 
 class FilledTarget:

@@ -15,6 +15,8 @@ from asyncckpt.arrays.strided import boxes
 from asyncckpt.errors import UnsupportedLeafError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -35,6 +37,11 @@ def freed(source: ForeignSource, shape: torch.Size) -> SourceChangedError:
     return SourceChangedError(message, source)
 
 
+def reach(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Return from the first element of a tensor to behind the last in memory, in elements; it has at least one."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
 class PartSource:
     """A tensor that is copied in parts, each of which is made where the tensor is; see `ForeignSource`."""
 
@@ -47,8 +54,8 @@ class PartSource:
         self._shape = tensor.shape
         self._storage = tensor.untyped_storage()
         self._base = self._storage.data_ptr()
-        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        self._end = (tensor.storage_offset() + last + 1) * tensor.itemsize if self.nbytes else 0
+        end = tensor.storage_offset() + reach(tensor.shape, tensor.stride())
+        self._end = end * tensor.itemsize if self.nbytes else 0
         if self._storage.nbytes() < self._end:
             raise UnsupportedLeafError(f"a tensor of shape {tuple(tensor.shape)} whose storage was freed", path="")
 
