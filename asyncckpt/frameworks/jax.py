@@ -20,6 +20,7 @@ import numpy as np
 from jax._src.array import ArrayImpl  # the exact types have no public names
 
 from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, PendingError, register_adapter
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.arrays.source import copied
 from asyncckpt.arrays.strided import boxes
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedFormatError, UnsupportedLeafError, brief
@@ -111,7 +112,7 @@ class _ArrayAdapter:
         except RuntimeError as error:
             raise UnsupportedLeafError(f"an array without contents: {brief(error)}", path="") from error
         kind = _WEAK_ARRAY if array.weak_type else _ARRAY
-        return ArrayLeaf(id(array), array.dtype, array.shape, source, is_stable=is_copy, kind=kind)
+        return ArrayLeaf(id(array), ArrayMeta(array.dtype, array.shape), source, is_stable=is_copy, kind=kind)
 
     def _computed(self, array: Any, ready: object) -> ArrayLeaf:
         """Describe an array when it has been computed."""

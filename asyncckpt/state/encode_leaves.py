@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.adapters import ArrayAdapter, ArrayKind, ArrayLeaf
+    from asyncckpt.arrays.adapters import AnyLeaf, ArrayAdapter, ArrayKind
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
@@ -62,6 +62,21 @@ class Frame:
     has_keys: bool = True  # False for an object: its plain state has the path of the object
 
 
+@dataclass(slots=True, eq=False)
+class _Alike:
+    """What arrays have in common that have one dtype, shape and kind, and an adapter."""
+
+    given: ArrayMeta  # as the adapter described the last one
+    meta: ArrayMeta
+    kind: ArrayKind | None
+    numbers: dict[Hashable, int]  # by the arrays' identities
+    nodes: dict[int, ix.Node]
+
+
+_NO_META: Final = ArrayMeta(np.dtype(bool), ())
+_NONE_ALIKE: Final = _Alike(_NO_META, _NO_META, None, {}, {})
+
+
 class LeafEncoder:
     """Adds the nodes of leaves during a walk over a state."""
 
@@ -79,12 +94,12 @@ class LeafEncoder:
         self._due = self._next_due()
         self._stack: list[Frame] = []
         self._open: set[int] = set()
-        self._numbers: dict[Hashable, int] = {}  # of arrays, by their identities
+        self._numbers: dict[int, int] = {}  # of numpy's arrays, by their ids
         self._metas: dict[tuple[int, tuple[int, ...]], ArrayMeta] = {}  # by the id of the dtype, which they hold
-        self._meta: ArrayMeta | None = None  # of the previous array, which is often equal
+        self._meta: ArrayMeta | None = None  # of the previous one of numpy's, which is often equal
         self._packed_numbers = 0
-        self._kind: ArrayKind | None = None  # of the last array that is not numpy's
-        self._kind_nodes = _ARRAY_NODES
+        self._all_alike: dict[tuple[int, ArrayKind | None], _Alike] = {}  # by the id of the meta, which they hold
+        self._alike = _NONE_ALIKE  # those of the previous array of a type that has an adapter
         self._kept: list[object] = []  # objects whose ids must not be reused during the walk
 
     def _add_leaf(self, value: Any) -> bool:
@@ -276,20 +291,20 @@ class LeafEncoder:
             what = f"an array of type {type(value).__module__}.{type(value).__qualname__}"
             raise self._refuse(f"{what} cannot be a key or an element of a set, which are found by their contents")
         try:
-            identity, dtype, shape, source, is_stable, kind = adapter.leaf(value)
+            identity, meta, source, is_stable, kind = adapter.leaf(value)
         except PendingError as error:
-            identity, dtype, shape, source, is_stable, kind = self._awaited_leaf(error)
+            identity, meta, source, is_stable, kind = self._awaited_leaf(error)
         except UnsupportedLeafError as error:
             self._raise_here(error)
+        alike = self._alike
+        if meta is not alike.given or kind is not alike.kind:
+            alike = self._alike = self._alike_of(meta, kind)
         flat = self._flat
         count = len(flat.sources)
-        number = self._numbers.setdefault(identity, count)
+        number = alike.numbers.setdefault(identity, count)
         if number == count:
-            if type(identity) is int:
-                self._kept.append(value)
-            meta = self._meta
-            if meta is None or dtype is not meta.dtype or shape != meta.shape:
-                meta = self._meta = self._metas.get((id(dtype), shape)) or self._new_meta(dtype, shape)
+            self._kept.append(value)  # the identity may be its id
+            meta = alike.meta
             flat.arrays.append(meta)
             flat.sources.append(source)
             if is_stable and meta.nbytes >= PAGE_NBYTES:  # small ones are copied together
@@ -298,11 +313,9 @@ class LeafEncoder:
                 flat.array_nbytes += meta.nbytes
             if self._max_nbytes is not None:
                 self._check_nbytes()
-        if kind is not self._kind:
-            self._enter_kind(kind)
-        self._nodes.append(self._kind_nodes.get(number) or _array_node(number, kind))
+        self._nodes.append(alike.nodes.get(number) or _array_node(number, kind))
 
-    def _awaited_leaf(self, pending: PendingError) -> ArrayLeaf:
+    def _awaited_leaf(self, pending: PendingError) -> AnyLeaf:
         """Describe an array that takes time to be described; on the loop, give up.
 
         Raises:
@@ -315,15 +328,19 @@ class LeafEncoder:
             leaf = pending.leaf(partial(self._moment.ready, is_new=is_new))
         except UnsupportedLeafError as error:
             self._raise_here(error)
-        self._flat.is_on_device |= isinstance(leaf.source, DeviceSource)
+        self._flat.is_on_device |= isinstance(leaf[2], DeviceSource)
         return leaf
 
-    def _enter_kind(self, kind: ArrayKind | None) -> None:
-        """Look up the nodes of another kind of array than that of the last one."""
-        self._kind = kind
-        self._kind_nodes = _nodes_of(kind)
-        if kind is not None:
-            self._flat.frameworks.add(kind.framework)
+    def _alike_of(self, given: ArrayMeta, kind: ArrayKind | None) -> _Alike:
+        """Look up what arrays of a dtype, shape and kind have in common."""
+        meta = self._metas.get((id(given.dtype), given.shape)) or self._new_meta(given.dtype, given.shape)
+        alike = self._all_alike.get((id(meta), kind))
+        if alike is None:
+            alike = self._all_alike[id(meta), kind] = _Alike(given, meta, kind, {}, _nodes_of(kind))
+            if kind is not None:
+                self._flat.frameworks.add(kind.framework)
+        alike.given = given
+        return alike
 
     def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ArrayMeta:
         """Describe the arrays of a dtype and shape, or refuse them."""

@@ -13,6 +13,7 @@ from helpers.support import assert_same, load_from, save_to
 from asyncckpt import StateMismatchError, UnsupportedLeafError, frameworks
 from asyncckpt.arrays import adapters
 from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, UnfitTargetError
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.runtime.buffers import BufferPool
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.runtime.pacing import Pacer
@@ -94,12 +95,13 @@ class Adapter:
         if not tensor.storage:
             raise UnsupportedLeafError("a tensor without a storage", path="")
         identity = ("tensor", id(tensor.storage), tensor.sizes)
-        return ArrayLeaf(identity, np.dtype("<i4"), tensor.sizes, Source(tensor.storage), is_stable=tensor.is_final)
+        meta = ArrayMeta(np.dtype("<i4"), tensor.sizes)
+        return ArrayLeaf(identity, meta, Source(tensor.storage), is_stable=tensor.is_final)
 
     def wanted(self, tensor: Tensor) -> ArrayType:
         """Describe one in a template."""
         leaf = self.leaf(tensor)
-        return ArrayType(leaf.dtype, leaf.shape)
+        return ArrayType(leaf.meta.dtype, leaf.meta.shape)
 
     def target(self, tensor: Tensor, dtype: np.dtype[Any]) -> Filling:
         """Fill one."""
@@ -229,9 +231,10 @@ def test_a_frameworks_module_is_imported_when_its_first_array_is_met(
     (tmp_path / "fakelib.py").write_text(
         "import fakearrays\n"
         "from asyncckpt.arrays.adapters import ArrayLeaf, register_adapter\n"
+        "from asyncckpt.arrays.meta import ArrayMeta\n"
         "class Adapter:\n"
         "    def leaf(self, array):\n"
-        "        return ArrayLeaf(id(array), array.data.dtype, array.data.shape, array.data)\n"
+        "        return ArrayLeaf(id(array), ArrayMeta(array.data.dtype, array.data.shape), array.data)\n"
         "register_adapter(fakearrays.Array, Adapter())\n"
     )
     (tmp_path / "fakearrays.py").write_text("class Array:\n    def __init__(self, data):\n        self.data = data\n")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
 
 from asyncckpt.arrays.adapters import ArrayKind, ArrayLeaf, ArrayType, PendingError, UnfitTargetError, register_adapter
 from asyncckpt.arrays.device import Moment
+from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.arrays.overlap import overlaps_itself
 from asyncckpt.errors import CorruptCheckpointError, UnsupportedLeafError, brief
 from asyncckpt.frameworks.torch.cuda import CudaSource, cuda_device, devices
 from asyncckpt.frameworks.torch.dtypes import DTYPES, PAIRS, described, dtype_of, tensor_of
-from asyncckpt.frameworks.torch.memory import CopiedTarget, FilledTarget, Memory, TensorSource, place_of
+from asyncckpt.frameworks.torch.memory import CopiedTarget, FilledTarget, TensorSource, memory_of
 from asyncckpt.frameworks.torch.parts import PartSource
 from asyncckpt.frameworks.torch.refusals import advice, why_refused
 from asyncckpt.state.reduction import Reduction
@@ -24,13 +26,33 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from asyncckpt.arrays.adapters import AnyLeaf
     from asyncckpt.arrays.source import ForeignSource
     from asyncckpt.arrays.target import ArrayTarget
-    from asyncckpt.frameworks.torch.memory import Place
 
 __all__ = ["advice", "check", "devices", "restored"]  # see `Framework`
 _NO_MEMORY: Final = "a tensor without memory of its own ({}): save it outside of the transformation"
 _CPU: Final = torch.device("cpu")
+
+
+class _TensorType(NamedTuple):
+    """What tensors of one dtype and shape have in common."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    meta: ArrayMeta
+    kind: ArrayKind
+    nbytes: int
+    itemsize: int
+    is_complex: bool
+
+
+@lru_cache(maxsize=1024)
+def _type_of(dtype: torch.dtype, shape: torch.Size) -> _TensorType:
+    """Describe the tensors of a dtype that can be saved, and of a shape."""
+    plain, kind = DTYPES[dtype]
+    meta = ArrayMeta(plain, (*shape, 2) if kind is PAIRS else tuple(shape))
+    return _TensorType(dtype, tuple(shape), meta, kind, meta.nbytes, dtype.itemsize, dtype.is_complex)
 
 
 class _TensorAdapter:
@@ -38,30 +60,32 @@ class _TensorAdapter:
 
     def __init__(self, wrap: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None) -> None:
         self._wrap = wrap
+        self._type = _type_of(torch.float32, torch.Size())
 
-    def leaf(self, array: torch.Tensor) -> ArrayLeaf:
-        torch_dtype = array.dtype
-        dtype, kind = DTYPES.get(torch_dtype) or described(array)
+    def leaf(self, array: torch.Tensor) -> AnyLeaf:
         try:
-            if not array.is_cpu or array.is_neg() or (dtype.kind == "c" and array.is_conj()) or kind is PAIRS:
-                return self._unusual_leaf(array, dtype, kind)
+            kept = self._type  # that of the previous tensor, which is often equal
+            if array.dtype is not kept.dtype or array.shape != kept.shape:
+                described(array)  # or refuse it
+                kept = self._type = _type_of(array.dtype, array.shape)
+            _, shape, meta, kind, nbytes, itemsize, is_complex = kept
+            if not array.is_cpu or array.is_neg() or (is_complex and (array.is_conj() or kind is PAIRS)):
+                return self._unusual_leaf(array, meta, kind)
             storage = array.untyped_storage()
-            base, nbytes = storage.data_ptr(), array.nbytes
-            address, shape = array.data_ptr(), array.shape
-            place: Place = (address, torch_dtype, shape)
-            if not array.is_contiguous():
-                place = (address, torch_dtype, shape, array.stride())
+            base, address = storage.data_ptr(), array.data_ptr()
+            strides = None if array.is_contiguous() else array.stride()
         except RuntimeError as error:
             is_strided = array.layout is torch.strided and not array.is_nested
             why = _NO_MEMORY.format(brief(error)) if is_strided else why_refused(array)
             raise UnsupportedLeafError(why, path="") from error
         if nbytes and not base:  # a smaller storage is found when it is read
-            raise UnsupportedLeafError(f"a tensor of shape {tuple(shape)} whose storage was freed", path="")
-        # Named tuples are made much faster in this way. Tensors without elements have no address.
-        source = tuple.__new__(TensorSource, (nbytes, storage, base, place))
-        return tuple.__new__(ArrayLeaf, (place if address else id(array), dtype, shape, source, False, kind))
+            raise UnsupportedLeafError(f"a tensor of shape {shape} whose storage was freed", path="")
+        # A named tuple is made fastest in this way. Tensors without elements have no address.
+        source = tuple.__new__(TensorSource, (nbytes, storage, base, address, itemsize, shape, strides))
+        identity = (id(array),) if not address else address if strides is None else (address, strides)
+        return identity, meta, source, False, kind
 
-    def _unusual_leaf(self, array: torch.Tensor, dtype: np.dtype[Any], kind: ArrayKind) -> ArrayLeaf:
+    def _unusual_leaf(self, array: torch.Tensor, meta: ArrayMeta, kind: ArrayKind) -> ArrayLeaf:
         """Describe a tensor whose bytes are not those of its memory, or not on the CPU.
 
         Raises:
@@ -72,11 +96,10 @@ class _TensorAdapter:
         identity: Hashable = id(array)
         if array.numel():
             storage, place = array.untyped_storage(), (array.storage_offset(), array.shape, array.stride())
-            identity = (storage.data_ptr(), place, array.dtype, array.is_conj(), array.is_neg(), array.device)
-        shape = (*array.shape, 2) if kind is PAIRS else array.shape
+            identity = (storage.data_ptr(), place, array.is_conj(), array.is_neg(), array.device)
 
         def made(source: ForeignSource) -> ArrayLeaf:
-            return ArrayLeaf(identity, dtype, shape, source, kind=kind)
+            return ArrayLeaf(identity, meta, source, kind=kind)
 
         if array.device.type == "cuda":
             device = cuda_device(array.device.index)
@@ -87,14 +110,14 @@ class _TensorAdapter:
 
     def wanted(self, array: torch.Tensor) -> ArrayType:
         if array.is_meta and array.layout is torch.strided:  # it describes one
-            dtype, kind = described(array)
-            shape = (*array.shape, 2) if kind is PAIRS else tuple(array.shape)
-            return ArrayType(dtype, shape, kind, self._place(array))
+            described(array)  # or refuse it
+            kept = _type_of(array.dtype, array.shape)
+            return ArrayType(kept.meta.dtype, kept.meta.shape, kept.kind, self._place(array))
         try:
-            leaf = self.leaf(array)
+            _, meta, _, _, kind = self.leaf(array)
         except PendingError as error:  # it is on a device
-            leaf = error.leaf(Moment().ready)
-        return ArrayType(leaf.dtype, leaf.shape, leaf.kind, self._place(array))
+            _, meta, _, _, kind = error.leaf(Moment().ready)
+        return ArrayType(meta.dtype, meta.shape, kind, self._place(array))
 
     def _place(self, array: torch.Tensor) -> Hashable:
         return array.device, array.requires_grad, isinstance(array, torch.nn.Buffer)
@@ -105,12 +128,13 @@ class _TensorAdapter:
             raise UnfitTargetError("writability", found, "contents to be filled in")
         if array.is_inference():
             raise UnfitTargetError("writability", "an inference tensor", "contents to be filled in")
-        own, kind = described(array)
-        view = np.asarray(Memory(array.untyped_storage(), place_of(array)))
+        own, _ = described(array)
+        strides = None if array.is_contiguous() else array.stride()
+        view = memory_of(array.untyped_storage(), array.data_ptr(), array.itemsize, array.shape, strides)
         if overlaps_itself(view):
             raise UnfitTargetError("sharing", "a tensor with elements that share memory", "elements of their own")
         if array.is_conj() or array.is_neg() or array.device.type != "cpu":
-            return CopiedTarget(array, view, dtype, (*array.shape, 2) if kind is PAIRS else tuple(array.shape))
+            return CopiedTarget(array, view, dtype, _type_of(array.dtype, array.shape).meta.shape)
         return FilledTarget(array, view, is_swapped=dtype.byteorder not in ("=", "|") and dtype != own)
 
     def like(self, array: torch.Tensor, data: NDArray[Any], kind: ArrayKind | None) -> torch.Tensor:

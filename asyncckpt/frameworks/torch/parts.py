@@ -28,7 +28,7 @@ _RAW: Final = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the size of an element, a dtype whose elements PyTorch can always move."""
 
 
-def freed(source: ForeignSource, shape: torch.Size) -> SourceChangedError:
+def freed(source: ForeignSource, shape: Sequence[int]) -> SourceChangedError:
     """Return the error about a tensor whose memory is not there any more."""
     message = (
         f"the storage of a tensor of shape {tuple(shape)} was freed, or made smaller than the tensor: no task may do"
