@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from asyncckpt.errors import UnsupportedFormatError
+from asyncckpt.errors import UnsupportedFormatError, UnsupportedLeafError
 
 # Compiled by `re` on first use, not on import.
 _SIMPLE: Final = r"[<>|][biufcmMSUV?]\d*(\[\d*[A-Za-zμ]{1,8}\])?"
@@ -103,6 +103,23 @@ def is_kept(dtype: np.dtype[Any]) -> bool:
         return not metadata_of(dtype) and _is_same(dtype, without_metadata(dtype))
     except (ValueError, TypeError):
         return False
+
+
+def check_dtype(dtype: np.dtype[Any]) -> None:
+    """Check that arrays of a dtype without objects come back with it.
+
+    Raises:
+        UnsupportedLeafError: They would not; the path is empty.
+    """
+    if dtype.isbuiltin == 2 and dtype.type.__module__.partition(".")[0] != "ml_dtypes":  # noqa: PLR2004 - a user's
+        message = f"arrays of the dtype {dtype!r} cannot be saved: it is neither numpy's nor ml_dtypes'"
+        raise UnsupportedLeafError(message, path="")
+    is_simple = dtype.names is None and dtype.metadata is None and dtype.kind != "V"
+    if not is_simple and not is_kept(dtype):
+        metadata = ", ".join(metadata_of(dtype))
+        what = f"without its metadata {metadata}" if metadata else "as another"
+        message = f"the dtype {dtype!r} would come back {what}: view the data as plain numbers or a plain structure"
+        raise UnsupportedLeafError(message, path="")
 
 
 def metadata_of(dtype: np.dtype[Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """Encode leaves as nodes, and list arrays.
 
 1. Types are matched exactly. An unknown subclass is refused, because it would come back as its base.
-2. Each array is listed once, however often it occurs. Long bytes, strings and runs of numbers become arrays too, so
-   that all large data is captured and written in the same way.
+2. Long bytes, strings and runs of numbers become arrays too, so that all large data is captured and written in the same
+   way.
 3. Nodes are encoded in chunks during the walk. Between chunks, limits are checked and the GIL is released.
 """
 
@@ -19,22 +19,21 @@ import numpy as np
 
 from asyncckpt.arrays.adapters import PendingError, framework_of, imported_frameworks, known_adapter
 from asyncckpt.arrays.device import DeviceSource, Moment
-from asyncckpt.arrays.meta import ArrayMeta
 from asyncckpt.errors import UnsupportedLeafError
-from asyncckpt.runtime.memory import PAGE_NBYTES
 from asyncckpt.runtime.pacing import BATCH_OBJECTS, CHUNK_ELEMENTS, Pacer
 from asyncckpt.state import index as ix
 from asyncckpt.state.containers import TYPES
-from asyncckpt.state.dtypes import dtype_to_plain, has_alias, is_kept, metadata_of
+from asyncckpt.state.dtypes import check_dtype, dtype_to_plain, has_alias
+from asyncckpt.state.encode_arrays import ArrayLister
 from asyncckpt.state.flat import FlatState
 from asyncckpt.state.selection import join_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from asyncckpt.arrays.adapters import AnyLeaf, ArrayAdapter, ArrayKind
+    from asyncckpt.arrays.adapters import ArrayAdapter
 
 INLINE_LEAF_NBYTES: Final = 4096
 """Longer bytes, strings and runs of numbers are stored as arrays."""
@@ -62,21 +61,6 @@ class Frame:
     has_keys: bool = True  # False for an object: its plain state has the path of the object
 
 
-@dataclass(slots=True, eq=False)
-class _Alike:
-    """What arrays have in common that have one dtype, shape and kind, and an adapter."""
-
-    given: ArrayMeta  # as the adapter described the last one
-    meta: ArrayMeta
-    kind: ArrayKind | None
-    numbers: dict[Hashable, int]  # by the arrays' identities
-    nodes: dict[int, ix.Node]
-
-
-_NO_META: Final = ArrayMeta(np.dtype(bool), ())
-_NONE_ALIKE: Final = _Alike(_NO_META, _NO_META, None, {}, {})
-
-
 class LeafEncoder:
     """Adds the nodes of leaves during a walk over a state."""
 
@@ -94,12 +78,8 @@ class LeafEncoder:
         self._due = self._next_due()
         self._stack: list[Frame] = []
         self._open: set[int] = set()
-        self._numbers: dict[int, int] = {}  # of numpy's arrays, by their ids
-        self._metas: dict[tuple[int, tuple[int, ...]], ArrayMeta] = {}  # by the id of the dtype, which they hold
-        self._meta: ArrayMeta | None = None  # of the previous one of numpy's, which is often equal
+        self._arrays = ArrayLister(self._flat)
         self._packed_numbers = 0
-        self._all_alike: dict[tuple[int, ArrayKind | None], _Alike] = {}  # by the id of the meta, which they hold
-        self._alike = _NONE_ALIKE  # those of the previous array of a type that has an adapter
         self._kept: list[object] = []  # objects whose ids must not be reused during the walk
 
     def _add_leaf(self, value: Any) -> bool:
@@ -252,37 +232,16 @@ class LeafEncoder:
         """Whether the current value is a key or part of one. Keys must be readable without the payload."""
         return bool(self._stack) and (self._stack[-1].at_key or self._stack[-1].in_key)
 
-    def _made_array(self, data: NDArray[Any]) -> int:
-        """List an array that was made here, so that no program can change it."""
-        number = len(self._flat.arrays)
-        self._flat.arrays.append(ArrayMeta(data.dtype, data.shape))
-        self._flat.sources.append(data)
-        self._flat.stable.add(number)
-        self._flat.encoded_nbytes += data.nbytes
-        self._check_nbytes()
-        return number
-
     def _add_array(self, value: NDArray[Any]) -> bool:
-        """Add a numpy array, as `_add_adapted` does, without its calls."""
-        flat = self._flat
-        count = len(flat.sources)
-        number = self._numbers.setdefault(id(value), count)
-        if number == count:
-            dtype, shape, meta = value.dtype, value.shape, self._meta
-            if meta is None or dtype is not meta.dtype or shape != meta.shape:
-                meta = self._metas.get((id(dtype), shape))
-                if meta is None:
-                    if dtype.kind == "T":
-                        del self._numbers[id(value)]
-                        return False
-                    meta = self._new_meta(dtype, shape)
-                self._meta = meta
-            flat.arrays.append(meta)
-            flat.sources.append(value)
-            flat.array_nbytes += meta.nbytes
-            if self._max_nbytes is not None:
-                self._check_nbytes()
-        self._nodes.append(_ARRAY_NODES.get(number) or _array_node(number))
+        try:
+            node = self._arrays.node(value)
+        except UnsupportedLeafError as error:
+            self._raise_here(error)
+        if node is None:
+            return False
+        self._nodes.append(node)
+        if self._max_nbytes is not None:
+            self._check_nbytes()
         return True
 
     def _add_adapted(self, value: object, adapter: ArrayAdapter) -> None:
@@ -291,82 +250,31 @@ class LeafEncoder:
             what = f"an array of type {type(value).__module__}.{type(value).__qualname__}"
             raise self._refuse(f"{what} cannot be a key or an element of a set, which are found by their contents")
         try:
-            identity, meta, source, is_stable, kind = adapter.leaf(value)
+            self._nodes.append(self._arrays.adapted_node(value, adapter.leaf(value)))
         except PendingError as error:
-            identity, meta, source, is_stable, kind = self._awaited_leaf(error)
+            self._add_awaited(value, error)
         except UnsupportedLeafError as error:
             self._raise_here(error)
-        alike = self._alike
-        if meta is not alike.given or kind is not alike.kind:
-            alike = self._alike = self._alike_of(meta, kind)
-        flat = self._flat
-        count = len(flat.sources)
-        number = alike.numbers.setdefault(identity, count)
-        if number == count:
-            self._kept.append(value)  # the identity may be its id
-            meta = alike.meta
-            flat.arrays.append(meta)
-            flat.sources.append(source)
-            if is_stable and meta.nbytes >= PAGE_NBYTES:  # small ones are copied together
-                flat.stable.add(number)
-            else:
-                flat.array_nbytes += meta.nbytes
-            if self._max_nbytes is not None:
-                self._check_nbytes()
-        self._nodes.append(alike.nodes.get(number) or _array_node(number, kind))
+        if self._max_nbytes is not None:
+            self._check_nbytes()
 
-    def _awaited_leaf(self, pending: PendingError) -> AnyLeaf:
-        """Describe an array that takes time to be described; on the loop, give up.
-
-        Raises:
-            UnsupportedLeafError: It cannot be saved.
-        """
+    def _add_awaited(self, value: object, pending: PendingError) -> None:
+        """Add an array that takes time to be described; on the loop, give up."""
         if self._max_nodes is not None:
             raise TooLargeError(f"an array {pending}, at {self._path() or 'the root'}") from None
         is_new = not all(frame.has_keys for frame in self._stack)  # an object may have made it just now
         try:
             leaf = pending.leaf(partial(self._moment.ready, is_new=is_new))
+            self._nodes.append(self._arrays.adapted_node(value, leaf))
         except UnsupportedLeafError as error:
             self._raise_here(error)
         self._flat.is_on_device |= isinstance(leaf[2], DeviceSource)
-        return leaf
 
-    def _alike_of(self, given: ArrayMeta, kind: ArrayKind | None) -> _Alike:
-        """Look up what arrays of a dtype, shape and kind have in common."""
-        meta = self._metas.get((id(given.dtype), given.shape)) or self._new_meta(given.dtype, given.shape)
-        alike = self._all_alike.get((id(meta), kind))
-        if alike is None:
-            alike = self._all_alike[id(meta), kind] = _Alike(given, meta, kind, {}, _nodes_of(kind))
-            if kind is not None:
-                self._flat.frameworks.add(kind.framework)
-        alike.given = given
-        return alike
-
-    def _new_meta(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> ArrayMeta:
-        """Describe the arrays of a dtype and shape, or refuse them."""
-        if dtype.hasobject:
-            message = (
-                "an array of Python objects cannot be saved without running code on load: use a list, or a dtype of"
-                " numbers, strings or records"
-            )
-            raise self._refuse(message)
-        # Refuse a dtype that cannot be described before anything is written.
-        self._describable(dtype)
-        meta = self._metas[id(dtype), shape] = ArrayMeta(dtype, tuple(shape))
-        return meta
-
-    def _describable(self, dtype: np.dtype[Any]) -> object:
-        if dtype.isbuiltin == 2 and dtype.type.__module__.partition(".")[0] != "ml_dtypes":  # noqa: PLR2004 - a user's
-            message = f"arrays of the dtype {dtype!r} cannot be saved: it is neither numpy's nor ml_dtypes'"
-            raise self._refuse(message)
-        if dtype.names is None and dtype.metadata is None and dtype.kind != "V":
-            return None
-        if not is_kept(dtype):
-            metadata = ", ".join(metadata_of(dtype))
-            what = f"without its metadata {metadata}" if metadata else "as another"
-            message = f"the dtype {dtype!r} would come back {what}: view the data as plain numbers or a plain structure"
-            raise self._refuse(message)
-        return dtype_to_plain(dtype)
+    def _made_array(self, data: NDArray[Any]) -> int:
+        """List an array that was made here; return its number."""
+        number = self._arrays.add_made(data)
+        self._check_nbytes()
+        return number
 
     def _scalar(self, value: np.generic) -> ix.Node:
         if type(value) is np.str_:
@@ -376,7 +284,11 @@ class LeafEncoder:
         if value.dtype.hasobject:
             message = "a numpy scalar with Python objects in it cannot be saved"
             raise self._refuse(message)
-        if has_alias(self._describable(value.dtype)):
+        try:
+            check_dtype(value.dtype)
+        except UnsupportedLeafError as error:
+            self._raise_here(error)
+        if has_alias(dtype_to_plain(value.dtype)):
             raise self._refuse(f"a scalar of {value.dtype!r}, with an alias among its fields: put it into an array")
         data = np.zeros((), value.dtype)  # the padding of a structure is not copied, and must not leak memory
         data[()] = value
@@ -391,8 +303,6 @@ class LeafEncoder:
     """The methods that add leaves, by type."""
 
 
-_ARRAY_NODES: Final[dict[int, ix.Node]] = {}
-_KEPT_NODES: Final = 1 << 15
 _CODE: Final = (
     type,
     functools.partial,
@@ -404,20 +314,6 @@ _CODE: Final = (
     np.ufunc,
 )
 """Types of code. An object of another class that defines `__call__` is data."""
-
-
-@functools.lru_cache(maxsize=64)
-def _nodes_of(kind: ArrayKind | None) -> dict[int, ix.Node]:
-    """Return the nodes of arrays of a kind, by number. They are kept, because every save of a state needs the same."""
-    return _ARRAY_NODES if kind is None else {}
-
-
-def _array_node(number: int, kind: ArrayKind | None = None) -> ix.Node:
-    """Make the node of an array."""
-    node = ix.ext(ix.ARRAY, number) if kind is None else ix.ext(ix.FRAMEWORK_ARRAY, (number, *kind))
-    if number < _KEPT_NODES:
-        _nodes_of(kind)[number] = node
-    return node
 
 
 def _big_integer(value: int) -> ix.Node:
