@@ -35,6 +35,7 @@ from asyncckpt.errors import (
 from asyncckpt.manager import CheckpointManager, ManagerStatistics, _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.catalog import LoadedCheckpoint
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
+from asyncckpt.saving.schedule import SaveReason
 from asyncckpt.saving.sigterm import leave_on_sigterm
 from asyncckpt.saving.tracking import SaveHandle, SaveProgress, SaveState, SaveTimings
 from asyncckpt.state.types import register_type
@@ -88,6 +89,7 @@ __all__ = [
     "SaveFailedError",
     "SaveHandle",
     "SaveProgress",
+    "SaveReason",
     "SaveState",
     "SaveTimings",
     "StateChangedError",

@@ -15,6 +15,7 @@ import os
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
 
@@ -47,8 +48,14 @@ class CheckpointingConfig(TypedDict):
             directory was saved with. Default: True.
         metric_required: Whether a save without the metric is an error instead of a warning. Needs ``metric_name``.
             Default: False.
-        save_period: ``should_save(step)`` returns True for multiples of this int >= 1. If None, for every step.
+        save_period: ``should_save(step)`` returns True for multiples of this int >= 1. If None, for every step, unless
+            there is one of the next three rules. Default: None.
+        save_interval: ``should_save`` also returns True if the last save was called so many seconds ago, a number > 0.
             Default: None.
+        max_overhead: ``should_save`` also returns True if the time that saves hold their callers stays within this
+            share of all time, a number between 0 and 1 such as 0.02. Default: None.
+        save_by: ``should_save`` also returns True, for one last save, before this deadline: a datetime with a time
+            zone, a timedelta from the opening of the manager, or a number of seconds since the epoch. Default: None.
         keep_top_k: How many of the best periodic checkpoints to keep, an int >= 0. If None, there is no such limit.
             Default: None.
         keep_latest_k: How many of the most recent checkpoints to keep, an int >= 0. If None, there is no such rule.
@@ -75,6 +82,9 @@ class CheckpointingConfig(TypedDict):
     higher_is_better: bool
     metric_required: NotRequired[bool]
     save_period: int | None
+    save_interval: NotRequired[float | None]
+    max_overhead: NotRequired[float | None]
+    save_by: NotRequired[datetime | timedelta | float | None]
     keep_top_k: int | None
     keep_latest_k: NotRequired[int | None]
     keep_every: NotRequired[int | None]
@@ -96,6 +106,9 @@ class CheckpointingOptions(TypedDict, total=False):
     higher_is_better: bool
     metric_required: bool
     save_period: int | None
+    save_interval: float | None
+    max_overhead: float | None
+    save_by: datetime | timedelta | float | None
     keep_top_k: int | None
     keep_latest_k: int | None
     keep_every: int | None
@@ -138,13 +151,43 @@ def _parse_str(value: object) -> str:
     return str.__str__(value)  # a plain str, even from a subclass
 
 
-def _parse_seconds(value: object) -> float:
+def _parse_real(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError
-    seconds = float(value)
+    return float(value)
+
+
+def _parse_seconds(value: object) -> float:
+    seconds = _parse_real(value)
     if math.isnan(seconds) or seconds < 0:
         raise ValueError
     return seconds
+
+
+def _parse_duration(value: object) -> float:
+    seconds = _parse_real(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError
+    return seconds
+
+
+def _parse_share(value: object) -> float:
+    share = _parse_real(value)
+    if not 0 < share < 1:
+        raise ValueError
+    return share
+
+
+def _parse_deadline(value: object) -> datetime | timedelta | float:
+    if isinstance(value, timedelta):
+        if value <= timedelta(0):
+            raise ValueError
+        return value
+    if isinstance(value, datetime):
+        if value.utcoffset() is None:
+            raise ValueError
+        return value
+    return _parse_duration(value)
 
 
 def _whole(least: int) -> _Check:
@@ -181,6 +224,12 @@ def _optional(check: _Check) -> _Check:
 _BOOL: Final = _Check(expected="a bool", parse=_parse_bool)
 _PATH: Final = _Check(expected="a str or an os.PathLike of str, not empty and without NUL", parse=_parse_path)
 _STR: Final = _Check(expected="a str", parse=_parse_str)
+_DURATION: Final = _Check(expected="a finite number of seconds > 0", parse=_parse_duration)
+_SHARE: Final = _Check(expected="a number between 0 and 1, both excluded, such as 0.02", parse=_parse_share)
+_DEADLINE: Final = _Check(
+    expected="a datetime with a time zone, a timedelta > 0, or a finite number of seconds since the epoch > 0",
+    parse=_parse_deadline,
+)
 _SECONDS: Final = _Check(expected="a number of seconds >= 0", parse=_parse_seconds)
 
 
@@ -197,6 +246,9 @@ class Settings:
     higher_is_better: bool = field(default=True, metadata={"check": _BOOL})
     metric_required: bool = field(default=False, metadata={"check": _BOOL})
     save_period: int | None = field(default=None, metadata={"check": _optional(_whole(1))})
+    save_interval: float | None = field(default=None, metadata={"check": _optional(_DURATION)})
+    max_overhead: float | None = field(default=None, metadata={"check": _optional(_SHARE)})
+    save_by: datetime | timedelta | float | None = field(default=None, metadata={"check": _optional(_DEADLINE)})
     keep_top_k: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
     keep_latest_k: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
     keep_every: int | None = field(default=None, metadata={"check": _optional(_whole(1))})
@@ -208,6 +260,11 @@ class Settings:
     grace: float = field(default=30.0, metadata={"check": _SECONDS})
     fallback: bool = field(default=True, metadata={"check": _BOOL})
     read_only: bool = field(default=False, metadata={"check": _BOOL})
+
+    @property
+    def has_rules_of_time(self) -> bool:
+        """Whether `should_save` goes by more than the step."""
+        return (self.save_interval, self.max_overhead, self.save_by) != (None, None, None)
 
     @property
     def is_writer(self) -> bool:

@@ -15,18 +15,19 @@ from asyncckpt.saving.admission import SaveRequest, encode_documents
 from asyncckpt.saving.load_job import LoadRequest
 from asyncckpt.saving.session import Session
 from asyncckpt.saving.steps import Choice, check_step, check_which
-from asyncckpt.saving.tracking import SaveHandle
 from asyncckpt.state.decode_walk import ABSENT
 from asyncckpt.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from types import TracebackType
     from typing import NoReturn, Self, Unpack
 
     from asyncckpt.config import Arrays, CheckpointingConfig, CheckpointingOptions
     from asyncckpt.saving.catalog import LoadedCheckpoint
+    from asyncckpt.saving.schedule import SaveReason
+    from asyncckpt.saving.tracking import SaveHandle
 
 Which: TypeAlias = "int | Choice | os.PathLike[str]"
 
@@ -61,6 +62,9 @@ class CheckpointManager:
     Args:
         directory: The checkpoint directory, or one `CheckpointingConfig` mapping with all options.
         disk: The operations that change the disk; tests pass `asyncckpt.testing.FaultyDisk`.
+        clock: Measures time for `should_save`: a function that returns seconds and never goes back. Tests pass one of
+            their own; ``save_by`` is a time of it then. If None, the system's, in seconds since the epoch; it is read
+            once and then counted on, so that setting it changes nothing.
         **options: The options, by keyword: any keys of `CheckpointingConfig`, which describes each, except
             ``checkpoint_dir``.
 
@@ -76,6 +80,7 @@ class CheckpointManager:
         directory: str | os.PathLike[str] | CheckpointingConfig | Mapping[str, Any],
         *,
         disk: DiskOps | None = None,
+        clock: Callable[[], float] | None = None,
         **options: Unpack[CheckpointingOptions],
     ) -> None:
         settings = resolve_settings(directory, options)
@@ -86,6 +91,7 @@ class CheckpointManager:
             LocalStore(settings.checkpoint_dir, disk or DiskOps()),
             is_direction_given=is_given("higher_is_better", directory, options),
             kind=type(self).__name__,
+            clock=clock,
         )
 
     def __repr__(self) -> str:
@@ -133,13 +139,26 @@ class CheckpointManager:
     # --- saving -------------------------------------------------------------------------------------------------------
 
     def should_save(self, step: int) -> bool:
-        """Return whether `step` is a multiple of ``save_period``; always True if ``save_period`` is None.
+        """Return whether a step is to be saved: whether any rule says so, or there is none.
+
+        The rules are the options ``save_period``, ``save_interval``, ``max_overhead`` and ``save_by``, and `preempted`.
+        `save_reason` says which of them hold, and docs/guide/when.md how each decides. Asking changes nothing; a save
+        that is skipped, or fails, counts as not made. Before the manager is entered, only ``save_period`` counts.
 
         Raises:
             TypeError: The step is not an integer of Python or numpy.
             ValueError: The step is negative, or 2**63 or more.
         """
-        return check_step(step) % (self._settings.save_period or 1) == 0
+        return bool(self.save_reason(step))
+
+    def save_reason(self, step: int) -> SaveReason:
+        """Return why a step is to be saved: all rules that say so. It is false if there is none; see `should_save`.
+
+        Raises:
+            TypeError: The step is not an integer of Python or numpy.
+            ValueError: The step is negative, or 2**63 or more.
+        """
+        return self._session.schedule.reason(check_step(step))
 
     async def save(  # noqa: PLR0913 - the arguments of a save
         self,
@@ -185,7 +204,7 @@ class CheckpointManager:
         here = self._session.use(writes=True)
         step = check_step(step)
         if not self._settings.enabled:
-            return SaveHandle.skipped(step)
+            return here.leave_out(step)
         here.queue.failures.raise_any()
         with LeafError.naming(step):
             return await here.admission.save(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
@@ -210,7 +229,7 @@ class CheckpointManager:
         here = self._session.use(writes=True)
         step = check_step(step)
         if not self._settings.enabled:
-            return SaveHandle.skipped(step)
+            return here.leave_out(step)
         here.queue.failures.raise_any()
         with LeafError.naming(step):
             return here.admission.save_nowait(SaveRequest(step, state, training_info, run_config, overwrite, frozen))

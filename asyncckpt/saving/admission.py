@@ -122,7 +122,12 @@ class Admission:
     async def save(self, request: SaveRequest) -> SaveHandle:
         """Admit a save; see `CheckpointManager.save`."""
         moment = current_moment()
-        tracker = SaveTracker(step := request.step)
+        tracker = SaveTracker(request.step)
+        with self._env.schedule.calling(tracker):
+            return await self._save(tracker, request, moment)
+
+    async def _save(self, tracker: SaveTracker, request: SaveRequest, moment: Moment) -> SaveHandle:
+        step = request.step
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         latest = self._reserve(step, overwrite=request.overwrite)
         if self._is_streaming and self._env.settings.overflow == "skip":
@@ -148,7 +153,12 @@ class Admission:
 
     def save_nowait(self, request: SaveRequest) -> SaveHandle:
         """Admit a small save without awaiting; see `CheckpointManager.save_nowait`."""
-        tracker = SaveTracker(step := request.step)
+        tracker = SaveTracker(request.step)
+        with self._env.schedule.calling(tracker):
+            return self._save_nowait(tracker, request)
+
+    def _save_nowait(self, tracker: SaveTracker, request: SaveRequest) -> SaveHandle:
+        step = request.step
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         try:
             flat = flatten_inline(request.state)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.jobs import Jobs
     from asyncckpt.saving.catalog import Catalog
     from asyncckpt.saving.metric import MetricWatch, PolicyRequest
+    from asyncckpt.saving.schedule import SaveSchedule
     from asyncckpt.storage.base import CheckpointStore
 
 
@@ -37,6 +38,7 @@ class Environment:
     catalog: Catalog
     metric: MetricWatch
     steps: StepLedger
+    schedule: SaveSchedule
     warnings: DirectoryWarnings
 
     @property

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
+    from asyncckpt.saving.schedule import Moment
     from asyncckpt.storage.base import CheckpointStore, LocalDirectories
     from asyncckpt.storage.results import PendingDirectory
 
@@ -30,6 +31,7 @@ class PendingDirectories:
         self._queue = queue
         self._owner = owner
         self._pruner = pruner
+        self._begun: dict[int, Moment] = {}  # when the program began to fill a step's directory
 
     async def begin(self, step: int, documents: Mapping[str, bytes]) -> Path:
         """Make a pending directory with its small files.
@@ -41,6 +43,7 @@ class PendingDirectories:
             message = f"step {step} is being saved: await its handle first"
             raise StepExistsError(message, step=step)
         self._env.steps.reserve(step)
+        self._begun[step] = self._env.schedule.moment()
         try:
             await self._owner.take()
             made: list[PendingDirectory] = []
@@ -67,6 +70,7 @@ class PendingDirectories:
         step = directories.parse_step(path)
 
         async def action() -> None:
+            is_saved = False
             try:
                 await self._owner.take_in_writer()
                 info = await self._env.deadline.run(StopFlag(), read_pending_info, directories, path)
@@ -76,15 +80,19 @@ class PendingDirectories:
                 stop = StopFlag()
                 committed = await self._owner.change(stop, directories.commit, path, stop)
                 self._env.catalog.add(committed.record(step, info or {}))
+                is_saved = True
                 self._env.warnings.issue_in_background(committed.remarks)
                 self._pruner.sweep(committed.trash)
                 await self._pruner.prune_after(step)
             finally:
+                self._env.schedule.end(action, is_saved=is_saved)
                 self._env.steps.filling.discard(step)  # if it failed, it may be tried again, or the step saved instead
                 self._env.steps.free(step)
 
         self._env.steps.reserve(step)
-        await self._queue.perform(action)
+        with self._env.schedule.calling(action):
+            self._env.schedule.accept(action, self._begun.pop(step, None))
+            await self._queue.perform(action)
 
     async def discard(self, path: Path, error: BaseException) -> None:
         """Delete a pending directory because of an error, to which an error of the disk is added as a note."""
@@ -94,7 +102,9 @@ class PendingDirectories:
         except OSError as second:
             error.add_note(f"{path.name} could not be removed: {second}")
         finally:
-            self._env.steps.filling.discard(directories.parse_step(path))
+            step = directories.parse_step(path)
+            self._env.steps.filling.discard(step)
+            self._begun.pop(step, None)
 
 
 def local_directories(store: CheckpointStore) -> LocalDirectories:

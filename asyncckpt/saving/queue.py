@@ -113,6 +113,7 @@ class SaveQueue:
         item.tracker.captured_nbytes = item.capture.nbytes
         item.tracker.on_cancel = lambda: self._drop(item, SaveState.CANCELLED)
         self.staged_nbytes += item.capture.nbytes
+        self._env.schedule.accept(item.tracker)
         self._append(item)
 
     def replace_waiting(self) -> None:
@@ -174,6 +175,8 @@ class SaveQueue:
         self.staged_nbytes -= item.capture.nbytes
         self._env.steps.free(tracker.step)
         tracker.move(state, record=record, cause=cause)
+        was_written = state in (SaveState.COMMITTED, SaveState.FAILED)
+        self._env.schedule.end(tracker, is_saved=state is SaveState.COMMITTED, is_timed=was_written)
         if state is SaveState.FAILED:
             self.failures.add(tracker)
         item.captured.set()

@@ -51,8 +51,11 @@ class RetentionPolicy:
         """Whether nothing is ever pruned."""
         return self.keep_top_k is None and self.keep_latest_k is None
 
-    def why_nothing_is_pruned(self) -> str | None:
+    def why_nothing_is_pruned(self, *, least: int | None = None) -> str | None:
         """Explain why no step that `should_save` allows will ever be pruned, although retention was asked for.
+
+        Args:
+            least: `should_save` allows multiples of this step; by default, of ``save_period``.
 
         Returns:
             What was asked for, which rule keeps everything, and the ways out; None if the policy prunes, or none of its
@@ -60,7 +63,7 @@ class RetentionPolicy:
         """
         asked = [f"{name}={value}" for name, value in self._limits().items()]
         # A rule that keeps the first multiple of save_period keeps every multiple of it: each rule goes by multiples.
-        least = self.save_period or 1
+        least = least or self.save_period or 1
         keeping = [rule for rule in _permanent_rules(self) if rule.keeps(least)]
         if not (asked and keeping):
             return None

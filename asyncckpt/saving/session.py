@@ -29,9 +29,13 @@ from asyncckpt.saving.pending_directories import PendingDirectories
 from asyncckpt.saving.pruning import Pruner
 from asyncckpt.saving.queue import SaveQueue
 from asyncckpt.saving.retention import RetentionPolicy
+from asyncckpt.saving.schedule import SaveSchedule
+from asyncckpt.saving.tracking import SaveHandle
 from asyncckpt.saving.writer import Writer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from asyncckpt.config import Settings
     from asyncckpt.storage.base import CheckpointStore
 
@@ -44,10 +48,20 @@ class Session:
         store: The store in which the checkpoints are.
         is_direction_given: Whether ``higher_is_better`` was given.
         kind: The name of the manager's class, for messages.
+        clock: What the rules of `should_save` measure time with; the system's if None.
     """
 
-    def __init__(self, settings: Settings, store: CheckpointStore, *, is_direction_given: bool, kind: str) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: CheckpointStore,
+        *,
+        is_direction_given: bool,
+        kind: str,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self.settings = settings
+        self.schedule = SaveSchedule(settings, clock)
         policy = RetentionPolicy.from_settings(settings)
         self._policy_request = PolicyRequest(policy, is_direction_given)
         self.pool = BufferPool()
@@ -56,7 +70,7 @@ class Session:
         self._open: OpenSession | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_entered = False
-        reason = policy.why_nothing_is_pruned()
+        reason = policy.why_nothing_is_pruned(least=1 if settings.has_rules_of_time else None)
         if reason is not None and settings.is_writer:
             warn(f"{settings.checkpoint_dir}: {reason}")
         # Last: if the warning is raised as an error, `__del__` finds no process, and does nothing.
@@ -90,6 +104,7 @@ class Session:
             catalog=catalog,
             metric=MetricWatch(catalog, settings),
             steps=StepLedger(),
+            schedule=self.schedule,
             warnings=DirectoryWarnings(settings.checkpoint_dir),
         )
         try:
@@ -106,6 +121,7 @@ class Session:
             await jobs.close(is_stuck=False)
             raise
         self._open = OpenSession(env)
+        self.schedule.open()
 
     def use(self, *, is_closing: bool = False, writes: bool = False) -> OpenSession:
         """Check that the manager may be used here and now, and return what it has while it is open."""
@@ -172,6 +188,7 @@ class OpenSession:
         self.catalog = env.catalog
         self.metric = env.metric
         self.steps = env.steps
+        self.schedule = env.schedule
         self.queue = SaveQueue(env)
         self.owner = DirectoryOwner(env)
         self.pruner = Pruner(env, self.owner)
@@ -180,6 +197,12 @@ class OpenSession:
         self.loader = Loader(env)
         self.pending = PendingDirectories(env, self.queue, self.owner, self.pruner)
         self.idle = PoolTrimmer(env.pool, env.jobs)
+
+    def leave_out(self, step: int) -> SaveHandle:
+        """Return the handle of a save that a disabled manager leaves out."""
+        handle = SaveHandle.skipped(step)
+        self.schedule.count(handle)
+        return handle
 
     async def close(self) -> None:
         """Wait for the writer, then end the threads, then release the lock."""

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 import typing
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
@@ -38,6 +39,13 @@ ILL_TYPED: list[tuple[str, object]] = [
     *[("metric_name", value) for value in (3, b"loss", ["loss"])],
     *[("format", value) for value in ("pickle", None, "HDF5", ["hdf5"])],
     *[("overflow", value) for value in ("drop", None, 1)],
+    *[
+        (key, value)
+        for key in ("save_interval", "max_overhead", "save_by")
+        for value in (0, -1, math.nan, math.inf, True, np.True_, "60", 1j, 10**400)
+    ],
+    *[("max_overhead", value) for value in (1, 2.0)],
+    *[("save_by", value) for value in (datetime(2030, 1, 1), timedelta(0), date(2030, 1, 1))],  # noqa: DTZ001 - the case
     *[("grace", value) for value in (-0.5, math.nan, None, "30", True, 1j, 10**400)],
 ]
 
@@ -66,6 +74,13 @@ WELL_TYPED: list[tuple[str, object, object]] = [
     ("grace", 0, 0.0),
     ("grace", math.inf, math.inf),
     ("grace", np.float32(0.5), 0.5),
+    ("save_interval", np.float32(0.5), 0.5),
+    ("save_interval", 600, 600.0),
+    ("max_overhead", np.float64(0.5), 0.5),
+    ("save_by", timedelta(hours=1), timedelta(hours=1)),
+    ("save_by", datetime(2030, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC)),
+    ("save_by", np.int64(1_900_000_000), 1.9e9),
+    ("save_by", None, None),
     ("fallback", False, False),
     ("read_only", True, True),
 ]
