@@ -15,6 +15,9 @@ from asyncckpt.errors import (
     CheckpointWarning,
     ConfigError,
     CorruptCheckpointError,
+    CutBusyError,
+    CutTimeoutError,
+    CutUsageError,
     DirectoryLockedError,
     FileLockedError,
     LeafError,
@@ -28,6 +31,7 @@ from asyncckpt.errors import (
     StateChangedError,
     StateMismatchError,
     StepExistsError,
+    TornStateError,
     UnsupportedFormatError,
     UnsupportedLeafError,
     UntrustedFileError,
@@ -51,6 +55,9 @@ if typing.TYPE_CHECKING:
         NullCheckpointer,
         NumPyCheckpointer,
     )
+    from asyncckpt.cut.cut import Cut
+    from asyncckpt.cut.participant import Participant
+    from asyncckpt.cut.queue import CutQueue
     from asyncckpt.keyed.view import AsyncCheckpointer
 
 __all__ = [
@@ -68,6 +75,11 @@ __all__ = [
     "CheckpointingOptions",
     "ConfigError",
     "CorruptCheckpointError",
+    "Cut",
+    "CutBusyError",
+    "CutQueue",
+    "CutTimeoutError",
+    "CutUsageError",
     "DictCheckpointer",
     "DirectoryLockedError",
     "FileLockedError",
@@ -82,6 +94,7 @@ __all__ = [
     "MsgpackCheckpointer",
     "NullCheckpointer",
     "NumPyCheckpointer",
+    "Participant",
     "QueueFullError",
     "ReadOnlyError",
     "ReadOnlyFileError",
@@ -95,6 +108,7 @@ __all__ = [
     "StateChangedError",
     "StateMismatchError",
     "StepExistsError",
+    "TornStateError",
     "UnsupportedFormatError",
     "UnsupportedLeafError",
     "UntrustedFileError",
@@ -105,12 +119,20 @@ __all__ = [
 ]
 
 
+_LATE: typing.Final = {
+    "AsyncCheckpointer": "asyncckpt.keyed.view",
+    "Cut": "asyncckpt.cut.cut",
+    "CutQueue": "asyncckpt.cut.queue",
+    "Participant": "asyncckpt.cut.participant",
+}
+
+
 def __getattr__(name: str) -> object:
-    """Import `Checkpointer` and its kinds on first use, so that programs without them start faster."""
+    """Import what only some programs use when it is used first, so that the others start faster."""
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    module = "asyncckpt.keyed.view" if name == "AsyncCheckpointer" else "asyncckpt.checkpointer"
+    module = _LATE.get(name, "asyncckpt.checkpointer")
     found = globals()[name] = getattr(importlib.import_module(module), name)
     return found
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 
 _BRIEF_LENGTH = 500
@@ -262,6 +262,40 @@ class SaveFailedError(CheckpointError):
     def __init__(self, message: str, *, step: int) -> None:
         super().__init__(message)
         self.step = step
+
+
+class CutUsageError(CheckpointError, RuntimeError):
+    """A participant or a queue of a cut was used by another task, or by the one that holds the cut, or joined twice."""
+
+
+class CutBusyError(CheckpointError):
+    """A call that does not wait would have to: not all participants of a cut are at rest, or another call wants it."""
+
+
+class CutTimeoutError(CheckpointError, TimeoutError):
+    """Not all participants of a cut came to rest in time. They go on, and nothing was saved.
+
+    Attributes:
+        late: Those that were not at rest, by name: the line of the program at which each stands.
+        resting: Those that were: the line, and the call in which each waits.
+    """
+
+    def __init__(self, message: str, *, late: Mapping[str, str], resting: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.late = dict(late)
+        self.resting = dict(resting)
+
+
+class TornStateError(CheckpointError, RuntimeError):
+    """A participant of a cut died otherwise than at rest, so that the state may be half changed.
+
+    Attributes:
+        torn: How each of them died, by name.
+    """
+
+    def __init__(self, message: str, *, torn: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.torn = dict(torn)
 
 
 class CheckpointWarning(UserWarning):

@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+
+@contextmanager
+def shielded() -> Iterator[None]:
+    """Keep anyio from cancelling the task again and again, as long as a cancelled scope has not been left."""
+    if "anyio" not in sys.modules:  # then there are no scopes
+        yield
+        return
+    import anyio
+
+    with anyio.CancelScope(shield=True):
+        yield
 
 
 class DeferredCancellation:

@@ -175,11 +175,13 @@ class Reduction(NamedTuple):
     """The fields of a dataclass or namedtuple, which a saved state must match."""
     like: Callable[[Any, Any], object] | None = None
     """Makes an object of a template and a state, if what a state lacks comes from the template."""
+    is_opaque: bool = False
+    """Whether the state of a template does not matter: only what `like` takes from it does."""
 
     @property
     def is_transparent(self) -> bool:
         """Whether a saved state is compared with the plain state of a template."""
-        return self.fields is not None or self.like is not None
+        return not self.is_opaque and (self.fields is not None or self.like is not None)
 
 
 def spell_form(kind: str, names: Collection[str] = ()) -> str:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import pathlib
 import random
 from collections import Counter, OrderedDict, deque
@@ -36,6 +37,9 @@ _NATIVE: Final = frozenset(
 _NUMPY: Final = ("numpy", "ml_dtypes")
 """The modules of scalars that need no reduction; their subclasses do."""
 
+_PROVIDERS: Final = {"asyncckpt.CutQueue": "asyncckpt.cut.queue"}
+"""The modules of the library that register types when they are imported, which most programs do not do."""
+
 TypeT = TypeVar("TypeT", bound=type)
 
 
@@ -60,6 +64,9 @@ def _unregistered(kind: type) -> Reduction | None:
 def named_reduction(name: str) -> Reduction | None:
     """Return the builtin or registered reduction of that name, or None."""
     found = _by_name.get(name)
+    if found is None and name in _PROVIDERS:
+        importlib.import_module(_PROVIDERS[name])
+        found = _by_name.get(name)
     if found is None and find_framework(name.partition(".")[0]) is not None:
         found = _by_name.get(name)
     return found

@@ -32,6 +32,7 @@ COSTLY = (
     "trio",
     "uvloop",
     "asyncckpt.keyed",
+    "asyncckpt.cut",
     "asyncckpt.formats.hdf5.layout",
     "asyncckpt.formats.msgpack",
     "difflib",

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .mistakes import BUGS
 from .rig import OURS
 from .rigs import RIGS
-from .seeded import SEPARATOR, control_of
+from .seeded import ALL_BUGS, SEPARATOR, control_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,7 +89,7 @@ def _seeded(ledger: Ledger) -> Iterator[str]:
     yield ""
     found: dict[str, dict[str, int]] = {}
     entries = {key.unit: entry for key, entry in ledger.entries.items() if key.rig == "seeded-bugs"}
-    bugs = {bug.name: bug for bug in BUGS}
+    bugs = {bug.name: bug for bug in ALL_BUGS}
     for unit, entry in entries.items():
         name, rig, *_ = unit.split(SEPARATOR)
         control = entries.get(control_of(bugs[name], rig)) if name in bugs else None
@@ -100,15 +99,15 @@ def _seeded(ledger: Ledger) -> Iterator[str]:
     yield "| mistake | seen by | not seen by | not tried with |"
     yield "|---|---|---|---|"
     rigs = sorted({rig for by_rig in found.values() for rig in by_rig})
-    for bug in BUGS:
+    for bug in ALL_BUGS:
         by_rig = found.get(bug.name, {})
         seen = ", ".join(rig for rig in rigs if by_rig.get(rig))
         unseen = ", ".join(rig for rig in rigs if by_rig.get(rig) == 0)
         untried = ", ".join(rig for rig in rigs if rig not in by_rig)
         yield f"| {bug.name} | {seen or '**no rig**'} | {unseen} | {untried} |"
     yield ""
-    caught = sum(any(found.get(bug.name, {}).values()) for bug in BUGS)
-    yield f"{caught} of {len(BUGS)} are seen."
+    caught = sum(any(found.get(bug.name, {}).values()) for bug in ALL_BUGS)
+    yield f"{caught} of {len(ALL_BUGS)} are seen."
     yield ""
 
 

@@ -8,6 +8,7 @@ from .cancel import Cancel
 from .chaos import Chaos
 from .concurrency import Concurrency
 from .corrupt import CorruptRig
+from .cuts import Cuts
 from .faults import Faults
 from .full_disk import FullDisk
 from .fuzz import FuzzRig
@@ -40,6 +41,7 @@ RIGS: tuple[Rig, ...] = (
     FuzzRig(),
     Cancel(),
     Concurrency(),
+    Cuts(),
     Soak(),
     SeededBugs(),
     *PEER_RIGS,

@@ -1,4 +1,4 @@
-"""Rig: known durability mistakes are made in a copy of the library, and the other rigs must see them."""
+"""Rig: known mistakes are made in a copy of the library, and the other rigs must see them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .cut_mistakes import CUT_BUGS
 from .mistakes import BUGS, Bug, seed
 from .rig import HUNG, RIG_FAILED, SAID_NOTHING, Result, Rig
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).parents[2]
 _RIGS = ("kill", "concurrency", "fault", "power-cut")  # the quickest first
+ALL_BUGS = (*BUGS, *CUT_BUGS)
 _BESIDE = ("two-writers/1", "pipeline/1", "readers/msgpack/1")
 _WORKLOAD = "msgpack/burst/1"
 SEPARATOR = " | "
@@ -42,8 +44,8 @@ def control_of(bug: Bug, rig: str) -> str:
 
 def _pairs() -> Iterator[tuple[Bug, str]]:
     """Give each mistake with the quickest rig that must see it; then the others that must; then all the rest."""
-    yield from ((bug, bug.seen_by[0][0]) for bug in BUGS)
-    yield from ((bug, rig) for bug in BUGS for rig, _ in bug.seen_by)
+    yield from ((bug, bug.seen_by[0][0]) for bug in ALL_BUGS)
+    yield from ((bug, rig) for bug in ALL_BUGS for rig, _ in bug.seen_by)
     yield from ((bug, rig) for rig in _RIGS for bug in BUGS)
 
 
@@ -55,7 +57,7 @@ def _units(pairs: Iterable[tuple[Bug, str]]) -> tuple[str, ...]:
 
 
 _UNITS = _units(_pairs())
-_QUICK = _units(itertools.islice(_pairs(), len(BUGS)))
+_QUICK = _units(itertools.islice(_pairs(), len(ALL_BUGS)))
 
 
 class SeededBugs(Rig):
@@ -63,8 +65,8 @@ class SeededBugs(Rig):
 
     name = "seeded-bugs"
     tries = (
-        "Known durability mistakes are made in a copy of the library, one at a time; the other rigs must see each, and"
-        " see nothing in a copy without a mistake."
+        "Known mistakes about durability, and about cuts, are made in a copy of the library, one at a time; the other"
+        " rigs must see each, and see nothing in a copy without a mistake."
     )
     cases = "pairs of a mistake, or of none, and a rig"
     quick = len(_QUICK)
@@ -89,7 +91,7 @@ class SeededBugs(Rig):
             if found:
                 result.losses.append(f"{rig} loses in {tried[0]} with no mistake made, so that it sees none: {found}")
             return result
-        bug = next(bug for bug in BUGS if bug.name == name)
+        bug = next(bug for bug in ALL_BUGS if bug.name == name)
         try:
             seed(bug, tree / "asyncckpt")
         except ValueError as error:

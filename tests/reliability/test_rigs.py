@@ -14,6 +14,7 @@ import pytest
 
 import asyncckpt
 from reliability.crash_model import CrashModel, torn
+from reliability.cut_mistakes import CUT_BUGS
 from reliability.disks import Change, ShimDisk
 from reliability.driver import Plan, tell
 from reliability.fuzz_files import FILE_TARGETS, VALUES, write_good
@@ -39,6 +40,7 @@ UNITS = {
     "record": ("msgpack/random/0", "keyed-hdf5/update/1"),
     "cancel": ("cancel/save/msgpack/0", "cancel/flush/keyed-npz/1", "cancel/evaluate_before/keyed-msgpack/1"),
     "concurrency": ("two-writers/0",),
+    "cut": ("schedules/1",),
     "soak": ("runs/6/msgpack/0", "runs/6/keyed-hdf5/0"),
 }
 
@@ -75,6 +77,7 @@ def test_a_unit_of_each_rig_loses_nothing(tmp_path: Path, name: str) -> None:
         ("swapped without the intermediate name", "kill"),
         ("the parent is not synced", "power-cut"),
         ("acknowledged before its rename", "chaos"),
+        ("a waiting put is not the queue's", "cut"),
     ],
 )
 def test_a_mistake_is_seen(tmp_path: Path, name: str, by: str) -> None:
@@ -91,6 +94,19 @@ def test_every_patch_applies(tmp_path: Path, bug: Bug) -> None:
     shutil.copytree(ROOT / "asyncckpt", tmp_path / "asyncckpt")
     seed(bug, tmp_path / "asyncckpt")
     patched = {tmp_path / "asyncckpt" / file for file, _, _ in bug.edits}
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821"]
+    done = subprocess.run([*command, *patched], capture_output=True, text=True, check=False)  # noqa: S603 - ruff
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_each_cut_patch_applies(tmp_path: Path) -> None:
+    """So does each mistake about cuts, in a copy of its own."""
+    patched = []
+    for number, bug in enumerate(CUT_BUGS):
+        package = tmp_path / str(number)
+        shutil.copytree(ROOT / "asyncckpt" / "cut", package / "cut")
+        seed(bug, package)
+        patched += {package / file for file, _, _ in bug.edits}
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--no-cache", "--select", "F821"]
     done = subprocess.run([*command, *patched], capture_output=True, text=True, check=False)  # noqa: S603 - ruff
     assert done.returncode == 0, done.stdout + done.stderr
