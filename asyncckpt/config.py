@@ -13,7 +13,8 @@ import numbers
 import operator
 import os
 import reprlib
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, Final, Literal, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from asyncckpt.errors import ConfigError, nearest
+from asyncckpt.errors import ConfigError, ManagerUsageError, nearest
 
 Format = Literal["msgpack", "hdf5"]
 """How a state is laid out in its file: a msgpack stream or an HDF5 file."""
@@ -31,6 +32,9 @@ Overflow = Literal["wait", "skip", "replace"]
 
 Arrays = Literal["saved", "numpy"]
 """What loaded arrays are: those of the frameworks that they were saved from, or numpy arrays."""
+
+Signal = signal.Signals | int | str
+"""A signal, its number, or its name: "SIGUSR1"."""
 
 
 class CheckpointingConfig(TypedDict):
@@ -56,6 +60,9 @@ class CheckpointingConfig(TypedDict):
             share of all time, a number between 0 and 1 such as 0.02. Default: None.
         save_by: ``should_save`` also returns True, for one last save, before this deadline: a datetime with a time
             zone, a timedelta from the opening of the manager, or a number of seconds since the epoch. Default: None.
+        preempt_signals: The signals that set ``manager.preempted`` while the manager is open: one, or several; each a
+            ``signal.Signals``, a number or a name such as "SIGUSR1". If None, SIGTERM does, from the first use of
+            ``manager.preempted`` on. Default: None.
         keep_top_k: How many of the best periodic checkpoints to keep, an int >= 0. If None, there is no such limit.
             Default: None.
         keep_latest_k: How many of the most recent checkpoints to keep, an int >= 0. If None, there is no such rule.
@@ -85,6 +92,7 @@ class CheckpointingConfig(TypedDict):
     save_interval: NotRequired[float | None]
     max_overhead: NotRequired[float | None]
     save_by: NotRequired[datetime | timedelta | float | None]
+    preempt_signals: NotRequired[Signal | Iterable[Signal] | None]
     keep_top_k: int | None
     keep_latest_k: NotRequired[int | None]
     keep_every: NotRequired[int | None]
@@ -109,6 +117,7 @@ class CheckpointingOptions(TypedDict, total=False):
     save_interval: float | None
     max_overhead: float | None
     save_by: datetime | timedelta | float | None
+    preempt_signals: Signal | Iterable[Signal] | None
     keep_top_k: int | None
     keep_latest_k: int | None
     keep_every: int | None
@@ -120,6 +129,12 @@ class CheckpointingOptions(TypedDict, total=False):
     grace: float
     fallback: bool
     read_only: bool
+
+
+_UNCATCHABLE: Final = frozenset(
+    {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
+)
+"""The system handles the first two itself; the others come again and again, before a handler in Python is called."""
 
 
 class _Check(NamedTuple):
@@ -190,6 +205,26 @@ def _parse_deadline(value: object) -> datetime | timedelta | float:
     return _parse_duration(value)
 
 
+def _parse_signals(value: object) -> tuple[int, ...]:
+    given = value if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    numbers_given = tuple(dict.fromkeys(map(_parse_signal, given)))
+    if not _UNCATCHABLE.isdisjoint(numbers_given):
+        raise ValueError
+    return numbers_given
+
+
+def _parse_signal(value: object) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, str):
+        number = next((each for each in signal.valid_signals() if signal_name(each) == value), 0)
+    else:
+        number = operator.index(value)  # type: ignore[arg-type]  # raises TypeError for a value that is not an int
+    if number not in signal.valid_signals():
+        raise ValueError
+    return int(number)
+
+
 def _whole(least: int) -> _Check:
     def parse(value: object) -> int:
         if isinstance(value, bool):
@@ -230,6 +265,10 @@ _DEADLINE: Final = _Check(
     expected="a datetime with a time zone, a timedelta > 0, or a finite number of seconds since the epoch > 0",
     parse=_parse_deadline,
 )
+_SIGNALS: Final = _Check(
+    expected="a signal that can be caught (a signal.Signals, its number or its name), or several",
+    parse=_parse_signals,
+)
 _SECONDS: Final = _Check(expected="a number of seconds >= 0", parse=_parse_seconds)
 
 
@@ -249,6 +288,7 @@ class Settings:
     save_interval: float | None = field(default=None, metadata={"check": _optional(_DURATION)})
     max_overhead: float | None = field(default=None, metadata={"check": _optional(_SHARE)})
     save_by: datetime | timedelta | float | None = field(default=None, metadata={"check": _optional(_DEADLINE)})
+    preempt_signals: Signal | Iterable[Signal] | None = field(default=None, metadata={"check": _optional(_SIGNALS)})
     keep_top_k: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
     keep_latest_k: int | None = field(default=None, metadata={"check": _optional(_whole(0))})
     keep_every: int | None = field(default=None, metadata={"check": _optional(_whole(1))})
@@ -284,6 +324,35 @@ def check_arrays(arrays: object) -> Arrays:
     if arrays not in get_args(Arrays):
         raise ConfigError(f"arrays must be one of {', '.join(map(repr, get_args(Arrays)))}, not {arrays!r}")
     return cast("Arrays", arrays)
+
+
+def check_signals(signals: object) -> tuple[int, ...]:
+    """Return the numbers of signals.
+
+    Raises:
+        ConfigError: There is something else among them.
+        ManagerUsageError: One of them cannot be caught.
+    """
+    try:
+        return _parse_signals(signals)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    expected = f"signals: expected {_SIGNALS.expected}, found {reprlib.repr(signals)}"
+    given = signals if isinstance(signals, Iterable) and not isinstance(signals, str) else [signals]
+    try:
+        names = [signal_name(number) for number in map(_parse_signal, given) if number in _UNCATCHABLE]
+    except (ValueError, TypeError, OverflowError):
+        raise ConfigError(expected) from None
+    message = f"signals: {', '.join(names)} cannot be caught by a program in Python: leave it out"
+    raise ManagerUsageError(message)
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; those for real time have no names but the first and the last."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
 
 
 def resolve_settings(

@@ -19,6 +19,7 @@ from asyncckpt.state.decode_walk import ABSENT
 from asyncckpt.storage.local.store import LocalStore
 
 if TYPE_CHECKING:
+    import asyncio
     import os
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
     from types import TracebackType
@@ -159,6 +160,31 @@ class CheckpointManager:
             ValueError: The step is negative, or 2**63 or more.
         """
         return self._session.schedule.reason(check_step(step))
+
+    @property
+    def preempted(self) -> asyncio.Event:
+        """The event that is set when the program must leave soon: when SIGTERM comes, or ``preempt_signals``.
+
+        For loops that would rather look than be cancelled, as `leave_on_sigterm` does it::
+
+            while not manager.preempted.is_set():
+                ...
+
+        While it is set, `should_save` asks for one save. The program may set it itself, if it learns in another way
+        that it must leave, and clear it to go on.
+
+        The signals are handled from the first use of this property on (with ``preempt_signals`` from the entering of
+        the manager on) until the manager is closed. Another signal changes nothing while the event is set, but a second
+        SIGINT interrupts. Several managers, and `leave_on_sigterm`, all learn of a signal.
+
+        Raises:
+            ManagerUsageError: The manager was not entered, or this is not the main thread, which alone receives
+                signals; there, ``preempt_signals=()`` gives an event that only the program sets.
+
+        Warns:
+            CheckpointWarning: The loop had a handler for one of the signals, which was removed.
+        """
+        return self._session.preempted()
 
     async def save(  # noqa: PLR0913 - the arguments of a save
         self,

@@ -57,7 +57,15 @@ _HARMLESS = {
 """What the modules of threads lend to the loop's thread: a few instructions that never wait."""
 
 _LOOPS = ["asyncio", "uvloop"]
-_ON_BOTH = {"test_cancellation.py", "test_close.py", "test_sigterm.py", "test_pacing.py", "test_async_session.py"}
+_ON_BOTH = {
+    "test_cancellation.py",
+    "test_close.py",
+    "test_sigterm.py",
+    "test_preempted.py",
+    "test_every.py",
+    "test_pacing.py",
+    "test_async_session.py",
+}
 """Files of tests in which the loops may differ: signals, cancellation, timers and the end."""
 
 

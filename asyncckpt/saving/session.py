@@ -26,6 +26,7 @@ from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
 from asyncckpt.saving.ownership import DirectoryOwner
 from asyncckpt.saving.pending_directories import PendingDirectories
+from asyncckpt.saving.preemption import Preemption
 from asyncckpt.saving.pruning import Pruner
 from asyncckpt.saving.queue import SaveQueue
 from asyncckpt.saving.retention import RetentionPolicy
@@ -62,6 +63,8 @@ class Session:
     ) -> None:
         self.settings = settings
         self.schedule = SaveSchedule(settings, clock)
+        self.preemption = Preemption(settings.preempt_signals)
+        self.schedule.is_preempted = self.preemption.event.is_set
         policy = RetentionPolicy.from_settings(settings)
         self._policy_request = PolicyRequest(policy, is_direction_given)
         self.pool = BufferPool()
@@ -117,7 +120,10 @@ class Session:
             )
             catalog.replace(listing, ranking)
             env.warnings.issue(listing.remarks)
+            if settings.preempt_signals is not None:
+                self.preemption.listen(asyncio.get_running_loop())
         except BaseException:
+            self.preemption.stop()
             await jobs.close(is_stuck=False)
             raise
         self._open = OpenSession(env)
@@ -150,7 +156,7 @@ class Session:
         if error is not None and not isinstance(error, Exception):
             here.deadline.start_countdown(error)
         if self._closing is None:
-            self._closing = asyncio.Task(here.close(), loop=here.loop)
+            self._closing = asyncio.Task(self._end(here), loop=here.loop)
         cancellation = DeferredCancellation()
         await cancellation.wait(self._closing, here.deadline.start_countdown)
         if not cancellation:
@@ -162,6 +168,19 @@ class Session:
             raised.add_note(f"asyncckpt: {failure}")
         if error is None:
             cancellation.reraise()
+
+    async def _end(self, here: OpenSession) -> None:
+        try:
+            await here.close()
+        finally:
+            self.preemption.stop()  # until what was captured is written, a signal must not end the program
+
+    def preempted(self) -> asyncio.Event:
+        """Return the event of preemption, and handle its signals from now on; see `CheckpointManager.preempted`."""
+        here = self.use(is_closing=True)
+        if self._closing is None:
+            self.preemption.listen(here.loop)
+        return self.preemption.event
 
     def __del__(self) -> None:
         """Warn if the manager was never entered, or entered and never closed."""

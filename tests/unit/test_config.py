@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import signal
 import typing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path, PurePosixPath
@@ -46,6 +47,10 @@ ILL_TYPED: list[tuple[str, object]] = [
     ],
     *[("max_overhead", value) for value in (1, 2.0)],
     *[("save_by", value) for value in (datetime(2030, 1, 1), timedelta(0), date(2030, 1, 1))],  # noqa: DTZ001 - the case
+    *[
+        ("preempt_signals", value)
+        for value in (0, -1, 1000, True, "TERM", b"SIGTERM", 15.0, signal.SIGKILL, ["SIGUSR1", "SIGSTOP"], [[15]])
+    ],
     *[("grace", value) for value in (-0.5, math.nan, None, "30", True, 1j, 10**400)],
 ]
 
@@ -81,6 +86,10 @@ WELL_TYPED: list[tuple[str, object, object]] = [
     ("save_by", datetime(2030, 1, 1, tzinfo=UTC), datetime(2030, 1, 1, tzinfo=UTC)),
     ("save_by", np.int64(1_900_000_000), 1.9e9),
     ("save_by", None, None),
+    ("preempt_signals", signal.SIGUSR1, (signal.SIGUSR1,)),
+    ("preempt_signals", ["SIGUSR1", 15, np.int64(15)], (signal.SIGUSR1, signal.SIGTERM)),
+    ("preempt_signals", {"SIGRTMIN+1"}, (signal.SIGRTMIN + 1,)),
+    ("preempt_signals", (), ()),
     ("fallback", False, False),
     ("read_only", True, True),
 ]
