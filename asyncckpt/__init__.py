@@ -38,12 +38,14 @@ from asyncckpt.errors import (
 )
 from asyncckpt.manager import CheckpointManager, ManagerStatistics, _load_checkpoint_history  # noqa: F401
 from asyncckpt.saving.catalog import LoadedCheckpoint
+from asyncckpt.saving.files import FileSource
+from asyncckpt.saving.pending_checkpoint import PendingCheckpoint
 from asyncckpt.saving.retention import Candidate, RetentionPolicy, Verdict, plan_prune
 from asyncckpt.saving.schedule import SaveReason
 from asyncckpt.saving.sigterm import leave_on_sigterm
 from asyncckpt.saving.tracking import SaveHandle, SaveProgress, SaveState, SaveTimings
 from asyncckpt.state.types import register_type
-from asyncckpt.storage.results import CheckpointRecord
+from asyncckpt.storage.results import CheckpointRecord, SavedFile
 
 if typing.TYPE_CHECKING:
     from asyncckpt.checkpointer import (
@@ -83,6 +85,7 @@ __all__ = [
     "DictCheckpointer",
     "DirectoryLockedError",
     "FileLockedError",
+    "FileSource",
     "HDF5Checkpointer",
     "JSONCheckpointer",
     "LeafError",
@@ -95,6 +98,7 @@ __all__ = [
     "NullCheckpointer",
     "NumPyCheckpointer",
     "Participant",
+    "PendingCheckpoint",
     "QueueFullError",
     "ReadOnlyError",
     "ReadOnlyFileError",
@@ -105,6 +109,7 @@ __all__ = [
     "SaveReason",
     "SaveState",
     "SaveTimings",
+    "SavedFile",
     "StateChangedError",
     "StateMismatchError",
     "StepExistsError",

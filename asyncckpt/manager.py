@@ -13,6 +13,7 @@ from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointNotFoundError, LeafError, ManagerUsageError
 from asyncckpt.saving.admission import SaveRequest, encode_documents
 from asyncckpt.saving.load_job import LoadRequest
+from asyncckpt.saving.pending_checkpoint import PendingCheckpoint
 from asyncckpt.saving.session import Session
 from asyncckpt.saving.steps import Choice, check_step, check_which
 from asyncckpt.state.decode_walk import ABSENT
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.config import Arrays, CheckpointingConfig, CheckpointingOptions
     from asyncckpt.saving.catalog import LoadedCheckpoint
+    from asyncckpt.saving.files import Source
     from asyncckpt.saving.schedule import SaveReason
     from asyncckpt.saving.tracking import SaveHandle
 
@@ -195,6 +197,7 @@ class CheckpointManager:
         run_config: object = None,
         overwrite: bool = False,
         frozen: bool = False,
+        files: Mapping[str, Source] | None = None,
     ) -> SaveHandle:
         """Capture a state and queue it for writing.
 
@@ -211,6 +214,11 @@ class CheckpointManager:
             overwrite: Whether the step may be committed or in flight already; the last save of a step wins.
             frozen: A promise not to change the arrays until the save is committed; they are not copied then. If the
                 promise is broken, the checkpoint holds a mixture of old and new bytes, which is not detected.
+            files: Files of the program's own for the same commit, by their names in the checkpoint ("weights",
+                "logs/train.txt"). A source is the path of a file or directory, which is copied; a `FileSource`; or an
+                async function that gets the path of an empty directory to fill, and is called once, on this loop, when
+                the state has been written. Paths must not change until the save is done. If a source fails, so does
+                the save, and nothing is left of it.
 
         Returns:
             The save's handle. With ``overflow="skip"`` it may say "skipped".
@@ -224,8 +232,11 @@ class CheckpointManager:
                 Or this state is larger than the budget, and writing it failed. Several come as an ExceptionGroup.
             DirectoryLockedError: Another writer uses the directory.
             ManagerClosedError: The manager is closing.
-            OSError: The directory cannot be made or written.
+            OSError: The directory cannot be made or written, or a path of `files` is missing or cannot be read.
             ReadOnlyError: The manager is read-only.
+            ValueError: A name in `files` is invalid, taken, or clashes with another.
+            TypeError: A source in `files` is none of the above.
+            CheckpointError: A path of `files` leads to a symbolic link or a special file, or cannot be moved.
         """
         here = self._session.use(writes=True)
         step = check_step(step)
@@ -233,7 +244,9 @@ class CheckpointManager:
             return here.leave_out(step)
         here.queue.failures.raise_any()
         with LeafError.naming(step):
-            return await here.admission.save(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
+            return await here.admission.save(
+                SaveRequest(step, state, training_info, run_config, overwrite, frozen, files)
+            )
 
     def save_nowait(  # noqa: PLR0913 - as `save`
         self,
@@ -244,8 +257,11 @@ class CheckpointManager:
         run_config: object = None,
         overwrite: bool = False,
         frozen: bool = False,
+        files: Mapping[str, Source] | None = None,
     ) -> SaveHandle:
         """Capture a small state and queue it for writing, without awaiting. The arguments are those of `save`.
+
+        Paths in `files` are looked at when the save is written: if one is missing or refused, the handle says so.
 
         Raises:
             ValueError: The state has more than 1 MiB or 512 nodes.
@@ -258,7 +274,9 @@ class CheckpointManager:
             return here.leave_out(step)
         here.queue.failures.raise_any()
         with LeafError.naming(step):
-            return here.admission.save_nowait(SaveRequest(step, state, training_info, run_config, overwrite, frozen))
+            return here.admission.save_nowait(
+                SaveRequest(step, state, training_info, run_config, overwrite, frozen, files)
+            )
 
     async def prewarm(self, state: object) -> None:
         """Allocate the memory that a save of `state` needs, so that the first save is as fast as later ones.
@@ -509,19 +527,26 @@ class CheckpointManager:
     @asynccontextmanager
     async def checkpoint(
         self, step: int, training_info: Mapping[str, object] | None = None, run_config: object = None
-    ) -> AsyncIterator[Path]:
+    ) -> AsyncIterator[PendingCheckpoint]:
         """Make a pending directory, and commit it at the end of the block; an exception of the block discards it.
+
+        What it yields is the directory's path, and ``await pending.save(state)`` writes a state into it.
 
         Raises:
             CheckpointError: As `init_tmp_checkpoint` and `finalize_checkpoint`.
         """
         path = await self.init_tmp_checkpoint(step, training_info, run_config)
+        pending = PendingCheckpoint.of(path, check_step(step), self._session.use().pending)
         try:
-            yield path
+            yield pending
         except BaseException as error:
-            await self._session.use(is_closing=True).pending.discard(path, error)
+            try:
+                await pending.close()
+            finally:
+                await self._session.use(is_closing=True).pending.discard(path, error)
             raise
-        await self.finalize_checkpoint(path)
+        state = await pending.close()
+        await self._session.use(writes=True).pending.commit(path, state)
 
     async def get_best_checkpoint_path(self) -> str | None:
         """Return the directory of the best checkpoint, or None if there is none; see `best_step`."""

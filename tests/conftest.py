@@ -128,6 +128,7 @@ def _no_blocking_calls() -> Iterator[None]:
         # The working directory, which the kernel has in memory: a relative path is of the one it was given in.
         blocking.functions["os.getcwd"].can_block_in("asyncckpt/keyed/lifecycle.py", "_check_file")
         blocking.functions["os.getcwd"].can_block_in("asyncckpt/manager.py", "__init__")
+        blocking.functions["os.getcwd"].can_block_in("asyncckpt/saving/files.py", "_check_source")
         more = [BlockBusterFunction(None, name, scanned_modules="asyncckpt") for name in _BLOCKING_CALLS]
         more[-1].can_block_in("asyncckpt/disk/lock.py", "_unlock")  # it never waits
         for each in more:

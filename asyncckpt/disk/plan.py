@@ -28,10 +28,10 @@ class PlanEntry(NamedTuple):
 
 
 class FilePlan(NamedTuple):
-    """The layout of one state file. Gaps between entries are zeros."""
+    """The layout of one file. Gaps between entries are zeros."""
 
     nbytes: int
-    """Size of the file, a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`."""
+    """Size of the file; that of a state file is a multiple of `asyncckpt.runtime.memory.PAGE_NBYTES`."""
     entries: Sequence[PlanEntry]
     """Sorted by offset, without overlaps."""
     index_offset: int

@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xxhash import xxh3_128_digest
@@ -33,16 +32,15 @@ from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, FileRecord
 from asyncckpt.disk.names import MANIFEST_NAME, Kind, committed_kind, kinds_of, locate, name_of, paths_of
 from asyncckpt.disk.obstacles import explain
 from asyncckpt.disk.removal import check_is_directory, clear, move_to_trash, refusal, rename_successor, settle, undo
-from asyncckpt.disk.write_blocks import write_bytes
-from asyncckpt.errors import CheckpointError
+from asyncckpt.disk.trees import joined, walk
+from asyncckpt.disk.write_blocks import SyncBatch, write_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from asyncckpt.disk.manifest import Manifest
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.disk.write_blocks import SyncBatch
     from asyncckpt.runtime.pacing import StopFlag
 
 # A directory above ours may be unreadable for this process, or on a file system that cannot sync directories.
@@ -153,31 +151,50 @@ def seal(ops: DiskOps, pending: Path, manifest: Manifest, batch: SyncBatch | Non
         ops.sync_directory(pending)
 
 
-def digest_tree(ops: DiskOps, pending: Path, stop: StopFlag | None = None) -> dict[str, FileRecord]:
-    """Read the files that a user wrote into a pending directory, make them durable, and return their records.
+def digest_tree(
+    ops: DiskOps,
+    pending: Path,
+    stop: StopFlag | None = None,
+    *,
+    below: str = "",
+    known: Mapping[str, FileRecord] | None = None,
+) -> dict[str, FileRecord]:
+    """Read the files that a user has put into a pending directory, make them durable, and return their records.
+
+    Args:
+        ops: The disk.
+        pending: The pending directory.
+        stop: Ends it early.
+        below: The name in it of the file or directory to look at; all by default, except the manifest that a failed
+            attempt to commit may have left.
+        known: The records of files that are durable already, by name.
 
     Raises:
         CheckpointError: There is a symbolic link or a special file.
         UnsyncedError: A file or directory could not be synced.
-        OSError: A file cannot be read.
+        OSError: There is nothing of this name, or a file cannot be read.
         Stopped: `stop` was set.
     """
-    records: dict[str, FileRecord] = {}
-    folders = [""]
-    while folders:
-        folder = folders.pop()
-        with os.scandir(pending / folder) as entries:
-            for entry in sorted(entries, key=lambda each: each.name):
-                name = f"{folder}/{entry.name}" if folder else entry.name
-                if name == MANIFEST_NAME:
-                    ops.unlink(pending / name)  # left by a failed attempt to commit
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(name)
-                else:
-                    records[name] = _digest_file(ops, pending / name, name, stop)
-        if folder:
+    if not below and os.path.lexists(pending / MANIFEST_NAME):
+        ops.unlink(pending / MANIFEST_NAME)
+    records: dict[str, FileRecord] = dict(known or {})
+    folders = []
+    batch = SyncBatch(ops)
+    try:
+        for entry in walk(pending / below, stop):
+            name = joined(below, entry.name)
+            if entry.is_folder:
+                folders.append(entry.path)
+            elif name not in records:
+                records[name] = _digest_file(ops, entry.path, batch, stop)
+        with _syncing():
+            batch.sync()
+    finally:
+        batch.close()
+    for folder in reversed(folders):
+        if folder != pending:  # which `seal` syncs
             with _syncing():
-                ops.sync_directory(pending / folder)
+                ops.sync_directory(folder)
     return records
 
 
@@ -268,18 +285,21 @@ def _syncing() -> Iterator[None]:
         raise UnsyncedError(error.errno, error.strerror, error.filename) from error
 
 
-def _digest_file(ops: DiskOps, path: Path, name: str, stop: StopFlag | None) -> FileRecord:
-    if not stat.S_ISREG(os.lstat(path).st_mode):
-        message = f"{name} is a symbolic link or a special file: a checkpoint holds regular files only"
-        raise CheckpointError(message)
+def _digest_file(ops: DiskOps, path: Path, batch: SyncBatch, stop: StopFlag | None) -> FileRecord:
+    """Digest a file, and make it durable: a large one now, a small one with its batch."""
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    is_small = os.fstat(fd).st_size < DIGEST_BLOCK_NBYTES
+    if is_small:
+        with _syncing():
+            batch.add(fd)
     digests, nbytes = [], 0
-    with os.fdopen(fd, "rb") as file:
+    with os.fdopen(fd, "rb", closefd=not is_small) as file:
         while block := file.read(DIGEST_BLOCK_NBYTES):
             if stop is not None:
                 stop.check()
             digests.append(xxh3_128_digest(block))
             nbytes += len(block)
-        with _syncing():
-            ops.sync(fd)
+        if not is_small:
+            with _syncing():
+                ops.sync(fd)
     return FileRecord(nbytes, b"".join(digests))

@@ -42,6 +42,7 @@ BLOCK_NBYTES: Final = 16 << 20
 DIRECT_MIN_NBYTES: Final = 1 << 20
 """Smaller files are written through the page cache, which is faster for a small write and its sync."""
 _IN_PLACE_MIN_NBYTES: Final = 64 << 10  # shorter runs are gathered: fewer, larger parts per call (IOV_MAX is 1024)
+_MAX_OPEN: Final = 64  # small files that wait to be synced together; a process may have 1024 descriptors
 _NEED_BUFFERED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 
@@ -97,7 +98,8 @@ class SyncBatch:
 
     Each is synced once, through the descriptor that wrote it. Before the first sync the system is asked to begin
     writing all of them. So their blocks are allocated by then, and one commit of the file system's journal covers all
-    files, instead of one for each. If anything fails, the files are closed, and none is synced again.
+    files, instead of one for each. If anything fails, the files are closed, and none is synced again. If there are
+    many, those that are complete are synced and closed before the next is opened.
     """
 
     def __init__(self, ops: DiskOps) -> None:
@@ -105,8 +107,15 @@ class SyncBatch:
         self._fds: list[int] = []
 
     def add(self, fd: int) -> None:
-        """Take over a file that is about to be written."""
-        self._fds.append(fd)
+        """Take over a file that is about to be written; the others are complete."""
+        if len(self._fds) >= _MAX_OPEN:
+            fds, self._fds = self._fds, [fd]  # so that it is closed, too, if a sync fails
+            try:
+                self._sync(fds)
+            finally:
+                _close(fds)
+        else:
+            self._fds.append(fd)
 
     def sync(self) -> None:
         """Make all files durable.
@@ -114,18 +123,25 @@ class SyncBatch:
         Raises:
             OSError: A sync failed. How much of that file is on the disk is not known.
         """
-        if hasattr(os, "posix_fadvise"):
-            for fd in self._fds:
-                with contextlib.suppress(OSError):  # only a hint
-                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        for fd in self._fds:
-            self._ops.sync(fd)
+        self._sync(self._fds)
 
     def close(self) -> None:
         """Close the files; more than once does no harm."""
         fds, self._fds = self._fds, []
+        _close(fds)
+
+    def _sync(self, fds: Sequence[int]) -> None:
+        if hasattr(os, "posix_fadvise"):
+            for fd in fds:
+                with contextlib.suppress(OSError):  # only a hint
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         for fd in fds:
-            os.close(fd)
+            self._ops.sync(fd)
+
+
+def _close(fds: Sequence[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def write_content(
@@ -146,7 +162,8 @@ def write_content(
         Stopped: The job was asked to stop.
     """
     is_large = content.plan.nbytes >= DIRECT_MIN_NBYTES
-    fd, is_direct = _create(ops, path, want_direct=is_large)
+    is_whole = content.plan.nbytes % PAGE_NBYTES == 0  # the end of a direct write is a page's
+    fd, is_direct = _create(ops, path, want_direct=is_large and is_whole)
     with _durable(ops, fd, None if is_large else batch):
         return _Writer(ops, fd, content, is_direct=is_direct).run(context)
 

@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
+
+from asyncckpt.runtime.pacing import StopFlag
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from asyncckpt.runtime.jobs import Jobs
-    from asyncckpt.runtime.pacing import StopFlag
 
 ResultT = TypeVar("ResultT")
 Params = ParamSpec("Params")
+
+_POLL_SECONDS: Final = 0.5  # between two looks at whether a task has been left enough time to end
+_PATIENCE_SECONDS: Final = 2.0  # for a task that was cancelled
 
 _limits: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
 
@@ -38,6 +42,21 @@ def is_same_scope(first: str, again: str) -> bool:
     `is_anyio_cancellation`: https://github.com/agronholm/anyio/blob/4.12.0/src/anyio/_backends/_asyncio.py.
     """
     return first == again and "cancel scope" in first  # "Cancelled by" or, since anyio 4.11, "via cancel scope ID"
+
+
+class _Cancelling(StopFlag):
+    """Cancels a task instead of stopping a job; it is set on the loop's thread."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        super().__init__()
+        self._task = task
+
+    def set(self) -> None:
+        """Cancel the task."""
+        super().set()
+        self._task.cancel()
 
 
 class ShutdownDeadline:
@@ -77,6 +96,21 @@ class ShutdownDeadline:
         self._stops.add(stop)
         try:
             return await self._jobs.run_stoppable(self.start_countdown, job, *args, **kwargs)
+        finally:
+            self._stops.discard(stop)
+
+    async def see_through(self, task: asyncio.Task[Any]) -> None:
+        """Wait for a task of the program's own, which a cancellation of this one does not affect.
+
+        When the time runs out the task is cancelled, and if it does not end soon, it is left alone.
+        """
+        stop = _Cancelling(task)
+        self._stops.add(stop)
+        if self.is_over:
+            stop.set()
+        try:
+            while not task.done() and not self.is_over_since(_PATIENCE_SECONDS):
+                await self.wait_for(lambda: asyncio.wait((task,), timeout=_POLL_SECONDS))
         finally:
             self._stops.discard(stop)
 

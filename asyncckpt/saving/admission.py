@@ -27,6 +27,8 @@ from asyncckpt.errors import QueueFullError, StepExistsError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
+from asyncckpt.saving.commit import check_sources
+from asyncckpt.saving.files import check_files
 from asyncckpt.saving.queue import MAX_WAITING_SAVES, QueuedSave
 from asyncckpt.saving.tracking import SaveHandle, SaveState, SaveTracker
 from asyncckpt.state.capture import Capture, staged_nbytes
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from asyncckpt.config import Settings
     from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.saving.environment import Environment
+    from asyncckpt.saving.files import CallersFile, Source
     from asyncckpt.saving.metric import MetricWatch
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.queue import SaveQueue
@@ -58,6 +61,7 @@ class SaveRequest(NamedTuple):
     run_config: object
     overwrite: bool
     frozen: bool
+    files: Mapping[str, Source] | None = None
 
 
 class _Mode(Enum):
@@ -128,6 +132,7 @@ class Admission:
 
     async def _save(self, tracker: SaveTracker, request: SaveRequest, moment: Moment) -> SaveHandle:
         step = request.step
+        files = check_files(request.files)
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         latest = self._reserve(step, overwrite=request.overwrite)
         if self._is_streaming and self._env.settings.overflow == "skip":
@@ -140,7 +145,9 @@ class Admission:
                 await self._owner.take()
                 self._check_absent(step, overwrite=request.overwrite)
                 self._warn_if_below(step, latest)
-                item = await self._capture(tracker, request.state, documents, moment, frozen=request.frozen)
+                if files:
+                    await self._env.jobs.run(check_sources, self._env.store, files)
+                item = await self._capture(tracker, request.state, documents, files, moment, frozen=request.frozen)
                 if item is not None and item.streams:
                     await self._stream(item)
         finally:
@@ -159,6 +166,7 @@ class Admission:
 
     def _save_nowait(self, tracker: SaveTracker, request: SaveRequest) -> SaveHandle:
         step = request.step
+        files = check_files(request.files)
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         try:
             flat = flatten_inline(request.state)
@@ -174,7 +182,7 @@ class Admission:
                 capture = Capture.live(flat, is_frozen=True)
             else:
                 capture = Capture.staged(flat, None, _on_the_loop())
-            self._queue.add(QueuedSave(tracker=tracker, capture=capture, documents=documents))
+            self._queue.add(QueuedSave(tracker=tracker, capture=capture, documents=documents, files=files))
         except BaseException:
             self._env.steps.free(step)
             raise
@@ -205,8 +213,15 @@ class Admission:
             message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
             raise StepExistsError(message, step=step)
 
-    async def _capture(
-        self, tracker: SaveTracker, state: object, documents: Mapping[str, bytes], moment: Moment, *, frozen: bool
+    async def _capture(  # noqa: PLR0913 - what a save consists of
+        self,
+        tracker: SaveTracker,
+        state: object,
+        documents: Mapping[str, bytes],
+        files: tuple[CallersFile, ...],
+        moment: Moment,
+        *,
+        frozen: bool,
     ) -> QueuedSave | None:
         """Wait for room, copy the state and queue it; None if it is to be skipped."""
         if self._env.settings.overflow == "skip" and self._queue.waiting_saves >= MAX_WAITING_SAVES:
@@ -237,7 +252,8 @@ class Admission:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
             capture = Capture.live(flat, is_frozen=frozen)
-        item = QueuedSave(tracker=tracker, capture=capture, documents=documents, streams=mode is _Mode.STREAMED)
+        streams = mode is _Mode.STREAMED
+        item = QueuedSave(tracker=tracker, capture=capture, documents=documents, files=files, streams=streams)
         self._queue.add(item)
         self._warm_once(mode, capture.nbytes)
         return item

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from asyncckpt.arrays.device import Moment
-from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
+from asyncckpt.documents import CONFIG_NAME, TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import CheckpointError, CorruptCheckpointError, LeafError, UnsupportedFormatError
 from asyncckpt.formats.array_reader import Contents, read_arrays
 from asyncckpt.runtime.collector import young_collections_only
@@ -22,6 +22,7 @@ from asyncckpt.state.decode import Decoder
 from asyncckpt.state.decode_walk import ABSENT, LoadPlan
 from asyncckpt.state.index import Index, decode_index, find_contents
 from asyncckpt.state.selection import Selection
+from asyncckpt.storage.results import saved_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -145,7 +146,9 @@ def _load(reader: CheckpointReader, request: LoadRequest, context: JobContext) -
             contents = Contents(place.file, index, segments, plan)
             arrays = read_arrays(reader, contents, context, lazy=request.lazy, is_whole=is_whole)
             state = decoder.decode(arrays)
-    checkpoint = LoadedCheckpoint(step=step, directory=reader.directory, training_info=info, state=state)
+    ours = {TRAINING_INFO_NAME, CONFIG_NAME, place.file, *index.files}
+    saved = saved_files(reader.directory, files, ours)
+    checkpoint = LoadedCheckpoint(step=step, directory=reader.directory, training_info=info, files=saved, state=state)
     return Loaded(
         checkpoint=checkpoint,
         unknown_types=decoder.unknown_types,

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from asyncckpt.errors import ManagerUsageError, StepExistsError
 from asyncckpt.runtime.pacing import StopFlag
-from asyncckpt.saving.commit import read_pending_info
+from asyncckpt.saving.commit import PendingState, read_pending_info, write_pending_state
 from asyncckpt.saving.environment import warn_in_background
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from asyncckpt.arrays import device
     from asyncckpt.saving.environment import Environment
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
     from asyncckpt.saving.schedule import Moment
     from asyncckpt.storage.base import CheckpointStore, LocalDirectories
-    from asyncckpt.storage.results import PendingDirectory
+    from asyncckpt.storage.results import PendingDirectory, StateFile
+
+_HELPERS: Final = 3  # threads that help to write a state, as in `writer.py`
 
 
 class PendingDirectories:
@@ -59,8 +62,26 @@ class PendingDirectories:
         finally:
             self._env.steps.free(step)
 
-    async def commit(self, path: Path) -> None:
+    async def write_state(self, path: Path, state: object, moment: device.Moment, *, is_frozen: bool) -> StateFile:
+        """Write a state into a pending directory, durably; see `PendingCheckpoint.save`."""
+        self._queue.check_open()
+        format_name = self._env.settings.format
+        request = PendingState(path, state, moment, format_name, is_frozen)
+        jobs, store = self._env.jobs, self._env.store
+        unwanted: list[StateFile] = []
+        try:
+            return await jobs.run_in_context(_HELPERS, write_pending_state, store, request, discard=unwanted.append)
+        except asyncio.CancelledError:
+            for each in unwanted:  # it was complete when the caller was cancelled
+                await jobs.run(local_directories(store).remove, path, each.name)
+            raise
+
+    async def commit(self, path: Path, state: StateFile | None = None) -> None:
         """Seal, publish and list a pending directory, in the writer's order; then prune.
+
+        Args:
+            path: The directory.
+            state: What `write_state` has returned.
 
         Raises:
             ValueError: It is not a pending directory of this root.
@@ -78,7 +99,7 @@ class PendingDirectories:
                     warn_in_background(lack)
                 self._env.catalog.begin(step)
                 stop = StopFlag()
-                committed = await self._owner.change(stop, directories.commit, path, stop)
+                committed = await self._owner.change(stop, directories.commit, path, stop, state)
                 self._env.catalog.add(committed.record(step, info or {}))
                 is_saved = True
                 self._env.warnings.issue_in_background(committed.remarks)

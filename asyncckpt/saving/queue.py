@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 from asyncckpt.errors import CheckpointError, ManagerClosedError
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving.environment import warn_in_background
+from asyncckpt.saving.files import check_caller
 from asyncckpt.saving.tracking import SaveState, SaveTracker, UnreceivedFailures
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from asyncckpt.saving.environment import Environment
+    from asyncckpt.saving.files import CallersFile
     from asyncckpt.state.capture import Capture
     from asyncckpt.storage.results import CheckpointRecord
 
@@ -34,6 +36,7 @@ class QueuedSave:
     tracker: SaveTracker
     capture: Capture
     documents: Mapping[str, bytes]
+    files: tuple[CallersFile, ...] = ()
     streams: bool = False
     """Whether the state is copied only while it is written, because the budget does not hold it."""
     captured: asyncio.Event = field(default_factory=asyncio.Event)
@@ -133,7 +136,11 @@ class SaveQueue:
         """Queue an action and return its result.
 
         A cancellation ends the waiting, not the action; if that fails then, it warns.
+
+        Raises:
+            ManagerUsageError: The caller is a function that the writer waits for.
         """
+        check_caller(self)
         return await self._queue_action(action)  # a variable for it would hold the error, and the error this frame
 
     def _queue_action(self, action: Callable[[], Awaitable[Any]]) -> asyncio.Future[Any]:

@@ -21,6 +21,7 @@ from asyncckpt.runtime.jobs import Jobs
 from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
 from asyncckpt.saving.environment import DirectoryWarnings, Environment, StepLedger
+from asyncckpt.saving.files import check_caller
 from asyncckpt.saving.listing import enter_store
 from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
@@ -138,6 +139,8 @@ class Session:
             message = f"{self!r} belongs to the parent process: a forked child may not use it; make one of its own"
             raise ManagerUsageError(message)
         _check_asyncio(self._open.loop)
+        if writes:
+            check_caller(self._open.queue)
         if not is_closing:
             self._open.queue.check_open()
         if writes and self.settings.read_only:
@@ -152,6 +155,7 @@ class Session:
             error: The exception that ends the manager's block: the failures are added to it as notes instead.
         """
         here = self.use(is_closing=True)
+        check_caller(here.queue)
         here.queue.close()
         if error is not None and not isinstance(error, Exception):
             here.deadline.start_countdown(error)

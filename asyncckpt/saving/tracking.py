@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.errors import SaveFailedError
+from asyncckpt.saving.files import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -150,9 +151,12 @@ class SaveTracker:
 
     def error(self) -> SaveFailedError:
         """Return a new error: one exception raised in two tasks would mix up their tracebacks."""
-        reason = str(self._cause) or type(self._cause).__name__
-        error = SaveFailedError(f"step {self.step} was not saved: {reason}", step=self.step)
-        error.__cause__ = self._cause
+        cause, place = self._cause, ""
+        if isinstance(cause, SourceError):
+            place, cause = f"files[{cause.name!r}]: ", cause.__cause__
+        reason = str(cause) or type(cause).__name__
+        error = SaveFailedError(f"step {self.step} was not saved: {place}{reason}", step=self.step)
+        error.__cause__ = cause
         return error
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Final
 from asyncckpt.disk.write_blocks import BLOCK_NBYTES, Progress
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import ManagerClosedError
-from asyncckpt.runtime.pacing import Stopped
+from asyncckpt.runtime.pacing import StopFlag, Stopped
 from asyncckpt.runtime.tracebacks import drop_locals
 from asyncckpt.saving import commit
+from asyncckpt.saving.files import SourceError, fill
 from asyncckpt.saving.queue import Operation, QueuedSave
 from asyncckpt.saving.tracking import SaveState
 from asyncckpt.storage.results import NoRoomError
@@ -138,7 +139,8 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - it becomes the handle's
             drop_locals(error)  # for a handle may be kept for long
             stopped = ManagerClosedError("it was stopped while it was being written")
-            self._queue.end(item, SaveState.FAILED, cause=stopped if item.stop.is_set else error)
+            is_told = isinstance(error, SourceError) or not item.stop.is_set
+            self._queue.end(item, SaveState.FAILED, cause=error if is_told else stopped)
         else:
             self._env.catalog.add(written.record)
             self._env.warnings.issue_in_background(written.remarks)
@@ -168,6 +170,7 @@ class Writer:
             step=item.tracker.step,
             capture=item.capture,
             documents=item.documents,
+            files=item.files,
             format_name=self._env.settings.format,
             min_free_nbytes=self._env.settings.min_free_nbytes,
             block_nbytes=commit.block_nbytes_within(budget // _WRITE_THREADS) if item.streams else BLOCK_NBYTES,
@@ -175,4 +178,16 @@ class Writer:
             is_last_try=is_last_try,
         )
         context = self._env.jobs.context(_WRITE_THREADS - 1, stop=item.stop)
-        return await self._owner.change(item.stop, commit.write_checkpoint, self._env.store, request, context)
+        reached = await self._owner.change(item.stop, commit.write_checkpoint, self._env.store, request, context)
+        while isinstance(reached, commit.Paused):
+            reached = await self._go_on(item, reached)
+        return reached
+
+    async def _go_on(self, item: QueuedSave, paused: commit.Paused) -> commit.Written | commit.Paused:
+        """Call the function that a save waits for, and go on writing."""
+        try:
+            failure = await fill(self._queue, item.tracker.step, paused.file, paused.path, self._env.deadline)
+            return await self._owner.change(item.stop, commit.resume, paused.writing, failure)
+        except BaseException:
+            await self._env.deadline.run(StopFlag(), commit.abandon, paused.writing)
+            raise

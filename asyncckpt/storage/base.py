@@ -19,6 +19,9 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
+from asyncckpt.disk.trees import content_of, joined, walk
+from asyncckpt.errors import CheckpointError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
@@ -29,7 +32,16 @@ if TYPE_CHECKING:
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.storage.reader import CheckpointReader
-    from asyncckpt.storage.results import CheckpointRecord, Committed, Listing, PendingDirectory, Retired, Swept, Trash
+    from asyncckpt.storage.results import (
+        CheckpointRecord,
+        Committed,
+        Listing,
+        PendingDirectory,
+        Retired,
+        StateFile,
+        Swept,
+        Trash,
+    )
 
 
 class CheckpointStore(ABC):
@@ -95,6 +107,20 @@ class CheckpointStore(ABC):
     @abstractmethod
     def nbytes_of(self, steps: Iterable[int]) -> int:
         """Return how much space deleting these steps will free, in bytes."""
+
+    def check_source(self, path: Path, *, move: bool) -> int:
+        """Look at a file or directory that `Attempt.copy` or `Attempt.move` is to take in.
+
+        Returns:
+            How much space that will take, in bytes.
+
+        Raises:
+            CheckpointError: There is a symbolic link or a special file, or it cannot be moved.
+            OSError: There is nothing, or it cannot be read.
+        """
+        if move:
+            raise CheckpointError(f"{path} cannot be moved into {self.location}: only copied, without move=True")
+        return sum(entry.found.st_size for entry in walk(path) if not entry.is_folder)
 
     @abstractmethod
     def read_document(self, name: str) -> bytes | None:
@@ -205,6 +231,56 @@ class Attempt(ABC):
         """
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), f"{name} of step {step}")
 
+    def copy(self, name: str, path: Path, context: JobContext) -> dict[str, FileRecord]:
+        """Write a copy of a local file, or of a directory with all that is in it; return the records of the files.
+
+        Raises:
+            CheckpointError: There is a symbolic link or a special file, or a file was changed meanwhile.
+            OSError: It cannot be read, or the store failed.
+            Stopped: The job was asked to stop.
+        """
+        records = {}
+        for entry in walk(path, context.stop):
+            at = joined(name, entry.name)
+            if entry.is_folder:
+                self.add_folder(at)
+            else:
+                with content_of(entry) as content:
+                    records[at] = self.write_content(at, content, context)
+        return records
+
+    def add_folder(self, name: str) -> None:  # noqa: B027 - a store need not have folders
+        """Make a folder, which may stay empty."""
+
+    def open_folder(self, name: str) -> Path:
+        """Make a folder for files that the program writes itself, before `take_in`; return its path.
+
+        Raises:
+            CheckpointError: The store has no local directories.
+            OSError: The store failed.
+        """
+        raise CheckpointError(f"{name}: a function can fill only a local directory, which this store does not have")
+
+    def take_in(self, name: str, stop: StopFlag) -> dict[str, FileRecord]:
+        """Digest what the program has written under a name, and make it durable; return the records of the files.
+
+        Raises:
+            CheckpointError: There is a symbolic link or a special file.
+            OSError: There is nothing, or it cannot be read, or the store failed.
+            Stopped: `stop` was set.
+        """
+        raise NotImplementedError
+
+    def move(self, name: str, path: Path, stop: StopFlag) -> dict[str, FileRecord]:
+        """Take over a local file or directory, which leaves its place when this is committed, and not before.
+
+        Raises:
+            CheckpointError: There is a symbolic link or a special file, or it cannot be moved.
+            OSError: The store failed.
+            Stopped: `stop` was set.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
         """Make this the checkpoint of its step, durably; an earlier one is replaced and becomes trash.
@@ -266,13 +342,31 @@ class LocalDirectories(ABC):
         """
 
     @abstractmethod
-    def commit(self, path: Path, stop: StopFlag) -> Committed:
-        """Commit a pending directory that the caller has filled.
+    def write_state(self, path: Path, name: str, content: Content, context: JobContext) -> StateFile:
+        """Write a state file into a pending directory, and make it durable. If that fails, nothing is left of it.
+
+        Raises:
+            FileExistsError: There is a file of this name.
+            OSError: The disk failed.
+            Stopped: The job was asked to stop.
+        """
+
+    @abstractmethod
+    def remove(self, path: Path, name: str) -> None:
+        """Delete a file of a pending directory.
+
+        Raises:
+            OSError: It cannot be deleted.
+        """
+
+    @abstractmethod
+    def commit(self, path: Path, stop: StopFlag, state: StateFile | None = None) -> Committed:
+        """Commit a pending directory that the caller has filled; `state` is what `write_state` has returned.
 
         Raises:
             ValueError: It is not a pending directory of this store.
             FileNotFoundError: It does not exist.
-            CheckpointError: There is a symbolic link or a special file in it.
+            CheckpointError: There is a symbolic link or a special file in it, or the state file was changed.
             OSError: The disk failed. If it was a sync of the caller's files, they are discarded: syncing them again
                 might report a success that it is not. Otherwise they stay, and may be committed again.
             Stopped: `stop` was set.

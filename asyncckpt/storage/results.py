@@ -6,9 +6,14 @@ import errno
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from asyncckpt.errors import ManagerUsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from asyncckpt.disk.manifest import FileRecord, IndexLocation
 
 Identity: TypeAlias = Hashable
 """Tells one checkpoint from another of the same step; None if that is not known."""
@@ -27,6 +32,17 @@ class NoRoomError(OSError):
     """How much must be free, in bytes."""
 
 
+class SavedFile(NamedTuple):
+    """A file of a checkpoint that the program gave to `CheckpointManager.save`, or wrote itself."""
+
+    name: str
+    """Its path relative to the checkpoint, with slashes."""
+    size: int
+    """In bytes."""
+    path: Path
+    """Where it is; relative to the checkpoint if its store has no local directories."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointRecord:
     """A committed checkpoint."""
@@ -37,6 +53,8 @@ class CheckpointRecord:
     Paths would slow down the opening of a manager."""
     training_info: dict[str, Any] = field(default_factory=dict)
     """What was passed with it; numpy scalars have become numbers."""
+    files: tuple[SavedFile, ...] = field(default=(), repr=False, compare=False)
+    """The program's own files, by name. `load` and `restore` know them, and the handle of a save."""
     identity: Identity = field(default=None, repr=False, compare=False)
     """Tells it from an earlier or later checkpoint of the same step; None if that is not known."""
 
@@ -103,11 +121,31 @@ class Committed(NamedTuple):
     """What it has replaced."""
     remarks: tuple[str, ...]
 
-    def record(self, step: int, training_info: dict[str, Any]) -> CheckpointRecord:
+    def record(self, step: int, training_info: dict[str, Any], files: tuple[SavedFile, ...] = ()) -> CheckpointRecord:
         """Return its record."""
         return CheckpointRecord(
-            step=step, directory=self.directory, training_info=training_info, identity=self.identity
+            step=step, directory=self.directory, training_info=training_info, files=files, identity=self.identity
         )
+
+
+def saved_files(directory: str, files: Mapping[str, FileRecord], but: Collection[str] = ()) -> tuple[SavedFile, ...]:
+    """Describe the files of a checkpoint, except for some, by name."""
+    return tuple(
+        SavedFile(name, record.nbytes, Path(directory, name))
+        for name, record in sorted(files.items())
+        if name not in but
+    )
+
+
+class StateFile(NamedTuple):
+    """The state file that was written into a pending directory, durably."""
+
+    name: str
+    record: FileRecord
+    location: IndexLocation
+    """Where the index lies in it."""
+    stamp: Identity
+    """What the file was then: it may not be changed before it is committed."""
 
 
 class PendingDirectory(NamedTuple):

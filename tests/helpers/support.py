@@ -201,7 +201,9 @@ def save_to(  # noqa: PLR0913 - each is an independent wish
         format_name=form,
         **options,
     )
-    return commit.write_checkpoint(LocalStore(root, ops or DiskOps()), request, JobContext()).record.path
+    written = commit.write_checkpoint(LocalStore(root, ops or DiskOps()), request, JobContext())
+    assert isinstance(written, commit.Written)
+    return written.record.path
 
 
 def load_fully(root: Path, step: int, **request: Any) -> Loaded:

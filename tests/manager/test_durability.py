@@ -106,6 +106,51 @@ async def scene_finalize(manager: asyncckpt.CheckpointManager, ack: Any) -> None
     ack(3, 1)
 
 
+async def scene_files(manager: asyncckpt.CheckpointManager, ack: Any) -> None:
+    """Overwrite a step with a state and files: some are copied, some moved, and some written by a function."""
+    root = manager._settings.checkpoint_dir
+    source = root.with_name(f"{root.name}.source")
+
+    def make() -> None:
+        for name in ("copied", "moved"):
+            (source / name / "sub").mkdir(parents=True)
+            (source / name / "sub" / "file").write_bytes(b"3 1")
+            (source / name / "more").write_bytes(b"more")
+
+    async def fill(path: Path) -> None:
+        await asyncio.to_thread((path / "file").write_bytes, b"3 1")
+
+    await asyncio.to_thread(make)
+    files = {
+        "moved": asyncckpt.FileSource(source / "moved", move=True),
+        "made": fill,
+        "below/copied": source / "copied",
+    }
+    handle = await manager.save(3, content(3, 1), training_info={"version": 1}, overwrite=True, files=files)
+    await handle
+    ack(3, 1)
+
+
+async def scene_pending(manager: asyncckpt.CheckpointManager, ack: Any) -> None:
+    """Save a state into a directory that was filled by hand."""
+    async with manager.checkpoint(4, {"version": 0}, {"lr": 0.1}) as pending:
+        await asyncio.to_thread((pending / "file").write_bytes, b"4 0")
+        await pending.save(content(4, 0))
+    ack(4, 0)
+
+
+MOVED = {"sub/file": b"3 1", "more": b"more"}
+
+
+def find_moved(root: Path) -> None:
+    """Check that what the scene moves is whole, at its old place or in the checkpoint."""
+    source = root.with_name(f"{root.name}.source")
+    for name, data in MOVED.items() if source.exists() else ():
+        found = [path for path in (source / "moved" / name, root / "step_3" / "moved" / name) if path.exists()]
+        assert found, name
+        assert all(path.read_bytes() == data for path in found)
+
+
 @dataclass(frozen=True)
 class Scene:
     """What is done to a directory with the steps 1, 2 and 3, or to none."""
@@ -137,11 +182,16 @@ SCENES = {
     "prune": Scene(scene_prune, {"keep_latest_k": 2}, gone=(1, 2)),
     "prune-hdf5": Scene(scene_prune, {"keep_latest_k": 2, "format": "hdf5"}, gone=(1, 2)),
     "delete": Scene(scene_delete, gone=(2,)),
+    "files": Scene(scene_files),
+    "files-no-exchange": Scene(scene_files, disk=NoExchange),
+    "pending": Scene(scene_pending),
     "finalize": Scene(scene_finalize),
     "finalize-no-exchange": Scene(scene_finalize, disk=NoExchange),
 }
 MSGPACK = [name for name in SCENES if "hdf5" not in name]  # the operations are the same in both formats
-KILLED = [name for name in SCENES if name not in ("save", "save-hdf5", "finalize-no-exchange")]  # parts of others
+KILLED = [  # the others are parts of these
+    name for name in SCENES if name not in ("save", "save-hdf5", "files-no-exchange", "finalize-no-exchange")
+]
 BY_NAME = pytest.mark.parametrize("name", SCENES)
 
 
@@ -209,6 +259,11 @@ async def version_of(manager: asyncckpt.CheckpointManager, step: int) -> int:
         assert loaded.state["step"] == step
         assert np.array_equal(loaded.state["a"], expected["a"])
         assert loaded.training_info == info
+        if loaded.files:
+            await manager.verify(step)
+            wanted = ["file"] if step == 4 else ["below/copied/more", "below/copied/sub/file", "made/file"]
+            wanted += [f"moved/{name}" for name in MOVED] if step == 3 else []
+            assert [file.name for file in loaded.files] == sorted(wanted)
     assert info == {"version": version}
     return version
 
@@ -387,6 +442,7 @@ async def play_with_fault(scene: Scene, root: Path, position: int, *, lasting: b
                     return False, None
                 failed = disk.operations[position]
                 now = {step: await version_of(manager, step) for step in manager.steps()}
+                await asyncio.to_thread(find_moved, where)
                 await manager.refresh()
                 assert manager.steps() == sorted(now)
                 for step in {**before, **done}.keys() - set(scene.gone):
@@ -696,6 +752,7 @@ def test_a_kill_at_any_operation(name: str, home: Path, place: Path) -> None:
             seen = manager.steps()
         async with asyncckpt.CheckpointManager(root) as manager:
             found = {step: await version_of(manager, step) for step in manager.steps()}
+            await asyncio.to_thread(find_moved, root)
             await save(manager, lambda *_: None, 9, 0)
         assert list(found) == seen, position  # recovery changes nothing for readers
         for step, version in acks.items():

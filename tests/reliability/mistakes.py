@@ -43,7 +43,7 @@ BUGS = (
     ),
     Bug(
         "the files of a user are not synced",
-        (("disk/publish.py", "        with _syncing():\n            ops.sync(fd)\n", ""),),
+        (("disk/publish.py", "        with _syncing():\n            batch.sync()\n", ""),),
         (("power-cut", "msgpack/finalize/1/few"),),
     ),
     Bug(

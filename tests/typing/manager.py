@@ -34,7 +34,9 @@ async def train(config: asyncckpt.CheckpointingConfig) -> None:
         assert_type(manager.latest_step(), int | None)
         assert_type(manager.statistics().staged_nbytes, int)
         async with manager.checkpoint(6, {"loss": 0.5}) as path:
-            assert_type(path, Path)
+            assert_type(path, asyncckpt.PendingCheckpoint)
+            assert_type(path / "weights", Path)
+            await path.save({"a": 1}, frozen=True)
         assert_type(await manager.get_best_checkpoint_path(), str | None)
         assert_type(await manager.load_training_info(), dict[str, Any] | None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asyncckpt.disk import publish, removal
+from asyncckpt.disk import publish, removal, taking
 from asyncckpt.disk.write_blocks import SyncBatch, write_bytes, write_content
 from asyncckpt.storage.base import Attempt
 from asyncckpt.storage.local.outcomes import committed_at, explain
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.disk.manifest import FileRecord, Manifest
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.disk.trees import Entry
     from asyncckpt.disk.write_blocks import Content
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
@@ -33,12 +34,15 @@ class LocalAttempt(Attempt):
         self._needed = needed
         self._pending, self._leftovers = publish.stage(ops, root, step)
         self._batch = SyncBatch(ops)
+        self._folders: dict[str, None] = {}  # that were made here, each after the one that holds it
+        self._moved: list[list[Entry]] = []
         self._is_open = True
 
     def write(self, name: str, data: bytes) -> FileRecord:
         return write_bytes(self._ops, self._pending / name, data, self._batch)
 
     def write_content(self, name: str, content: Content, context: JobContext) -> FileRecord:
+        self._add_parents(name)
         return write_content(self._ops, self._pending / name, content, context, batch=self._batch)
 
     def link(self, name: str, step: int) -> FileRecord:
@@ -46,20 +50,47 @@ class LocalAttempt(Attempt):
             self._ops.link(Path(reader.directory, name), self._pending / name)
             return file.record
 
+    def add_folder(self, name: str) -> None:
+        self._add_parents(name)
+        if name not in self._folders:
+            self._ops.mkdir(self._pending / name)
+            self._folders[name] = None
+
+    def open_folder(self, name: str) -> Path:
+        self.add_folder(name)
+        return self._pending / name
+
+    def take_in(self, name: str, stop: StopFlag) -> dict[str, FileRecord]:
+        self._folders.pop(name, None)  # the caller may have put a file in its place
+        return publish.digest_tree(self._ops, self._pending, stop, below=name)
+
+    def move(self, name: str, path: Path, stop: StopFlag) -> dict[str, FileRecord]:
+        self._add_parents(name)
+        self._moved.append(taking.link_tree(self._ops, path, self._pending / name, stop))
+        return self.take_in(name, stop)
+
     def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
+        for folder in reversed(self._folders):
+            self._ops.sync_directory(self._pending / folder)
         publish.seal(self._ops, self._pending, manifest, self._batch)
         self._batch.close()
         stop.check()
         moved = publish.move(self._ops, self._pending, self._step)
         self._is_open = False  # if the names cannot be made durable, it is not known which would survive a power cut
         path, old, others = publish.make_durable(self._ops, moved)
-        return committed_at(path, old, [*self._leftovers, *others])
+        left = [each for moved in self._moved for each in taking.leave(self._ops, moved)]
+        return committed_at(path, old, [*self._leftovers, *others], left)
 
     def discard(self) -> None:
         self._batch.close()
         if self._is_open:
             self._is_open = False
             removal.discard(self._ops, self._pending)
+
+    def _add_parents(self, name: str) -> None:
+        parent, _, _ = name.rpartition("/")
+        if parent:
+            self.add_folder(parent)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

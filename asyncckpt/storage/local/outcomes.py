@@ -62,7 +62,12 @@ def weigh(root: Path, paths: Iterable[Path]) -> tuple[Trash, ...]:
     return tuple(Trash(path.name, nbytes_of(path), free_nbytes(root) or 0) for path in paths)
 
 
-def committed_at(path: Path, old: Path | None, leftovers: Iterable[OSError]) -> Committed:
-    """Describe a checkpoint that has just been published."""
+def committed_at(path: Path, old: Path | None, leftovers: Iterable[OSError], left: Iterable[OSError] = ()) -> Committed:
+    """Describe a checkpoint that has just been published; `left` is what could not be removed after it was moved in."""
     trash = () if old is None else weigh(path.parent, [old])
-    return Committed(str(path), identity_of(path), trash, remarks_of(leftovers))
+    remarks = (
+        f"{error.filename} was moved into {path.name}, and its old name cannot be removed: {error.strerror}; remove it,"
+        " and do not write to it: it is the file in the checkpoint"
+        for error in left
+    )
+    return Committed(str(path), identity_of(path), trash, (*remarks_of(leftovers), *remarks))

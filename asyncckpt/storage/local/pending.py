@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
 from typing import TYPE_CHECKING
 
 from asyncckpt.disk import publish, removal, room
-from asyncckpt.disk.manifest import Manifest
+from asyncckpt.disk.manifest import IndexLocation, Manifest
 from asyncckpt.disk.names import Kind, parse_name
 from asyncckpt.disk.open_below import open_directory, read_unverified
-from asyncckpt.disk.write_blocks import write_bytes
+from asyncckpt.disk.trees import stamp_of
+from asyncckpt.disk.write_blocks import write_bytes, write_content
+from asyncckpt.errors import CheckpointError
 from asyncckpt.storage.base import LocalDirectories
 from asyncckpt.storage.local.outcomes import committed_at, explain, explaining, remarks_of
 from asyncckpt.storage.local.reader import open_path
-from asyncckpt.storage.results import SHORTAGES, PendingDirectory
+from asyncckpt.storage.results import SHORTAGES, PendingDirectory, StateFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
+    from asyncckpt.disk.write_blocks import Content
+    from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
     from asyncckpt.storage.reader import CheckpointReader
     from asyncckpt.storage.results import Committed
@@ -64,7 +70,25 @@ class PendingDirectories(LocalDirectories):
         finally:
             os.close(directory)
 
-    def commit(self, path: Path, stop: StopFlag) -> Committed:
+    def write_state(self, path: Path, name: str, content: Content, context: JobContext) -> StateFile:
+        pending = self._root / path.name
+        with explaining(self._root, f"the state takes {room.spell(content.plan.nbytes)}"):
+            if os.path.lexists(pending / name):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(pending / name))
+            try:
+                record = write_content(self._ops, pending / name, content, context)
+            except BaseException:
+                with contextlib.suppress(OSError):  # it is discarded with the directory, or refused by the next
+                    self._ops.unlink(pending / name)
+                raise
+        plan = content.plan
+        index = IndexLocation(name, plan.index_offset, plan.index_nbytes)
+        return StateFile(name, record, index, stamp_of(os.lstat(pending / name)))
+
+    def remove(self, path: Path, name: str) -> None:
+        self._ops.unlink(self._root / path.name / name)
+
+    def commit(self, path: Path, stop: StopFlag, state: StateFile | None = None) -> Committed:
         step, pending = self.parse_step(path), self._root / path.name
         if path.absolute() != pending and not (path.parent.is_dir() and path.parent.samefile(self._root)):
             message = f"{path} is not in {self._root}: use what init_tmp_checkpoint returned"
@@ -73,8 +97,11 @@ class PendingDirectories(LocalDirectories):
             message = f"{pending} does not exist: make it with init_tmp_checkpoint({step}, ...)"
             raise FileNotFoundError(message)
         try:
-            files = publish.digest_tree(self._ops, pending, stop)
-            publish.seal(self._ops, pending, Manifest(step=step, created=time.time(), files=files))
+            known = {} if state is None else {state.name: state.record}
+            _check_unchanged(pending, state)
+            files = publish.digest_tree(self._ops, pending, stop, known=known)
+            index = None if state is None else state.location
+            publish.seal(self._ops, pending, Manifest(step=step, created=time.time(), files=files, index=index))
             published = publish.make_durable(self._ops, publish.move(self._ops, pending, step))
         except OSError as error:
             explain(error, self._root, f"its files take {room.spell(room.nbytes_of(pending))}")
@@ -95,3 +122,16 @@ class PendingDirectories(LocalDirectories):
             removal.discard(self._ops, pending)
         except OSError as second:  # the next start clears the rest
             error.add_note(f"{pending.name} could not be removed: {second}")
+
+
+def _check_unchanged(pending: Path, state: StateFile | None) -> None:
+    """Refuse a state file that the caller has changed, or removed."""
+    if state is None:
+        return
+    try:
+        found = stamp_of(os.lstat(pending / state.name))
+    except FileNotFoundError:
+        found = None
+    if found != state.stamp:
+        message = f"{pending / state.name} was changed after the state had been written: leave this file alone"
+        raise CheckpointError(message)

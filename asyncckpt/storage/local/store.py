@@ -7,11 +7,12 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asyncckpt.disk import publish, removal, room
+from asyncckpt.disk import publish, removal, room, taking
 from asyncckpt.disk.diagnosis import describe_absence, describe_checkpoint, describe_missing
 from asyncckpt.disk.lock import Lock, acquire_lock
 from asyncckpt.disk.names import locate
 from asyncckpt.disk.read_blocks import READERS
+from asyncckpt.disk.trees import walk
 from asyncckpt.errors import ConfigError
 from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.storage.base import CheckpointStore
@@ -80,6 +81,14 @@ class LocalStore(CheckpointStore):
     def nbytes_of(self, steps: Iterable[int]) -> int:
         paths = (locate(self._root, step) for step in steps)
         return sum(room.nbytes_of(path) for path in paths if path is not None)
+
+    def check_source(self, path: Path, *, move: bool) -> int:
+        taking.check_place(path, self._root, move=move)
+        if not move:
+            return super().check_source(path, move=move)
+        for entry in walk(path):
+            taking.check_movable(entry)
+        return 0
 
     def read_document(self, name: str) -> bytes | None:
         return documents.read_document(self._root, name)
