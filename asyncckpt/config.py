@@ -326,6 +326,19 @@ def check_arrays(arrays: object) -> Arrays:
     return cast("Arrays", arrays)
 
 
+def check_duration(name: str, seconds: object) -> float:
+    """Return a number of seconds, an argument of this name.
+
+    Raises:
+        ConfigError: It is something else, or not above zero.
+    """
+    try:
+        return _parse_duration(seconds)
+    except (ValueError, TypeError, OverflowError):
+        found = f"{reprlib.repr(seconds)} ({type(seconds).__qualname__})"
+        raise ConfigError(f"{name}: expected {_DURATION.expected}, found {found}") from None
+
+
 def check_signals(signals: object) -> tuple[int, ...]:
     """Return the numbers of signals.
 

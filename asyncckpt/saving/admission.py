@@ -123,6 +123,18 @@ class Admission:
         self._env.steps.reserve(step)
         return max(self._env.steps.in_flight)
 
+    async def get_ready(self) -> None:
+        """Wait until a save would be captured without waiting for the directory or for another save."""
+        await self._owner.take()
+        while self._lock.locked():
+            async with self._lock:
+                pass
+
+    def next_step(self) -> int:
+        """Return the step after all that are committed or under way, at least 1."""
+        steps = self._env.steps
+        return max([0, *self._env.catalog.steps()[-1:], *steps.in_flight, *steps.filling]) + 1
+
     async def save(self, request: SaveRequest) -> SaveHandle:
         """Admit a save; see `CheckpointManager.save`."""
         moment = current_moment()
