@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal
 import asyncio
 import functools
 import gc
@@ -99,6 +100,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = kept
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> Iterator[None]:
+    """Freeze all tests and modules, so that a full collection, of which many tests make some, does not walk them."""
+    gc.collect()
+    gc.freeze()
+    yield
+    # `gc.get_freeze_count` would walk all that is frozen.
+    assert not any(each is _THREADS for each in gc.get_objects()), "a test has thawed what all share"
+
+
+@pytest.fixture(scope="module")
+def thawed(_frozen: None) -> Iterator[None]:
+    """Freeze nothing, for tests of the collector: it is left alone in a program that has frozen objects."""
+    gc.unfreeze()
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(params=_LOOPS)
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     """Run every async test on the stock loop and on uvloop."""
@@ -121,9 +141,9 @@ def make_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         yield mount
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _no_blocking_calls() -> Iterator[None]:
-    """Let a blocking call of the library's on a loop's thread fail the test."""
+    """Let a blocking call of the library's on a loop's thread fail the test that makes it."""
     with blockbuster_ctx("asyncckpt") as blocking:
         # The working directory, which the kernel has in memory: a relative path is of the one it was given in.
         blocking.functions["os.getcwd"].can_block_in("asyncckpt/keyed/lifecycle.py", "_check_file")
@@ -155,14 +175,14 @@ def _nothing_is_left_to_the_next_test() -> Iterator[None]:
     assert [(name, before[name], after[name]) for name in after if after[name] != before[name]] == []
 
 
-_SIGNALS = signal.valid_signals() - {signal.SIGALRM}  # which is pytest-timeout's
+_SIGNALS = [int(each) for each in signal.valid_signals() - {signal.SIGALRM}]  # which is pytest-timeout's
 
 
 def _shared() -> dict[str, object]:
     """Describe what the tests of a process have in common, and none may leave changed."""
     return {
-        **{f"handler of signal {number:d}": signal.getsignal(number) for number in _SIGNALS},
-        "collector": (gc.get_threshold(), gc.isenabled(), gc.get_freeze_count() > 0),
+        "handlers of signals": list(map(_signal.getsignal, _SIGNALS)),
+        "collector": (gc.get_threshold(), gc.isenabled()),
         "collector's callbacks": [each for each in gc.callbacks if each.__module__.startswith("asyncckpt")],
         "tracing": (tracemalloc.is_tracing(), sys.getprofile(), threading.getprofile()),
         "interpreter": (sys.getswitchinterval(), sys.getrecursionlimit(), list(sys.path)),

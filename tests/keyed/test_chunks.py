@@ -42,7 +42,6 @@ def _no_collections() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*threshold)
-        gc.unfreeze()
 
 
 def _value(number: int) -> dict[str, Any]:

@@ -29,15 +29,6 @@ def directory(quick_path: Path) -> Path:
     return quick_path
 
 
-@pytest.fixture(autouse=True)
-def _quick_collections() -> Iterator[None]:
-    """Let `gc.collect` look at what the test makes only."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 class Killed(BaseException):
     """The process is dead: nothing that follows reaches the disk."""
 
@@ -335,9 +326,9 @@ def test_damage_before_the_last_commit_is_an_error(quick_path: Path) -> None:
 
 @pytest.mark.parametrize("is_front", [False, True])
 @pytest.mark.parametrize("begin", [0, 20, 48, 60])
-def test_a_commit_that_did_not_come_is_none(begin: int, is_front: bool, tmp_path: Path) -> None:
+def test_a_commit_that_did_not_come_is_none(begin: int, is_front: bool, quick_path: Path) -> None:
     """What a power cut leaves of a commit's sector is zeros, and some were zeros before: the last commit counts."""
-    file = Place("msgpack", tmp_path)
+    file = Place("msgpack", quick_path)
     for padding in range(600):  # until the last commit lies across a sector's boundary, or within one
         file.path.unlink(missing_ok=True)
         with file.open() as chk:

@@ -25,6 +25,7 @@ def _alive() -> int:
     return sum(type(each) is _Node for each in gc.get_objects())
 
 
+@pytest.mark.usefixtures("thawed")
 @pytest.mark.parametrize("format_name", FORMATS)
 async def test_cycles_made_beside_saves_and_loads_go(tmp_path: Path, format_name: str) -> None:
     """They do not become old unseen, where only a collection of the whole heap would find them."""

@@ -38,7 +38,7 @@ def _full_collections() -> int:
 
 
 @pytest.fixture(autouse=True)
-def _settings() -> Iterator[None]:
+def _settings(thawed: None) -> Iterator[None]:  # noqa: ARG001
     """The same in each version of Python; and they are what they were in the end."""
     before = gc.get_threshold()
     gc.set_threshold(700, 10, 10)
