@@ -60,6 +60,7 @@ if typing.TYPE_CHECKING:
     from asyncckpt.cut.cut import Cut
     from asyncckpt.cut.participant import Participant
     from asyncckpt.cut.queue import CutQueue
+    from asyncckpt.cut.work_queue import CutWorkQueue, FailedItem, Lease
     from asyncckpt.keyed.view import AsyncCheckpointer
 
 __all__ = [
@@ -82,13 +83,16 @@ __all__ = [
     "CutQueue",
     "CutTimeoutError",
     "CutUsageError",
+    "CutWorkQueue",
     "DictCheckpointer",
     "DirectoryLockedError",
+    "FailedItem",
     "FileLockedError",
     "FileSource",
     "HDF5Checkpointer",
     "JSONCheckpointer",
     "LeafError",
+    "Lease",
     "LoadedCheckpoint",
     "ManagerClosedError",
     "ManagerStatistics",
@@ -128,6 +132,9 @@ _LATE: typing.Final = {
     "AsyncCheckpointer": "asyncckpt.keyed.view",
     "Cut": "asyncckpt.cut.cut",
     "CutQueue": "asyncckpt.cut.queue",
+    "CutWorkQueue": "asyncckpt.cut.work_queue",
+    "FailedItem": "asyncckpt.cut.work_queue",
+    "Lease": "asyncckpt.cut.work_queue",
     "Participant": "asyncckpt.cut.participant",
 }
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asyncckpt.cut.core import CutCore
 from asyncckpt.cut.participant import Participant
 from asyncckpt.cut.queue import CutQueue
+from asyncckpt.cut.work_queue import CutWorkQueue
 from asyncckpt.errors import CheckpointKeyError
 
 if TYPE_CHECKING:
@@ -110,6 +111,19 @@ class Cut(CutCore):
             maxsize: How many items it holds before `put` waits; 0 for any number.
         """
         return CutQueue(maxsize, cut=self)
+
+    def WorkQueue(self, maxsize: int = 0, *, max_attempts: int | None = None) -> CutWorkQueue[Any]:  # noqa: N802 - as Queue
+        """Return a queue of work that takes longer than a cut can wait: its items are leased.
+
+        Args:
+            maxsize: How many items wait to be leased before `put` waits; 0 for any number.
+            max_attempts: After how many attempts that ended by an error an item is given up, and listed in `failed`;
+                None for never.
+
+        Raises:
+            ValueError: `max_attempts` is less than 1.
+        """
+        return CutWorkQueue(maxsize, max_attempts=max_attempts, cut=self)
 
 
 class Hold:

@@ -128,6 +128,22 @@ class Participant(Member):
 
     # --- for the queues -----------------------------------------------------------------------------------------------
 
+    async def run_again(self) -> None:
+        """Leave the rest, as soon as the participant may run."""
+        if not self.is_running:
+            await self._resume()
+
+    async def leave_lease(self, error: BaseException | None) -> None:
+        """Leave the rest, at the end of a block that `error` has ended."""
+        if self.is_running:
+            return
+        if error is not None and not isinstance(error, Exception | asyncio.CancelledError):
+            self.cut.let_run(self)
+            return
+        await self._resume(error)
+        if error is not None:
+            self.mark(error)
+
     async def rest_in(self, name: str, awaitable: Awaitable[ResultT]) -> ResultT:
         """Await something at rest; return when the participant may run."""
         cut = self.cut

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from asyncckpt.cut.core import current_task, find_member
 from asyncckpt.cut.participant import Participant
@@ -22,11 +22,24 @@ from asyncckpt.state.reduction import Reduction
 from asyncckpt.state.types import register_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from asyncckpt.cut.core import CutCore
 
 ItemT = TypeVar("ItemT")
+
+
+class Handover(Protocol):
+    """What is completed when a result of its is handed over to a queue."""
+
+    async def begin_handover(self, me: Participant | None) -> None:
+        """Wait until the participant may run, and count as completed."""
+
+    def end_handover(self) -> None:
+        """Be completed."""
+
+    def undo_handover(self) -> None:
+        """Count as not completed: the result was not handed over."""
 
 
 class _Put(Generic[ItemT]):
@@ -94,7 +107,13 @@ class CutQueue(Generic[ItemT]):
         """Iterate over what would be saved: the items, then those of waiting puts. Nothing is taken out."""
         return iter([*self._items, *[put.item for put in self._puts]])
 
-    async def put(self, item: ItemT, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - see the class
+    async def put(
+        self,
+        item: ItemT,
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - see the class
+        completes: Handover | None = None,
+    ) -> None:
         """Put an item in; wait while the queue is full, or a cut is wanted.
 
         If this raises, the item is not in the queue.
@@ -102,11 +121,22 @@ class CutQueue(Generic[ItemT]):
         Args:
             item: The item. From now on it is the queue's, and is saved with it.
             timeout: How long to wait at most, in seconds.
+            completes: The lease of a `CutWorkQueue` whose result the item is. It is completed in the same step; if this
+                raises, it is not. From then on the participant counts as running.
 
         Raises:
             TimeoutError: There was no place by then.
-            CutUsageError: The task does not take part in the cut, or holds it.
+            CutUsageError: The task does not take part in the cut, or holds it; or the lease cannot be completed.
         """
+        if completes is not None:
+            await completes.begin_handover(self.participant_here())
+            try:
+                await self.put(item, timeout=timeout)
+            except BaseException:
+                completes.undo_handover()
+                raise
+            completes.end_handover()
+            return
         cut = self._cut or self._adopt()
         me: Any = None if cut is None else cut.members.get(current_task())  # type: ignore[arg-type]
         if me is None:
@@ -174,6 +204,37 @@ class CutQueue(Generic[ItemT]):
         item = self._items.popleft()
         self._promise_places()
         return item
+
+    # --- for work queues ----------------------------------------------------------------------------------------------
+
+    @property
+    def cut(self) -> CutCore | None:
+        """The cut it belongs to, unless it was loaded and not used yet."""
+        return self._cut
+
+    def participant_here(self) -> Participant | None:
+        """Return the participant whose task runs, or None."""
+        return self._member()
+
+    def first(self) -> ItemT | None:
+        """Return the oldest item, without those of waiting puts; None if there is none."""
+        return self._items[0] if self._items else None
+
+    def insert(self, item: ItemT, is_after: Callable[[ItemT], bool]) -> None:
+        """Put an item back, behind those at the front that it comes after."""
+        index = next((number for number, other in enumerate(self._items) if not is_after(other)), len(self._items))
+        self._items.insert(index, item)
+        self._promise_items()
+
+    def replace(self, items: Iterable[ItemT]) -> None:
+        """Replace all items.
+
+        Raises:
+            CutUsageError: A task waits in the queue.
+        """
+        if self._gets or self._puts:
+            raise CutUsageError("a queue can be restored only while no task waits in it: restore it before they start")
+        self._items = deque(items)
 
     # --- waiting ------------------------------------------------------------------------------------------------------
 
@@ -307,18 +368,16 @@ def _state(queue: CutQueue[Any]) -> object:
 
 def _from_state(state: Any, cut: CutCore | None = None, maxsize: int | None = None) -> CutQueue[Any]:
     queue: CutQueue[Any] = CutQueue(state["maxsize"] if maxsize is None else maxsize, cut=cut)
-    queue._items.extend(state["items"])  # noqa: SLF001 - it is being made
+    queue.replace(state["items"])
     return queue
 
 
 def _like(template: CutQueue[Any], state: Any) -> CutQueue[Any]:
-    return _from_state(state, template._cut, template.maxsize)  # noqa: SLF001 - a queue like this one
+    return _from_state(state, template.cut, template.maxsize)
 
 
 def _update(queue: CutQueue[Any], state: Any) -> None:
-    if queue._gets or queue._puts:  # noqa: SLF001 - this is a part of it
-        raise CutUsageError("a queue can be restored only while no task waits in it: restore it before they start")
-    queue._items = deque(state["items"])  # noqa: SLF001 - this is a part of it
+    queue.replace(state["items"])
 
 
 register_reduction(

@@ -37,7 +37,10 @@ _NATIVE: Final = frozenset(
 _NUMPY: Final = ("numpy", "ml_dtypes")
 """The modules of scalars that need no reduction; their subclasses do."""
 
-_PROVIDERS: Final = {"asyncckpt.CutQueue": "asyncckpt.cut.queue"}
+_PROVIDERS: Final = {
+    "asyncckpt.CutQueue": "asyncckpt.cut.queue",
+    "asyncckpt.CutWorkQueue": "asyncckpt.cut.work_queue",
+}
 """The modules of the library that register types when they are imported, which most programs do not do."""
 
 TypeT = TypeVar("TypeT", bound=type)

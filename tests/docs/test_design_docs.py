@@ -45,6 +45,7 @@ def test_only_the_loops_side_is_async() -> None:
         "cut/cut.py",
         "cut/participant.py",
         "cut/queue.py",
+        "cut/work_queue.py",
         "runtime/cancellation.py",
         "runtime/deadline.py",
         "runtime/jobs.py",

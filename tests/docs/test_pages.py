@@ -150,7 +150,7 @@ def test_the_make_targets_exist(target: str) -> None:
 def test_methods_that_the_guides_name_exist() -> None:
     """Each lower-case `name(...)` in backticks is a method of a public class, or of a user's own type."""
     kinds = (asyncckpt.CheckpointManager, asyncckpt.SaveHandle, asyncckpt.Checkpointer, asyncckpt.AsyncCheckpointer)
-    kinds += (asyncckpt.Cut, asyncckpt.Participant, asyncckpt.CutQueue)
+    kinds += (asyncckpt.Cut, asyncckpt.Participant, asyncckpt.CutQueue, asyncckpt.CutWorkQueue)
     public = {name for kind in kinds for name in dir(kind)}
     pages = [page for name, page in PAGES.items() if name.startswith(("README", "docs/guide", "docs/reference"))]
     named = {name for page in pages for name in re.findall(r"`([a-z_]+)\(", page)}

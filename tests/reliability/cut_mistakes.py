@@ -10,6 +10,7 @@ _UNIT: Final = "schedules/0"
 _CORE: Final = "cut/core.py"
 _PARTICIPANT: Final = "cut/participant.py"
 _QUEUE: Final = "cut/queue.py"
+_WORK_QUEUE: Final = "cut/work_queue.py"
 
 
 def _bug(name: str, *edits: tuple[str, str, str]) -> Bug:
@@ -280,5 +281,101 @@ CUT_BUGS: Final = (
                 "            if not waiter.done():"
             ),
         ),
+    ),
+    _bug(
+        "what is leased is not saved",
+        (_WORK_QUEUE, "sorted([*entries[:count], *self._leased.values()]", "sorted([*entries[:count]]"),
+    ),
+    _bug(
+        "the block of a lease counts as running",
+        (_WORK_QUEUE, ('        me.cut.rest(me, "lease")\n        return entry, me'), "        return entry, me"),
+    ),
+    _bug(
+        "a lease is completed during a cut",
+        (_WORK_QUEUE, "        await me.run_again()\n", "        me.cut.let_run(me)\n"),
+    ),
+    _bug(
+        "a lease is completed before its result is handed over",
+        (
+            _WORK_QUEUE,
+            (
+                "        was_running = me.is_running\n"
+                "        await me.run_again()\n"
+                "        self._rests_again = not was_running\n"
+                "        self._is_open = False\n"
+                "        self._work._hand_over(self._entered())  # noqa: SLF001 - a part of it\n"
+            ),
+            (
+                "        was_running = me.is_running\n"
+                "        self._rests_again = not was_running\n"
+                "        self._is_open = False\n"
+                "        self._work._hand_over(self._entered())  # noqa: SLF001 - a part of it\n"
+                "        await me.run_again()\n"
+            ),
+        ),
+    ),
+    _bug(
+        "a lease whose result is withdrawn stays completed",
+        (
+            _QUEUE,
+            ("            except BaseException:\n                completes.undo_handover()\n                raise\n"),
+            ("            except BaseException:\n                completes.end_handover()\n                raise\n"),
+        ),
+    ),
+    _bug(
+        "who leaves a lease does not wait for the release",
+        (
+            _PARTICIPANT,
+            (
+                "        await self._resume(error)\n"
+                "        if error is not None:\n"
+                "            self.mark(error)\n"
+                "\n"
+                "    async def rest_in"
+            ),
+            (
+                "        self.cut.let_run(self)\n"
+                "        if error is not None:\n"
+                "            self.mark(error)\n"
+                "\n"
+                "    async def rest_in"
+            ),
+        ),
+    ),
+    _bug(
+        "an item that was not completed is lost",
+        (
+            _WORK_QUEUE,
+            ("                return\n        self._return(entry)\n"),
+            ("                return\n        if error is None:\n            self._return(entry)\n"),
+        ),
+    ),
+    _bug(
+        "an item that comes back goes to the end",
+        (_WORK_QUEUE, "lambda other: other.ordinal < entry.ordinal", "lambda other: other is not None"),
+    ),
+    _bug(
+        "an item that comes back wakes nobody",
+        (
+            _QUEUE,
+            ("        self._items.insert(index, item)\n        self._promise_items()\n"),
+            "        self._items.insert(index, item)\n",
+        ),
+    ),
+    _bug(
+        "an item that is given up stays",
+        (
+            _WORK_QUEUE,
+            ('{type(error).__name__}: {error}"))\n                return\n'),
+            '{type(error).__name__}: {error}"))\n',
+        ),
+    ),
+    _bug(
+        "the low-water mark passes what is leased",
+        (_WORK_QUEUE, "*self._leased, *self._handed_over]", "*self._handed_over]"),
+    ),
+    _bug(
+        "the low-water mark passes what may be withdrawn",
+        (_WORK_QUEUE, "*self._leased, *self._handed_over]", "*self._leased]"),
     ),
 )

@@ -28,7 +28,7 @@ _LONG = 2_000.0
 """Virtual seconds after which a program that has not ended is stuck."""
 
 
-_NEEDED = ("producer", "consumer", "finisher")
+_NEEDED = ("producer", "consumer", "finisher", "worker")
 
 
 class Stuck(Exception):  # noqa: N818 - it is a finding
@@ -87,6 +87,11 @@ class World:
         self.cut = asyncckpt.Cut()
         self.first: asyncckpt.CutQueue[int] = self.cut.Queue(chance.choice((0, 1, 2, 5)))
         self.second: asyncckpt.CutQueue[int] = self.cut.Queue(chance.choice((0, 1, 3)))
+        self.work: asyncckpt.CutWorkQueue[int] = self.cut.WorkQueue(
+            chance.choice((0, 1, 3)), max_attempts=chance.choice((None, 1, 3))
+        )
+        self.ordinals: dict[int, int] = {}
+        self.mark = 0
         self.total = chance.randint(*_ITEMS)
         self.cursor = 0
         self.returned: list[int] = []
@@ -109,18 +114,34 @@ class World:
 
     def places(self) -> list[list[int]]:
         """Return where the items are: what a checkpoint would hold."""
-        return [list(self.first), list(self.second), list(self.returned), list(self.consumed)]
+        return [*map(list, (self.first, self.second, self.work, self.returned, self.consumed)), self.given_up]
+
+    @property
+    def given_up(self) -> list[int]:
+        """The items that were given up after several attempts."""
+        return [each.item for each in self.work.failed]
+
+    def check_work(self) -> None:
+        """Check the order of what is not done, and what is below the low-water mark."""
+        work, ordinals = self.work, [self.ordinals[each] for each in self.work if each in self.ordinals]
+        in_it = ordinals[: work.qsize() + work.leased]
+        if in_it != sorted(in_it):
+            self.problems.append(f"the work is not in the order of its ordinals: {in_it}")
+        if work.low_water_mark > min(in_it, default=work.next_ordinal) or work.low_water_mark < self.mark:
+            self.problems.append(f"the low-water mark is {work.low_water_mark}, after {self.mark}, of {in_it}")
+        self.mark = work.low_water_mark
 
     def check(self, before: list[list[int]] | None = None) -> list[list[int]]:
         """Check a cut, and that nothing has moved since it began."""
         places = self.places()
-        for queue in (self.first, self.second):
-            if 0 < queue.maxsize < len(queue):
+        for queue in (self.first, self.second, self.work._waiting):
+            if 0 < queue.maxsize < len(queue) and queue is not self.work._waiting:
                 self.problems.append(f"{queue} is more than full")
             if queue._has_item and not all(each.done() for each in queue._gets):
                 self.problems.append(f"a get waits at {queue}")
             if queue._has_place and not all(each.future.done() for each in queue._puts):
                 self.problems.append(f"a put waits at {queue}")
+        self.check_work()
         if self.cut.torn:
             self.problems.append(f"a cut is held though {self.cut.torn}")
         found = sorted(itertools.chain(*places))
@@ -198,7 +219,7 @@ class World:
             if item is None:
                 await actor.rest(lambda: actor.me.at_rest(asyncio.sleep(1.0)))
                 continue
-            await self.hand_over(actor, item, self.first)
+            await self.hand_over(actor, item, self.work if self.is_likely(0.3) else self.first)
 
     async def consume(self, actor: Actor) -> None:
         """Get items from the first queue; consume them, or put them into the second."""
@@ -244,12 +265,52 @@ class World:
         self.cursor += 1
         return self.cursor - 1
 
-    async def hand_over(self, actor: Actor, item: int, queue: asyncckpt.CutQueue[int]) -> None:
+    async def labour(self, actor: Actor) -> None:
+        """Work on items that are leased."""
+        while not self.is_over:
+            await actor.pause()
+            with contextlib.suppress(TimeoutError):
+                await self.guarded(lambda: self.work_once(actor))
+            actor.has_run()
+
+    async def work_once(self, actor: Actor) -> None:
+        """Lease an item; complete it, give it back, or fail."""
+        self.line()
+        actor.rests = True
+        timeout = self.chance.choice((None, self.when()))
+        with contextlib.suppress(Died):
+            async with self.work.lease(timeout=timeout) as lease:
+                item = lease.item
+                await self.nap()
+                kind = self.chance.random()
+                if kind < 0.4:
+                    await self.work.complete(lease, into=lambda: self.take_in(item))
+                elif kind < 0.8:
+                    await self.second.put(item, timeout=timeout, completes=lease)
+                elif kind < 0.9:
+                    raise Died
+                else:
+                    return
+                actor.has_run()
+                self.counts["leases completed"] += 1
+                await self.nap()
+
+    def take_in(self, item: int) -> None:
+        """Consume the result of a lease."""
+        self.line()
+        self.consumed.append(item)
+
+    async def hand_over(
+        self, actor: Actor, item: int, queue: asyncckpt.CutQueue[int] | asyncckpt.CutWorkQueue[int]
+    ) -> None:
         """Put an item into a queue; return it to the source if that fails."""
         timeout = self.chance.choice((None, None, self.when()))
 
         async def put() -> bool:
-            await queue.put(item, timeout=timeout)
+            self.ordinals.pop(item, None)
+            ordinal = await queue.put(item, timeout=timeout)
+            if ordinal is not None:
+                self.ordinals[item] = ordinal
             return True
 
         try:
@@ -331,6 +392,7 @@ class World:
             "producer": self.produce,
             "consumer": self.consume,
             "finisher": self.finish,
+            "worker": self.labour,
             "idler": self.idle,
             "saver": None,
         }
@@ -348,10 +410,17 @@ class World:
                 main = self.take_part(name, self.save_as)
             alive[asyncio.ensure_future(main)] = kind
 
-        for kind, most in (("producer", 3), ("consumer", 3), ("finisher", 2), ("idler", 2), ("saver", 2)):
+        for kind, most in (
+            ("producer", 3),
+            ("consumer", 3),
+            ("finisher", 2),
+            ("worker", 2),
+            ("idler", 2),
+            ("saver", 2),
+        ):
             for _ in range(self.chance.randint(kind in _NEEDED, most)):
                 start(kind)
-        while len(self.consumed) < self.total:
+        while len(self.consumed) + len(self.given_up) < self.total:
             await asyncio.sleep(self.when())
             for task in [task for task in alive if task.done()]:
                 del alive[task]
@@ -386,8 +455,11 @@ class World:
 
     def check_end(self) -> None:
         """Check that nothing is left."""
-        if sorted(self.consumed) != list(range(self.total)):
-            self.problems.append(f"at the end, {self.consumed} were consumed")
+        if sorted(self.consumed + self.given_up) != list(range(self.total)):
+            self.problems.append(f"at the end, {self.consumed} were consumed, {self.given_up} given up")
+        if self.work.low_water_mark != self.work.next_ordinal:
+            self.problems.append(f"at the end, the low-water mark is {self.work.low_water_mark}")
+        self.counts["given up"] += len(self.given_up)
         for name in list(self.cut.torn):
             self.cut.forgive(name)
         text = repr(self.cut)
