@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -390,6 +391,7 @@ class CheckpointManager:
         lazy: bool = False,
         arrays: Arrays = "saved",
         missing_ok: bool = False,
+        discard_later: bool = False,
     ) -> LoadedCheckpoint | None:
         """Load a checkpoint into new objects. Loads may run concurrently with saves and other loads.
 
@@ -408,6 +410,9 @@ class CheckpointManager:
                 they come back as numpy arrays, with or without the framework. The leaves of `like` decide for
                 themselves.
             missing_ok: Whether to return None if there is no such checkpoint.
+            discard_later: Whether the run goes on from this step: the checkpoints of later steps are deleted once the
+                next save is committed, and not before. Until then this step is not pruned, and the later steps may be
+                saved again without ``overwrite``. The last such load counts.
 
         Returns:
             The checkpoint with its state, or None with `missing_ok`.
@@ -420,18 +425,21 @@ class CheckpointManager:
             UnsupportedFormatError: A later release wrote it, or a dtype needs a package that is not installed, or an
                 array a framework that is not imported. Nothing was read.
             ConfigError: `arrays` has another value.
+            DirectoryLockedError: Another writer uses the directory, with `discard_later`.
+            ReadOnlyError: The manager is read-only, with `discard_later`.
+            ManagerUsageError: The manager is disabled, or `step` is a path, with `discard_later`.
             OSError: The disk failed, or the process has no file descriptors left.
         """
         template = ABSENT if like is None else like
         request = LoadRequest(template=template, select=select, lazy=lazy, arrays=check_arrays(arrays))
         try:
-            return await self._load(step, request)
+            return await self._load(step, request, discard_later=discard_later)
         except CheckpointNotFoundError:
             if missing_ok and step not in self._session.use().steps.in_flight:
                 return None
             raise
 
-    async def restore(self, step: Which, *, into: object) -> LoadedCheckpoint:
+    async def restore(self, step: Which, *, into: object, discard_later: bool = False) -> LoadedCheckpoint:
         """Load a checkpoint into an existing state.
 
         Structure, dtypes, shapes and writability are checked before the first byte is read. Arrays are filled in place;
@@ -442,6 +450,7 @@ class CheckpointManager:
             step: As for `load`.
             into: The state to fill. If the root itself cannot be updated in place, the new one is the ``state`` of what
                 is returned.
+            discard_later: As for `load`.
 
         Returns:
             The checkpoint, whose ``state`` is `into`.
@@ -453,12 +462,21 @@ class CheckpointManager:
                 the arrays that hold a mixture now.
             CheckpointNotFoundError: There is no such checkpoint, or it is not committed yet.
         """
-        return await self._load(step, LoadRequest(template=into, in_place=True))
+        return await self._load(step, LoadRequest(template=into, in_place=True), discard_later=discard_later)
 
-    async def _load(self, step: Which, request: LoadRequest) -> LoadedCheckpoint:
-        loader = self._session.use().loader
+    async def _load(self, step: Which, request: LoadRequest, *, discard_later: bool) -> LoadedCheckpoint:
+        here = self._session.use(writes=discard_later)
         which = check_which(step)
         request = request._replace(moment=current_moment())
+        if not discard_later:
+            return await self._load_which(which, request)
+        if isinstance(which, Path):
+            message = f"{which} is a path: discard_later goes back to a step of this manager, so pass its step"
+            raise ManagerUsageError(message)
+        return await here.going_back.load(partial(self._load_which, which, request))
+
+    async def _load_which(self, which: int | Choice | Path, request: LoadRequest) -> LoadedCheckpoint:
+        loader = self._session.use().loader
         if isinstance(which, str):
             return await loader.load_choice(which, request)
         if isinstance(which, int):

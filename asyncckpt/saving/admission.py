@@ -221,7 +221,7 @@ class Admission:
 
     def _check_absent(self, step: int, *, overwrite: bool) -> None:
         """Refuse a committed step; asked again when the directory has been taken, because it may hold the step."""
-        if not overwrite and step in self._env.catalog:
+        if not overwrite and step in self._env.catalog and step not in self._env.steps.discarded:
             message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
             raise StepExistsError(message, step=step)
 
@@ -296,11 +296,11 @@ class Admission:
             await SaveHandle(tracker)  # raises the error
 
     def _warn_if_below(self, step: int, latest: int) -> None:
-        latest = max(latest, self._env.catalog.latest() or 0)
+        latest = max(latest, self._env.catalog.latest(without=self._env.steps.discarded) or 0)
         if step < latest:
             message = (
                 f'step {step} is saved below the latest, step {latest}, which `load("latest")` goes on returning: if'
-                " this run starts again from an earlier step, remove the later ones with `delete`"
+                " this run starts again from an earlier step, load that with discard_later=True, or `delete` later ones"
             )
             warn(message)
 

@@ -113,9 +113,15 @@ class Catalog:
         """Return all committed steps, ascending."""
         return list(self._records)
 
-    def latest(self) -> int | None:
-        """Return the newest intact step, or None."""
-        return next((step for step in reversed(self._records) if self._is_intact(step)), None)
+    @property
+    def incomplete(self) -> frozenset[int]:
+        """The steps without a manifest, which may belong to another program."""
+        return self._incomplete
+
+    def latest(self, *, without: Collection[int] = ()) -> int | None:
+        """Return the newest intact step, or None; some may be left out."""
+        steps = (step for step in reversed(self._records) if self._is_intact(step) and step not in without)
+        return next(steps, None)
 
     def _is_intact(self, step: int) -> bool:
         return step not in self._corrupt and step not in self._incomplete

@@ -12,6 +12,7 @@ from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
 from asyncckpt.errors import CheckpointError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
+from asyncckpt.saving.discards import note_discards
 from asyncckpt.state.capture import Capture
 from asyncckpt.state.encode import flatten
 from asyncckpt.storage.results import SHORTAGES, CheckpointRecord, NoRoomError, saved_files
@@ -43,6 +44,8 @@ class WriteRequest(NamedTuple):
     block_nbytes: int = BLOCK_NBYTES
     min_free_nbytes: int | None = None
     """How much room the store must have before; None: the size of the checkpoint."""
+    discarded: tuple[int, ...] = ()
+    """The steps that the commit discards."""
     is_last_try: bool = True
     """Whether a save for which there is no room has failed, and is not tried again when there is some."""
 
@@ -145,6 +148,8 @@ def _writing(store: CheckpointStore, request: WriteRequest, context: JobContext)
                     yield file, attempt.open_folder(file.name)
                 callers |= _take_in(attempt, file, context)
             manifest = Manifest(step=request.step, created=time.time(), files=files | callers, index=index)
+            if request.discarded:
+                note_discards(store, request.step, manifest.created, request.discarded)
             committed = attempt.commit(manifest, context.stop)
     except BaseException as error:
         is_over = request.is_last_try or not isinstance(error, NoRoomError)

@@ -53,7 +53,8 @@ class StepLedger:
     Attributes:
         in_flight: Steps that are reserved, from the call of `save` until the save has ended.
         filling: Steps whose pending directory a caller is filling; no save may clear it.
-        loading: Steps that are being read; they are not pruned.
+        loading: Steps that are being read, or to which the run went back; they are not pruned.
+        discarded: Steps that the next commit discards, because the run went back to an earlier one.
         on_busy: Called when a first step is reserved.
         on_idle: Called when no step is reserved any more.
     """
@@ -62,6 +63,7 @@ class StepLedger:
         self.in_flight: Counter[int] = Counter()
         self.filling: set[int] = set()
         self.loading: Counter[int] = Counter()
+        self.discarded: frozenset[int] = frozenset()
         self.on_busy: Callable[[], None] = lambda: None
         self.on_idle: Callable[[], None] = lambda: None
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from asyncckpt.errors import ManagerUsageError, StepExistsError
 from asyncckpt.runtime.pacing import StopFlag
 from asyncckpt.saving.commit import PendingState, read_pending_info, write_pending_state
+from asyncckpt.saving.discards import note_discards
 from asyncckpt.saving.environment import warn_in_background
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.arrays import device
     from asyncckpt.saving.environment import Environment
+    from asyncckpt.saving.going_back import GoingBack
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
@@ -29,8 +31,11 @@ _HELPERS: Final = 3  # threads that help to write a state, as in `writer.py`
 class PendingDirectories:
     """Makes, commits and discards pending directories. Used on the loop's thread only."""
 
-    def __init__(self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner) -> None:
+    def __init__(
+        self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner, going_back: GoingBack
+    ) -> None:
         self._env = env
+        self._going_back = going_back
         self._queue = queue
         self._owner = owner
         self._pruner = pruner
@@ -99,11 +104,18 @@ class PendingDirectories:
                     warn_in_background(lack)
                 self._env.catalog.begin(step)
                 stop = StopFlag()
-                committed = await self._owner.change(stop, directories.commit, path, stop, state)
+                later = self._going_back.discarded_by(step)
+
+                def before_commit(created: float) -> None:
+                    if later:
+                        note_discards(self._env.store, step, created, later)
+
+                committed = await self._owner.change(stop, directories.commit, path, stop, before_commit, state)
                 self._env.catalog.add(committed.record(step, info or {}))
                 is_saved = True
                 self._env.warnings.issue_in_background(committed.remarks)
                 self._pruner.sweep(committed.trash)
+                await self._going_back.discard_after(step)
                 await self._pruner.prune_after(step)
             finally:
                 self._env.schedule.end(action, is_saved=is_saved)

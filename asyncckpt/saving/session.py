@@ -22,6 +22,7 @@ from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
 from asyncckpt.saving.environment import DirectoryWarnings, Environment, StepLedger
 from asyncckpt.saving.files import check_caller
+from asyncckpt.saving.going_back import GoingBack
 from asyncckpt.saving.listing import enter_store
 from asyncckpt.saving.loader import Loader
 from asyncckpt.saving.metric import MetricWatch, PolicyRequest
@@ -215,10 +216,11 @@ class OpenSession:
         self.queue = SaveQueue(env)
         self.owner = DirectoryOwner(env)
         self.pruner = Pruner(env, self.owner)
-        self.writer = Writer(env, self.queue, self.owner, self.pruner)
+        self.going_back = GoingBack(env, self.queue, self.owner, self.pruner)
+        self.writer = Writer(env, self.queue, self.owner, self.pruner, self.going_back)
         self.admission = Admission(env, self.queue, self.owner)
         self.loader = Loader(env)
-        self.pending = PendingDirectories(env, self.queue, self.owner, self.pruner)
+        self.pending = PendingDirectories(env, self.queue, self.owner, self.pruner, self.going_back)
         self.idle = PoolTrimmer(env.pool, env.jobs)
 
     def leave_out(self, step: int) -> SaveHandle:

@@ -27,6 +27,7 @@ from asyncckpt.storage.results import NoRoomError
 
 if TYPE_CHECKING:
     from asyncckpt.saving.environment import Environment
+    from asyncckpt.saving.going_back import GoingBack
     from asyncckpt.saving.ownership import DirectoryOwner
     from asyncckpt.saving.pruning import Pruner
     from asyncckpt.saving.queue import SaveQueue
@@ -57,8 +58,11 @@ class _Progress(Progress):
 class Writer:
     """The task that does what is queued. Used on the loop's thread only."""
 
-    def __init__(self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner) -> None:
+    def __init__(
+        self, env: Environment, queue: SaveQueue, owner: DirectoryOwner, pruner: Pruner, going_back: GoingBack
+    ) -> None:
         self._env = env
+        self._going_back = going_back
         self._queue = queue
         self._owner = owner
         self._pruner = pruner
@@ -148,6 +152,7 @@ class Writer:
             tracker.time("written", written.written_at)
             tracker.time("committed")
             try:  # first, so that `steps` and the disk show what retention keeps when the handle resolves
+                await self._going_back.discard_after(tracker.step)
                 await self._pruner.prune_after(tracker.step)
             finally:
                 self._queue.end(item, SaveState.COMMITTED, record=written.returned)
@@ -175,6 +180,7 @@ class Writer:
             min_free_nbytes=self._env.settings.min_free_nbytes,
             block_nbytes=commit.block_nbytes_within(budget // _WRITE_THREADS) if item.streams else BLOCK_NBYTES,
             progress=_Progress(item),
+            discarded=self._going_back.discarded_by(item.tracker.step),
             is_last_try=is_last_try,
         )
         context = self._env.jobs.context(_WRITE_THREADS - 1, stop=item.stop)

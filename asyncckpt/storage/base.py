@@ -23,7 +23,7 @@ from asyncckpt.disk.trees import content_of, joined, walk
 from asyncckpt.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -360,8 +360,17 @@ class LocalDirectories(ABC):
         """
 
     @abstractmethod
-    def commit(self, path: Path, stop: StopFlag, state: StateFile | None = None) -> Committed:
-        """Commit a pending directory that the caller has filled; `state` is what `write_state` has returned.
+    def commit(
+        self, path: Path, stop: StopFlag, before: Callable[[float], None], state: StateFile | None = None
+    ) -> Committed:
+        """Commit a pending directory that the caller has filled.
+
+        Args:
+            path: The directory.
+            stop: Stops it.
+            before: Called right before the commit, with the time in the manifest. If it raises OSError, nothing is
+                committed.
+            state: What `write_state` has returned.
 
         Raises:
             ValueError: It is not a pending directory of this store.

@@ -19,7 +19,8 @@ Identity: TypeAlias = Hashable
 """Tells one checkpoint from another of the same step; None if that is not known."""
 
 METRIC_NAME: Final = ".asyncckpt.json"
-DOCUMENT_NAMES: Final = (METRIC_NAME,)
+DISCARDS_NAME: Final = ".asyncckpt.discards.json"
+DOCUMENT_NAMES: Final = (METRIC_NAME, DISCARDS_NAME)
 """The documents that a store may be asked for."""
 SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 """The system is short of descriptors or memory. That says nothing about what was to be read."""

@@ -21,7 +21,7 @@ from asyncckpt.storage.local.reader import open_path
 from asyncckpt.storage.results import SHORTAGES, PendingDirectory, StateFile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from asyncckpt.disk.ops import DiskOps
@@ -88,7 +88,9 @@ class PendingDirectories(LocalDirectories):
     def remove(self, path: Path, name: str) -> None:
         self._ops.unlink(self._root / path.name / name)
 
-    def commit(self, path: Path, stop: StopFlag, state: StateFile | None = None) -> Committed:
+    def commit(
+        self, path: Path, stop: StopFlag, before: Callable[[float], None], state: StateFile | None = None
+    ) -> Committed:
         step, pending = self.parse_step(path), self._root / path.name
         if path.absolute() != pending and not (path.parent.is_dir() and path.parent.samefile(self._root)):
             message = f"{path} is not in {self._root}: use what init_tmp_checkpoint returned"
@@ -101,7 +103,9 @@ class PendingDirectories(LocalDirectories):
             _check_unchanged(pending, state)
             files = publish.digest_tree(self._ops, pending, stop, known=known)
             index = None if state is None else state.location
-            publish.seal(self._ops, pending, Manifest(step=step, created=time.time(), files=files, index=index))
+            created = time.time()
+            publish.seal(self._ops, pending, Manifest(step=step, created=created, files=files, index=index))
+            before(created)
             published = publish.make_durable(self._ops, publish.move(self._ops, pending, step))
         except OSError as error:
             explain(error, self._root, f"its files take {room.spell(room.nbytes_of(pending))}")
