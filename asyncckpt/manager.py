@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from asyncckpt.saving.files import Source
     from asyncckpt.saving.schedule import SaveReason
     from asyncckpt.saving.tracking import SaveHandle
+    from asyncckpt.storage.results import CheckpointRecord
 
 Which: TypeAlias = "int | Choice | os.PathLike[str]"
 
@@ -483,6 +484,38 @@ class CheckpointManager:
             return await loader.load_step(which, request)
         return await loader.load_path(which, request)
 
+    async def fork(self, source_dir: str | os.PathLike[str], step: int | Choice) -> CheckpointRecord:
+        """Start this run from a checkpoint of another run, which is copied, verified and committed.
+
+        It keeps its step, and holds the same files, also those that a caller wrote. It is done after everything that is
+        queued now. The other run is not locked, and nothing is written there. If this is cancelled, nothing is
+        committed, unless that had been done.
+
+        Args:
+            source_dir: The checkpoint directory of the other run.
+            step: A step of it, "latest" or "best"; there is no fallback.
+
+        Returns:
+            The record of the copy.
+
+        Raises:
+            CheckpointNotFoundError: The other run has no such checkpoint, or it was pruned meanwhile.
+            CorruptCheckpointError: It is damaged; the message names it, and nothing was committed.
+            StepExistsError: This run has the step already.
+            ManagerUsageError: It is this manager's own directory, or the manager is disabled.
+            DirectoryLockedError: Another writer uses this manager's directory.
+            ReadOnlyError: The manager is read-only.
+            TypeError: `step` is a path.
+            OSError: The disk failed, or has too little room.
+        """
+        here = self._session.use(writes=True)
+        self._check_enabled()
+        which = check_which(step)
+        if isinstance(which, Path):
+            message = f"{which} is a path: pass the directory of the other run, and a step of it"
+            raise TypeError(message)
+        return await here.forking.fork(_store_of(source_dir), which)
+
     async def verify(self, step: int) -> None:
         """Read every file of a checkpoint and verify every bit of it.
 
@@ -647,6 +680,10 @@ class CheckpointManager:
         if not self._settings.enabled:
             message = f"{self!r} is disabled (enabled=False) and writes nothing: leave it out"
             raise ManagerUsageError(message)
+
+
+def _store_of(directory: str | os.PathLike[str]) -> LocalStore:
+    return LocalStore(Path(directory).absolute(), DiskOps())
 
 
 async def _nothing() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from asyncckpt.disk.manifest import DIGEST_BLOCK_NBYTES, IndexLocation, Manifest
 from asyncckpt.disk.write_blocks import BLOCK_NBYTES, Content, Progress
 from asyncckpt.documents import TRAINING_INFO_NAME, parse_training_info
-from asyncckpt.errors import CheckpointError
+from asyncckpt.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.saving.discards import note_discards
@@ -226,6 +226,47 @@ def write_pending_state(store: CheckpointStore, request: PendingState, context: 
         plan = content = None  # as in `_writing`
         if capture is not None:
             capture.release()
+
+
+def copy_checkpoint(
+    store: CheckpointStore, source: CheckpointStore, step: int, min_free_nbytes: int | None, context: JobContext
+) -> Written:
+    """Copy a checkpoint of another store, verify every bit of it, and commit it.
+
+    Raises:
+        CheckpointNotFoundError: The source lacks the step, or it was deleted or replaced meanwhile.
+        CorruptCheckpointError: The source is damaged.
+        NoRoomError: As `write_checkpoint`.
+        OSError: A store failed.
+        Stopped: The job was asked to stop. In each case nothing is committed.
+    """
+    with source.open(step) as reader:
+        found = reader.manifest
+        try:
+            info = reader.read_small(TRAINING_INFO_NAME) if TRAINING_INFO_NAME in found.files else b"{}"
+            nbytes = sum(record.nbytes for record in found.files.values())
+            with store.begin(step, nbytes, min_free_nbytes) as attempt:
+                files = {}
+                for name in found.files:
+                    with reader.open(name) as file:
+                        files[name] = attempt.copy_verified(name, file, context)
+                written_at = time.perf_counter()
+                manifest = Manifest(step=step, created=time.time(), files=files, index=found.index)
+                committed = attempt.commit(manifest, context.stop)
+        except CorruptCheckpointError as error:
+            if not reader.is_current():
+                message = f"step {step} of {source.location} was deleted or replaced while it was copied"
+                raise CheckpointNotFoundError(message, step=step) from error
+            raise CorruptCheckpointError(f"{source.location}: {error}", step=step, file=error.file) from error
+    record, returned = (committed.record(step, _parse_unless_damaged(info)) for _ in range(2))
+    return Written(record, returned, committed.trash, committed.remarks, written_at)
+
+
+def _parse_unless_damaged(info: bytes) -> dict[str, Any]:
+    try:
+        return parse_training_info(info)
+    except (ValueError, RecursionError):  # as the source has it
+        return {}
 
 
 def read_pending_info(directories: LocalDirectories, path: Path) -> dict[str, Any] | None:

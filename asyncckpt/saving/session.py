@@ -22,6 +22,7 @@ from asyncckpt.saving.admission import Admission
 from asyncckpt.saving.catalog import Catalog
 from asyncckpt.saving.environment import DirectoryWarnings, Environment, StepLedger
 from asyncckpt.saving.files import check_caller
+from asyncckpt.saving.forking import Forking
 from asyncckpt.saving.going_back import GoingBack
 from asyncckpt.saving.listing import enter_store
 from asyncckpt.saving.loader import Loader
@@ -221,6 +222,7 @@ class OpenSession:
         self.admission = Admission(env, self.queue, self.owner)
         self.loader = Loader(env)
         self.pending = PendingDirectories(env, self.queue, self.owner, self.pruner, self.going_back)
+        self.forking = Forking(env, self.queue, self.owner, self.pruner)
         self.idle = PoolTrimmer(env.pool, env.jobs)
 
     def leave_out(self, step: int) -> SaveHandle:

@@ -19,8 +19,10 @@ import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Self
 
+from asyncckpt.disk.read_blocks import Target
 from asyncckpt.disk.trees import content_of, joined, walk
 from asyncckpt.errors import CheckpointError
+from asyncckpt.runtime.memory import aligned_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from asyncckpt.disk.write_blocks import Content
     from asyncckpt.runtime.context import JobContext
     from asyncckpt.runtime.pacing import StopFlag
-    from asyncckpt.storage.reader import CheckpointReader
+    from asyncckpt.storage.reader import CheckpointFile, CheckpointReader
     from asyncckpt.storage.results import (
         CheckpointRecord,
         Committed,
@@ -221,6 +223,18 @@ class Attempt(ABC):
             OSError: The store failed.
             Stopped: The job was asked to stop.
         """
+
+    def copy_verified(self, name: str, file: CheckpointFile, context: JobContext) -> FileRecord:
+        """Write what a file of another checkpoint holds, and verify it; it may lie in directories, which are made.
+
+        Raises:
+            CorruptCheckpointError: The file is damaged.
+            OSError: A store failed.
+            Stopped: The job was asked to stop.
+        """
+        data = aligned_buffer(file.record.nbytes)
+        file.read([Target(0, file.record.nbytes, data)] if file.record.nbytes else [], context)
+        return self.write(name, data.tobytes())
 
     def link(self, name: str, step: int) -> FileRecord:
         """Take over a file of a committed checkpoint without copying it; either may be deleted without the other.
