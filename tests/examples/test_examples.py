@@ -93,6 +93,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+_STOPPING_AT_37 = _STOPPING.replace("len(lines) == 3", "args == ('step 37',)")
+
+
 @pytest.mark.parametrize("extension", [".hdf5", ".json"])  # one that is added to, and one that is written anew
 def test_a_scan_that_is_killed_computes_nothing_twice(tmp_path: Path, extension: str) -> None:
     """After SIGKILL what was stored is loaded, only the rest computed, and the result is that of a run left alone."""
@@ -126,3 +129,22 @@ def test_a_scan_that_is_killed_computes_nothing_twice(tmp_path: Path, extension:
     assert expected.keys() == found.keys()
     assert expected["energies"].tobytes() == found["energies"].tobytes()
     assert expected["energies"][0, 0, 0] == pytest.approx(1.0, abs=1e-3)  # two oscillators at rest
+
+
+def test_a_loader_with_workers_that_is_killed_reads_each_sample_once_in_each_epoch(tmp_path: Path) -> None:
+    """After SIGKILL in the middle of the second epoch, the position of torchdata's loader comes from the checkpoint."""
+    need("torchdata")
+    command = [sys.executable, str(EXAMPLES / "torch_dataloader.py"), f"--dir={tmp_path}"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen([*command[:1], "-c", _STOPPING_AT_37, *command[1:]], **options) as child:  # type: ignore[call-overload] # noqa: S603
+        lines = []
+        while not lines or lines[-1] != "step 37\n":  # of 48: 24 make an epoch
+            lines.append(child.stdout.readline())
+            assert lines[-1], "".join(lines)
+        child.kill()
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: S603 - as above
+    assert "resuming from" in output
+    resumed_at = int(output.split("step_")[1].split()[0])
+    assert 24 < resumed_at < 37
+    assert output.splitlines()[1] == f"step {resumed_at + 1}"
+    assert "2 epochs, each sample used 1 times in each" in output
