@@ -1,6 +1,7 @@
 """Checkpointing for asyncio programs that never blocks the event loop.
 
-`CheckpointManager` saves and loads checkpoints in a directory. `Checkpointer` keeps values under keys in one file.
+`CheckpointManager` saves and loads checkpoints in a directory, and `asyncckpt.blocking` has one for programs without an
+event loop. `Checkpointer` keeps values under keys in one file. `load` reads a checkpoint.
 """
 
 import importlib
@@ -48,6 +49,7 @@ from asyncckpt.state.types import register_type
 from asyncckpt.storage.results import CheckpointRecord, SavedFile
 
 if typing.TYPE_CHECKING:
+    from asyncckpt import blocking as blocking
     from asyncckpt.checkpointer import (
         Checkpointer,
         DictCheckpointer,
@@ -62,6 +64,7 @@ if typing.TYPE_CHECKING:
     from asyncckpt.cut.queue import CutQueue
     from asyncckpt.cut.work_queue import CutWorkQueue, FailedItem, Lease
     from asyncckpt.keyed.view import AsyncCheckpointer
+    from asyncckpt.loading import load
 
 __all__ = [
     "AsyncCheckpointer",
@@ -123,6 +126,7 @@ __all__ = [
     "UntrustedFileError",
     "Verdict",
     "leave_on_sigterm",
+    "load",
     "plan_prune",
     "register_type",
 ]
@@ -136,11 +140,14 @@ _LATE: typing.Final = {
     "FailedItem": "asyncckpt.cut.work_queue",
     "Lease": "asyncckpt.cut.work_queue",
     "Participant": "asyncckpt.cut.participant",
+    "load": "asyncckpt.loading",
 }
 
 
 def __getattr__(name: str) -> object:
     """Import what only some programs use when it is used first, so that the others start faster."""
+    if name == "blocking":
+        return importlib.import_module("asyncckpt.blocking")
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
@@ -151,4 +158,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Return all public names, whether imported yet or not."""
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "blocking"})

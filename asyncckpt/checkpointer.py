@@ -39,10 +39,11 @@ class Checkpointer(FileLifecycle, MutableMapping[Any, Any]):
     async with Checkpointer.from_file("woof.h5") as chk:
         await chk.save_parameter("grid", grid)
 
-    The first is for scripts: each access may wait for the disk. The second returns the view for event loops, an
-    `AsyncCheckpointer` of the same file. Values are what `CheckpointManager.save` takes, and what is loaded is equal to
-    what was saved, in new objects. A key is a str, or a tuple that begins with one: a path into the dicts of the value,
-    whose first part is the key in the file. To change the value at a path, the whole value is read and rewritten.
+    The first is for scripts and notebooks: each access may wait for the disk, and where an event loop runs, it stands
+    still meanwhile. The second returns the view for event loops, an `AsyncCheckpointer` of the same file. Values are
+    what `CheckpointManager.save` takes, and what is loaded is equal to what was saved, in new objects. A key is a str,
+    or a tuple that begins with one: a path into the dicts of the value, whose first part is the key in the file. To
+    change the value at a path, the whole value is read and rewritten.
 
     `flush`, and leaving the block, makes all changes since the last flush durable, together: after a kill at any moment
     the file has the last completed flush, or the one in progress. Outside any block, each access opens the file,

@@ -11,10 +11,12 @@ import inspect
 import os
 import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import FrameType
 
 
 _BRIEF_LENGTH = 500
@@ -57,7 +59,7 @@ class ConfigError(CheckpointError, ValueError, TypeError):
 
 
 class ManagerUsageError(CheckpointError, RuntimeError):
-    """A manager was used outside ``async with``, on another loop or thread, under trio, or after a fork."""
+    """A manager was used while it was not open, on another loop, under trio, or after a fork."""
 
 
 class ManagerClosedError(ManagerUsageError):
@@ -69,7 +71,7 @@ class ReadOnlyError(ManagerUsageError):
 
 
 class CheckpointerUsageError(CheckpointError, RuntimeError):
-    """A Checkpointer was used on a running loop without ``await``, in both modes at once, or after a fork."""
+    """A Checkpointer was used in both modes at once, its view outside its block or loop, or after a fork."""
 
 
 class QueueFullError(CheckpointError):
@@ -302,15 +304,53 @@ class CheckpointWarning(UserWarning):
     """Something needs attention, but nothing was lost: a fallback, a failed prune, an unregistered type."""
 
 
+class ProgramLine(NamedTuple):
+    """The line of the program that called the library, for warnings in another thread; and how that thread words them.
+
+    Made in the thread of the program.
+    """
+
+    file: str
+    number: int
+    module: str
+    registry: dict[Any, Any]
+    reworded: Callable[[str], str]
+
+    @classmethod
+    def here(cls, reworded: Callable[[str], str]) -> ProgramLine | None:
+        """Return the line of the program that called; None if there is none."""
+        frame, _ = _program_frame(inspect.currentframe())
+        if frame is None:
+            return None
+        variables = frame.f_globals
+        registry = variables.setdefault("__warningregistry__", {})
+        return cls(frame.f_code.co_filename, frame.f_lineno, variables.get("__name__", ""), registry, reworded)
+
+
+program_line: Final[ContextVar[ProgramLine | None]] = ContextVar("program_line", default=None)
+"""Where the program waits for what runs in this context, if it is in another thread."""
+
+
+def _program_frame(frame: FrameType | None) -> tuple[FrameType | None, int]:
+    """Return the innermost frame outside this package and contextlib, from one on, and how far it is away."""
+    depth = 0
+    while frame is not None and frame.f_code.co_filename.startswith(_INNER_FILES):
+        frame, depth = frame.f_back, depth + 1
+    return frame, depth
+
+
 def warn(message: str, category: type[Warning] = CheckpointWarning, *, source: object = None) -> None:
     """Issue a warning that points to the program's line that called the library.
 
-    That line is in the innermost frame outside this package and contextlib. In a background task or a thread of the
-    library there is no such frame, and the warning points to the library.
+    That line is in the innermost frame outside this package and contextlib; if the program waits in another thread, it
+    is the `program_line`. In a background task or a thread of the library there is neither, and the warning points to
+    the library.
     """
-    frame, depth = inspect.currentframe(), 0
-    while frame is not None and frame.f_code.co_filename.startswith(_INNER_FILES):
-        frame, depth = frame.f_back, depth + 1
+    frame, depth = _program_frame(inspect.currentframe())
     is_program = frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] not in _RUNNERS
     del frame  # or, if warnings are errors, the traceback and the caller's frame would form a cycle
+    if not is_program and (line := program_line.get()) is not None:
+        text = line.reworded(message)
+        warnings.warn_explicit(text, category, line.file, line.number, line.module, line.registry, source=source)
+        return
     warnings.warn(message, category, stacklevel=depth + 1 if is_program else 2, source=source)

@@ -107,17 +107,23 @@ class CheckpointManager:
 
     # --- opening and closing ------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
-        """List what is committed, and start the background writer.
+    async def open(self) -> Self:
+        """List what is committed, and start the background writer; return the manager.
+
+        This is for programs that cannot use a block, such as the cells of a notebook; `aclose` ends it.
 
         Raises:
-            ManagerUsageError: The manager was entered before, or this task is not run by asyncio.
+            ManagerUsageError: The manager was opened before, or this task is not run by asyncio.
             ConfigError: The directory is not a directory of checkpoints, but a checkpoint.
             NotADirectoryError: There is a file in the directory's place.
             PermissionError: The directory cannot be read.
         """
         await self._session.open()
         return self
+
+    async def __aenter__(self) -> Self:
+        """Open the manager; see `open`."""
+        return await self.open()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -126,7 +132,7 @@ class CheckpointManager:
         await self._session.close(error)
 
     async def aclose(self) -> None:
-        """Write what was captured, and stop. Any task of the loop may call this, more than once: all of them wait.
+        """Write what was captured, and stop. Any task may call this, more than once: all of them wait.
 
         Raises:
             SaveFailedError: A save failed, and no caller had received the error; several come as an ExceptionGroup.
@@ -205,7 +211,7 @@ class CheckpointManager:
     ) -> SaveHandle:
         """Capture a state and queue it for writing.
 
-        No task may change the state until this returns; afterwards any task may. The bytes of arrays are copied in
+        Nothing may change the state until this returns; afterwards anything may. The bytes of arrays are copied in
         worker threads; states of at most 1 MiB and 512 nodes are copied on the loop. If this raises, including
         `asyncio.CancelledError`, nothing was queued, the step is free again, and no thread reads the arrays any more.
 
@@ -263,7 +269,7 @@ class CheckpointManager:
         frozen: bool = False,
         files: Mapping[str, Source] | None = None,
     ) -> SaveHandle:
-        """Capture a small state and queue it for writing, without awaiting. The arguments are those of `save`.
+        """Capture a small state and queue it for writing, without waiting. The arguments are those of `save`.
 
         Paths in `files` are looked at when the save is written: if one is missing or refused, the handle says so.
 
@@ -405,7 +411,7 @@ class CheckpointManager:
                 several. Only the digest blocks that hold the selected arrays are read. Dicts keep only what is
                 selected; in lists and tuples the other items are None; a selected part of an object is plain data.
             lazy: Whether arrays are mapped read-only instead of read. Only the manifest and the index are verified
-                then, and accessing an array reads from the disk, also on the loop's thread. The arrays stay valid when
+                then, and accessing an array reads from the disk, in the thread that does it. The arrays stay valid when
                 the checkpoint is pruned. `verify` verifies the rest.
             arrays: "saved": arrays of a framework come back as such, and the program has to have imported it. "numpy":
                 they come back as numpy arrays, with or without the framework. The leaves of `like` decide for
@@ -444,7 +450,7 @@ class CheckpointManager:
         """Load a checkpoint into an existing state.
 
         Structure, dtypes, shapes and writability are checked before the first byte is read. Arrays are filled in place;
-        dicts, lists, deques, sets, dataclasses and Generators are updated; other leaves are replaced. No task may use
+        dicts, lists, deques, sets, dataclasses and Generators are updated; other leaves are replaced. Nothing may use
         the state until this returns.
 
         Args:

@@ -149,6 +149,10 @@ def _no_blocking_calls() -> Iterator[None]:
         blocking.functions["os.getcwd"].can_block_in("asyncckpt/keyed/lifecycle.py", "_check_file")
         blocking.functions["os.getcwd"].can_block_in("asyncckpt/manager.py", "__init__")
         blocking.functions["os.getcwd"].can_block_in("asyncckpt/saving/files.py", "_check_source")
+        blocking.functions["os.getcwd"].can_block_in("asyncckpt/loading.py", "load")
+        # What is called without `await` on a loop's thread waits for another thread; it was asked to.
+        for where in (("runtime/portal.py", {"__init__", "stop"}), ("keyed/apart.py", "run_apart")):
+            blocking.functions["threading.Lock.acquire"].can_block_in(f"asyncckpt/{where[0]}", where[1])
         more = [BlockBusterFunction(None, name, scanned_modules="asyncckpt") for name in _BLOCKING_CALLS]
         more[-1].can_block_in("asyncckpt/disk/lock.py", "_unlock")  # it never waits
         for each in more:

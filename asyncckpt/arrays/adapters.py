@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -222,8 +223,15 @@ def imported_frameworks() -> Iterator[Framework]:
             yield framework
 
 
+noted_moment: Final[ContextVar[Moment | None]] = ContextVar("noted_moment", default=None)
+"""The moment at which the program called what runs in this context, if that is in another thread than the program."""
+
+
 def current_moment() -> Moment:
     """Note how far the devices are that the program uses, on its thread."""
+    noted = noted_moment.get()
+    if noted is not None:
+        return noted
     return Moment(device for framework in imported_frameworks() for device in framework.devices())
 
 

@@ -1,7 +1,7 @@
 """The lifecycle of a `Checkpointer`'s file: it is opened in one of two modes, used and closed.
 
 1. A file is open in one mode at a time. Blocks of the same mode may be nested, and share one opened file.
-2. Blocking access is refused in a thread in which an event loop runs.
+2. Blocking access in a thread in which an event loop runs is done in a thread of its own, for which the caller waits.
 3. The exception of a block's body is raised unchanged. If the flush fails, too, the exception gets a note.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from asyncckpt.disk.ops import DiskOps
 from asyncckpt.errors import CheckpointerUsageError, ConfigError
+from asyncckpt.keyed.apart import EngineApart, is_loop_running, run_apart
 from asyncckpt.keyed.async_session import Session
 from asyncckpt.keyed.engine import Engine, Key, KeyRules, Serializer
 from asyncckpt.keyed.evaluations import Evaluations
@@ -125,7 +125,7 @@ class FileLifecycle(ABC):
         self._rules.path(key, self._known_keys)
 
     def _known_keys(self) -> list[str] | None:
-        """Return the keys of the file; None where they cannot be read without blocking a loop."""
+        """Return the keys of the file; None where they cannot be read."""
         if self._session is not None:
             return self._session.index.keys()
         try:
@@ -150,15 +150,15 @@ class FileLifecycle(ABC):
     def open_checkpoint_file(self, chk: Any) -> Store:
         """Open a file of this kind, and return its store for `close_checkpoint_file`. `with` does both."""
         self._check_blocking(is_open=False)
-        return self._open_store(self._check_file(chk), JobContext())
+        return run_apart(self._open_store, self._check_file(chk), JobContext())
 
     def close_checkpoint_file(self, stream: Store) -> None:
         """Flush and close a store that `open_checkpoint_file` returned. A file object of the caller's stays open."""
         self._check_blocking(is_open=False)
         try:
-            Engine(stream, self._file_name, None).commit(JobContext())
+            run_apart(Engine(stream, self._file_name, None).commit, JobContext())
         finally:
-            stream.close()
+            run_apart(stream.close)
 
     def _open_store(self, file: Any, context: JobContext) -> Store:
         is_path = isinstance(file, Path)
@@ -184,7 +184,7 @@ class FileLifecycle(ABC):
         """Open the file, unless it is open.
 
         Raises:
-            CheckpointerUsageError: A loop runs in this thread, or the file is open in the other mode.
+            CheckpointerUsageError: The file is open in the other mode.
             CorruptCheckpointError: The file is damaged.
             OSError: It cannot be read.
         """
@@ -194,7 +194,7 @@ class FileLifecycle(ABC):
             if self._depth == 1:
                 self._process = os.getpid()
                 try:
-                    self._engine = self._open_engine(JobContext())
+                    self._engine = run_apart(self._open_engine, JobContext())
                 except BaseException:
                     self._depth = 0
                     raise
@@ -214,13 +214,13 @@ class FileLifecycle(ABC):
                 return
             engine, self._engine = self._engine, None
             try:
-                engine.commit(JobContext())
+                run_apart(engine.commit, JobContext())
             except Exception as failure:
                 if error is None:
                     raise
                 error.add_note(f"asyncckpt: {self._file_name} could not be flushed: {failure}")
             finally:
-                engine.store.close()
+                run_apart(engine.store.close)
 
     async def __aenter__(self) -> AsyncCheckpointer:
         """Open the file, unless it is open, and return its asynchronous view.
@@ -275,7 +275,7 @@ class FileLifecycle(ABC):
         self._check_blocking()
         with self._lock, self:
             assert self._engine is not None  # noqa: S101 - entering has made it
-            yield self._engine
+            yield EngineApart(self._engine) if is_loop_running() else self._engine
 
     def _check_blocking(self, *, is_open: bool = True) -> None:
         """Check that blocking access is possible now, in this thread and process.
@@ -287,9 +287,6 @@ class FileLifecycle(ABC):
             message = (
                 f"{self!r} is open in asynchronous mode: use the view that `async with` returned, or leave it first"
             )
-            raise CheckpointerUsageError(message)
-        if _is_loop_running():
-            message = f"{self!r}: blocking access would stop the event loop of this thread: use `async with`"
             raise CheckpointerUsageError(message)
         if self._depth and self._process != os.getpid():
             message = f"{self!r} was opened by the parent process: a forked child cannot use it: make a new one"
@@ -308,10 +305,3 @@ def _key_set(name: str, keys: Iterable[str] | None) -> dict[str, None] | None:
             message = f"{name} contains {key!r}, but keys are str"
             raise ConfigError(message)
     return found
-
-
-def _is_loop_running() -> bool:
-    if asyncio._get_running_loop() is not None:  # noqa: SLF001 - get_running_loop raises, which costs more
-        return True
-    trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_run()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import atexit
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, thread
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ Params = ParamSpec("Params")
 
 
 def is_exiting() -> bool:
-    """Return whether the interpreter is running its exit handlers, or has run them."""
-    return not threading.main_thread().is_alive()
+    """Return whether the interpreter is exiting: its thread pools have been shut down, or will be at once."""
+    # Between these two moments the main thread waits for the threads of all pools.
+    return getattr(thread, "_shutdown", False) or not threading.main_thread().is_alive()
 
 
 def run_at_exit(action: Callable[[], object]) -> None:
@@ -37,12 +38,19 @@ def run_at_exit(action: Callable[[], object]) -> None:
 class ExitSafeThreadPool(ThreadPoolExecutor):
     """A thread pool that runs its work in the calling thread once the interpreter is exiting."""
 
+    _has_ended = False  # `_shutdown` is set when the interpreter exits, too
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as the base's
+        """End the pool."""
+        self._has_ended = True
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
     def submit(self, fn: Callable[Params, ResultT], /, *args: Params.args, **kwargs: Params.kwargs) -> Future[ResultT]:
         """Run `fn` in a thread; at exit, run it in this thread before returning."""
         try:
             return super().submit(fn, *args, **kwargs)
         except RuntimeError:
-            if self._shutdown or not is_exiting():
+            if self._has_ended or not is_exiting():
                 raise
         future: Future[ResultT] = Future()
         try:

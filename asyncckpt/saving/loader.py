@@ -152,13 +152,18 @@ class Loader:
 
     def _finish(self, loaded: Loaded) -> LoadedCheckpoint:
         """Warn of objects that were restored as plain data, and make memory ready for a save of the state."""
-        for name, path in loaded.unknown_types.items():
-            warn(
-                f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data:"
-                f" {advice_on_unknown(name)}, or give a template with like="
-            )
+        warn_of_plain_data(loaded)
         settings = self._env.settings
         # A state that the budget does not hold is not copied as a whole.
         if settings.is_writer and INLINE_NBYTES < loaded.staged_nbytes <= settings.max_staged_nbytes:
             self._env.warmer.warm(loaded.staged_nbytes)
         return loaded.checkpoint
+
+
+def warn_of_plain_data(loaded: Loaded) -> None:
+    """Warn of objects that were restored as plain data."""
+    for name, path in loaded.unknown_types.items():
+        warn(
+            f"{path or 'the root'} was saved as {name}, which is not registered here, and comes back as plain data:"
+            f" {advice_on_unknown(name)}, or give a template with like="
+        )

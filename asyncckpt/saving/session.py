@@ -72,7 +72,11 @@ class Session:
         self._policy_request = PolicyRequest(policy, is_direction_given)
         self.pool = BufferPool()
         self._store = store
-        self._kind = kind
+        self.kind = kind
+        self.reworded: Callable[[str], str] = str
+        """Words messages for a program that does not await."""
+        self.listens = True
+        """Whether the loop's thread is that in which the signals of preemption are handled."""
         self._open: OpenSession | None = None
         self._closing: asyncio.Task[None] | None = None
         self._is_entered = False
@@ -84,7 +88,7 @@ class Session:
 
     def __repr__(self) -> str:
         """Show the directory."""
-        return f"<{self._kind} {str(self.settings.checkpoint_dir)!r}>"
+        return f"<{self.kind} {str(self.settings.checkpoint_dir)!r}>"
 
     async def open(self) -> None:
         """List what is committed, and start the writer; see `CheckpointManager.__aenter__`."""
@@ -123,7 +127,7 @@ class Session:
             )
             catalog.replace(listing, ranking)
             env.warnings.issue(listing.remarks)
-            if settings.preempt_signals is not None:
+            if settings.preempt_signals is not None and self.listens:
                 self.preemption.listen(asyncio.get_running_loop())
         except BaseException:
             self.preemption.stop()
@@ -193,7 +197,7 @@ class Session:
         if getattr(self, "_process", None) != os.getpid():
             return
         if not self._is_entered and self.settings.enabled:
-            warn(f"{self!r} was never entered, so it saved and loaded nothing: use it in `async with`")
+            warn(self.reworded(f"{self!r} was never entered, so it saved and loaded nothing: use it in `async with`"))
         here = self._open
         if here is not None and self._closing is None:
             warn(f"{self!r} was never closed: use `async with`, or await aclose()", ResourceWarning, source=self)

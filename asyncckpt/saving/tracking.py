@@ -131,9 +131,9 @@ class SaveTracker:
         if state not in TRANSITIONS[self.state]:
             message = f"a save cannot go from {self.state} to {state}"
             raise AssertionError(message)
-        self.state = state
         self.record = record
         self._cause = cause
+        self.state = state  # last: other threads may look at it, and a forked child may begin here
         if state is not SaveState.QUEUED:
             self.on_cancel = None  # it refers to the captured state
         if self.is_done:
@@ -149,6 +149,20 @@ class SaveTracker:
         with self._counting:
             self.written_nbytes += nbytes
 
+    def cancel(self) -> bool:
+        """Drop the save if it still waits in the queue; return whether it did."""
+        if self.state is not SaveState.QUEUED or self.on_cancel is None:
+            return False
+        self.on_cancel()
+        return True
+
+    def result(self) -> CheckpointRecord | None:
+        """Return what the caller gets from a save that has ended, or raise its error."""
+        if self.state is SaveState.FAILED:
+            self.is_received = True
+            raise self.error()
+        return self.record
+
     def error(self) -> SaveFailedError:
         """Return a new error: one exception raised in two tasks would mix up their tracebacks."""
         cause, place = self._cause, ""
@@ -160,36 +174,17 @@ class SaveTracker:
         return error
 
 
-class SaveHandle:
-    """A save that was accepted. Await it to wait until it is durable.
-
-    ``await handle`` returns the committed checkpoint's `CheckpointRecord`, or None if the save was skipped, replaced or
-    cancelled; it raises a fresh `SaveFailedError` if the save failed. It may be awaited any number of times, by any
-    number of tasks of the manager's loop; cancelling an awaiter never cancels the save.
-    """
+class SaveStatus:
+    """What the handle of a save shows, in any thread."""
 
     __slots__ = ("__weakref__", "_tracker")
 
     def __init__(self, tracker: SaveTracker) -> None:
         self._tracker = tracker
 
-    @classmethod
-    def skipped(cls, step: int) -> SaveHandle:
-        """Return the handle of a save that was not captured."""
-        return cls(SaveTracker(step, SaveState.SKIPPED))
-
     def __repr__(self) -> str:
         """Show the step and the state."""
         return f"<SaveHandle step={self.step} {self.state}>"
-
-    def __await__(self) -> Generator[object, None, CheckpointRecord | None]:
-        """Wait until the save has ended."""
-        with self._tracker.waiting():
-            yield from self._tracker.wait().__await__()
-        if self.state is SaveState.FAILED:
-            self._tracker.is_received = True
-            raise self._tracker.error()
-        return self._tracker.record
 
     @property
     def step(self) -> int:
@@ -220,16 +215,35 @@ class SaveHandle:
         """Return how many bytes of the state file have been written, and its size."""
         return SaveProgress(self._tracker.written_nbytes, self._tracker.total_nbytes)
 
+
+class SaveHandle(SaveStatus):
+    """A save that was accepted. Await it to wait until it is durable.
+
+    ``await handle`` returns the committed checkpoint's `CheckpointRecord`, or None if the save was skipped, replaced or
+    cancelled; it raises a fresh `SaveFailedError` if the save failed. It may be awaited any number of times, by any
+    number of tasks of the manager's loop; cancelling an awaiter never cancels the save.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def skipped(cls, step: int) -> SaveHandle:
+        """Return the handle of a save that was not captured."""
+        return cls(SaveTracker(step, SaveState.SKIPPED))
+
+    def __await__(self) -> Generator[object, None, CheckpointRecord | None]:
+        """Wait until the save has ended."""
+        with self._tracker.waiting():
+            yield from self._tracker.wait().__await__()
+        return self._tracker.result()
+
     def cancel(self) -> bool:
         """Drop the save if it still waits in the queue.
 
         Returns:
             Whether it was dropped. A save that is being written, or has ended, is not affected.
         """
-        if self.state is not SaveState.QUEUED or self._tracker.on_cancel is None:
-            return False
-        self._tracker.on_cancel()
-        return True
+        return self._tracker.cancel()
 
 
 class UnreceivedFailures:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,39 @@ with asyncckpt.Checkpointer.from_file(sys.argv[1]) as chk:
 
 
 async def test_with_on_a_loop(place: Place) -> None:
-    """It names the other block, for each use of what was never entered, too."""
+    """It works, for each use of what was never entered, too, and the work is not done in the loop's thread."""
+    threads = set()
+
+    class Noting:
+        def to_state(self, value: Any) -> Any:
+            threads.add(threading.current_thread())
+            return value
+
+        def from_state(self, state: Any) -> Any:
+            threads.add(threading.current_thread())
+            return state
+
+    with place.open(serializer=Noting()) as chk:
+        chk["a"] = {"b": np.arange(3)}
+        chk.update(c=1, d=2)
+        assert chk.pop("c", None) in (1, None)
+        del chk["d"]
+        chk.flush()
+        kept = "a" in chk
+    assert chk.cached_eval("e", lambda: threading.current_thread() is threading.main_thread())
+    if kept:  # a NullCheckpointer keeps nothing
+        assert list(chk) == ["a", "e"]
+        assert chk["a", "b"].tolist() == [0, 1, 2]
+        assert chk.get("a")["b"].tolist() == [0, 1, 2]
+        with pytest.raises(asyncckpt.CheckpointKeyError, match="no key 'x'"):
+            chk["x"]
+    assert len(chk) == 2 * kept
+    assert threading.current_thread() not in threads
+    assert not [each for each in threading.enumerate() if each.name.startswith("asyncckpt")]
+
+
+async def test_both_modes_at_once(place: Place) -> None:
+    """The blocking one is refused while the asynchronous one is open, and names the view."""
     chk = place.open()
     uses: list[Callable[[], Any]] = [
         chk.__enter__,
@@ -53,10 +86,10 @@ async def test_with_on_a_loop(place: Place) -> None:
         chk.flush,
         lambda: chk.cached_eval("a", int),
     ]
-    for use in uses:
-        with pytest.raises(CheckpointerUsageError, match="use `async with`"):
-            use()
     async with chk as view:
+        for use in uses:
+            with pytest.raises(CheckpointerUsageError, match="use the view that `async with` returned"):
+                use()
         assert len(view) == 0
 
 
