@@ -113,7 +113,7 @@ async def test_a_small_state_is_captured_before_the_body_goes_on(tmp_path: Path)
                     await asyncio.sleep(0)
 
             changing = asyncio.ensure_future(change())
-            async with manager.every(NEVER, lambda: state):
+            async with manager.every(NEVER, state.copy):
                 asyncio.get_running_loop().call_soon(gate.open)
             await changing
         await large
