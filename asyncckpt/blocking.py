@@ -97,12 +97,13 @@ def _without_await(
 ) -> Callable[Concatenate[CheckpointManager, Params], ResultT]: ...
 def _without_await(method: Callable[..., Any]) -> Callable[..., Any]:
     """Return a method of the manager here that does what one of the asynchronous manager does."""
+    is_save = inspect.signature(method).return_annotation == "SaveHandle"
 
     @functools.wraps(method)
     def blocking(self: CheckpointManager, /, *args: Any, **kwargs: Any) -> Any:
         if isinstance(files := kwargs.get("files"), Mapping):
             kwargs["files"] = {name: _awaitable(source) for name, source in files.items()}
-        return self._call(functools.partial(method, self._manager, *args, **kwargs))
+        return self._call(functools.partial(method, self._manager, *args, **kwargs), goes_first=is_save)
 
     return _documented(blocking, method)
 
@@ -404,9 +405,11 @@ class CheckpointManager:
             raise ManagerUsageError(message)
         return self._portal
 
-    def _call(self, function: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
+    def _call(
+        self, function: Callable[[], Any], undo: Callable[[Any], object] | None = None, *, goes_first: bool = False
+    ) -> Any:
         portal = self._opened()
-        found = call_on(portal, function, undo or _undo)
+        found = call_on(portal, function, undo or _undo, goes_first=goes_first)
         if isinstance(found, tracking.SaveHandle):
             return SaveHandle(found._tracker, portal)  # noqa: SLF001 - as above
         return _Block(self._call, found) if isinstance(found, AbstractAsyncContextManager) else found
@@ -430,13 +433,19 @@ class CheckpointManager:
             self._session.preemption.stop()
 
 
-def call_on(portal: Portal, function: Callable[[], Any], undo: Callable[[Any], object] | None = None) -> Any:
+def call_on(
+    portal: Portal,
+    function: Callable[[], Any],
+    undo: Callable[[Any], object] | None = None,
+    *,
+    goes_first: bool = False,
+) -> Any:
     """Call a method of the asynchronous manager, in whose context is what it has to know of this thread."""
     context = copy_context()
     context.run(program_line.set, ProgramLine.here(_reworded))
     context.run(noted_moment.set, current_moment())
     try:
-        return portal.call(function, context=context, undo=undo)
+        return portal.call(function, context=context, undo=undo, goes_first=goes_first)
     except (CheckpointError, ValueError) as error:
         if error.args and isinstance(error.args[0], str):
             error.args = (_reworded(error.args[0]), *error.args[1:])

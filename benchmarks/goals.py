@@ -181,6 +181,15 @@ GOALS: Final = (
     Goal(workload="small", measure="durable", factor=5, against=floors("bare_commit"), systems=(MSGPACK,)),
     Goal(workload="small", measure="durable", factor=8, against=floors("bare_commit"), systems=(HDF5,)),
     *(
+        Goal(
+            workload="blocking",
+            measure=f"{measure}, without",
+            factor=2,
+            against=itself(f"{measure}, with await", name="the same save with await"),
+        )
+        for measure in ("blocked", "durable")
+    ),
+    *(
         Goal(workload=workload, measure=measure, factor=1, against=limit(seconds))
         for workload, measure, seconds in (
             ("flat_ints", "stall_max", 20 * _MS),

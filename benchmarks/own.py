@@ -128,6 +128,34 @@ async def measure_import(context: Context, make: type[System]) -> None:
                 context.record(measure, float(seconds))
 
 
+async def measure_blocking(context: Context, make: type[System]) -> None:
+    """Save a small state with `await` and without it, in turns."""
+    from asyncckpt import blocking
+
+    state = states.float_arrays(10 * KIB, 10)
+    system: Any = make(context.root / "with")
+    without = blocking.CheckpointManager(context.root / "without", format=system.format)
+    async with system:
+        with without:
+            for step in range(context.scale.small_saves + 3):
+                start = time.perf_counter()
+                handle = await system.manager.save(step, state)
+                blocked = time.perf_counter() - start
+                await handle
+                durable = time.perf_counter() - start
+                start = time.perf_counter()
+                other = without.save(step, state)
+                blocked_without = time.perf_counter() - start
+                other.wait()
+                durable_without = time.perf_counter() - start
+                if step >= 3:  # noqa: PLR2004 - warm-up
+                    context.record("blocked, with await", blocked)
+                    context.record("blocked, without", blocked_without)
+                    context.record("durable, with await", durable)
+                    context.record("durable, without", durable_without)
+                states.update(state)
+
+
 async def measure_frozen(context: Context, make: type[System]) -> None:
     """Save arrays that the caller promises not to change."""
     state = states.float_arrays(context.scale.array_nbytes, context.scale.array_count)

@@ -365,6 +365,9 @@ WORKLOADS: Final = (
         quick_systems=(*OURS, "Orbax", "safetensors", "pickle 5"),
     ),
     Workload(
+        name="blocking", title="10 KiB, with await and without", measure=own.measure_blocking, systems=OURS, rounds=2
+    ),
+    Workload(
         name="flat_ints",
         title="{scale.int_count:,} ints in one list",
         measure=_measure_flat_ints,

@@ -16,6 +16,7 @@ import asyncio
 import inspect
 import os
 import queue
+import select
 import threading
 from contextlib import suppress
 from contextvars import Context, copy_context
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 ResultT = TypeVar("ResultT")
+
+_YIELD_SECONDS: Final = 1e-6  # enough for a real sleep, in which the caller gets the GIL
 
 
 class Portal:
@@ -71,6 +74,7 @@ class Portal:
         context: Context | None = None,
         timeout: float | None = None,
         undo: Callable[[ResultT], object] | None = None,
+        goes_first: bool = False,
     ) -> ResultT: ...
     @overload
     def call(
@@ -80,6 +84,7 @@ class Portal:
         context: Context | None = None,
         timeout: float | None = None,
         undo: Callable[[ResultT], object] | None = None,
+        goes_first: bool = False,
     ) -> ResultT: ...
     def call(
         self,
@@ -88,6 +93,7 @@ class Portal:
         context: Context | None = None,
         timeout: float | None = None,
         undo: Callable[[Any], object] | None = None,
+        goes_first: bool = False,
     ) -> Any:
         """Call a function on the loop, await the coroutine that it may return, and return the result.
 
@@ -97,6 +103,7 @@ class Portal:
             timeout: How long to wait, in seconds; None: without limit.
             undo: Called on the loop with the result, and awaited, if an exception interrupts this call when it is too
                 late. What it returns becomes a note of the exception, unless it is None.
+            goes_first: Whether the loop lets the caller go on before it does what this call has set going.
 
         Raises:
             TimeoutError: The time is over; the coroutine was cancelled, and has ended.
@@ -104,7 +111,7 @@ class Portal:
             ManagerUsageError: This is a forked child, or the loop's own thread.
         """
         self._check()
-        call = _Call(function, copy_context() if context is None else context)
+        call = _Call(function, copy_context() if context is None else context, goes_first=goes_first)
         self._calls.add(call)
         try:
             self._post(call, call.start)
@@ -244,7 +251,14 @@ class Portal:
 class _Call(Generic[ResultT]):
     """A call on the loop. The caller makes it and waits for `ended`; everything else happens on the loop."""
 
-    def __init__(self, function: Callable[[], Coroutine[Any, Any, ResultT] | ResultT], context: Context) -> None:
+    def __init__(
+        self,
+        function: Callable[[], Coroutine[Any, Any, ResultT] | ResultT],
+        context: Context,
+        *,
+        goes_first: bool = False,
+    ) -> None:
+        self._goes_first = goes_first
         self._function = function
         self._context = context
         self.task: asyncio.Task[None] | None = None
@@ -281,6 +295,8 @@ class _Call(Generic[ResultT]):
             self.value, self.error = value, error
             self.is_over = True  # first: the caller may have been interrupted just when it took what follows
             self.ended.put(None)
+            if self._goes_first:
+                select.select((), (), (), _YIELD_SECONDS)
             self.on_end()
 
 

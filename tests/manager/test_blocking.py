@@ -531,9 +531,10 @@ def test_a_script_that_never_closes_its_manager(tmp_path: Path) -> None:
 
         disk = FaultyDisk()
         manager = CheckpointManager(sys.argv[1], disk=disk).open()
-        disk.fail("sync", errno.EIO, path_part="tmp_step_3")
-        atexit.register(lambda: manager.save(10, {"a": np.ones(1 << 20)}))
-        for step in range(5):
+        disk.fail("sync", errno.EIO, path_part="tmp_step_11")
+        for step in (11, 10):  # in the other order
+            atexit.register(lambda step=step: manager.save(step, {"a": np.ones(1 << 20)}))
+        for step in range(4):
             manager.save(step, {"a": np.ones(1 << 20)})
         """,
         tmp_path,
@@ -542,9 +543,9 @@ def test_a_script_that_never_closes_its_manager(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout == ""
     assert "was never closed: use `with`, or close()" in done.stderr
-    assert "was never closed, and step 3 was not saved" in done.stderr
+    assert "was never closed, and step 11 was not saved" in done.stderr
     assert "Traceback" not in done.stderr
-    assert sorted(path.name for path in tmp_path.glob("*step_*")) == [f"step_{each}" for each in (0, 1, 10, 2, 4)]
+    assert sorted(path.name for path in tmp_path.glob("*step_*")) == [f"step_{each}" for each in (0, 1, 10, 2, 3)]
 
 
 def test_an_exit_handler_uses_a_manager_of_its_own(tmp_path: Path) -> None:
