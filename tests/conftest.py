@@ -40,6 +40,7 @@ _COMMON: dict[str, Any] = {
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # with which JAX compiles in half the time
 settings.register_profile("asyncckpt", derandomize=True, max_examples=50, **_COMMON)
 settings.register_profile("explore", max_examples=2000, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "asyncckpt"))
@@ -98,6 +99,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if is_chosen else left).append(item)
     config.hook.pytest_deselected(items=left)
     items[:] = kept
+
+
+_IN_MEMORY = Path("/dev/shm")  # noqa: S108 - directories of the tests' own are made in it
+
+
+@pytest.fixture
+def quick_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory in memory, where a sync costs nothing, for tests that do not need a disk."""
+    if not os.access(_IN_MEMORY, os.W_OK) or shutil.disk_usage(_IN_MEMORY).free < 1 << 30:
+        yield tmp_path_factory.mktemp("quick")
+        return
+    with tempfile.TemporaryDirectory(prefix="asyncckpt-test-", dir=_IN_MEMORY) as directory:
+        yield Path(directory)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,16 +22,9 @@ from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 MANY = {f"k{n}": n for n in range(300)}
 """More names than the index holds of one value."""
-
-
-@pytest.fixture
-def directory(quick_path: Path) -> Path:
-    """In memory: nobody looks for what a real power cut would leave."""
-    return quick_path
 
 
 class Held:

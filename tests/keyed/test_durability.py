@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture
-def directory(quick_path: Path) -> Path:
-    """In memory: nobody looks for what a real power cut would leave."""
-    return quick_path
-
-
 class Killed(BaseException):
     """The process is dead: nothing that follows reaches the disk."""
 

@@ -13,18 +13,11 @@ from asyncckpt.testing import FaultyDisk
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from helpers.kinds import Place
 
 MANY = dict.fromkeys(map(str, range(300)), 1)
 """More names than the index holds of one value: what is there is only known once the value was read."""
-
-
-@pytest.fixture
-def directory(quick_path: Path) -> Path:
-    """In memory: nobody looks for what a real power cut would leave."""
-    return quick_path
 
 
 async def test_a_miss_below_a_key_keeps_nothing_of_its_value(place: Place) -> None:

@@ -513,9 +513,9 @@ class _Sparse(DiskOps):
         return sum(map(len, buffers))
 
 
-def test_members_that_need_64_bits(tmp_path: Path) -> None:
+def test_members_that_need_64_bits(quick_path: Path) -> None:
     """A large array, what lies behind it, and copies of both, are where others look for them."""
-    path = tmp_path / "x.npz"
+    path = quick_path / "x.npz"  # in memory, where holes are read quickly
     large = np.zeros((1 << 31) + 10, np.uint8)
     with asyncckpt.Checkpointer.from_file(path, disk=_Sparse()) as chk:
         chk["large"] = large

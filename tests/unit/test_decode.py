@@ -20,6 +20,13 @@ from asyncckpt.state.index import Index
 if TYPE_CHECKING:
     from pathlib import Path
 
+
+@pytest.fixture
+def tmp_path(quick_path: Path) -> Path:
+    """In memory: these tests are about states, not about what keeps them."""
+    return quick_path
+
+
 both_formats = pytest.mark.parametrize("form", FORMATS)
 both_ways = pytest.mark.parametrize("in_place", [False, True], ids=["like", "into"])
 

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+
+@pytest.fixture
+def tmp_path(quick_path: Path) -> Path:
+    """In memory: these tests are about states, not about what keeps them."""
+    return quick_path
+
+
 both_formats = pytest.mark.parametrize("form", FORMATS)
 
 

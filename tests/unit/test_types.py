@@ -43,6 +43,13 @@ from asyncckpt.state.encode import flatten
 if TYPE_CHECKING:
     from pathlib import Path
 
+
+@pytest.fixture
+def tmp_path(quick_path: Path) -> Path:
+    """In memory: these tests are about states, not about what keeps them."""
+    return quick_path
+
+
 both_formats = pytest.mark.parametrize("form", FORMATS)
 BIT_GENERATORS = [np.random.MT19937, np.random.PCG64, np.random.PCG64DXSM, np.random.Philox, np.random.SFC64]
 
