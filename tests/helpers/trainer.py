@@ -21,6 +21,7 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Self
+from unittest.mock import patch
 
 import numpy as np
 
@@ -70,14 +71,22 @@ class Trainer:
                 by: "load" or "restore", the way to resume.
                 frozen: Whether saves have ``frozen=True``.
         """
+        answers = self._ask([{"dir": str(directory), **options}], expected)
+        return answers[0] if answers else {}
+
+    def run_in_turn(self, runs: Iterable[dict[str, Any]]) -> list[Bits]:
+        """Make runs as `run` does, but all in one process, which need not be started and warmed up for each."""
+        return self._ask([{**options, "dir": str(options["dir"])} for options in runs], 0)
+
+    def _ask(self, runs: list[dict[str, Any]], expected: int) -> list[Bits]:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
-        print(json.dumps({"dir": str(directory), **options}), file=self._server.stdin, flush=True)
+        print(json.dumps(runs), file=self._server.stdin, flush=True)
         answers = []
         while not answers or isinstance(answers[-1], dict):
             answers.append(json.loads(self._server.stdout.readline()))
         assert answers.pop() == expected, "the exit status"
-        return answers[0] if answers else {}
+        return answers
 
     def kill(self, directory: Path, **options: Any) -> None:
         """Train until the process is killed in the middle of its second save; the first one is committed by then.
@@ -100,7 +109,7 @@ class Trainer:
 
 
 def _serve(script: str) -> None:
-    """Answer each request with the bits of a run, if it ended by itself, and its exit status."""
+    """Answer each request with the bits of its runs, as far as they ended by themselves, and the exit status."""
     spec = importlib.util.spec_from_file_location("example", script)
     assert spec is not None
     assert spec.loader is not None
@@ -111,9 +120,10 @@ def _serve(script: str) -> None:
     for line in sys.stdin:
         if (pid := os.fork()) == 0:
             try:
-                with contextlib.redirect_stdout(sys.stderr):
-                    bits = _Run(**json.loads(line)).train(example)
-                _answer(bits)
+                for options in json.loads(line):
+                    with contextlib.redirect_stdout(sys.stderr):
+                        bits = _Run(**options).train(example)
+                    _answer(bits)
                 os._exit(0)
             except BaseException:  # noqa: BLE001 - as at the end of a program
                 traceback.print_exc()
@@ -127,7 +137,7 @@ def _answer(answer: object) -> None:
 
 
 class _Run:
-    """A call of an example's `train`, the only one of its process."""
+    """A call of an example's `train`."""
 
     def __init__(
         self,
@@ -186,9 +196,10 @@ class _Run:
                 trainings[0].advance()  # an optimizer of PyTorch has its arrays from the first step on
                 return await self.restore(step, into=trainings[0].state())
 
-        example.Training, asyncckpt.CheckpointManager = Training, Manager
         random.seed(1)  # a fork draws a seed of its own
-        asyncio.run(example.train(self._args))
+        np.random.seed(1)  # noqa: NPY002 - as for every run
+        with patch.object(example, "Training", Training), patch.object(asyncckpt, "CheckpointManager", Manager):
+            asyncio.run(example.train(self._args))
         (training,) = trainings
         return dict(_bits_of(vars(training) | _globals()))
 
