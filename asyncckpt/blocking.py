@@ -101,6 +101,12 @@ def _without_await(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def blocking(self: CheckpointManager, /, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("cut") is not None:
+            message = (
+                "a manager without await has no cuts, whose participants are tasks of an event loop: stop your threads"
+                " while the state is captured, or use asyncckpt.CheckpointManager"
+            )
+            raise ManagerUsageError(message)
         if isinstance(files := kwargs.get("files"), Mapping):
             kwargs["files"] = {name: _awaitable(source) for name, source in files.items()}
         return self._call(functools.partial(method, self._manager, *args, **kwargs), goes_first=is_save)
@@ -236,8 +242,9 @@ class CheckpointManager:
             handle.wait()  # durable
 
     It is `asyncckpt.CheckpointManager` on a loop in a thread of its own: `save` returns when the state has been
-    captured, and the rest is done in the background. Leaving the block writes what was captured. After a normal exit
-    there is no time limit; if a KeyboardInterrupt or SystemExit ends the block, the limit is ``grace`` seconds, and
+    captured, and the rest is done in the background. There are no cuts, whose participants are tasks: ``cut=`` is
+    refused. Leaving the block writes what was captured. After a normal exit there is no time limit; if a
+    KeyboardInterrupt or SystemExit ends the block, the limit is ``grace`` seconds, and
     another Ctrl-C stops the writing. An exception of the body is raised unchanged, with failed saves added to it as
     notes; without one, the failures are raised.
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import NoReturn, Self, Unpack
 
     from asyncckpt.config import Arrays, CheckpointingConfig, CheckpointingOptions
+    from asyncckpt.cut.cut import Cut
     from asyncckpt.saving.catalog import LoadedCheckpoint
     from asyncckpt.saving.files import Source
     from asyncckpt.saving.schedule import SaveReason
@@ -208,6 +209,8 @@ class CheckpointManager:
         overwrite: bool = False,
         frozen: bool = False,
         files: Mapping[str, Source] | None = None,
+        cut: Cut | None = None,
+        cut_timeout: float | None = 30.0,
     ) -> SaveHandle:
         """Capture a state and queue it for writing.
 
@@ -229,6 +232,10 @@ class CheckpointManager:
                 async function that gets the path of an empty directory to fill, and is called once, on this loop, when
                 the state has been written. Paths must not change until the save is done. If a source fails, so does
                 the save, and nothing is left of it.
+            cut: A cut to hold while the state is captured: docs/guide/cuts.md. `state` may be a function then, which is
+                called without arguments while the cut is held, and returns the state. It must change nothing: if there
+                is no room for what it returns, it is called again, later.
+            cut_timeout: How long to wait until all participants of the cut are at rest, in seconds; None for ever.
 
         Returns:
             The save's handle. With ``overflow="skip"`` it may say "skipped".
@@ -238,6 +245,10 @@ class CheckpointManager:
             MetricMissingError: `training_info` lacks the metric, and the manager has ``metric_required=True``.
             UnsupportedLeafError: A leaf cannot be saved; nothing was written.
             StateChangedError: A container changed while it was captured.
+            CutTimeoutError: Not all participants of the cut came to rest in time. The program goes on.
+            TornStateError: A participant of the cut died otherwise than at rest.
+            CutUsageError: A participant of a cut that is wanted saves without it, or this task holds it already.
+            ConfigError: The state is larger than the budget, which it must not be with `cut`.
             SaveFailedError: An earlier save failed, and no caller had received its error; this state was not looked at.
                 Or this state is larger than the budget, and writing it failed. Several come as an ExceptionGroup.
             DirectoryLockedError: Another writer uses the directory.
@@ -245,7 +256,7 @@ class CheckpointManager:
             OSError: The directory cannot be made or written, or a path of `files` is missing or cannot be read.
             ReadOnlyError: The manager is read-only.
             ValueError: A name in `files` is invalid, taken, or clashes with another.
-            TypeError: A source in `files` is none of the above.
+            TypeError: A source in `files` is none of the above, `cut` is no cut, or the function a coroutine function.
             CheckpointError: A path of `files` leads to a symbolic link or a special file, or cannot be moved.
         """
         here = self._session.use(writes=True)
@@ -255,7 +266,7 @@ class CheckpointManager:
         here.queue.failures.raise_any()
         with LeafError.naming(step):
             return await here.admission.save(
-                SaveRequest(step, state, training_info, run_config, overwrite, frozen, files)
+                SaveRequest(step, state, training_info, run_config, overwrite, frozen, files, cut, cut_timeout)
             )
 
     def save_nowait(  # noqa: PLR0913 - as `save`
@@ -268,6 +279,7 @@ class CheckpointManager:
         overwrite: bool = False,
         frozen: bool = False,
         files: Mapping[str, Source] | None = None,
+        cut: Cut | None = None,
     ) -> SaveHandle:
         """Capture a small state and queue it for writing, without waiting. The arguments are those of `save`.
 
@@ -276,6 +288,7 @@ class CheckpointManager:
         Raises:
             ValueError: The state has more than 1 MiB or 512 nodes.
             QueueFullError: `save` would wait.
+            CutBusyError: Not all participants of the cut are at rest, or another call holds it or wants it.
             CheckpointError: As `save`; but if the directory cannot be written, the handle raises the error.
         """
         here = self._session.use(writes=True)
@@ -285,7 +298,7 @@ class CheckpointManager:
         here.queue.failures.raise_any()
         with LeafError.naming(step):
             return here.admission.save_nowait(
-                SaveRequest(step, state, training_info, run_config, overwrite, frozen, files)
+                SaveRequest(step, state, training_info, run_config, overwrite, frozen, files, cut)
             )
 
     def every(

@@ -133,8 +133,8 @@ class Participant(Member):
         if not self.is_running:
             await self._resume()
 
-    async def leave_lease(self, error: BaseException | None) -> None:
-        """Leave the rest, at the end of a block that `error` has ended."""
+    async def leave_rest(self, error: BaseException | None) -> None:
+        """Leave the rest, at the end of a block that `error` has ended. A participant that runs already goes on."""
         if self.is_running:
             return
         if error is not None and not isinstance(error, Exception | asyncio.CancelledError):
@@ -144,11 +144,14 @@ class Participant(Member):
         if error is not None:
             self.mark(error)
 
+    def begin_rest(self, name: str) -> None:
+        """Be at rest."""
+        self.cut.rest(self, name)
+        self._mark = 0
+
     async def rest_in(self, name: str, awaitable: Awaitable[ResultT]) -> ResultT:
         """Await something at rest; return when the participant may run."""
-        cut = self.cut
-        cut.rest(self, name)
-        self._mark = 0
+        self.begin_rest(name)
         try:
             result = await awaitable
         except (Exception, asyncio.CancelledError) as error:
@@ -156,7 +159,7 @@ class Participant(Member):
             self.mark(error)
             raise
         except BaseException:
-            cut.let_run(self)
+            self.cut.let_run(self)
             raise
         await self._resume()
         return result
@@ -176,8 +179,7 @@ class Participant(Member):
 
     async def _park(self) -> None:
         self.cut.check_may_rest(self, "safe_point")
-        self.cut.rest(self, "safe_point")
-        self._mark = 0
+        self.begin_rest("safe_point")
         await self._resume()
 
     def _was_raised_at_rest(self, error: BaseException) -> bool:

@@ -103,7 +103,7 @@ class Lease(Generic[ItemT]):
         me = self._me
         assert me is not None  # noqa: S101 - it was entered
         try:
-            await me.leave_lease(error)
+            await me.leave_rest(error)
         finally:
             if self._is_open:
                 self._is_open = False

@@ -6,6 +6,8 @@
    counts, nothing is queued, and no thread reads the caller's arrays any more when it is raised.
 4. A small state is captured at once, on the loop's thread: a thread hop would cost more than the copy.
 5. A state beyond the budget is queued before it is captured, and copied block by block while it is written.
+6. While a cut is held, a save waits for nothing but its own jobs: room is found before. If the state is larger than
+   expected, the cut is released, and held again when there is room.
 """
 
 from __future__ import annotations
@@ -23,11 +25,12 @@ from asyncckpt.documents import (
     normalize_training_info,
     run_config_bytes,
 )
-from asyncckpt.errors import QueueFullError, StepExistsError, warn
+from asyncckpt.errors import ConfigError, QueueFullError, StepExistsError, warn
 from asyncckpt.formats.base import find_format
 from asyncckpt.runtime.collector import young_collections_only
 from asyncckpt.runtime.context import JobContext
 from asyncckpt.saving.commit import check_sources
+from asyncckpt.saving.cuts import at_once, check_cut, locked_at_rest, put_together, resting
 from asyncckpt.saving.files import check_files
 from asyncckpt.saving.queue import MAX_WAITING_SAVES, QueuedSave
 from asyncckpt.saving.tracking import SaveHandle, SaveState, SaveTracker
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     from asyncckpt.arrays.device import Moment
     from asyncckpt.config import Settings
+    from asyncckpt.cut.cut import Cut
     from asyncckpt.runtime.buffers import BufferPool
     from asyncckpt.saving.environment import Environment
     from asyncckpt.saving.files import CallersFile, Source
@@ -62,6 +66,16 @@ class SaveRequest(NamedTuple):
     overwrite: bool
     frozen: bool
     files: Mapping[str, Source] | None = None
+    cut: Cut | None = None
+    cut_timeout: float | None = None
+
+
+class _Content(NamedTuple):
+    """What a save consists of, besides the state."""
+
+    tracker: SaveTracker
+    documents: Mapping[str, bytes]
+    files: tuple[CallersFile, ...]
 
 
 class _Mode(Enum):
@@ -105,6 +119,7 @@ class Admission:
         self._lock = asyncio.Lock()  # held by the save that is being admitted
         self._is_streaming = False
         self._has_staged = False
+        self._last_nbytes: int | None = None  # of the state that was captured last
 
     def _reserve(self, step: int, *, overwrite: bool) -> int:
         """Reserve a step, and return the latest one in flight.
@@ -144,6 +159,7 @@ class Admission:
 
     async def _save(self, tracker: SaveTracker, request: SaveRequest, moment: Moment) -> SaveHandle:
         step = request.step
+        check_cut(request.cut, step)
         files = check_files(request.files)
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
         latest = self._reserve(step, overwrite=request.overwrite)
@@ -152,14 +168,18 @@ class Admission:
             return SaveHandle.skipped(step)
         item = None
         try:
-            async with self._lock:
+            async with resting(request.cut), locked_at_rest(self._lock):
                 self._queue.check_open()
                 await self._owner.take()
                 self._check_absent(step, overwrite=request.overwrite)
                 self._warn_if_below(step, latest)
                 if files:
                     await self._env.jobs.run(check_sources, self._env.store, files)
-                item = await self._capture(tracker, request.state, documents, files, moment, frozen=request.frozen)
+                content = _Content(tracker, documents, files)
+                if request.cut is None:
+                    item = await self._capture(content, request.state, moment, frozen=request.frozen)
+                else:
+                    item = await self._capture_at_cut(content, request, request.cut)
                 if item is not None and item.streams:
                     await self._stream(item)
         finally:
@@ -178,10 +198,18 @@ class Admission:
 
     def _save_nowait(self, tracker: SaveTracker, request: SaveRequest) -> SaveHandle:
         step = request.step
+        if request.cut is not None:
+            check_cut(request.cut, step)
         files = check_files(request.files)
         documents = encode_documents(step, request.training_info, request.run_config, self._env.metric)
+        with at_once(request.cut):
+            state = request.state if request.cut is None else put_together(request.state)
+            return self._save_inline(_Content(tracker, documents, files), request, state)
+
+    def _save_inline(self, content: _Content, request: SaveRequest, state: object) -> SaveHandle:
+        step, tracker = request.step, content.tracker
         try:
-            flat = flatten_inline(request.state)
+            flat = flatten_inline(state)
         except TooLargeError as error:
             raise ValueError(f"step {step}: the state has {error}: use await save()") from None
         latest = self._reserve(step, overwrite=request.overwrite)
@@ -194,7 +222,7 @@ class Admission:
                 capture = Capture.live(flat, is_frozen=True)
             else:
                 capture = Capture.staged(flat, None, _on_the_loop())
-            self._queue.add(QueuedSave(tracker=tracker, capture=capture, documents=documents, files=files))
+            self._queue.add(QueuedSave(capture=capture, **content._asdict()))
         except BaseException:
             self._env.steps.free(step)
             raise
@@ -225,48 +253,76 @@ class Admission:
             message = f"step {step} exists: pass overwrite=True to replace it, or delete it first"
             raise StepExistsError(message, step=step)
 
-    async def _capture(  # noqa: PLR0913 - what a save consists of
-        self,
-        tracker: SaveTracker,
-        state: object,
-        documents: Mapping[str, bytes],
-        files: tuple[CallersFile, ...],
-        moment: Moment,
-        *,
-        frozen: bool,
-    ) -> QueuedSave | None:
+    async def _capture(self, content: _Content, state: object, moment: Moment, *, frozen: bool) -> QueuedSave | None:
         """Wait for room, copy the state and queue it; None if it is to be skipped."""
         if self._env.settings.overflow == "skip" and self._queue.waiting_saves >= MAX_WAITING_SAVES:
             return None
-        mode = _Mode.INLINE
-        try:
-            flat = flatten_inline(state)
-        except TooLargeError:
-            mode = _Mode.STAGED
-            flat = await self._env.jobs.run_in_context(0, _flatten_in_thread, state, moment)
+        mode, flat = await self._flatten(state, moment)
         nbytes = flat.encoded_nbytes + flat.array_nbytes
-        budget = self._env.settings.max_staged_nbytes
+        is_beyond = nbytes > self._env.settings.max_staged_nbytes
         if frozen:
             mode = _Mode.FROZEN
-        elif nbytes > budget:
+        elif is_beyond:
             mode = _Mode.STREAMED
         needed = flat.encoded_nbytes if mode is _Mode.STREAMED else nbytes
-        if not self._queue.has_room(needed):
-            if self._env.settings.overflow == "skip" and nbytes <= budget:
-                return None
-            if self._env.settings.overflow == "replace" and nbytes <= budget:
+        if not await self._find_room(needed, is_beyond=is_beyond):
+            return None
+        return await self._copy(content, mode, flat)
+
+    async def _capture_at_cut(self, content: _Content, request: SaveRequest, cut: Cut) -> QueuedSave | None:
+        """Find room, hold the cut, put the state together, copy it and queue it; None if it is to be skipped."""
+        budget = self._env.settings.max_staged_nbytes
+        expected = budget if self._last_nbytes is None else min(budget, self._last_nbytes + self._last_nbytes // 8)
+        if not await self._find_room(expected, is_beyond=False):
+            return None
+        while True:
+            async with cut.hold(request.cut_timeout):
+                state = put_together(request.state)
+                mode, flat = await self._flatten(state, current_moment())
+                del state
+                nbytes = flat.encoded_nbytes + flat.array_nbytes
+                if request.frozen:
+                    mode = _Mode.FROZEN
+                elif nbytes > budget:
+                    message = (
+                        f"step {request.step}: the state has {nbytes} bytes, and a cut is held only for states within"
+                        f" max_staged_nbytes={budget}: make the manager with max_staged_nbytes={nbytes} or more"
+                    )
+                    raise ConfigError(message)
+                if self._queue.has_room(nbytes):
+                    return await self._copy(content, mode, flat)
+                del flat
+            async with resting(cut):
+                await self._queue.wait_for_room(nbytes)
+
+    async def _flatten(self, state: object, moment: Moment) -> tuple[_Mode, FlatState]:
+        try:
+            return _Mode.INLINE, flatten_inline(state)
+        except TooLargeError:
+            return _Mode.STAGED, await self._env.jobs.run_in_context(0, _flatten_in_thread, state, moment)
+
+    async def _find_room(self, nbytes: int, *, is_beyond: bool) -> bool:
+        """Wait for room; return False if the save is to be skipped, unless it is beyond the budget."""
+        if not self._queue.has_room(nbytes):
+            if self._env.settings.overflow == "skip" and not is_beyond:
+                return False
+            if self._env.settings.overflow == "replace" and not is_beyond:
                 self._queue.replace_waiting()
-            await self._queue.wait_for_room(needed)
+            await self._queue.wait_for_room(nbytes)
+        return True
+
+    async def _copy(self, content: _Content, mode: _Mode, flat: FlatState) -> QueuedSave:
+        """Copy a state, unless it is written from where it is, and queue the save."""
         if mode is _Mode.STAGED:
             self._env.warmer.stop()
             capture = await self._env.jobs.run_in_context(1, _stage, flat, self._env.pool, discard=Capture.give_back)
         elif mode is _Mode.INLINE:
             capture = Capture.staged(flat, None, _on_the_loop())
         else:
-            capture = Capture.live(flat, is_frozen=frozen)
-        streams = mode is _Mode.STREAMED
-        item = QueuedSave(tracker=tracker, capture=capture, documents=documents, files=files, streams=streams)
+            capture = Capture.live(flat, is_frozen=mode is _Mode.FROZEN)
+        item = QueuedSave(capture=capture, streams=mode is _Mode.STREAMED, **content._asdict())
         self._queue.add(item)
+        self._last_nbytes = flat.encoded_nbytes + flat.array_nbytes
         self._warm_once(mode, capture.nbytes)
         return item
 

@@ -326,20 +326,8 @@ CUT_BUGS: Final = (
         "who leaves a lease does not wait for the release",
         (
             _PARTICIPANT,
-            (
-                "        await self._resume(error)\n"
-                "        if error is not None:\n"
-                "            self.mark(error)\n"
-                "\n"
-                "    async def rest_in"
-            ),
-            (
-                "        self.cut.let_run(self)\n"
-                "        if error is not None:\n"
-                "            self.mark(error)\n"
-                "\n"
-                "    async def rest_in"
-            ),
+            "        await self._resume(error)\n        if error is not None:\n",
+            "        self.cut.let_run(self)\n        if error is not None:\n",
         ),
     ),
     _bug(
