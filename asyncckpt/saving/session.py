@@ -203,6 +203,8 @@ class Session:
             warn(f"{self!r} was never closed: use `async with`, or await aclose()", ResourceWarning, source=self)
             if not here.loop.is_closed():
                 here.loop.call_soon_threadsafe(here.queue.close)
+            for failure in here.queue.failures.receive():
+                warn(f"{self!r} was never closed, and {failure}")
 
 
 class OpenSession:

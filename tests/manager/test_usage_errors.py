@@ -501,6 +501,36 @@ async def test_never_closed(tmp_path: Path) -> None:
         assert await (await second.save(2, {})) is not None
 
 
+async def test_open_is_for_programs_without_a_block(tmp_path: Path) -> None:
+    """It returns the manager, as entering does, and raises the same errors; `aclose` ends it."""
+    made = CheckpointManager(tmp_path)
+    manager = await made.open()
+    assert manager is made
+    handle = await manager.save(1, {"a": 1})
+    for enter in (manager.open, manager.__aenter__):
+        with pytest.raises(ManagerClosedError, match="entered already"):
+            await enter()
+    await manager.aclose()
+    assert handle.state == "committed"
+    assert own_threads() == []
+    with pytest.raises(ManagerClosedError, match="was entered before"):
+        await manager.open()
+
+
+async def test_a_failure_of_a_manager_that_was_never_closed(tmp_path: Path) -> None:
+    """It is a warning of its own, because nobody else receives it."""
+    disk = FaultyDisk()
+    manager = await CheckpointManager(tmp_path, disk=disk).open()
+    disk.fail("sync", errno.EIO)
+    handle = await manager.save(1, {})
+    while not handle.is_done:
+        await asyncio.sleep(0)
+    expected = "never closed, and step 1 was not saved"
+    with pytest.warns(CheckpointWarning, match=expected), pytest.warns(ResourceWarning, match="never closed"):
+        del manager
+        gc.collect()
+
+
 async def test_closed_managers_do_not_complain(tmp_path: Path) -> None:
     """A manager that was closed, or could not be opened, is dropped without a word."""
     manager = CheckpointManager(tmp_path)

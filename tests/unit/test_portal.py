@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING
 
 import pytest
 from helpers.stops import press_ctrl_c
 
 from asyncckpt import ManagerClosedError
-from asyncckpt.runtime.portal import Portal
+from asyncckpt.runtime.portal import Portal, _Call
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -146,3 +146,20 @@ def test_a_thread_that_ends_fails_what_waits(portal: Portal) -> None:
 
     with pytest.raises(ManagerClosedError, match="the test is closed"):
         portal.call(wait)
+
+
+def test_a_call_that_is_cancelled_before_it_begins(portal: Portal) -> None:
+    """Its coroutine never runs, and it has ended all the same."""
+
+    async def cancel_at_once() -> tuple[bool, BaseException | None]:
+        call = _Call(lambda: asyncio.sleep(3600), copy_context())
+        call.start()
+        call.cancel()
+        while not call.task.done():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return call.is_over, call.error
+
+    is_over, error = portal.call(cancel_at_once)
+    assert is_over
+    assert isinstance(error, asyncio.CancelledError)
