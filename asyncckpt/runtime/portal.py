@@ -27,7 +27,7 @@ import anyio
 from anyio.from_thread import BlockingPortal
 
 from asyncckpt.errors import ManagerClosedError, ManagerUsageError
-from asyncckpt.runtime.exiting import run_at_exit
+from asyncckpt.runtime.exiting import is_exiting, run_at_exit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -45,6 +45,7 @@ class Portal:
         close: What closes it; called when the interpreter exits and the portal has not been stopped.
 
     Raises:
+        ManagerUsageError: The interpreter is exiting, and starts no threads any more, as in Python 3.12.
         RuntimeError: No thread can be started.
     """
 
@@ -62,8 +63,11 @@ class Portal:
             self._thread.start()
             self._started.get()
             _open.add(self)
-        except BaseException:
+        except BaseException as error:
             self.stop()
+            if isinstance(error, RuntimeError) and is_exiting():
+                message = f"{owner} needs a thread, and this Python starts none in exit handlers: open it before"
+                raise ManagerUsageError(message) from error
             raise
 
     @overload

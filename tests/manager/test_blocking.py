@@ -548,6 +548,7 @@ def test_a_script_that_never_closes_its_manager(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.glob("*step_*")) == [f"step_{each}" for each in (0, 1, 10, 2, 3)]
 
 
+@pytest.mark.skipif(sys.version_info[:2] == (3, 12), reason="Python 3.12 starts no threads in exit handlers")
 def test_an_exit_handler_uses_a_manager_of_its_own(tmp_path: Path) -> None:
     """And `asyncckpt.load`."""
     done = run(
