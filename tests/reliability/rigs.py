@@ -8,7 +8,7 @@ from .cancel import Cancel
 from .chaos import Chaos
 from .concurrency import Concurrency
 from .corrupt import CorruptRig
-from .cuts import Cuts
+from .cuts import Cuts, KilledTraining
 from .faults import Faults
 from .full_disk import FullDisk
 from .fuzz import FuzzRig
@@ -42,6 +42,7 @@ RIGS: tuple[Rig, ...] = (
     Cancel(),
     Concurrency(),
     Cuts(),
+    KilledTraining(),
     Soak(),
     SeededBugs(),
     *PEER_RIGS,

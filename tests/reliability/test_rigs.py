@@ -41,6 +41,7 @@ UNITS = {
     "cancel": ("cancel/save/msgpack/0", "cancel/flush/keyed-npz/1", "cancel/evaluate_before/keyed-msgpack/1"),
     "concurrency": ("two-writers/0",),
     "cut": ("schedules/1",),
+    "cut-kill": ("kills/1/40",),
     "soak": ("runs/6/msgpack/0", "runs/6/keyed-hdf5/0"),
 }
 
