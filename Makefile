@@ -24,7 +24,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not rigs" --loops=either $(PYTEST_ARGS)
 
-# PyTorch and JAX, without which the tests that need them are skipped. They are large, so only this installs them.
+# PyTorch, JAX and the libraries of the integrations, without which the tests that need them are skipped. They are large, so only this installs them.
 frameworks: .venv/.frameworks-ready
 
 .venv/.frameworks-ready: $(READY)
