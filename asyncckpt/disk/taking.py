@@ -5,25 +5,32 @@
    before has changed nothing, and a kill loses nothing.
 2. A file that has other names already is refused: whoever writes to it under one of them would damage the checkpoint.
 3. The old names are gone, durably, before the commit is acknowledged. What cannot be removed is returned.
+4. Whoever wrote to a file under its old name after a kill would damage the checkpoint. So what is about to move is
+   noted in the checkpoint directory, and the next writer removes the old names that are left of a step that was
+   committed: of the very files that are in it, and of no others.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from asyncckpt.disk.trees import walk
+from asyncckpt.disk.names import locate
+from asyncckpt.disk.trees import Entry, walk
+from asyncckpt.disk.write_blocks import write_bytes
 from asyncckpt.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from asyncckpt.disk.ops import DiskOps
-    from asyncckpt.disk.trees import Entry
     from asyncckpt.runtime.pacing import StopFlag
 
+MOVING_NAME: Final = ".asyncckpt.moving"
+"""The note, in the checkpoint directory."""
 _REASONS: Final = {
     errno.EXDEV: "it lies on another file system",
     errno.EPERM: "its file system has no hard links, or it belongs to another user",
@@ -89,16 +96,68 @@ def link_tree(ops: DiskOps, path: Path, target: Path, stop: StopFlag) -> list[En
 def leave(ops: DiskOps, taken: Sequence[Entry]) -> list[OSError]:
     """Remove the old names of what was taken over, durably, but of nothing else; return what cannot be removed, once.
 
-    What has another file now is left as it is.
+    A name that has another file now is left as it is, and so is a directory that is not empty.
     """
-    top = taken[0].path
-    try:
-        for entry in reversed(taken):
+    refusals: list[OSError] = []
+    for entry in reversed(taken):
+        try:
             found = os.lstat(entry.path)
-            if (found.st_dev, found.st_ino) != (entry.found.st_dev, entry.found.st_ino):
-                return [OSError(errno.ESTALE, "it was replaced meanwhile", str(entry.path))]
-            (ops.rmdir if entry.is_folder else ops.unlink)(entry.path)
-        ops.sync_directory(top.parent)
+            if entry.is_folder:
+                ops.rmdir(entry.path)
+            elif (found.st_dev, found.st_ino) == (entry.found.st_dev, entry.found.st_ino):
+                ops.unlink(entry.path)
+            else:
+                refusals.append(OSError(errno.ESTALE, "it was replaced meanwhile", str(entry.path)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            refusals.append(OSError(error.errno, error.strerror, str(entry.path)))
+    try:
+        ops.sync_directory(taken[0].path.parent)
     except OSError as error:
-        return [OSError(error.errno, error.strerror, str(error.filename or top))]
-    return []
+        refusals.append(OSError(error.errno, error.strerror, str(taken[0].path.parent)))
+    return refusals[:1]
+
+
+def announce(ops: DiskOps, root: Path, step: int, moved: Mapping[str, Path]) -> None:
+    """Note durably which files a step is about to take over, by their names in it, for a writer after a kill."""
+    forget(ops, root)
+    content = {"format_version": 1, "step": step, "moved": {name: os.fspath(path) for name, path in moved.items()}}
+    write_bytes(ops, root / MOVING_NAME, json.dumps(content).encode("ascii"))
+
+
+def forget(ops: DiskOps, root: Path) -> None:
+    """Remove the note, if there is one. One that stays does no harm."""
+    if os.path.lexists(root / MOVING_NAME):
+        ops.unlink(root / MOVING_NAME)
+
+
+def finish(ops: DiskOps, root: Path) -> list[OSError]:
+    """Finish what a killed writer has noted, for the lock's holder, after `recover`; return what cannot be removed.
+
+    If the step was committed, its files lose their old names. What is another file there, or of another version of the
+    step, stays.
+    """
+    leftovers: list[OSError] = []
+    try:
+        content = json.loads((root / MOVING_NAME).read_bytes())
+        step = int(content["step"])
+        moved = [(str(name), Path(path)) for name, path in content["moved"].items()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        moved, step = [], 0  # half written: then nothing was committed
+    committed = locate(root, step) if moved else None
+    for name, path in moved:
+        if committed is None:
+            break
+        try:
+            taken = [Entry(name, path / at if at else path, found) for at, _, found in walk(committed / name)]
+        except (OSError, CheckpointError):  # another version, or a damaged one
+            continue
+        leftovers += leave(ops, taken)
+    try:
+        forget(ops, root)
+    except OSError as error:
+        leftovers.append(error)
+    return leftovers

@@ -142,12 +142,13 @@ async def scene_pending(manager: asyncckpt.CheckpointManager, ack: Any) -> None:
 MOVED = {"sub/file": b"3 1", "more": b"more"}
 
 
-def find_moved(root: Path) -> None:
-    """Check that what the scene moves is whole, at its old place or in the checkpoint."""
+def find_moved(root: Path, *, is_over: bool = False) -> None:
+    """Check that what the scene moves is whole, at its old place or in the checkpoint; at one, if it is over."""
     source = root.with_name(f"{root.name}.source")
     for name, data in MOVED.items() if source.exists() else ():
         found = [path for path in (source / "moved" / name, root / "step_3" / "moved" / name) if path.exists()]
         assert found, name
+        assert not is_over or len(found) == 1
         assert all(path.read_bytes() == data for path in found)
 
 
@@ -754,6 +755,7 @@ def test_a_kill_at_any_operation(name: str, home: Path, place: Path) -> None:
             found = {step: await version_of(manager, step) for step in manager.steps()}
             await asyncio.to_thread(find_moved, root)
             await save(manager, lambda *_: None, 9, 0)
+            await asyncio.to_thread(find_moved, root, is_over=True)
         assert list(found) == seen, position  # recovery changes nothing for readers
         for step, version in acks.items():
             if version < 0:

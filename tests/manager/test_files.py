@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import errno
+import json
 import os
 import resource
 import socket
@@ -648,6 +649,39 @@ async def test_a_source_that_changes_is_noticed(root: Path, tmp_path: Path) -> N
         assert names_in(root) == []
 
 
+@pytest.mark.parametrize("note", ["", "{", "[]", '{"step": 1}', '{"step": [], "moved": {}}', '{"step": 1, "moved": 5}'])
+async def test_a_damaged_note_of_moves_removes_nothing(root: Path, tmp_path: Path, note: str) -> None:
+    """A killed writer may leave it half written: it goes, and nothing else does."""
+    tree = make_tree(tmp_path / "tree")
+    async with asyncckpt.CheckpointManager(root) as manager:
+        await saved(manager, 1, {"w": tree})
+    (root / ".asyncckpt.moving").write_text(note)
+    async with asyncckpt.CheckpointManager(root) as manager:
+        await saved(manager, 2, None)
+    assert names_in(root) == ["step_1", "step_2"]
+    assert read_tree(tree) == CONTENTS
+
+
+async def test_an_unfinished_move_is_finished_for_its_very_files(root: Path, tmp_path: Path) -> None:
+    """After a kill, only names of the files in the checkpoint go: not a new file, one of another version, or a link."""
+    tree = make_tree(tmp_path / "tree")
+    async with asyncckpt.CheckpointManager(root) as manager:
+        record = await saved(manager, 1, {"w": FileSource(tree, move=True), "other": writes({"x": b"x"})})
+    (tree / "sub").mkdir(parents=True)
+    os.link(record.path / "w" / "sub" / "big", tree / "sub" / "big")
+    os.link(record.path / "other" / "x", tree / "kept")
+    (tree / "x").write_bytes(b"new")
+    note = {"format_version": 1, "step": 1, "moved": {"w": str(tree), "none": str(tree)}}
+    (root / ".asyncckpt.moving").write_text(json.dumps(note))
+    async with asyncckpt.CheckpointManager(root, read_only=True):
+        assert (tree / "sub" / "big").exists()
+    with pytest.warns(asyncckpt.CheckpointWarning, match=r"tree/x was moved into a checkpoint.*replaced meanwhile"):
+        async with asyncckpt.CheckpointManager(root) as manager:
+            await manager.verify(1)
+    assert read_tree(tree) == {"kept": b"x", "x": b"new"}
+    assert not (root / ".asyncckpt.moving").exists()
+
+
 async def test_what_appears_in_a_moved_directory_stays(root: Path, tmp_path: Path) -> None:
     """A file that the program adds meanwhile is not in the checkpoint, and is not lost: a warning names it."""
     disk = FaultyDisk()
@@ -659,7 +693,7 @@ async def test_what_appears_in_a_moved_directory_stays(root: Path, tmp_path: Pat
             (tree / "sub" / "late").write_bytes(b"late")
             (tree / "x").unlink()
             (tree / "x").write_bytes(b"other")
-        with pytest.warns(asyncckpt.CheckpointWarning, match="moved into step_1, and its old name cannot be"):
+        with pytest.warns(asyncckpt.CheckpointWarning, match="moved into a checkpoint, and its old name cannot be"):
             record = await handle
     assert record is not None
     assert read_tree(record.path / "w") == CONTENTS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from asyncckpt import (
     CheckpointWarning,
     CorruptCheckpointError,
     DirectoryLockedError,
+    FileSource,
     ManagerUsageError,
     SaveFailedError,
 )
@@ -135,6 +137,26 @@ async def test_a_lack_of_room_deletes_old_ones(manage: Callable[..., CheckpointM
         with pytest.raises(SaveFailedError, match="no room in memory"):
             await (await manager.save(5, {"w": np.zeros(2 * MIB)}))
         assert 4 in manager.steps()
+
+
+async def test_files_are_copied_into_any_store(manage: Callable[..., CheckpointManager], tmp_path: Path) -> None:
+    """A file or a directory is; what needs a local directory is refused by `save`, and nothing changes."""
+    (tmp_path / "tree" / "sub").mkdir(parents=True)
+    (tmp_path / "tree" / "sub" / "x").write_bytes(bytes(MIB + 1))
+    async with manage() as manager:
+        record = await (await manager.save(1, {}, files={"tree": tmp_path / "tree"}))
+        assert record is not None
+        assert [(file.name, file.size) for file in record.files] == [("tree/sub/x", MIB + 1)]
+        await manager.verify(1)
+        loaded = await manager.load(1)
+        assert loaded is not None
+        assert loaded.files == record.files
+        with pytest.raises(CheckpointError, match="cannot be moved into memory"):
+            await manager.save(2, {}, files={"tree": FileSource(tmp_path / "tree", move=True)})
+        with pytest.raises(CheckpointError, match="no local directories"):
+            await manager.save(2, {}, files={"made": lambda path: asyncio.sleep(0, path)})
+        assert (tmp_path / "tree" / "sub" / "x").exists()
+        await (await manager.save(2, {}))
 
 
 async def test_what_needs_paths_is_refused(manage: Callable[..., CheckpointManager]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -42,7 +43,7 @@ class LocalAttempt(Attempt):
         self._pending, self._leftovers = publish.stage(ops, root, step)
         self._batch = SyncBatch(ops)
         self._folders: dict[str, None] = {}  # that were made here, each after the one that holds it
-        self._moved: list[list[Entry]] = []
+        self._moved: dict[str, list[Entry]] = {}
         self._is_open = True
 
     def write(self, name: str, data: bytes) -> FileRecord:
@@ -89,10 +90,13 @@ class LocalAttempt(Attempt):
 
     def move(self, name: str, path: Path, stop: StopFlag) -> dict[str, FileRecord]:
         self._add_parents(name)
-        self._moved.append(taking.link_tree(self._ops, path, self._pending / name, stop))
+        self._moved[name] = taking.link_tree(self._ops, path, self._pending / name, stop)
         return self.take_in(name, stop)
 
     def commit(self, manifest: Manifest, stop: StopFlag) -> Committed:
+        if self._moved:
+            sources = {name: taken[0].path for name, taken in self._moved.items()}
+            taking.announce(self._ops, self._root, self._step, sources)
         for folder in reversed(self._folders):
             self._ops.sync_directory(self._pending / folder)
         publish.seal(self._ops, self._pending, manifest, self._batch)
@@ -101,13 +105,19 @@ class LocalAttempt(Attempt):
         moved = publish.move(self._ops, self._pending, self._step)
         self._is_open = False  # if the names cannot be made durable, it is not known which would survive a power cut
         path, old, others = publish.make_durable(self._ops, moved)
-        left = [each for moved in self._moved for each in taking.leave(self._ops, moved)]
+        left = [each for taken in self._moved.values() for each in taking.leave(self._ops, taken)]
+        if self._moved:
+            with contextlib.suppress(OSError):  # the next writer does it
+                taking.forget(self._ops, self._root)
         return committed_at(path, old, [*self._leftovers, *others], left)
 
     def discard(self) -> None:
         self._batch.close()
         if self._is_open:
             self._is_open = False
+            if self._moved:
+                with contextlib.suppress(OSError):  # as above
+                    taking.forget(self._ops, self._root)
             removal.discard(self._ops, self._pending)
 
     def _add_parents(self, name: str) -> None:

@@ -65,9 +65,13 @@ def weigh(root: Path, paths: Iterable[Path]) -> tuple[Trash, ...]:
 def committed_at(path: Path, old: Path | None, leftovers: Iterable[OSError], left: Iterable[OSError] = ()) -> Committed:
     """Describe a checkpoint that has just been published; `left` is what could not be removed after it was moved in."""
     trash = () if old is None else weigh(path.parent, [old])
-    remarks = (
-        f"{error.filename} was moved into {path.name}, and its old name cannot be removed: {error.strerror}; remove it,"
-        " and do not write to it: it is the file in the checkpoint"
-        for error in left
+    return Committed(str(path), identity_of(path), trash, (*remarks_of(leftovers), *remarks_of_moved(left)))
+
+
+def remarks_of_moved(leftovers: Iterable[OSError]) -> tuple[str, ...]:
+    """Say what moved into a checkpoint and has kept its old name, and why."""
+    return tuple(
+        f"{error.filename} was moved into a checkpoint, and its old name cannot be removed: {error.strerror}; remove"
+        " it, and do not write to it: it may be the file in the checkpoint"
+        for error in leftovers
     )
-    return Committed(str(path), identity_of(path), trash, (*remarks_of(leftovers), *remarks))

@@ -18,7 +18,7 @@ from asyncckpt.runtime.cleanup import on_failure
 from asyncckpt.storage.base import CheckpointStore
 from asyncckpt.storage.local import documents
 from asyncckpt.storage.local.attempt import LocalAttempt
-from asyncckpt.storage.local.outcomes import explain, explaining, remarks_of, weigh
+from asyncckpt.storage.local.outcomes import explain, explaining, remarks_of, remarks_of_moved, weigh
 from asyncckpt.storage.local.pending import PendingDirectories
 from asyncckpt.storage.local.reader import open_step
 from asyncckpt.storage.local.records import read_listed, say_if_gone, scan_root
@@ -58,7 +58,7 @@ class LocalStore(CheckpointStore):
             if not listing.committed:
                 raise ConfigError(is_checkpoint)
             remarks.append(f"{is_checkpoint}. What is saved here is deleted with it")
-        if is_writer and (listing.has_leftovers or documents.has_half_written(self._root)):
+        if is_writer and (listing.has_leftovers or self._has_notes()):
             remarks += self._tidy()
             listing = scan_root(self._root)
         return read_listed(self._root, listing, {}, remarks)
@@ -147,11 +147,16 @@ class LocalStore(CheckpointStore):
     def write_document(self, name: str, data: bytes) -> None:
         documents.write_document(self._ops, self._root, name, data)
 
+    def _has_notes(self) -> bool:
+        """Whether a killed writer has left a document half written, or files half moved."""
+        return documents.has_half_written(self._root) or os.path.lexists(self._root / taking.MOVING_NAME)
+
     def _recover(self) -> tuple[str, ...]:
         """Bring the directory into order, for the lock's holder; return what stays, and why."""
         leftovers = removal.recover(self._ops, self._root)
+        moved = taking.finish(self._ops, self._root)
         documents.clear_half_written(self._ops, self._root)
-        return remarks_of(leftovers)
+        return (*remarks_of(leftovers), *remarks_of_moved(moved))
 
     def _tidy(self) -> tuple[str, ...]:
         """Do what `_recover` does, if no writer is there now and this process may."""
