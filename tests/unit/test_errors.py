@@ -26,6 +26,8 @@ MADE: list[Any] = [
     asyncckpt.ReadOnlyFileError("another program's", file="x.h5", losses="links"),
     asyncckpt.CorruptCheckpointError("damaged", step=1, file="state.msgpack"),
     asyncckpt.SaveFailedError("failed", step=4),
+    asyncckpt.CutTimeoutError("late", late={"actor": "line 3"}, resting={"learner": "line 9, in a safe point"}),
+    asyncckpt.TornStateError("torn", torn={"actor": "died of a ValueError"}),
     asyncckpt.MetricMissingError("no metric", step=4, metric_name="loss", known=["los"]),
 ]
 KINDS = {each for each in vars(errors).values() if inspect.isclass(each) and issubclass(each, errors.CheckpointError)}
