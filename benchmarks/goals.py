@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from benchmarks.cuts import SAVERS_PARTICIPANTS
 from benchmarks.own import LAZY_SIZES
 from benchmarks.samples import FLOORS
 from benchmarks.systems import HDF5, HDF5_TENSORS, MSGPACK, MSGPACK_TENSORS, OURS, OURS_OF_TENSORS, PEERS
@@ -215,6 +216,28 @@ GOALS: Final = (
     *(
         Goal(workload="lazy", measure=f"load, lazy, arrays of {label}", factor=1, against=limit(10 * _MS))
         for label in LAZY_SIZES
+    ),
+    Goal(
+        workload="cuts",
+        measure="`safe_point()`",
+        factor=0.2,
+        against=itself("`asyncio.sleep(0)`", name="asyncio.sleep(0)"),
+        systems=(MSGPACK,),
+    ),
+    Goal(
+        workload="cuts",
+        measure="put and get, CutQueue",
+        factor=1.2,
+        against=itself("put and get, asyncio.Queue", name="asyncio.Queue"),
+        systems=(MSGPACK,),
+    ),
+    Goal(workload="cuts", measure="cut, 1,000 participants", factor=1, against=limit(10 * _MS), systems=(MSGPACK,)),
+    Goal(
+        workload="cuts",
+        measure=f"blocked, {SAVERS_PARTICIPANTS} participants",
+        factor=1.1,
+        against=itself("blocked", name="the same save without a cut"),
+        systems=(MSGPACK,),
     ),
     Goal(workload="import", measure="import", factor=1, against=limit(60 * _MS), systems=(MSGPACK,)),
     Goal(workload="frozen", measure="blocked", factor=1, against=limit(5 * _MS)),

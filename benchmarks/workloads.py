@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from benchmarks import floors, machine, own, states
+from benchmarks import cuts, floors, machine, own, states
 from benchmarks.loops import busy, step_rate, ticking
 from benchmarks.measuring import GivenUpError, time_load, time_save, time_save_within
 from benchmarks.samples import FLOORS
@@ -408,6 +408,7 @@ WORKLOADS: Final = (
     Workload(
         name="import", title="import asyncckpt, over numpy", measure=own.measure_import, systems=(MSGPACK,), rounds=1
     ),
+    Workload(name="cuts", title="cuts of many participants", measure=cuts.measure_cuts, systems=(MSGPACK,), rounds=2),
     Workload(name="lazy", title="1,000 arrays, loaded lazily", measure=own.measure_lazy, systems=OURS, rounds=2),
     Workload(
         name="frozen",

@@ -16,23 +16,28 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from asyncckpt.cut.places import place_of
 from asyncckpt.errors import CutBusyError, CutTimeoutError, CutUsageError, TornStateError
 from asyncckpt.runtime.cancellation import shielded
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 if sys.version_info >= (3, 12):
-    current_task = asyncio.current_task
-else:
-    from asyncio import get_running_loop
+    task_on = asyncio.current_task
+else:  # asyncio's own function is written in Python here, and takes three times as long
     from asyncio.tasks import _current_tasks  # type: ignore[attr-defined] # it is private
 
-    def current_task() -> asyncio.Task[Any] | None:
-        """Return the task that runs: asyncio's own function is written in Python here, and takes twice as long."""
-        task: asyncio.Task[Any] | None = _current_tasks.get(get_running_loop())
-        return task
+    task_on: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = _current_tasks.get
+"""Returns the task that runs on a loop."""
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """Return the task that runs; raise RuntimeError if no loop does."""
+    return task_on(asyncio.get_running_loop())
 
 
 _cuts: WeakSet[CutCore] = WeakSet()

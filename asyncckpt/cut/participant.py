@@ -7,9 +7,10 @@ import contextlib
 import contextvars
 import functools
 import itertools
+from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
-from asyncckpt.cut.core import CutCore, Member, current_task
+from asyncckpt.cut.core import CutCore, Member, current_task, task_on
 from asyncckpt.cut.places import place_of_frame
 from asyncckpt.runtime.cancellation import shielded
 
@@ -69,7 +70,7 @@ class Participant(Member):
         Raises:
             CutUsageError: Another task has called it, or this task holds the cut.
         """
-        if self.cut.is_wanted or current_task() is not self.task:
+        if self.cut.is_wanted or task_on(get_running_loop()) is not self.task:
             await self._park()
 
     async def at_rest(self, awaitable: Awaitable[ResultT]) -> ResultT:

@@ -12,10 +12,11 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import get_running_loop
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from asyncckpt.cut.core import current_task, find_member
+from asyncckpt.cut.core import current_task, find_member, task_on
 from asyncckpt.cut.participant import Participant
 from asyncckpt.errors import CutUsageError
 from asyncckpt.state.reduction import Reduction
@@ -128,28 +129,26 @@ class CutQueue(Generic[ItemT]):
             TimeoutError: There was no place by then.
             CutUsageError: The task does not take part in the cut, or holds it; or the lease cannot be completed.
         """
-        if completes is not None:
-            await completes.begin_handover(self.participant_here())
-            try:
-                await self.put(item, timeout=timeout)
-            except BaseException:
-                completes.undo_handover()
-                raise
-            completes.end_handover()
+        cut = self._cut
+        if cut is not None and completes is None:  # the usual case, which must be quick
+            me: Any = cut.members.get(task_on(get_running_loop()))  # type: ignore[arg-type] # None is no key
+            if me is not None and me.is_running and not cut.is_wanted:
+                size = self._maxsize
+                if size <= 0 or len(self._items) + self._promised_places < size:
+                    self._items.append(item)
+                    if self._gets:
+                        self._promise_items()
+                    return
+        if completes is None:
+            await self._put(item, timeout)
             return
-        cut = self._cut or self._adopt()
-        me: Any = None if cut is None else cut.members.get(current_task())  # type: ignore[arg-type]
-        if me is None:
-            self._check_foreign(must_wait=not self._has_place)
-        elif (
-            not me.is_running
-            or cut.is_wanted  # type: ignore[union-attr] # it has this member
-            or 0 < self._maxsize <= len(self._items) + self._promised_places
-        ):
-            await self._wait_to_put(me, item, timeout)
-        self._items.append(item)
-        if self._gets:
-            self._promise_items()
+        await completes.begin_handover(self.participant_here())
+        try:
+            await self._put(item, timeout)
+        except BaseException:
+            completes.undo_handover()
+            raise
+        completes.end_handover()
 
     async def get(self, *, timeout: float | None = None) -> ItemT:  # noqa: ASYNC109 - see the class
         """Take the oldest item out; wait while there is none, or a cut is wanted.
@@ -163,20 +162,15 @@ class CutQueue(Generic[ItemT]):
             TimeoutError: There was no item by then.
             CutUsageError: The task does not take part in the cut, or holds it.
         """
-        cut = self._cut or self._adopt()
-        me: Any = None if cut is None else cut.members.get(current_task())  # type: ignore[arg-type]
-        if me is None:
-            self._check_foreign(must_wait=not self._has_item)
-        elif (
-            not me.is_running
-            or cut.is_wanted  # type: ignore[union-attr] # it has this member
-            or len(self._items) <= self._promised_items
-        ):
-            await self._wait_to_get(me, timeout)
-        item = self._items.popleft()
-        if self._puts:
-            self._promise_places()
-        return item
+        cut = self._cut
+        if cut is not None:  # the usual case, which must be quick
+            me: Any = cut.members.get(task_on(get_running_loop()))  # type: ignore[arg-type] # None is no key
+            if me is not None and me.is_running and not cut.is_wanted and len(self._items) > self._promised_items:
+                item = self._items.popleft()
+                if self._puts:
+                    self._promise_places()
+                return item
+        return await self._get(timeout)
 
     def put_nowait(self, item: ItemT) -> None:
         """Put an item in without waiting.
@@ -245,6 +239,25 @@ class CutQueue(Generic[ItemT]):
     @property
     def _has_place(self) -> bool:
         return self._maxsize <= 0 or len(self._items) + self._promised_places < self._maxsize
+
+    async def _put(self, item: ItemT, seconds: float | None) -> None:
+        me = self._member()
+        if me is None:
+            self._check_foreign(must_wait=not self._has_place)
+        elif not me.is_running or me.cut.is_wanted or not self._has_place:
+            await self._wait_to_put(me, item, seconds)
+        self._items.append(item)
+        self._promise_items()
+
+    async def _get(self, seconds: float | None) -> ItemT:
+        me = self._member()
+        if me is None:
+            self._check_foreign(must_wait=not self._has_item)
+        elif not me.is_running or me.cut.is_wanted or not self._has_item:
+            await self._wait_to_get(me, seconds)
+        item = self._items.popleft()
+        self._promise_places()
+        return item
 
     async def _wait_to_put(self, me: Participant, item: ItemT, seconds: float | None) -> None:
         """Wait for a place, and give the promise of it back."""

@@ -178,13 +178,12 @@ CUT_BUGS: Final = (
         (_CORE, ("        if busy:\n            raise"), ("        if False:\n            raise")),
     ),
     _bug(
-        "a get hands out an item during a cut",
+        "what was waited for is delivered during a cut",
         (
-            _QUEUE,
-            "            or len(self._items) <= self._promised_items\n",
-            ("            or len(self._items) <= self._promised_items\n            and not cut.is_held\n"),
+            _PARTICIPANT,
+            "        await self._resume()\n        return result\n",
+            "        self.cut.let_run(self)\n        return result\n",
         ),
-        (_QUEUE, 'await _wait(me, "Queue.get", get, seconds)', "await get"),
     ),
     _bug(
         "a waiting put is not the queue's",
@@ -234,16 +233,30 @@ CUT_BUGS: Final = (
         "a get wakes no put",
         (
             _QUEUE,
-            ("        item = self._items.popleft()\n        if self._puts:\n            self._promise_places()\n"),
-            "        item = self._items.popleft()\n",
+            "                if self._puts:\n                    self._promise_places()\n                return item\n",
+            "                return item\n",
+        ),
+        (
+            _QUEUE,
+            "        self._promise_places()\n        return item\n\n    async def _wait_to_put",
+            "        return item\n\n    async def _wait_to_put",
         ),
     ),
     _bug(
         "a put wakes no get",
         (
             _QUEUE,
-            ("        self._items.append(item)\n        if self._gets:\n            self._promise_items()"),
-            "        self._items.append(item)",
+            (
+                "                    if self._gets:\n"
+                "                        self._promise_items()\n"
+                "                    return\n"
+            ),
+            "                    return\n",
+        ),
+        (
+            _QUEUE,
+            "        self._items.append(item)\n        self._promise_items()\n\n    async def _get",
+            "        self._items.append(item)\n\n    async def _get",
         ),
     ),
     _bug(
@@ -316,11 +329,7 @@ CUT_BUGS: Final = (
     ),
     _bug(
         "a lease whose result is withdrawn stays completed",
-        (
-            _QUEUE,
-            ("            except BaseException:\n                completes.undo_handover()\n                raise\n"),
-            ("            except BaseException:\n                completes.end_handover()\n                raise\n"),
-        ),
+        (_QUEUE, "            completes.undo_handover()\n", "            completes.end_handover()\n"),
     ),
     _bug(
         "who leaves a lease does not wait for the release",
