@@ -321,6 +321,50 @@ async def test_a_function_runs_in_order_and_in_its_callers_context(
     assert (root / "step_1" / "a" / "x").is_dir()
 
 
+async def test_a_save_under_a_cut_takes_files(manager: asyncckpt.CheckpointManager, tmp_path: Path) -> None:
+    """Paths are refused before the cut is held; a function runs after it, while the participants go on."""
+    cut = asyncckpt.Cut()
+    count = 0
+    is_called, has_moved, is_over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def participant() -> None:
+        nonlocal count
+        async with cut.participant("actor") as me:
+            while not is_over.is_set():
+                await me.safe_point()
+                count += 1
+                if is_called.is_set():
+                    has_moved.set()
+                await asyncio.sleep(0)
+
+    def make_state() -> dict[str, int]:
+        made.append(count)
+        return {"count": count}
+
+    async def source(path: Path) -> None:
+        is_called.set()
+        await has_moved.wait()
+        await writes({"x": b"1"})(path)
+
+    made: list[int] = []
+    task = asyncio.create_task(participant())
+    try:
+        with pytest.raises(FileNotFoundError):
+            await manager.save(1, make_state, cut=cut, files={"w": tmp_path / "none"})
+        assert made == []
+        handle = await manager.save(1, make_state, cut=cut, files={"w": source, "tree": make_tree(tmp_path / "tree")})
+        record = await handle
+    finally:
+        is_over.set()
+        await task
+    assert record is not None
+    loaded = await manager.load(1)
+    assert loaded is not None
+    assert loaded.state == {"count": made[-1]}
+    assert read_tree(record.path / "w") == {"x": b"1"}
+    assert read_tree(record.path / "tree") == CONTENTS
+
+
 class BoomError(Exception):
     """What a source raises."""
 
