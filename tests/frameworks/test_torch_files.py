@@ -74,7 +74,9 @@ async def test_a_directory_of_distributed_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-async def test_a_directory_torn_by_an_error_is_not_committed(tmp_path: Path) -> None:
+async def test_a_directory_torn_by_an_error_is_not_committed(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """The function fails halfway: neither the state nor half of the directory is seen; the older step stays."""
     weights = make_weights()
 
@@ -94,7 +96,7 @@ async def test_a_directory_torn_by_an_error_is_not_committed(tmp_path: Path) -> 
         assert loaded is not None
         assert loaded.state == {"cursor": 17}
         assert_same(await asyncio.to_thread(read_dcp, loaded.path / "weights"), weights)
-        copied = await asyncio.to_thread(shutil.copytree, loaded.path, tmp_path.with_name("copy"))
+        copied = await asyncio.to_thread(shutil.copytree, loaded.path, tmp_path_factory.mktemp("copies") / "copy")
         assert_same(await asyncio.to_thread(read_dcp, copied / "weights"), weights)
 
 
