@@ -17,7 +17,7 @@ import asyncio
 import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, ref
 
 from asyncckpt.cut.places import place_of
 from asyncckpt.errors import CutBusyError, CutTimeoutError, CutUsageError, TornStateError
@@ -40,7 +40,8 @@ def current_task() -> asyncio.Task[Any] | None:
     return task_on(asyncio.get_running_loop())
 
 
-_cuts: WeakSet[CutCore] = WeakSet()
+_taking_part: WeakKeyDictionary[asyncio.Task[Any], ref[Member]] = WeakKeyDictionary()
+"""The member of each task that takes part in a cut, whichever. The cut keeps both."""
 
 
 class Member:
@@ -54,7 +55,7 @@ class Member:
         resting: In which call it is at rest, if it is.
     """
 
-    __slots__ = ("has_joined", "is_running", "name", "resting", "task")
+    __slots__ = ("__weakref__", "has_joined", "is_running", "name", "resting", "task")
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,7 +98,6 @@ class CutCore:
         self._line: deque[_Request] = deque()  # what wants it next
         self._parked: dict[asyncio.Future[None], None] = {}  # set at the release, in this order
         self._owed: set[asyncio.Future[None]] = set()  # set, but whoever waited has not gone on yet
-        _cuts.add(self)
 
     # --- members ------------------------------------------------------------------------------------------------------
 
@@ -137,6 +137,7 @@ class CutCore:
                 await waiter
             member.task, member.has_joined = task, True
             self.members[task] = member
+            _taking_part[task] = ref(member)
             task.add_done_callback(self._forget)
         except BaseException:
             self._gone_on(waiter)
@@ -150,6 +151,7 @@ class CutCore:
             return
         task.remove_done_callback(self._forget)
         del self.members[task]
+        _taking_part.pop(task, None)
         if tear is not None:
             self._torn[member.name] = tear
             for request in [*filter(None, (self._active,)), *self._line]:
@@ -411,7 +413,8 @@ class CutCore:
 
 def find_member(task: asyncio.Task[Any] | None) -> Member | None:
     """Return the member of any cut whose task this is, or None."""
-    return next((cut.members[task] for cut in _cuts if task in cut.members), None)
+    found = None if task is None else _taking_part.get(task)
+    return None if found is None else found()
 
 
 _MAX_LISTED = 16
