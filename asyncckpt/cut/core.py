@@ -36,8 +36,17 @@ else:  # asyncio's own function is written in Python here, and takes three times
 
 
 def current_task() -> asyncio.Task[Any] | None:
-    """Return the task that runs; raise RuntimeError if no loop does."""
-    return task_on(asyncio.get_running_loop())
+    """Return the task that runs.
+
+    Raises:
+        CutUsageError: No loop of asyncio runs here.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        message = "no event loop of asyncio runs here: participants of a cut are its tasks, and not those of trio"
+        raise CutUsageError(message) from None
+    return task_on(loop)
 
 
 _taking_part: WeakKeyDictionary[asyncio.Task[Any], ref[Member]] = WeakKeyDictionary()
@@ -105,7 +114,7 @@ class CutCore:
         """Return the member whose task runs now, or None."""
         try:
             return self.members.get(current_task())  # type: ignore[arg-type] # None is no key
-        except RuntimeError:  # no loop runs here
+        except CutUsageError:  # no loop runs here
             return None
 
     @property

@@ -11,7 +11,7 @@ from asyncio import get_running_loop
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from asyncckpt.cut.core import CutCore, Member, current_task, task_on
-from asyncckpt.cut.places import place_of_frame
+from asyncckpt.cut.places import place_of_traceback
 from asyncckpt.runtime.cancellation import shielded
 
 if TYPE_CHECKING:
@@ -190,8 +190,7 @@ class Participant(Member):
 
 
 def _told(error: BaseException) -> str:
-    """Say what an exception is, and where it was raised."""
-    traceback, text = error.__traceback__, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return text if traceback is None else f"{text}, at {place_of_frame(traceback.tb_frame)}"
+    """Say what an exception is, and which line of the program has raised it."""
+    text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    place = place_of_traceback(error.__traceback__)
+    return text if place is None else f"{text}, at {place}"

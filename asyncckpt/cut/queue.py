@@ -326,7 +326,7 @@ class CutQueue(Generic[ItemT]):
         """Let a loaded queue belong to the cut of whoever uses it first."""
         try:
             member = find_member(current_task())
-        except RuntimeError:  # no loop runs here
+        except CutUsageError:  # no loop runs here
             return None
         if isinstance(member, Participant):
             self._cut = member.cut

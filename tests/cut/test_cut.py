@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+import trio
 from reliability.cut_schedules import run_virtually
 
 from asyncckpt import (
@@ -538,6 +539,21 @@ async def test_a_death_tears_the_state() -> None:
     await take(cut)
 
 
+async def test_a_death_is_told_with_the_line_of_the_program() -> None:
+    """Not with that of the function of asyncio in which the task was cancelled."""
+    cut = Cut()
+
+    async def play(_: Participant) -> None:
+        await asyncio.sleep(3600)
+
+    task = start(cut, "sleeping", play)
+    await settle()
+    task.cancel()
+    await asyncio.wait([task])
+    line = play.__code__.co_firstlineno + 1
+    assert cut.torn == {"sleeping": f"CancelledError, at {__file__}:{line} in play"}
+
+
 async def test_a_death_ends_the_waiting_for_a_cut() -> None:
     """All calls that wait to hold it raise at once, and the others go on."""
     cut, walker = Cut(), Walker()
@@ -755,6 +771,19 @@ def test_participants_are_of_one_loop() -> None:
 
     asyncio.run(main())
     asyncio.run(main())
+
+
+def test_trio_is_told() -> None:
+    """Cuts are of asyncio's tasks."""
+
+    async def main() -> None:
+        cut = Cut()
+        for block in (cut.participant("me"), cut.hold()):
+            with pytest.raises(CutUsageError, match="not those of trio"):
+                async with block:
+                    pass
+
+    trio.run(main)
 
 
 async def test_reprs_tell_the_state() -> None:
