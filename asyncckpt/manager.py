@@ -301,13 +301,15 @@ class CheckpointManager:
                 SaveRequest(step, state, training_info, run_config, overwrite, frozen, files, cut)
             )
 
-    def every(
+    def every(  # noqa: PLR0913 - as `save`
         self,
         seconds: float,
         make_state: Callable[[], object],
         *,
         make_training_info: Callable[[], Mapping[str, object]] | None = None,
         frozen: bool = False,
+        cut: Cut | None = None,
+        cut_timeout: float | None = 30.0,
     ) -> AbstractAsyncContextManager[None]:
         """Save beside a block, every so many seconds, for programs that have no steps.
 
@@ -329,12 +331,17 @@ class CheckpointManager:
                 it is captured before the body goes on, unless the budget is full.
             make_training_info: Called right after it; returns the save's ``training_info``.
             frozen: As for `save`.
+            cut: As for `save`: each save is one moment of all tasks that take part. `make_state` is called while the
+                cut is held, so it may be no async function; `make_training_info` is called before. The task of the
+                block takes no part itself, unless within it.
+            cut_timeout: As for `save`.
 
         Returns:
             An async context manager, to be entered once.
 
         Raises:
             ConfigError: An argument has the wrong type or value.
+            CutUsageError: The task of the block takes part in the cut.
             SaveFailedError: From the block: a save failed. The body is cancelled at its next await, as by
                 `asyncio.timeout`, and this is raised instead.
             Exception: From the block, in the same way: what `make_state` or `save` has raised. If the body ends with
@@ -344,9 +351,11 @@ class CheckpointManager:
 
         async def save(state: object, training_info: Mapping[str, object] | None) -> SaveHandle:
             step = here.admission.next_step()
-            return await self.save(step, state, training_info=training_info, frozen=frozen)
+            return await self.save(
+                step, state, training_info=training_info, frozen=frozen, cut=cut, cut_timeout=cut_timeout
+            )
 
-        saves = PeriodicSaves(seconds, make_state, make_training_info, here.admission.get_ready, save)
+        saves = PeriodicSaves(seconds, make_state, make_training_info, here.admission.get_ready, save, cut=cut)
         return saves if self._settings.enabled else nullcontext()
 
     async def prewarm(self, state: object) -> None:

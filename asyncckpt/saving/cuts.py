@@ -41,6 +41,17 @@ def check_cut(cut: Cut | None, step: int) -> None:
         raise TypeError(message)
 
 
+def check_takes_no_part(cut: Cut | None, what: str) -> None:
+    """Check that the calling task takes no part in a cut for which it would wait otherwise than at rest.
+
+    Raises:
+        CutUsageError: It does.
+    """
+    if cut is not None and (me := cut.member_here()) is not None:
+        message = f"{what} was entered by {me.name!r}, which takes part in the cut and would wait for itself at the end"
+        raise CutUsageError(f"{message}: enter it around the block of the participant")
+
+
 def resting(cut: Cut | None) -> AbstractAsyncContextManager[None]:
     """Return a block in which a participant of the cut is at rest until it has held the cut."""
     return nullcontext() if cut is None else cut.resting("save")

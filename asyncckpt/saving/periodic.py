@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, NoReturn
 from asyncckpt.config import check_duration
 from asyncckpt.errors import ConfigError, ManagerUsageError
 from asyncckpt.runtime.cancellation import DeferredCancellation
+from asyncckpt.saving.cuts import check_takes_no_part
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
+    from asyncckpt.cut.cut import Cut
     from asyncckpt.saving.tracking import SaveHandle
 
 
@@ -33,19 +35,22 @@ class PeriodicSaves:
         make_state: Returns the state, or an awaitable of it.
         make_training_info: Returns what is saved with it; called at the same moment.
         get_ready: Waits until a state would be captured at once.
-        save: Saves them under the next step.
+        save: Saves them under the next step; with a cut, it gets `make_state` itself.
+        cut: The cut under which it saves, if any.
 
     Raises:
         ConfigError: An argument has the wrong type or value.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is independent of the others
         self,
         seconds: float,
         make_state: Callable[[], object],
         make_training_info: Callable[[], Mapping[str, object]] | None,
         get_ready: Callable[[], Awaitable[None]],
         save: Callable[[object, Mapping[str, object] | None], Awaitable[SaveHandle]],
+        *,
+        cut: Cut | None,
     ) -> None:
         self._seconds = check_duration("seconds", seconds)
         for name, function in (("make_state", make_state), ("make_training_info", make_training_info)):
@@ -57,6 +62,7 @@ class PeriodicSaves:
         self._make_training_info = make_training_info
         self._get_ready = get_ready
         self._save = save
+        self._cut = cut
         self._has_ended = asyncio.Event()
         """The body has ended normally."""
         self._body: asyncio.Task[object] | None = None  # while it runs
@@ -69,6 +75,7 @@ class PeriodicSaves:
         """Start to save."""
         if self._is_entered:
             raise ManagerUsageError("this block of manager.every was entered before: call manager.every() again")
+        check_takes_no_part(self._cut, "manager.every(cut=)")
         self._is_entered = True
         self._body = asyncio.current_task()
         assert self._body is not None  # noqa: S101 - a coroutine runs in a task
@@ -128,9 +135,11 @@ class PeriodicSaves:
     async def _save_once(self) -> None:
         """Save what stands now, and wait until that is durable."""
         await self._get_ready()
-        state = self._make_state()
-        if inspect.isawaitable(state):
-            state = await state
+        state: object = self._make_state
+        if self._cut is None:
+            state = self._make_state()
+            if inspect.isawaitable(state):
+                state = await state
         info = None if self._make_training_info is None else self._make_training_info()
         handle = await self._save(state, info)
         del state

@@ -325,3 +325,50 @@ async def test_a_block_in_a_block_counts_on(tmp_path: Path) -> None:
         async with manager.every(NEVER, lambda: "outer"), manager.every(NEVER, lambda: "inner"):
             pass
         assert manager.steps() == [1, 2]
+
+
+async def test_each_save_is_one_moment_of_a_cut(tmp_path: Path) -> None:
+    """Also the one at the end; two numbers that a task changes with an await between them are never saved apart."""
+    cut, counter, state = asyncckpt.Cut(), Counter(), {"ours": 0, "theirs": 0}
+
+    def make_state() -> dict[str, int]:
+        assert cut.is_held
+        counter.count += 1
+        return dict(state)
+
+    async def actor() -> None:
+        async with cut.participant("actor") as me:
+            while counter.count < 3:
+                state["ours"] += 1
+                await asyncio.sleep(0)
+                state["theirs"] += 1
+                await me.safe_point()
+
+    async with CheckpointManager(tmp_path) as manager:
+        async with manager.every(SOON, make_state, cut=cut):
+            await actor()
+        assert manager.steps()[-1] == counter.count >= 4
+        for step in manager.steps():
+            loaded = await manager.load(step)
+            assert loaded is not None
+            assert loaded.state["ours"] == loaded.state["theirs"]
+
+
+async def test_a_cut_that_is_not_held_in_time_ends_the_body(tmp_path: Path) -> None:
+    """With the error that names who is late."""
+    cut, never = asyncckpt.Cut(), asyncio.Event()
+    async with CheckpointManager(tmp_path) as manager:
+        with pytest.raises(asyncckpt.CutTimeoutError, match="actor"):
+            async with manager.every(SOON, dict, cut=cut, cut_timeout=0), cut.participant("actor"):
+                await never.wait()
+        assert manager.steps() == []
+
+
+async def test_a_participant_saves_beside_no_block_of_its_own(tmp_path: Path) -> None:
+    """At the end it would wait for itself."""
+    cut = asyncckpt.Cut()
+    async with CheckpointManager(tmp_path) as manager, cut.participant("actor"):
+        with pytest.raises(asyncckpt.CutUsageError, match="'actor', which takes part"):
+            async with manager.every(NEVER, dict, cut=cut):
+                pass
+    assert not cut.torn
