@@ -81,6 +81,8 @@ class CheckpointingConfig(TypedDict):
             normal exit has no limit. Default: 30.0.
         fallback: Whether loading "latest" or "best" falls back to the next intact checkpoint. Default: True.
         read_only: Whether to read beside another process that writes: no lock, no recovery, no saving. Default: False.
+        debug: Whether each save looks at the state again when it has been captured, and raises `StateChangedError` if a
+            task or thread has changed it meanwhile. Saves then take longer to return. Default: False.
     """
 
     enabled: bool
@@ -104,6 +106,7 @@ class CheckpointingConfig(TypedDict):
     grace: NotRequired[float]
     fallback: NotRequired[bool]
     read_only: NotRequired[bool]
+    debug: NotRequired[bool]
 
 
 class CheckpointingOptions(TypedDict, total=False):
@@ -129,6 +132,7 @@ class CheckpointingOptions(TypedDict, total=False):
     grace: float
     fallback: bool
     read_only: bool
+    debug: bool
 
 
 _UNCATCHABLE: Final = frozenset(
@@ -300,6 +304,7 @@ class Settings:
     grace: float = field(default=30.0, metadata={"check": _SECONDS})
     fallback: bool = field(default=True, metadata={"check": _BOOL})
     read_only: bool = field(default=False, metadata={"check": _BOOL})
+    debug: bool = field(default=False, metadata={"check": _BOOL})
 
     @property
     def has_rules_of_time(self) -> bool:

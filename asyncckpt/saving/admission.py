@@ -8,16 +8,18 @@
 5. A state beyond the budget is queued before it is captured, and copied block by block while it is written.
 6. While a cut is held, a save waits for nothing but its own jobs: room is found before. If the state is larger than
    expected, the cut is released, and held again when there is room.
+7. With `debug`, each way to capture a state ends with a second look at it (`state/recheck.py`), while a cut is held.
 """
 
 from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from asyncckpt.arrays.adapters import current_moment
-from asyncckpt.arrays.device import devices_of
+from asyncckpt.arrays.device import Moment, devices_of
 from asyncckpt.documents import (
     CONFIG_NAME,
     TRAINING_INFO_NAME,
@@ -40,9 +42,8 @@ from asyncckpt.state.encode_leaves import TooLargeError
 from asyncckpt.state.inline import flatten_inline
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    from asyncckpt.arrays.device import Moment
     from asyncckpt.config import Settings
     from asyncckpt.cut.cut import Cut
     from asyncckpt.runtime.buffers import BufferPool
@@ -76,6 +77,14 @@ class _Content(NamedTuple):
     tracker: SaveTracker
     documents: Mapping[str, bytes]
     files: tuple[CallersFile, ...]
+
+
+class _Walked(NamedTuple):
+    """A state whose tree was encoded, and when the program called."""
+
+    state: object
+    moment: Moment
+    flat: FlatState
 
 
 class _Mode(Enum):
@@ -120,6 +129,12 @@ class Admission:
         self._is_streaming = False
         self._has_staged = False
         self._last_nbytes: int | None = None  # of the state that was captured last
+        self._copy: Callable[..., Capture] = _copy
+        self._refer: Callable[..., Capture] = _refer
+        if env.settings.debug:
+            from asyncckpt.state.recheck import copy_state, refer_to_state
+
+            self._copy, self._refer = copy_state, refer_to_state
 
     def _reserve(self, step: int, *, overwrite: bool) -> int:
         """Reserve a step, and return the latest one in flight.
@@ -209,7 +224,7 @@ class Admission:
     def _save_inline(self, content: _Content, request: SaveRequest, state: object) -> SaveHandle:
         step, tracker = request.step, content.tracker
         try:
-            flat = flatten_inline(state)
+            flat = flatten_inline(state, keeps_sets=self._env.settings.debug)
         except TooLargeError as error:
             raise ValueError(f"step {step}: the state has {error}: use await save()") from None
         latest = self._reserve(step, overwrite=request.overwrite)
@@ -219,9 +234,9 @@ class Admission:
                 self._env.steps.free(step)
                 return SaveHandle.skipped(step)
             if request.frozen:
-                capture = Capture.live(flat, is_frozen=True)
+                capture = self._refer(flat, state, Moment(), _on_the_loop(), is_frozen=True)
             else:
-                capture = Capture.staged(flat, None, _on_the_loop())
+                capture = self._copy(flat, state, Moment(), None, _on_the_loop())
             self._queue.add(QueuedSave(capture=capture, **content._asdict()))
         except BaseException:
             self._env.steps.free(step)
@@ -267,7 +282,7 @@ class Admission:
         needed = flat.encoded_nbytes if mode is _Mode.STREAMED else nbytes
         if not await self._find_room(needed, is_beyond=is_beyond):
             return None
-        return await self._copy(content, mode, flat)
+        return await self._take(content, mode, _Walked(state, moment, flat))
 
     async def _capture_at_cut(self, content: _Content, request: SaveRequest, cut: Cut) -> QueuedSave | None:
         """Find room, hold the cut, put the state together, copy it and queue it; None if it is to be skipped."""
@@ -278,8 +293,8 @@ class Admission:
         while True:
             async with cut.hold(request.cut_timeout):
                 state = put_together(request.state)
-                mode, flat = await self._flatten(state, current_moment())
-                del state
+                moment = current_moment()
+                mode, flat = await self._flatten(state, moment)
                 nbytes = flat.encoded_nbytes + flat.array_nbytes
                 if request.frozen:
                     mode = _Mode.FROZEN
@@ -290,16 +305,18 @@ class Admission:
                     )
                     raise ConfigError(message)
                 if self._queue.has_room(nbytes):
-                    return await self._copy(content, mode, flat)
-                del flat
+                    return await self._take(content, mode, _Walked(state, moment, flat))
+                del state, flat
             async with resting(cut):
                 await self._queue.wait_for_room(nbytes)
 
     async def _flatten(self, state: object, moment: Moment) -> tuple[_Mode, FlatState]:
+        keeps_sets = self._env.settings.debug
         try:
-            return _Mode.INLINE, flatten_inline(state)
+            return _Mode.INLINE, flatten_inline(state, keeps_sets=keeps_sets)
         except TooLargeError:
-            return _Mode.STAGED, await self._env.jobs.run_in_context(0, _flatten_in_thread, state, moment)
+            walk = partial(_flatten_in_thread, keeps_sets=keeps_sets)
+            return _Mode.STAGED, await self._env.jobs.run_in_context(0, walk, state, moment)
 
     async def _find_room(self, nbytes: int, *, is_beyond: bool) -> bool:
         """Wait for room; return False if the save is to be skipped, unless it is beyond the budget."""
@@ -311,15 +328,22 @@ class Admission:
             await self._queue.wait_for_room(nbytes)
         return True
 
-    async def _copy(self, content: _Content, mode: _Mode, flat: FlatState) -> QueuedSave:
+    async def _take(self, content: _Content, mode: _Mode, walked: _Walked) -> QueuedSave:
         """Copy a state, unless it is written from where it is, and queue the save."""
+        state, moment, flat = walked
+        jobs = self._env.jobs
         if mode is _Mode.STAGED:
             self._env.warmer.stop()
-            capture = await self._env.jobs.run_in_context(1, _stage, flat, self._env.pool, discard=Capture.give_back)
+            stage = partial(_stage, self._copy)
+            capture = await jobs.run_in_context(1, stage, flat, state, moment, self._env.pool, discard=Capture.give_back)
         elif mode is _Mode.INLINE:
-            capture = Capture.staged(flat, None, _on_the_loop())
+            capture = self._copy(flat, state, moment, None, _on_the_loop())
         else:
-            capture = Capture.live(flat, is_frozen=mode is _Mode.FROZEN)
+            refer = partial(self._refer, is_frozen=mode is _Mode.FROZEN)
+            if mode is _Mode.FROZEN and self._env.settings.debug:  # it is looked at twice at once, which takes time
+                capture = await jobs.run_in_context(1, refer, flat, state, moment, discard=Capture.give_back)
+            else:
+                capture = refer(flat, state, moment, _on_the_loop())
         item = QueuedSave(capture=capture, streams=mode is _Mode.STREAMED, **content._asdict())
         self._queue.add(item)
         self._last_nbytes = flat.encoded_nbytes + flat.array_nbytes
@@ -349,6 +373,8 @@ class Admission:
         finally:
             self._is_streaming = False
         if tracker.state is SaveState.FAILED:
+            if self._env.settings.debug and tracker.is_state_changed:
+                raise tracker.take_cause()
             await SaveHandle(tracker)  # raises the error
 
     def _warn_if_below(self, step: int, latest: int) -> None:
@@ -361,9 +387,9 @@ class Admission:
             warn(message)
 
 
-def _flatten_in_thread(state: object, moment: Moment, context: JobContext) -> FlatState:
+def _flatten_in_thread(state: object, moment: Moment, context: JobContext, *, keeps_sets: bool = False) -> FlatState:
     with young_collections_only(), moment.entered():
-        return flatten(state, pacer=context.pacer, moment=moment)
+        return flatten(state, pacer=context.pacer, moment=moment, keeps_sets=keeps_sets)
 
 
 def _prewarm(state: object, moment: Moment, settings: Settings, pool: BufferPool, context: JobContext) -> None:
@@ -381,9 +407,17 @@ def _prewarm(state: object, moment: Moment, settings: Settings, pool: BufferPool
         pool.give(buffers)
 
 
-def _stage(flat: FlatState, pool: BufferPool, context: JobContext) -> Capture:
+def _stage(copy: Callable[..., Capture], *args: object) -> Capture:
     with young_collections_only():
-        return Capture.staged(flat, pool, context)
+        return copy(*args)
+
+
+def _copy(flat: FlatState, _: object, __: Moment, pool: BufferPool | None, context: JobContext) -> Capture:
+    return Capture.staged(flat, pool, context)
+
+
+def _refer(flat: FlatState, _: object, __: Moment, ___: JobContext, *, is_frozen: bool) -> Capture:
+    return Capture.live(flat, is_frozen=is_frozen)
 
 
 def _on_the_loop() -> JobContext:

@@ -97,6 +97,7 @@ def write_checkpoint(store: CheckpointStore, request: WriteRequest, context: Job
         OSError: The store failed.
         CheckpointError: A file of the caller's was refused.
         UnsupportedLeafError: The format cannot hold the state.
+        StateChangedError: The state is not what was written of it.
         Stopped: The job was asked to stop. In each case what was written is discarded, unless it may have been
             committed: then it is left to the next save of the step, or to the next start.
     """
@@ -138,6 +139,7 @@ def _writing(store: CheckpointStore, request: WriteRequest, context: JobContext)
             content = Content(plan, request.capture.snapshot, request.block_nbytes, request.progress)
             files[form.file_name] = attempt.write_content(form.file_name, content, context)
             written_at = time.perf_counter()
+            request.capture.confirm(context)
             index = IndexLocation(form.file_name, plan.index_offset, plan.index_nbytes)
             plan = content = None  # hold the encoded nodes too, which `release` frees chunk by chunk
             if request.files:

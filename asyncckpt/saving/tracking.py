@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from asyncckpt.errors import SaveFailedError
+from asyncckpt.errors import SaveFailedError, StateChangedError
 from asyncckpt.saving.files import SourceError
 
 if TYPE_CHECKING:
@@ -162,6 +162,16 @@ class SaveTracker:
             self.is_received = True
             raise self.error()
         return self.record
+
+    @property
+    def is_state_changed(self) -> bool:
+        """Whether it failed because the state changed while it was captured."""
+        return isinstance(self._cause, StateChangedError)
+
+    def take_cause(self) -> BaseException:
+        """Return the cause of the failure, to be raised by the only caller who knows of the save."""
+        cause, self._cause, self.is_received = self._cause, None, True
+        return cause or self.error()
 
     def error(self) -> SaveFailedError:
         """Return a new error: one exception raised in two tasks would mix up their tracebacks."""

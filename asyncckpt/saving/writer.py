@@ -48,7 +48,7 @@ class _Progress(Progress):
         self._item.tracker.total_nbytes = nbytes
 
     def copied(self) -> None:
-        if self._item.streams:
+        if self._item.streams and self._item.capture.check is None:  # else it counts only when that has been passed
             self._loop.call_soon_threadsafe(self._item.captured.set)
 
     def written(self, nbytes: int) -> None:

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, Protocol, Self, TypeVar
 
@@ -105,12 +105,15 @@ class LiveSnapshot(_SourceSnapshot):
     def __init__(self, flat: FlatState, *, is_frozen: bool) -> None:
         super().__init__(flat)
         self._is_frozen = is_frozen
+        self.on_copy: Callable[[int, int, Bytes], None] | None = None
+        """Called in several threads with the bytes that were copied, and the array and the byte at which they begin. If
+        it is set, all bytes are copied that a program could change."""
         self.nbytes = flat.encoded_nbytes + (flat.array_nbytes if is_frozen else 0)
 
     @_naming_paths
     def view(self, array: int, start: int, nbytes: int) -> Sequence[Bytes] | None:
         """Return the array's own memory if it must not be copied first, and is contiguous."""
-        if not self._is_frozen and array not in self._stable:
+        if array not in self._stable and (self.on_copy is not None or not self._is_frozen):
             return None
         source = self._sources[array]
         data = None if start + nbytes > source.nbytes else view_bytes(source, start, nbytes)
@@ -119,13 +122,18 @@ class LiveSnapshot(_SourceSnapshot):
     @_naming_paths
     def copy_to(self, target: Bytes, array: int, start: int) -> None:
         """Copy from the array, and from small ones after it."""
+        self._copy_to(target, array, start)
+        if self.on_copy is not None:
+            self.on_copy(array, start, target)
+
+    def _copy_to(self, target: Bytes, array: int, start: int) -> None:
         end = start + len(target)
         if end <= self._sources[array].nbytes:
             copy_bytes(self._sources[array], start, target)
             return
         stop, found = array, 0
         while found < end:
-            found += _padded(self._sources[stop].nbytes)
+            found += padded_nbytes(self._sources[stop].nbytes)
             stop += 1
         target[:] = _joined(self._small(range(array, stop)))[start:end]
 
@@ -239,12 +247,29 @@ class StagedSnapshot(_SourceSnapshot):
             start += len(target)
 
 
+class Check(Protocol):
+    """Finds out, when all bytes of a capture have been read, whether the program has changed them."""
+
+    def confirm(self, context: JobContext) -> None:
+        """Look at the program's arrays once more.
+
+        Raises:
+            StateChangedError: They are not what was read.
+            Stopped: The job was asked to stop.
+        """
+
+    def release(self) -> None:
+        """Drop the references to what belongs to the program; idempotent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capture:
     """A captured state: the nodes of its tree, and the bytes of its arrays."""
 
     flat: FlatState
     snapshot: Snapshot
+    check: Check | None = field(default=None, kw_only=True)
+    """What is to be done before the capture counts."""
 
     @classmethod
     def staged(cls, flat: FlatState, pool: BufferPool | None, context: JobContext) -> Self:
@@ -282,20 +307,27 @@ class Capture:
         """The memory that it holds, in bytes."""
         return self.snapshot.nbytes
 
+    def confirm(self, context: JobContext) -> None:
+        """Find out whether the capture counts; see `Check`."""
+        if self.check is not None:
+            self.check.confirm(context)
+
     def give_back(self) -> None:
         """Return the buffers to the pool, on any thread; idempotent."""
         self.snapshot.release()
+        if self.check is not None:
+            self.check.release()
 
     def release(self) -> None:
         """Release all memory, which may take time; idempotent."""
-        self.snapshot.release()
+        self.give_back()
         self.flat.release()
 
 
 _ZEROS: Final = bytes(SMALL_BOUNDARY)
 
 
-def _padded(nbytes: int) -> int:
+def padded_nbytes(nbytes: int) -> int:
     """Return the size of a small array with its padding."""
     return -(-nbytes // SMALL_BOUNDARY) * SMALL_BOUNDARY
 
@@ -314,11 +346,11 @@ def _joined(arrays: Sequence[ArraySource]) -> Bytes:
         TypeError,
         BufferError,
     ):  # not contiguous, a dtype without a buffer format, or empty
-        data = np.zeros(sum(_padded(array.nbytes) for array in arrays), np.uint8)
+        data = np.zeros(sum(padded_nbytes(array.nbytes) for array in arrays), np.uint8)
         end = 0
         for array in arrays:
             copy_bytes(array, 0, data[end : end + array.nbytes])
-            end += _padded(array.nbytes)
+            end += padded_nbytes(array.nbytes)
         return data
 
 
@@ -342,7 +374,7 @@ def _lay_out(flat: FlatState, pacer: Pacer) -> tuple[list[int], int]:
                 end = -(-end // PAGE_NBYTES) * PAGE_NBYTES
             offsets.append(end)
             end += nbytes
-    return offsets, _padded(end)
+    return offsets, padded_nbytes(end)
 
 
 assert LARGE_NBYTES % SMALL_NBYTES == 0  # noqa: S101 - `take` relies on it

@@ -26,7 +26,6 @@ from asyncckpt.state.decode_walk import (
     ABSENT,
     END,
     FULL,
-    HASHED,
     Frame,
     LoadPlan,
     NodeContext,
@@ -168,7 +167,7 @@ class Decoder(LeafDecoder):
         selection = frame.selection
         if selection is not None:
             # The elements of a set have no paths.
-            is_set = frame.code in {ix.SET, ix.FROZENSET} and not selection.is_whole
+            is_set = frame.code in ix.SETS and not selection.is_whole
             selection = Selection.parse(()) if is_set else selection.below(frame.key)
         return NodeContext(_child_of(frame.template, frame.key), selection, frame.is_made)
 
@@ -281,10 +280,10 @@ class Decoder(LeafDecoder):
         count = len(items)
         if frame.code in ix.MAPPINGS:
             self._check_hashes(count, (key for key, _ in items))
-        elif frame.code in HASHED:
+        elif frame.code in ix.SETS:
             self._check_hashes(count, items)
         made = self._maker.make(TYPES[frame.code], items, frame.maxlen)
-        if (frame.code in ix.MAPPINGS or frame.code in HASHED) and len(made) != count:
+        if (frame.code in ix.MAPPINGS or frame.code in ix.SETS) and len(made) != count:
             if self.unknown_types:
                 self._refuse_plain_keys(f"equal keys or elements at {self._path() or 'the root'}")
             damaged(f"equal keys or elements at {self._path() or 'the root'}")

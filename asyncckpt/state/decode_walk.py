@@ -31,8 +31,6 @@ FULL: Final = object()
 """A container has got its last child."""
 END: Final = object()
 """There are no more nodes."""
-HASHED: Final = frozenset({ix.SET, ix.FROZENSET})
-"""Containers whose elements are hashed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -109,7 +107,7 @@ class Walk:
     def _push(self, frame: Frame) -> None:
         if self._frames:
             parent = self._frames[-1]
-            if parent.awaits_key or parent.key_depth or parent.code in HASHED:
+            if parent.awaits_key or parent.key_depth or parent.code in ix.SETS:
                 frame.key_depth = parent.key_depth + 1
                 if frame.key_depth > MAX_KEY_DEPTH:
                     damaged(f"a key or an element of a set is nested more than {MAX_KEY_DEPTH} deep")

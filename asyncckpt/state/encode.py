@@ -22,7 +22,7 @@ from asyncckpt.state.reduction import Form, Reduction
 from asyncckpt.state.types import ALIASED_SCALARS, STRING_ARRAY, find_reduction
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence, Sized
+    from collections.abc import Collection, Iterator, Sized
 
     from numpy.typing import NDArray
 
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 MAX_KEY_DEPTH: Final = 200
 """How deep containers may be nested in a key or an element of a set: hashing them recurses as deep."""
+REMEDY: Final = (
+    "no task or thread may change the state until save() returns; use asyncckpt.Cut to let all tasks that take part"
+    " rest while it is captured"
+)
 _NUMBERS_MIN: Final = 16  # shorter lists are not worth a second look
 
 
@@ -43,6 +47,7 @@ def flatten(  # noqa: PLR0913 - each is an independent wish
     moment: Moment | None = None,
     max_nodes: int | None = None,
     max_nbytes: int | None = None,
+    keeps_sets: bool = False,
 ) -> FlatState:
     """Encode the tree of `state` and list its arrays.
 
@@ -53,24 +58,32 @@ def flatten(  # noqa: PLR0913 - each is an independent wish
         moment: When the program called, if that was in another thread.
         max_nodes: Give up beyond this many nodes.
         max_nbytes: Give up beyond this many bytes of nodes and arrays.
+        keeps_sets: Whether to keep the order of sets, with which another walk can be compared.
 
     Raises:
         UnsupportedLeafError: A value cannot be saved, or the state contains itself; names the path.
         StateChangedError: A container changed during the walk.
         TooLargeError: A limit was passed.
     """
-    return _Encoder(root, pacer, moment, max_nodes, max_nbytes).run(state)
+    encoder = Encoder(root, pacer, moment, max_nodes, max_nbytes)
+    return encoder.run(state, sets=[] if keeps_sets else None)
 
 
-class _Encoder(LeafEncoder):
-    def run(self, state: object) -> FlatState:
+class Encoder(LeafEncoder):
+    """Encodes one state."""
+
+    def run(self, state: object, sets: list[list[object]] | None = None) -> FlatState:
+        """Walk over a state; `sets` gets the elements of each set, in order, if it is given."""
+        self._flat.sets = sets
         self._enter(state)
         while self._stack:
             frame = self._stack[-1]
             try:
                 child = next(frame.children, _END)
+            except StateChangedError:
+                raise
             except RuntimeError as error:  # "dictionary changed size during iteration", and the like
-                message = f"changed while it was captured ({error}): no task may change the state until save() returns"
+                message = f"changed while it was captured ({error}): {REMEDY}"
                 raise StateChangedError(message, path=self._path(1)) from error
             if child is _END:
                 self._stack.pop()
@@ -112,7 +125,18 @@ class _Encoder(LeafEncoder):
         self._nodes.append(ix.ext(code, (count, value.maxlen) if code == ix.DEQUE else count))
         self._push(value, keyed=True)
         frame = self._stack[-1]
-        frame.children = self._pairs(frame, value, count) if code in ix.MAPPINGS else self._items(frame, value, count)
+        if code in ix.MAPPINGS:
+            frame.children = self._pairs(frame, value, count)
+        else:
+            frame.children = self._items(frame, self._ordered(value) if code in ix.SETS else value, count)
+
+    def _ordered(self, value: Collection[object]) -> Collection[object]:
+        """Return the elements of a set in the order in which they are to be encoded."""
+        if self._flat.sets is None:
+            return value
+        elements = list(value)
+        self._flat.sets.append(elements)
+        return elements
 
     def _push(self, container: object, *, keyed: bool) -> None:
         if id(container) in self._open:
@@ -155,7 +179,7 @@ class _Encoder(LeafEncoder):
                 yield child
         _check_length(found, count, value)
 
-    def _items(self, frame: Frame, value: Sequence[object], count: int) -> Iterator[object]:
+    def _items(self, frame: Frame, value: Collection[object], count: int) -> Iterator[object]:
         position = 0
         for child in value:
             frame.key = position

@@ -115,9 +115,9 @@ class LeafEncoder:
 
     def _cut(self) -> None:
         """Encode the nodes so far as a chunk."""
-        self._nodes_cut += len(self._nodes)
         chunk = ix.pack_chunk(self._nodes)
-        self._flat.chunks.append(chunk)
+        self._keep(chunk)
+        self._nodes_cut += len(self._nodes)
         self._flat.encoded_nbytes += len(chunk)
         self._nodes.clear()
         self._nbytes = 0
@@ -125,6 +125,10 @@ class LeafEncoder:
         self._check_nodes()
         self._check_nbytes()
         self._pacer.pause()
+
+    def _keep(self, chunk: bytes) -> None:
+        """Keep the encoded nodes."""
+        self._flat.chunks.append(chunk)
 
     def _next_due(self) -> int:
         """Return how many nodes the chunk has when progress must be checked again."""

@@ -28,6 +28,8 @@ class FlatState:
     """The numbers of the arrays that no program can change, and that need no copy. Each has at least a page."""
     is_on_device: bool = False
     """Whether there are arrays in the memory of a device."""
+    sets: list[list[object]] | None = None
+    """The elements of each set, in the order of the nodes; None if they were not kept."""
     frameworks: set[str] = field(default_factory=set)
     """The frameworks that arrays belong to."""
     encoded_nbytes: int = 0
@@ -47,6 +49,7 @@ class FlatState:
             pacer.pause()
         self.arrays = []
         self.sources = []
+        self.sets = None
 
     def index(self) -> ix.Index:
         """Return the index of the state."""

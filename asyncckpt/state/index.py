@@ -66,6 +66,7 @@ NUMBERS_ARRAY: Final = 16  # (LIST or TUPLE, number of an array)
 FRAMEWORK_ARRAY: Final = 17  # (number of the array, framework, dtype or "", flags): see arrays/adapters.py
 
 CONTAINERS: Final = frozenset({LIST, TUPLE, DICT, SET, FROZENSET, DEQUE, ORDERED_DICT})
+SETS: Final = frozenset({SET, FROZENSET})  # whose elements are hashed
 MAPPINGS: Final = frozenset({DICT, ORDERED_DICT})
 MADE_OF_ARRAYS: Final = frozenset({BYTES, STRING, NUMBERS_ARRAY})  # their last argument is the number of an array
 
