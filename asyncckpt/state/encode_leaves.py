@@ -294,8 +294,10 @@ class LeafEncoder:
             self._raise_here(error)
         if has_alias(dtype_to_plain(value.dtype)):
             raise self._refuse(f"a scalar of {value.dtype!r}, with an alias among its fields: put it into an array")
-        data = np.zeros((), value.dtype)  # the padding of a structure is not copied, and must not leak memory
+        data = np.zeros((), value.dtype)  # padding is not copied, and must not leak memory
         data[()] = value
+        if value.dtype.char in "gG" and np.finfo(np.longdouble).nmant == _EXTENDED_BITS:
+            data.reshape(-1).view(np.uint8).reshape(-1, np.dtype("g").itemsize)[:, _EXTENDED_NBYTES:] = 0
         return ix.ext(ix.SCALAR, (dtype_to_plain(value.dtype), data.tobytes()))
 
     _ADDERS: ClassVar[dict[type, Callable[[Any, Any], bool]]] = {
@@ -307,6 +309,9 @@ class LeafEncoder:
     """The methods that add leaves, by type."""
 
 
+_EXTENDED_BITS: Final = 63
+_EXTENDED_NBYTES: Final = 10
+"""The long double of x86 has 10 bytes and a padding, which numpy fills with what was in memory."""
 _CODE: Final = (
     type,
     functools.partial,

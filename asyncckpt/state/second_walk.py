@@ -63,7 +63,8 @@ class SecondWalk(Encoder):
         try:
             again = self.run(state)
         except (TooLargeError, UnsupportedLeafError) as error:
-            self._compare_nodes()
+            self._compare_nodes(is_next_different=True)
+            self._compare_metas(self._flat.arrays)  # the last one may have been too large
             what = "it cannot be saved now" if isinstance(error, UnsupportedLeafError) else CONTENTS
             raise self._difference(len(self._nodes), what) from error
         self._compare_metas(again.arrays)
@@ -71,9 +72,9 @@ class SecondWalk(Encoder):
         return again
 
     def _compare_metas(self, metas: Sequence[ArrayMeta]) -> None:
-        """Compare the dtypes and shapes of the arrays."""
+        """Compare the dtypes and shapes of the arrays that were found."""
         number = 0
-        for batch in self._pacer.batches(zip(self._captured.arrays, metas, strict=True)):
+        for batch in self._pacer.batches(zip(self._captured.arrays, metas, strict=False)):
             for was, now in batch:
                 if was is not now and not _are_alike(was, now):
                     what = f"it was {_described(was)} and is {_described(now)} now"
@@ -106,12 +107,13 @@ class SecondWalk(Encoder):
         return ordered
 
     def _made_array(self, data: NDArray[Any]) -> int:
-        number = super()._made_array(data)
+        number = self._arrays.add_made(data)
         self.made.add(number)
         self._flat.sources[number] = _NO_BYTES
         if not self._is_captured(number, data):
-            self._compare_nodes()
+            self._compare_nodes(is_next_different=True)
             raise self._differing_leaf(len(self._nodes), _numbers(None, data, self._pacer), CONTENTS)
+        self._check_nbytes()
         return number
 
     def _is_captured(self, number: int, data: NDArray[Any]) -> bool:
@@ -135,23 +137,32 @@ class SecondWalk(Encoder):
         """Return the nodes that were captured, from those of the current chunk on."""
         return islice(ix.read_nodes(self._captured.chunks[self._chunks :], self._pacer), skip, None)
 
-    def _compare_nodes(self) -> None:
-        """Compare the nodes of the current chunk one by one, and raise the error of the first that differs."""
+    def _compare_nodes(self, *, is_next_different: bool = False) -> None:
+        """Compare the nodes of the current chunk one by one, and raise the error of the first that differs.
+
+        If they are equal except that a list is not encoded as one node any more, the value that is walked over now may be
+        known to differ.
+        """
         nodes = self._captured_nodes()
         for number, own in enumerate(self._nodes):
             was = next(nodes, _NONE)
             if _differ(was, own):
                 run = _run(own, iter(self._nodes[number + 1 :]), self._captured_array, self._pacer)
-                raise self._differing_leaf(number, run, _change(was, own))
+                raise self._differing_leaf(number, run, _change(was, own), is_next_different=is_next_different)
 
-    def _differing_leaf(self, number: int, run: _Run | None, what: str) -> StateChangedError:
+    def _differing_leaf(
+        self, number: int, run: _Run | None, what: str, *, is_next_different: bool = False
+    ) -> StateChangedError:
         """Return the error of a node of the current chunk, or of an element of a list that is encoded as one node."""
         nodes = self._captured_nodes(number)
         was = _run(next(nodes, _NONE), nodes, self._captured_array, self._pacer)
         if run is not None and was is not None and run.length == was.length and run.code in (was.code, None):
+            position = -1
             for position, (before, now) in enumerate(zip(was.elements, run.elements, strict=False)):
                 if _differ(before, now):
                     return self._difference(number, _change(before, now), position)
+            if is_next_different:
+                return self._difference(number, what, position + 1)
         return self._difference(number, what)
 
     def _difference(self, number: int, what: str, *more: int) -> StateChangedError:
@@ -247,7 +258,8 @@ def _text(node: ix.Node) -> str:
         return "not there"
     if type(node) is not msgpack.ExtType:
         return brief(repr(node))
-    text, argument = "another value", ix.argument_of(node) if node.code in _DESCRIBED else None
+    text = "another value"
+    argument: Any = ix.argument_of(node) if node.code in _DESCRIBED else None
     match node.code:
         case ix.DEQUE:
             text = f"a deque of {argument[0]}"
