@@ -193,7 +193,8 @@ class UnsupportedLeafError(LeafError, TypeError):
 class StateChangedError(LeafError, RuntimeError):
     """A container changed, or the memory of an array was freed, before it was captured.
 
-    A task or thread did that before ``save`` returned or, with ``frozen=True``, before the handle resolved.
+    A task or thread did that before ``save`` returned or, with ``frozen=True``, before the handle resolved. With
+    ``debug=True`` any other change of the state is such an error, too.
     """
 
 

@@ -244,7 +244,7 @@ class CheckpointManager:
             StepExistsError: The step exists or is in flight, and `overwrite` was not given.
             MetricMissingError: `training_info` lacks the metric, and the manager has ``metric_required=True``.
             UnsupportedLeafError: A leaf cannot be saved; nothing was written.
-            StateChangedError: A container changed while it was captured.
+            StateChangedError: A container changed while it was captured; with ``debug=True``, anything in the state.
             CutTimeoutError: Not all participants of the cut came to rest in time. The program goes on.
             TornStateError: A participant of the cut died otherwise than at rest.
             CutUsageError: A participant of a cut that is wanted saves without it, or this task holds it already.

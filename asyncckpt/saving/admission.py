@@ -335,7 +335,9 @@ class Admission:
         if mode is _Mode.STAGED:
             self._env.warmer.stop()
             stage = partial(_stage, self._copy)
-            capture = await jobs.run_in_context(1, stage, flat, state, moment, self._env.pool, discard=Capture.give_back)
+            capture = await jobs.run_in_context(
+                1, stage, flat, state, moment, self._env.pool, discard=Capture.give_back
+            )
         elif mode is _Mode.INLINE:
             capture = self._copy(flat, state, moment, None, _on_the_loop())
         else:

@@ -140,8 +140,8 @@ class SecondWalk(Encoder):
     def _compare_nodes(self, *, is_next_different: bool = False) -> None:
         """Compare the nodes of the current chunk one by one, and raise the error of the first that differs.
 
-        If they are equal except that a list is not encoded as one node any more, the value that is walked over now may be
-        known to differ.
+        If they are equal except that a list is not encoded as one node any more, the value that is walked over now may
+        be known to differ.
         """
         nodes = self._captured_nodes()
         for number, own in enumerate(self._nodes):

@@ -298,3 +298,34 @@ def test_numpy_sees_what_is_saved(tmp_path: Path) -> None:
     tensor = torch.arange(24.0).reshape(4, 6).t()
     save_to(tmp_path, 1, tensor)
     assert np.array_equal(load_from(tmp_path, 1, arrays="numpy"), tensor.numpy())
+
+
+@pytest.mark.parametrize("change", ["add_", "data"])
+async def test_debug_finds_a_tensor_that_changes(tmp_path: Path, change: str) -> None:
+    """In place, or with another memory: `save` raises with the path."""
+    weight = torch.nn.Parameter(torch.zeros(1000))
+
+    def alter() -> None:
+        with torch.no_grad():
+            if change == "add_":
+                weight.add_(1)
+            else:
+                weight.data = torch.ones(1000)
+
+    @register_type(name=f"tests.debug.tensor.{change}")
+    class Second:
+        calls = 0
+
+        def to_state(self) -> None:
+            self.calls += 1
+            if self.calls == 2:
+                alter()
+
+        @classmethod
+        def from_state(cls, _: None) -> Second:
+            return cls()
+
+    async with CheckpointManager(tmp_path, debug=True) as manager:
+        with pytest.raises(StateChangedError) as caught:
+            await manager.save(1, {"a": Second(), "weight": weight})
+    assert caught.value.path == "weight"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from helpers.strategies import DTYPES, LAYOUTS, make_array
 from helpers.support import Params, canonical
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
 
 _LAYOUTS = [each for each in LAYOUTS if each != "unaligned"]  # as numpy writes single elements there only as objects
@@ -145,7 +145,7 @@ def _replacement(rng: random.Random, path: tuple[Any, ...], container: Any, valu
     return Change("replace", _spell(path), replace)
 
 
-def _similar(rng: random.Random, value: Any) -> Any:
+def _similar(rng: random.Random, value: Any) -> Any:  # noqa: PLR0911 - one for each type
     """Return a value that is equal to another, or almost."""
     if type(value) is np.ndarray and value.dtype.kind != "T":
         alike = [value.copy(), np.asfortranarray(value), value[...]]
@@ -162,7 +162,7 @@ def _similar(rng: random.Random, value: Any) -> Any:
     if type(value) is list:
         return rng.choice([tuple(value), list(value), deque(value)])
     if type(value) is set:
-        return rng.choice([frozenset(value), set(list(value)[::-1])])
+        return rng.choice([frozenset(value), {*reversed(list(value))}])
     if type(value) is dict:
         return rng.choice([OrderedDict(value), dict(reversed(value.items())), dict(value)])
     return value
